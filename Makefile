@@ -1,0 +1,36 @@
+# Two commands: `make demo` shows the project at work, `make test` checks it.
+# An active virtual environment is used as it is, with what it lacks installed into it;
+# otherwise one is made in .venv.
+ENV    := $(or $(VIRTUAL_ENV),.venv)
+PYTHON := $(ENV)/bin/python
+READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits, with a report"
+	@echo "make test   linters, type checker, tests and doctests, with coverage"
+	@echo "make lint   linters and type checker alone"
+	@echo "make clean  remove .venv, output/ and caches"
+
+$(PYTHON):
+	python3 -m venv $(ENV)
+
+$(READY): $(PYTHON) pyproject.toml
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[report,dev]'
+	touch $@
+
+demo: $(READY)
+	$(PYTHON) scripts/demo.py
+
+lint: $(READY)
+	$(PYTHON) -m pip check
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+test: lint
+	$(PYTHON) -m pytest -q -n 2 --cov --cov-report=term
+
+clean:
+	rm -rf .venv output .pytest_cache .ruff_cache .mypy_cache .coverage

@@ -1,0 +1,35 @@
+"""AnchorOPT as a plug-in for prompt learners on CLIP: learned anchor tokens and their positions.
+
+Importing this package makes ``import dassl`` work: where Dassl is not installed, the package's own
+runtime answers; where it is, Dassl itself does, with what is broken on today's torch repaired.
+"""
+
+from __future__ import annotations
+
+from .anchors import AnchorTokens
+from .config import extend_cfg
+from .errors import UserError
+from .fast_text import accelerate, fast_text, restore
+from .hooks import PromptHook, attach, detach, register_hook
+from .plugin import anchoropt
+from .position import AnchorPositionModule
+from .runtime import install as _install_runtime
+from .version import VERSION
+
+__all__ = [
+    "AnchorPositionModule",
+    "AnchorTokens",
+    "PromptHook",
+    "UserError",
+    "accelerate",
+    "anchoropt",
+    "attach",
+    "detach",
+    "extend_cfg",
+    "fast_text",
+    "register_hook",
+    "restore",
+]
+__version__ = VERSION
+
+_install_runtime()

@@ -1,0 +1,285 @@
+"""Stage 1: learn anchor tokens from the task's class descriptions; save, load and share them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import checkpoints
+from .clip_models import tokenize
+from .errors import UserError
+from .text_encoder import TextTower, common_prefix
+
+log = logging.getLogger("anchoropt_plugin")
+
+PUBLISHED_NAME = "anchor_ctx_1"
+"""The name of the tokens in published checkpoints; ours have the same layout."""
+PUBLISHED_FILE = Path("anchor_prompt_learner", "model.pth.tar")
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+WARMUP_LR = 1e-5
+INIT_STD = 0.02
+
+ImageBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Gives one epoch of (L2-normalised image features (B, e), labels (B,))."""
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """What stage 1 depends on besides the backbone, the class names and the descriptions.
+
+    Attributes:
+        length: anchor tokens K.
+        epochs: of ``steps`` steps each; the first is the warm-up.
+        steps: published runs count as many as the few-shot loader has batches.
+        lr: of SGD, on a cosine.
+        mse_weight: of the distance to the descriptions.
+        ce_weight: of a cross-entropy on images, which the published logs add with weight 0 or 1.
+    """
+
+    length: int = 1
+    epochs: int = 100
+    steps: int = 1
+    lr: float = 0.002
+    mse_weight: float = 1000.0
+    ce_weight: float = 0.0
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch: warm-up, then a cosine that lags by it.
+
+        >>> StageOne(epochs=4, lr=1.0).lr_at(0), StageOne(epochs=4, lr=1.0).lr_at(3)
+        (1e-05, 0.5)
+        """
+        if epoch == 0:
+            return WARMUP_LR
+        return self.lr * 0.5 * (1 + round(math.cos(math.pi * (epoch - 1) / self.epochs), 15))
+
+
+class AnchorPrompts:
+    """The prompts ``[A] of {class}.`` of some classes, with a place for anchor tokens.
+
+    Args:
+        tower: the text tower that encodes them.
+        class_names: C names; ``_`` stands for a blank.
+        length: anchor tokens K.
+    """
+
+    def __init__(self, tower: TextTower, class_names: Sequence[str], length: int) -> None:
+        self.tower = tower
+        placeholder = " ".join(["X"] * length)
+        names = [name.replace("_", " ") for name in class_names]
+        tokens = tokenize([f"{placeholder} of {name}." for name in names])
+        self.eot = tokens.argmax(-1).tolist()
+        self.n_shared = common_prefix(tokens)
+        self.frame = tower.embed(tokens[:, : max(self.eot) + 1])
+        self.length = length
+
+    def encode(self, anchors: Tensor) -> Tensor:
+        """L2-normalised text features (C, e) in float32 for ``anchors`` (K, d)."""
+        tokens = anchors.to(self.frame.dtype).expand(len(self.frame), -1, -1)
+        prompts = torch.cat([self.frame[:, :1], tokens, self.frame[:, 1 + self.length :]], 1)
+        features = self.tower.encode(prompts, self.eot, self.n_shared)
+        return F.normalize(features.float(), dim=-1)
+
+
+@dataclass
+class AnchorTokens:
+    """Learned anchor tokens.
+
+    Attributes:
+        values: (K, d), float32, on the CPU.
+        losses: the loss at each epoch of stage 1, where it was run.
+        key: of the content they were learned from, or empty.
+    """
+
+    values: Tensor
+    losses: list[float] = field(default_factory=list)
+    key: str = ""
+
+    @classmethod
+    def learn(
+        cls,
+        tower: TextTower,
+        class_names: Sequence[str],
+        descriptions: Sequence[Sequence[str]],
+        settings: StageOne | None = None,
+        *,
+        images: ImageBatches | None = None,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> AnchorTokens:
+        """Learn anchor tokens so that ``[A] of {class}.`` lies near the class's descriptions.
+
+        The loss is ``mse_weight`` · mean over classes, descriptions and features of
+        (a_c − t_{c,m})². It depends on the descriptions through their mean alone, so each class has
+        one target and no image is read, unless ``ce_weight`` asks for it. The anchors and the loss
+        stay in float32 and the gradient is scaled on its way through the tower, so that half
+        precision neither overflows nor vanishes.
+
+        The start is the same for every seed: anchors are shared between seeds.
+
+        Args:
+            tower: of the plain CLIP.
+            class_names: C names.
+            descriptions: C lists of sentences, of any length.
+            settings: see ``StageOne``.
+            images: needed where ``ce_weight`` is not 0.
+            on_epoch: called with (epoch, loss) after each epoch.
+
+        Raises:
+            UserError: the loss is not finite.
+
+        Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
+
+        >>> from anchoropt_plugin.clip_models import load_clip
+        >>> tower = TextTower(load_clip("tiny"))
+        >>> texts = [["a photo of a red circle."], ["a photo of a blue star."]]
+        >>> anchors = AnchorTokens.learn(tower, ["circle", "star"], texts, StageOne(epochs=5))
+        >>> tuple(anchors.values.shape), anchors.losses[-1] < anchors.losses[0]
+        ((1, 128), True)
+        """
+        settings = settings or StageOne()
+        prompts = AnchorPrompts(tower, class_names, settings.length)
+        targets, spread = _targets(tower, descriptions)
+        start = torch.randn(settings.length, tower.dim, generator=torch.Generator().manual_seed(0))
+        anchors = (INIT_STD * start).to(tower.device).requires_grad_()
+        optimizer = torch.optim.SGD(
+            [anchors], lr=settings.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        # Brings the gradient at each text feature to about 1, where half precision is at home.
+        scale = targets.numel() / settings.mse_weight
+        logit_scale = tower.clip.logit_scale.detach().exp().float()
+        losses: list[float] = []
+        for epoch in range(settings.epochs):
+            optimizer.param_groups[0]["lr"] = settings.lr_at(epoch)
+            batches = iter(images()) if images is not None and settings.ce_weight else None
+            total = 0.0
+            for _ in range(settings.steps):
+                features = prompts.encode(anchors)
+                loss = settings.mse_weight * ((features - targets).square().mean() + spread)
+                if batches is not None:
+                    image_features, labels = next(batches)
+                    logits = logit_scale * image_features.float() @ features.t()
+                    loss = loss + settings.ce_weight * F.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                (loss * scale).backward()
+                assert anchors.grad is not None
+                anchors.grad /= scale
+                optimizer.step()
+                total += loss.item()
+            losses.append(total / settings.steps)
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"stage 1: the loss of epoch {epoch + 1} is {losses[-1]}: lower "
+                    "TRAINER.ANCHOROPT.ANCHOR_LR or ANCHOR_MSE_WEIGHT"
+                )
+            if on_epoch is not None:
+                on_epoch(epoch, losses[-1])
+        return cls(anchors.detach().cpu(), losses)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them whole or not at all, in the layout of published anchors."""
+        content = {
+            "state_dict": {PUBLISHED_NAME: self.values},
+            "epoch": len(self.losses),
+            "optimizer": None,
+            "scheduler": None,
+            "val_result": None,
+            "losses": self.losses,
+            "key": self.key,
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(content, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AnchorTokens:
+        """Read anchors of ours or published ones; no code in the file is run.
+
+        Args:
+            path: the file, or a folder that holds ``anchor_prompt_learner/model.pth.tar``.
+
+        Raises:
+            UserError: no such file, or it holds no finite anchor tokens (K, d).
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / PUBLISHED_FILE
+        content = checkpoints.load(path)
+        state = content.get("state_dict", {}) if isinstance(content, dict) else {}
+        values = state.get(PUBLISHED_NAME) if isinstance(state, dict) else None
+        if not isinstance(values, Tensor) or values.dim() != 2:
+            raise UserError(f"{path} holds no anchor tokens: want a tensor {PUBLISHED_NAME} (K, d)")
+        if not torch.isfinite(values).all():
+            raise UserError(f"the anchor tokens in {path} are not finite: learn them again")
+        return cls(values.float(), list(content.get("losses", [])), str(content.get("key", "")))
+
+
+def _targets(tower: TextTower, descriptions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+    """Mean description features (C, e), and the part of the loss that they leave out.
+
+    The mean over m of (a − t_m)² is (a − t̄)² plus the mean of t_m² − t̄², which is constant.
+    """
+    counts = [len(sentences) for sentences in descriptions]
+    features = tower.encode_texts([s for sentences in descriptions for s in sentences])
+    means = torch.stack([part.mean(0) for part in features.split(counts)])
+    squares = torch.stack([part.square().mean(0) for part in features.split(counts)])
+    return means, (squares - means.square()).mean()
+
+
+def content_key(
+    tower: TextTower,
+    class_names: Sequence[str],
+    descriptions: Sequence[Sequence[str]],
+    settings: StageOne,
+) -> str:
+    """A key of all that learned anchors depend on: text weights, names, descriptions, settings."""
+    digest = hashlib.sha256()
+    clip = tower.clip
+    parts = [clip.token_embedding, clip.transformer, clip.ln_final]
+    weights = [tensor for part in parts for tensor in part.state_dict().values()]
+    for tensor in [*weights, clip.positional_embedding, clip.text_projection]:
+        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    text = [list(class_names), [list(d) for d in descriptions], asdict(settings)]
+    digest.update(json.dumps(text, ensure_ascii=True).encode())
+    return digest.hexdigest()[:32]
+
+
+def cache_folder(setting: str = "") -> Path:
+    """Where learned anchors are kept: the setting, $ANCHOROPT_CACHE, or the user's cache folder."""
+    chosen = setting or os.environ.get("ANCHOROPT_CACHE", "")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "anchoropt_plugin" / "anchors"
+
+
+def recall(folder: Path, key: str) -> AnchorTokens | None:
+    """The anchors kept under ``key``, or None; a damaged file is learned again."""
+    path = folder / f"{key}.pth.tar"
+    if not path.exists():
+        return None
+    try:
+        return AnchorTokens.load(path)
+    except UserError as error:
+        log.warning("%s; learning the anchors again", error)
+        return None
+
+
+def keep(anchors: AnchorTokens, folder: Path) -> None:
+    """Keep anchors under their key; where the folder cannot be written, say so and go on."""
+    try:
+        anchors.save(folder / f"{anchors.key}.pth.tar")
+    except OSError as error:
+        log.warning("cannot keep the anchors in %s (%s): they are learned anew", folder, error)

@@ -1,0 +1,230 @@
+"""Reading and writing checkpoints: reading never runs code, writing is whole or not at all.
+
+Published checkpoints of the CoOp family carry a pickled learning-rate scheduler, which
+``torch.load(weights_only=True)`` refuses. :func:`load` reads them all the same: what is not a
+tensor or a plain container becomes an inert :class:`Foreign` object.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+
+from .errors import UserError
+
+_SAFE_GLOBALS: dict[tuple[str, str], Any] = {
+    ("__builtin__", "set"): set,  # Python 2's name, which torch's pickle protocol 2 writes
+    ("__builtin__", "frozenset"): frozenset,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "Counter"): collections.Counter,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+}
+_SAFE_GLOBALS |= {
+    ("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+}
+
+# A zip archive, or the magic number with which torch's format from before 1.6 begins.
+_FIRST_BYTES = (b"PK\x03\x04", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2))
+
+
+class Foreign:
+    """Stands in for an object of a class that is not a tensor or a plain container.
+
+    It can be made, called and filled in any way a pickle asks for, and does nothing.
+    ``state`` keeps the attributes the pickle gave it, themselves read the same safe way.
+    """
+
+    state: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Foreign:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Foreign:
+        return Foreign()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        """Take an item of a pickled list subclass, and drop it."""
+
+    def extend(self, items: Any) -> None:
+        """Take items of a pickled list subclass, and drop them."""
+
+    def add(self, item: Any) -> None:
+        """Take an item of a pickled set subclass, and drop it."""
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = _SAFE_GLOBALS.get((module, name))
+        return type(name, (Foreign,), {}) if found is None else found
+
+
+def _safe_pickle_module() -> types.ModuleType:
+    """Return what ``torch.load`` takes as ``pickle_module``."""
+    module = types.ModuleType("safe_pickle")
+    module.Unpickler = _SafeUnpickler  # type: ignore[attr-defined]
+    module.load = lambda file, **kwargs: _SafeUnpickler(file, **kwargs).load()  # type: ignore[attr-defined]
+    return module
+
+
+def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return the dict in the checkpoint at ``path`` without running any code from it.
+
+    Both of torch's formats are read, the zip archive and the older one.
+
+    Args:
+        path: The file.
+        map_location: The device on which its tensors are put.
+
+    Returns:
+        The checkpoint; objects that are neither tensors nor plain containers are
+        :class:`Foreign`.
+
+    Raises:
+        UserError: The file is missing, truncated, not a checkpoint, or does not hold a dict.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save({"state_dict": {"ctx": torch.zeros(4, 8)}, "epoch": 5}, f"{folder}/model.pth")
+    ...     load(f"{folder}/model.pth")["epoch"]
+    5
+    """
+    path = Path(path)
+    _check_first_bytes(path)
+    try:
+        checkpoint = _load(path, map_location)
+    except Exception as error:  # torch answers a broken file with a dozen different exceptions
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot read the checkpoint {path}: {reason} (it may be truncated; copy it anew)"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(
+            f"{path} holds a {type(checkpoint).__name__}, but a checkpoint is a dict; "
+            "give a file that a training run wrote"
+        )
+    return checkpoint
+
+
+def _check_first_bytes(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(max(map(len, _FIRST_BYTES)))
+    except OSError as error:
+        raise UserError(f"cannot open the checkpoint {path}: {error.strerror}") from error
+    if not head.startswith(_FIRST_BYTES):
+        raise UserError(f"{path} is not a checkpoint: it is in neither of torch's file formats")
+
+
+def _load(path: Path, map_location: str | torch.device) -> Any:
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError:
+        pass
+    return torch.load(
+        path,
+        map_location=map_location,
+        weights_only=False,
+        pickle_module=_safe_pickle_module(),
+    )
+
+
+def save(obj: Any, path: str | Path) -> None:
+    """Write ``obj`` to ``path`` with ``torch.save``, whole or not at all.
+
+    Raises:
+        OSError: The folder cannot be written to; a file that was there is as before.
+    """
+    with atomic_write(path) as file:
+        torch.save(obj, file)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes its name only when the block ends without an error.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_write(f"{folder}/note.txt") as file:
+    ...         _ = file.write(b"done")
+    ...     os.listdir(folder)
+    ['note.txt']
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+class FewShotItem(NamedTuple):
+    """One picture of a few-shot file: its path as written, label, domain and class name."""
+
+    impath: str
+    label: int
+    domain: int
+    classname: str
+
+
+class _Datum:
+    """Takes the attributes of a pickled ``Datum``."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.item = FewShotItem(
+            state["_impath"], state["_label"], state["_domain"], state["_classname"]
+        )
+
+
+class _FewShotUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) != ("dassl.data.datasets.base_dataset", "Datum"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _Datum
+
+
+def load_fewshot_pickle(path: str | Path) -> dict[str, list[FewShotItem]]:
+    """Return the lists in a public ``shot_{k}-seed_{s}.pkl``, without running code from it.
+
+    Args:
+        path: A pickle of ``{"train": [Datum, ...], "val": [Datum, ...]}``; ``val`` may be
+            missing, as in ImageNet's.
+
+    Raises:
+        UserError: The file cannot be read, or holds anything else.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            lists = _FewShotUnpickler(file).load()
+        return {str(name): [datum.item for datum in items] for name, items in lists.items()}
+    except Exception as error:  # a broken pickle can raise almost anything
+        raise UserError(
+            f"{path} is not a few-shot file ({error}); delete it to have the shots drawn anew"
+        ) from error

@@ -1,0 +1,178 @@
+"""The settings of AnchorOPT, checked once: a dataclass, and its place in a yacs configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .anchors import StageOne
+from .errors import UserError, nearest
+from .hooks import POOLINGS
+from .position import RELAXATIONS
+
+ENSEMBLES = ("auto", "always", "never")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "": {},
+    # What the released code does: independent rows from N(0, 1) at the soft tokens' learning rate,
+    # features read K tokens before EOT, and Gumbel noise in evaluation.
+    "reference": {
+        "position": "gumbel",
+        "position_lr": 0.0,
+        "position_init": 0.0,
+        "position_init_std": 1.0,
+        "pooling": "unshifted",
+        "sample_at_eval": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class AnchorOPTConfig:
+    """One attribute a key of ``TRAINER.ANCHOROPT``, in lower case. All faults are told at once.
+
+    Attributes:
+        fast_text: put the exact fast text branch in place of the host's text encoder.
+        use_anchoropt: accepted from published scripts; the trainer's name says whether it is used.
+        n_ctx: soft tokens of the host, where it has ``TRAINER.<HOST>.N_CTX``; 0 keeps the host's.
+        preset: "" or "reference", what the released code does; it sets keys left at their default.
+        anchor_len: anchor tokens K.
+        anchor_weights: learned anchors to load (ours or published) instead of running stage 1.
+        anchor_cache: folder where learned anchors are kept and shared; empty: the user's cache.
+        descriptions: json ``{class name: [sentence, …]}`` for stage 1; empty: templates.
+        max_template_length: sentences used of each class.
+        anchor_epochs: of stage 1.
+        anchor_lr: of stage 1.
+        anchor_mse_weight: of the distance to the descriptions.
+        anchor_ce_weight: of a cross-entropy on images in stage 1.
+        position: relaxation of the position matrix.
+        position_lr: learning rate of the position logits; 0 is that of the soft tokens.
+        position_init: the logits start at this multiple of the identity,
+        position_init_std: plus normal noise of this standard deviation.
+        gumbel_temp: temperature of the relaxation at the first epoch of stage 2,
+        gumbel_temp_end: and, geometrically, at the last; 0 keeps it constant.
+        sample_at_eval: draw the position matrix in evaluation too.
+        pooling: "eot", or "unshifted": read features K tokens before it.
+        prompt_ce_weight: of the cross-entropy.
+        kd_weight: of the distillation.
+        kd_temperature: T of the distillation.
+        ensemble: average with the anchors' logits at test: "auto" does so where a class was not
+            among those trained on.
+
+    >>> AnchorOPTConfig(preset="reference").position
+    'gumbel'
+    """
+
+    fast_text: bool = True
+    use_anchoropt: bool = False
+    n_ctx: int = 0
+    preset: str = ""
+    anchor_len: int = 1
+    anchor_weights: str = ""
+    anchor_cache: str = ""
+    descriptions: str = ""
+    max_template_length: int = 10
+    anchor_epochs: int = 100
+    anchor_lr: float = 0.002
+    anchor_mse_weight: float = 10.0
+    anchor_ce_weight: float = 0.0
+    position: str = "sinkhorn"
+    position_lr: float = 0.05
+    position_init: float = 3.0
+    position_init_std: float = 0.0
+    gumbel_temp: float = 1.0
+    gumbel_temp_end: float = 0.0
+    sample_at_eval: bool = False
+    pooling: str = "eot"
+    prompt_ce_weight: float = 1.0
+    kd_weight: float = 1.0
+    kd_temperature: float = 1.0
+    ensemble: str = "auto"
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{key.upper()} is {getattr(self, key)!r}, one of {', '.join(map(repr, known))} is "
+            f"wanted{nearest(str(getattr(self, key)), known)}"
+            for key, known in (
+                ("preset", list(PRESETS)),
+                ("position", list(RELAXATIONS)),
+                ("pooling", list(POOLINGS)),
+                ("ensemble", list(ENSEMBLES)),
+            )
+            if getattr(self, key) not in known
+        ]
+        positive = ["anchor_len", "max_template_length", "anchor_epochs", "anchor_lr"]
+        positive += ["anchor_mse_weight", "gumbel_temp", "kd_temperature"]
+        faults += [f"{key.upper()} must be positive" for key in positive if getattr(self, key) <= 0]
+        not_negative = ["n_ctx", "position_lr", "position_init_std", "gumbel_temp_end"]
+        not_negative += ["anchor_ce_weight", "prompt_ce_weight", "kd_weight"]
+        faults += [
+            f"{key.upper()} must not be negative" for key in not_negative if getattr(self, key) < 0
+        ]
+        if faults:
+            raise UserError("TRAINER.ANCHOROPT: " + "; ".join(faults))
+        for key, value in PRESETS[self.preset].items():
+            if getattr(self, key) == _DEFAULTS[key]:
+                object.__setattr__(self, key, value)
+
+    @classmethod
+    def from_cfg(cls, cfg: Any, **arguments: Any) -> AnchorOPTConfig:
+        """Read ``cfg.TRAINER.ANCHOROPT``; ``arguments`` fill in keys it leaves at their default.
+
+        Raises:
+            UserError: naming every value that cannot be.
+        """
+        node = cfg.TRAINER.ANCHOROPT
+        given = {name: getattr(node, name.upper()) for name in _DEFAULTS}
+        given = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
+        return cls.with_arguments({**arguments, **given})
+
+    @classmethod
+    def with_arguments(cls, arguments: dict[str, Any]) -> AnchorOPTConfig:
+        """The defaults with some changed by name; an unknown name is a ``UserError``."""
+        for name in arguments:
+            if name not in _DEFAULTS:
+                raise UserError(f"@anchoropt has no setting {name!r}{nearest(name, _DEFAULTS)}")
+        return cls(**arguments)
+
+    def stage_one(self, steps: int) -> StageOne:
+        """The settings of stage 1, where an epoch counts ``steps`` steps."""
+        return StageOne(
+            length=self.anchor_len,
+            epochs=self.anchor_epochs,
+            steps=steps,
+            lr=self.anchor_lr,
+            mse_weight=self.anchor_mse_weight,
+            ce_weight=self.anchor_ce_weight,
+        )
+
+    def temperature_at(self, epoch: int, epochs: int) -> float:
+        """The relaxation's temperature at an epoch of stage 2.
+
+        >>> AnchorOPTConfig(gumbel_temp=1.0, gumbel_temp_end=0.25).temperature_at(1, 3)
+        0.5
+        """
+        if not self.gumbel_temp_end or epochs < 2:
+            return self.gumbel_temp
+        ratio = self.gumbel_temp_end / self.gumbel_temp
+        return float(self.gumbel_temp * ratio ** (epoch / (epochs - 1)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, by name."""
+        return asdict(self)
+
+
+_DEFAULTS = {field.name: field.default for field in fields(AnchorOPTConfig)}
+
+
+def extend_cfg(cfg: Any) -> None:
+    """Add ``TRAINER.ANCHOROPT`` with its defaults to a yacs configuration of a Dassl repository.
+
+    A node that is there already keeps its values and gets the keys it lacks.
+    """
+    node = cfg.TRAINER.get("ANCHOROPT")
+    if node is None:
+        node = cfg.TRAINER.ANCHOROPT = type(cfg)()
+    for name, default in _DEFAULTS.items():
+        if name.upper() not in node:
+            node[name.upper()] = default

@@ -1,0 +1,70 @@
+"""Class descriptions, the targets of stage 1: a json file, or templates where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "an image of a {}.",
+    "a drawing of a {}.",
+    "a close photo of a {}.",
+    "a blurry photo of a {}.",
+    "a dark photo of a {}.",
+    "a photo of a small {}.",
+    "a photo of a large {}.",
+    "this is a photo of a {}.",
+)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def from_templates(class_names: Sequence[str], limit: int) -> list[list[str]]:
+    """For each class up to ``limit`` sentences made of its name.
+
+    >>> from_templates(["red_panda"], limit=2)
+    [['a photo of a red panda.', 'a picture of a red panda.']]
+    """
+    names = [name.replace("_", " ") for name in class_names]
+    return [[template.format(name) for template in TEMPLATES[:limit]] for name in names]
+
+
+def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -> list[list[str]]:
+    """For each class its first ``limit`` sentences of a json ``{class name: [sentence, …], …}``.
+
+    A class name there may differ in case and in ``_`` for a blank.
+
+    Raises:
+        UserError: no such file, not such a json, or classes without a sentence (all are named).
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the descriptions {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"the descriptions {path} are not valid json: {error}") from error
+    well_formed = isinstance(content, dict) and all(
+        isinstance(sentences, list) and all(isinstance(s, str) and s.strip() for s in sentences)
+        for sentences in content.values()
+    )
+    if not well_formed:
+        raise UserError(
+            f"the descriptions {path} are not of the form {{class name: [sentence, …], …}}: "
+            "every value is a list of sentences"
+        )
+    sentences_of = {_plain(name): sentences for name, sentences in content.items()}
+    missing = [name for name in class_names if not sentences_of.get(_plain(name))]
+    if missing:
+        raise UserError(
+            f"{path} has no description of {len(missing)} classes ({', '.join(missing)}): add "
+            "them, or leave TRAINER.ANCHOROPT.DESCRIPTIONS empty to use templates"
+        )
+    return [sentences_of[_plain(name)][:limit] for name in class_names]

@@ -1,0 +1,27 @@
+"""The one error that is the user's to mend, and the nearest name to what was typed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right: one line saying what is wrong, where, and what to do.
+
+    Commands print it as it stands and exit with status 2; a library user catches it like any
+    other exception.
+    """
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return a hint at the candidate that looks most like ``name``, or an empty string.
+
+    >>> nearest("ViT-B16", ["RN50", "ViT-B/16"])
+    " (did you mean 'ViT-B/16'?)"
+    >>> nearest("something else", ["RN50"])
+    ''
+    """
+    by_lower_case = {candidate.lower(): candidate for candidate in candidates}
+    found = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return f" (did you mean {by_lower_case[found[0]]!r}?)" if found else ""

@@ -1,0 +1,230 @@
+"""Put the exact fast text branch in place of a host's text encoder, and take it off again.
+
+A host calls its encoder with prompts that are embedded already and their tokens. The stand-in
+finds out how many leading tokens all classes share, runs the packed tower over the rest, and
+checks itself once against the host's own encoder on the real classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .text_encoder import TextTower
+
+log = logging.getLogger("anchoropt_plugin")
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest relative error of features against the host's own encoder, by the tower's dtype."""
+HALF_TOLERANCE = 3e-2
+CHECKED_CLASSES = 64
+
+Trainer = TypeVar("Trainer", bound=type)
+
+
+class FastForward:
+    """Stands in for the ``forward`` of one text encoder.
+
+    It is called as that is, with prompts (…, C, L, d) and tokens (C, L), and returns features
+    (…, C, e). Calls with further arguments go to the host's own forward.
+
+    Attributes:
+        error: the relative error that the check found, or None before it.
+        in_use: whether the check let it stand in.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = encoder
+        self.tower = TextTower(encoder)
+        self.error: float | None = None
+        self.in_use = True
+        self._structure: int | None = None
+
+    def host_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The encoder's own forward."""
+        return type(self.encoder).forward(self.encoder, *args, **kwargs)
+
+    def __call__(self, prompts: Tensor, tokens: Tensor, *more: Any, **named: Any) -> Any:
+        if more or named or not self.in_use:
+            return self.host_forward(prompts, tokens, *more, **named)
+        if self.error is None:
+            self._check(prompts.detach(), tokens)
+            return self(prompts, tokens)
+        return self._fast(prompts, tokens)
+
+    def _fast(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        eot = tokens.argmax(-1).tolist()
+        return self.tower.encode(prompts, eot, self._n_shared(prompts, min(eot)))
+
+    @torch.no_grad()
+    def _check(self, prompts: Tensor, tokens: Tensor) -> None:
+        """Compare with the host's encoder on (some of) the classes, the longest name among them."""
+        n_classes = len(tokens)
+        some = torch.linspace(0, n_classes - 1, min(n_classes, CHECKED_CLASSES)).long()
+        some[-1] = tokens.argmax(-1).argmax()
+        prompts = prompts.flatten(0, -4)[0] if prompts.dim() > 3 else prompts
+        prompts, tokens = prompts[some.to(prompts.device)], tokens[some.to(tokens.device)]
+        name = type(self.encoder).__name__
+        want = self.host_forward(prompts, tokens).float()
+        try:
+            got = self._fast(prompts, tokens).float()
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            self.in_use, self.error = False, float("inf")
+            log.warning(
+                "the fast text branch cannot read %s (%s): its own forward stays", name, error
+            )
+            return
+        self.error = float((got - want).norm() / want.norm())
+        # A comparison that is false for NaN as well.
+        self.in_use = self.error <= TOLERANCE.get(self.tower.dtype, HALF_TOLERANCE)
+        if self.in_use:
+            log.info("fast text branch in place of %s (relative error %.0e)", name, self.error)
+        else:
+            log.warning(
+                "the fast text branch differs from %s by %.1e: its own forward stays",
+                name,
+                self.error,
+            )
+
+    def _n_shared(self, prompts: Tensor, limit: int) -> int:
+        """How many leading tokens all classes share, in value, and in gradient where that flows."""
+        head = prompts[..., :limit, :]
+        equal = (head == head[..., :1, :, :]).all(-1).flatten(0, -2).all(0)
+        shared = int(equal.long().cumprod(0).sum())
+        if not (prompts.requires_grad and torch.is_grad_enabled()):
+            return shared
+        if self._structure is None:
+            self._structure = _shared_in_gradient(prompts, shared)
+        return min(shared, self._structure)
+
+
+def _shared_in_gradient(prompts: Tensor, n: int) -> int:
+    """Of ``n`` leading tokens that are equal in value, how many are the same function.
+
+    A class-specific context may start out equal for all classes. Then the gradient of a class must
+    reach its own parameters, and nothing can be shared but the tokens before the context.
+    """
+    leaves = list(_leaves(prompts))
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(prompts.device)
+
+    of_class = random(prompts.shape[-3])
+    probe = random(n, prompts.shape[-1])
+
+    def gradients(value: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        return [
+            torch.zeros_like(leaf) if g is None else g
+            for leaf, g in zip(leaves, found, strict=True)
+        ]
+
+    for length in (n, min(n, 1)):
+        head = prompts[..., :length, :].float() * probe[:length]
+        every = gradients((head.sum((-1, -2)) * of_class).sum())
+        first = gradients((head[..., 0, :, :] * of_class.sum()).sum())
+        pairs = list(zip(every, first, strict=True))
+        off = sum(float((a - b).float().square().sum()) for a, b in pairs)
+        size = sum(float(a.float().square().sum()) for a, _ in pairs)
+        if off <= 1e-4 * size:
+            return length
+    return 0
+
+
+def _leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that require a gradient and that ``tensor`` was computed from."""
+    if tensor.grad_fn is None:
+        yield tensor
+        return
+    seen, stack = set(), [tensor.grad_fn]
+    while stack:
+        node: Any = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack += [following for following, _ in node.next_functions if following is not None]
+
+
+def is_text_encoder(module: nn.Module) -> bool:
+    """Whether ``module`` has what the tower reads, and takes embedded prompts."""
+    needed = ("transformer", "positional_embedding", "ln_final", "text_projection")
+    has_parts = all(hasattr(module, name) for name in needed)
+    return has_parts and hasattr(module.transformer, "resblocks") and not hasattr(module, "visual")
+
+
+def accelerate(model: nn.Module) -> list[FastForward]:
+    """Put the fast branch in place of every text encoder in ``model``.
+
+    A text encoder is a module with ``transformer.resblocks``, ``positional_embedding``,
+    ``ln_final`` and ``text_projection`` that is called with embedded prompts and their tokens, as
+    in every repository of the CoOp family. Its weights, names and type stay; ``restore`` takes the
+    branch off. At its first call it compares itself with the encoder's own forward, and where they
+    differ, says so and leaves that in place.
+
+    Args:
+        model: a host's model, or its text encoder.
+
+    Returns:
+        The stand-ins, also those that were there before.
+
+    >>> from anchoropt_plugin.clip_models import load_clip, tokenize
+    >>> class TextEncoder(nn.Module):
+    ...     def __init__(self, clip):
+    ...         super().__init__()
+    ...         self.transformer, self.ln_final = clip.transformer, clip.ln_final
+    ...         self.positional_embedding = clip.positional_embedding
+    ...         self.text_projection = clip.text_projection
+    ...     def forward(self, prompts, tokens):
+    ...         x = (prompts + self.positional_embedding).permute(1, 0, 2)
+    ...         x = self.ln_final(self.transformer(x).permute(1, 0, 2))
+    ...         return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+    >>> clip = load_clip("tiny")
+    >>> tokens = tokenize(["a photo of a star.", "a photo of a blue circle."])
+    >>> encoder = TextEncoder(clip)
+    >>> plain = encoder(clip.token_embedding(tokens), tokens)
+    >>> (fast,) = accelerate(encoder)
+    >>> torch.allclose(encoder(clip.token_embedding(tokens), tokens), plain, atol=1e-5)
+    True
+    >>> restore(encoder)
+    """
+    encoders = [module for module in model.modules() if is_text_encoder(module)]
+    for encoder in encoders:
+        if not isinstance(encoder.__dict__.get("forward"), FastForward):
+            # On the instance: type, submodules and state dict of the encoder stay as they are.
+            encoder.forward = FastForward(encoder)
+    return [encoder.__dict__["forward"] for encoder in encoders]
+
+
+def restore(model: nn.Module) -> None:
+    """Take the fast branch off every text encoder in ``model``."""
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), FastForward):
+            del module.forward
+
+
+def fast_text(trainer: Trainer) -> Trainer:
+    """Give a Dassl trainer the fast text branch, without AnchorOPT; returns the same class.
+
+    Its ``build_model`` then ends by putting the branch on ``self.model``.
+
+    >>> @fast_text
+    ... class Host:
+    ...     def build_model(self):
+    ...         self.model = nn.Linear(2, 2)
+    >>> Host().build_model()
+    """
+    build_model = trainer.build_model  # type: ignore[attr-defined]
+
+    def build_fast_model(self: Any) -> None:
+        build_model(self)
+        accelerate(self.model)
+
+    trainer.build_model = build_fast_model  # type: ignore[attr-defined]
+    return trainer

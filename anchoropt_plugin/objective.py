@@ -1,0 +1,90 @@
+"""The objective of stage 2: cross-entropy, and distillation from the averaged logits.
+
+The host's loss, wherever it is computed, goes through ``F.cross_entropy``; ``PromptLoss`` puts
+AnchorOPT's in its place there, so that a host's further losses stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+def average(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
+    """The mean of both logits (B, C), in float32: the teacher in training, the vote on new classes.
+
+    >>> import torch
+    >>> average(torch.tensor([[1.0, 3.0]]), torch.tensor([[3.0, 1.0]]))
+    tensor([[2., 2.]])
+    """
+    return (prompt_logits.float() + anchor_logits.float()) / 2
+
+
+def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: float) -> Tensor:
+    """T² · KL(softmax(ens / T) ‖ softmax(l_n / T)), ens the averaged logits, without gradient.
+
+    The KL is summed over batch and classes and divided by their product, as in the released code,
+    so its weight depends on the number of classes.
+
+    Args:
+        prompt_logits: l_n, (B, C).
+        anchor_logits: l_a, (B, C).
+        temperature: T > 0.
+
+    Returns:
+        A scalar in float32; zero where both logits agree.
+
+    >>> import torch
+    >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> distillation(logits, logits, 2.0).item()
+    0.0
+    """
+    teacher = average(prompt_logits, anchor_logits).detach() / temperature
+    student = prompt_logits.float() / temperature
+    divergence = F.kl_div(
+        student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True
+    )
+    return temperature**2 * divergence / prompt_logits.numel()
+
+
+class PromptLoss(TorchFunctionMode):
+    """While active, pass the first cross-entropy of prompt logits through ``replace``.
+
+    Args:
+        replace: maps (cross-entropy, logits (B, C)) to the loss that takes its place.
+
+    Attributes:
+        calls: cross-entropies seen.
+
+    >>> import torch
+    >>> with PromptLoss(lambda loss, logits: loss * 10) as mode:
+    ...     loss = F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    ...     other = F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    >>> round(loss.item() / other.item()), mode.calls
+    (10, 2)
+    """
+
+    def __init__(self, replace: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.replace = replace
+        self.calls = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is not F.cross_entropy:
+            return out
+        self.calls += 1
+        if self.calls > 1:
+            return out
+        logits = args[0] if args else (kwargs or {})["input"]
+        return self.replace(out, logits)

@@ -1,0 +1,212 @@
+"""The position matrix: which soft or anchor token stands in which slot of the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+SINKHORN_ITERATIONS = 20
+
+
+class Relaxation(NamedTuple):
+    """How scores (N, N) become a matrix (N, N) of the same dtype.
+
+    ``soft`` is differentiable and sees scores divided by the temperature; ``hard`` is what it
+    tends to as the temperature falls, or None where the soft matrix itself is used. ``noisy``
+    relaxations add Gumbel noise to the logits while training.
+    """
+
+    soft: Callable[[Tensor], Tensor]
+    hard: Callable[[Tensor], Tensor] | None
+    noisy: bool
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The hard matrix forward, to the last bit; the soft one's gradient backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+def _gumbel(like: Tensor) -> Tensor:
+    return -torch.empty_like(like).exponential_().log()
+
+
+def _softmax_rows(scores: Tensor) -> Tensor:
+    return scores.softmax(-1)
+
+
+def _one_hot_rows(scores: Tensor) -> Tensor:
+    return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+
+
+def _sinkhorn(scores: Tensor) -> Tensor:
+    """Normalise rows and columns in turn, in log space: a nearly doubly stochastic matrix."""
+    for _ in range(SINKHORN_ITERATIONS):
+        scores = scores - scores.logsumexp(-1, keepdim=True)
+        scores = scores - scores.logsumexp(-2, keepdim=True)
+    return scores.exp()
+
+
+def _permutation(scores: Tensor) -> Tensor:
+    """The permutation matrix with the largest summed score (Hungarian algorithm)."""
+    rows, columns = linear_sum_assignment(scores.detach().double().cpu().numpy(), maximize=True)
+    hard = torch.zeros_like(scores)
+    hard[torch.as_tensor(rows), torch.as_tensor(columns)] = 1.0
+    return hard
+
+
+def _identity(scores: Tensor) -> Tensor:
+    return torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+
+
+RELAXATIONS: dict[str, Relaxation] = {
+    # Independent rows, as the released code has them: a token may be lost or repeated.
+    "gumbel": Relaxation(_softmax_rows, _one_hot_rows, noisy=True),
+    # Mena et al., "Learning Latent Permutations with Gumbel-Sinkhorn Networks" (ICLR 2018), with a
+    # Hungarian hard step: every token is kept exactly once.
+    "sinkhorn": Relaxation(_sinkhorn, _permutation, noisy=True),
+    # A mixture of tokens in every slot.
+    "soft": Relaxation(_softmax_rows, None, noisy=False),
+    # The context, then the anchors: the control of the ablation.
+    "identity": Relaxation(_identity, None, noisy=False),
+}
+
+
+class AnchorPositionModule(nn.Module):
+    """Arrange soft tokens and frozen anchor tokens: ``P · [context; anchors]``.
+
+    Args:
+        n_ctx: soft tokens M of a context.
+        anchors: anchor tokens, (K, d), floating point; kept as a buffer, never trained here.
+        relaxation: a name in ``RELAXATIONS``: how ``logits`` become P.
+        temperature: of the relaxation; the attribute may be changed during training.
+        init: the logits start at ``init · I``,
+        init_std: plus normal noise of this standard deviation (the released code: 0 and 1).
+        sample_at_eval: draw P in evaluation too, as the released code does; results then change
+            from run to run.
+
+    Shapes:
+        input (…, M, d) → output (…, M + K, d), of the input's dtype. ``logits`` is a parameter
+        (M + K, M + K) and is relaxed in float32 at least. P is drawn once per forward while
+        training; in evaluation it is the mode of the distribution.
+
+    Raises:
+        ValueError: an unknown relaxation, a temperature that is not positive, or a shape that does
+            not fit.
+
+    Source: AnchorOPT (Li et al., arXiv 2511.21188).
+
+    >>> anchors = torch.full((1, 2), 9.0)
+    >>> module = AnchorPositionModule(3, anchors, relaxation="sinkhorn").eval()
+    >>> module(torch.zeros(3, 2))[:, 0].tolist()  # it starts as context, then anchors
+    [0.0, 0.0, 0.0, 9.0]
+    >>> module(torch.zeros(5, 3, 2)).shape
+    torch.Size([5, 4, 2])
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        n_ctx: int,
+        anchors: Tensor,
+        *,
+        relaxation: str = "sinkhorn",
+        temperature: float = 1.0,
+        init: float = 3.0,
+        init_std: float = 0.0,
+        sample_at_eval: bool = False,
+    ) -> None:
+        super().__init__()
+        if relaxation not in RELAXATIONS:
+            known = ", ".join(RELAXATIONS)
+            raise ValueError(f"unknown position relaxation {relaxation!r}: one of {known}")
+        if temperature <= 0:
+            raise ValueError(f"the temperature is {temperature}: it must be positive")
+        if n_ctx < 1:
+            raise ValueError(f"n_ctx is {n_ctx}: a context has at least one soft token")
+        if anchors.dim() != 2 or not anchors.is_floating_point():
+            raise ValueError(
+                f"anchors are {anchors.dtype} {tuple(anchors.shape)}: want floating point (K, d)"
+            )
+        self.n_ctx = n_ctx
+        self.relaxation = relaxation
+        self.temperature = temperature
+        self.sample_at_eval = sample_at_eval
+        self.register_buffer("anchors", anchors.detach().clone())
+        n_slots = n_ctx + len(anchors)
+        dtype = torch.promote_types(anchors.dtype, torch.float32)
+        start = init * torch.eye(n_slots, dtype=dtype)
+        if init_std:
+            start = start + init_std * torch.randn(n_slots, n_slots, dtype=dtype)
+        self.logits = nn.Parameter(start.to(anchors.device))
+        self._drawn: Tensor | None = None
+
+    @property
+    def n_anchors(self) -> int:
+        """Anchor tokens K."""
+        return len(self.anchors)
+
+    def relaxed(self) -> Tensor:
+        """The soft matrix (M + K, M + K) of the present logits, without noise: how sure they are.
+
+        Row i gives, for slot i, the weight of every token.
+        """
+        with torch.no_grad():
+            scores = self.logits.to(self._dtype) / self.temperature
+            return RELAXATIONS[self.relaxation].soft(scores)
+
+    def draw(self) -> Tensor:
+        """Put a new P (M + K, M + K) in force and return it: a sample, or in evaluation the mode.
+
+        ``forward`` calls it once. A hard P has the soft one's gradient (straight-through).
+        """
+        soft, hard, noisy = RELAXATIONS[self.relaxation]
+        # Under autocast the normalisations would run in half precision.
+        with torch.autocast(self.logits.device.type, enabled=False):
+            scores = self.logits.to(self._dtype)
+            if noisy and (self.training or self.sample_at_eval):
+                scores = scores + _gumbel(scores)
+            relaxed = soft(scores / self.temperature)
+            self._drawn = _StraightThrough.apply(hard(scores), relaxed) if hard else relaxed
+        return self._drawn
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.logits.dtype, torch.float32)
+
+    def matrix(self) -> Tensor:
+        """The P in force, (M + K, M + K): the one of the last forward.
+
+        Row i says of what slot i is made: columns 0 … M − 1 are soft tokens, the rest anchors. In
+        evaluation it is always that of the present logits.
+        """
+        if self._drawn is None or not (self.training or self.sample_at_eval):
+            return self.draw()
+        return self._drawn
+
+    def forward(self, context: Tensor) -> Tensor:
+        if context.shape[-2:] != (self.n_ctx, self.anchors.shape[1]):
+            raise ValueError(
+                f"the context is (…, {context.shape[-2]}, {context.shape[-1]}): "
+                f"want (…, {self.n_ctx}, {self.anchors.shape[1]})"
+            )
+        anchors = self.anchors.to(context.dtype).expand(*context.shape[:-2], -1, -1)
+        return self.draw().to(context.dtype) @ torch.cat([context, anchors], -2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The drawn matrix is part of an autograd graph, which can be neither copied nor pickled.
+        return {**self.__dict__, "_drawn": None}
+
+    def extra_repr(self) -> str:
+        return f"n_ctx={self.n_ctx}, n_anchors={self.n_anchors}, relaxation={self.relaxation!r}"

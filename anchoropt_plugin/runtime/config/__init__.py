@@ -1,0 +1,17 @@
+"""The configuration tree with Dassl's keys and default values."""
+
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+from .defaults import get_cfg_default
+from .merge import merge_dict, merge_file, merge_list
+
+__all__ = ["clean_cfg", "get_cfg_default", "merge_dict", "merge_file", "merge_list"]
+
+
+def clean_cfg(cfg: CfgNode, trainer: str) -> None:
+    """Drop the sections of ``cfg.TRAINER`` that belong to other trainers than ``trainer``."""
+    for key in list(cfg.TRAINER):
+        if key not in ("NAME", trainer.upper()):
+            del cfg.TRAINER[key]

@@ -1,0 +1,102 @@
+"""Merging values into a configuration tree, with errors a user can act on."""
+
+from __future__ import annotations
+
+from ast import literal_eval
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from ...errors import UserError, nearest
+
+
+def merge_file(cfg: CfgNode, path: str | Path) -> None:
+    """Merge the yaml file at ``path`` into ``cfg``.
+
+    Raises:
+        UserError: The file cannot be read, is not yaml, or :func:`merge_dict` refuses it.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot open the config file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it is not text"
+        raise UserError(f"{path}{line}: not valid yaml: {problem}") from error
+    if values is None:
+        return
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config file holds `KEY: value` lines, not a {_kind(values)}")
+    merge_dict(cfg, values, source=str(path))
+
+
+def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
+    """Merge ``["OPTIM.LR", 1, "TRAINER.COOP.N_CTX", "4", ...]`` into ``cfg``.
+
+    Raises:
+        UserError: A key has no value, or :func:`merge_dict` refuses it.
+    """
+    if len(pairs) % 2:
+        raise UserError(f"the config key {pairs[-1]!r} has no value; give KEY VALUE pairs")
+    for full_key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        tree: Any = value
+        for part in reversed(str(full_key).split(".")):
+            tree = {part: tree}
+        merge_dict(cfg, tree, source="KEY VALUE")
+
+
+def merge_dict(cfg: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    """Merge a nested dict into ``cfg``; a string is read as a Python literal where it is one.
+
+    An int is taken for a float key, a list for a tuple key and the reverse.
+
+    Raises:
+        UserError: A key is unknown, or a value has another type than the default.
+
+    >>> cfg = CfgNode({"OPTIM": {"LR": 0.1}})
+    >>> merge_dict(cfg, {"OPTIM": {"LR": 1}}, source="example")
+    >>> cfg.OPTIM.LR
+    1.0
+    """
+    for key, value in values.items():
+        full_key = f"{prefix}{key}"
+        if key not in cfg:
+            hint = nearest(full_key, [f"{prefix}{name}" for name in cfg])
+            raise UserError(f"{source}: unknown config key {full_key}{hint}")
+        old = cfg[key]
+        if isinstance(old, CfgNode):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{source}: {full_key} is a section; give one of its keys")
+            merge_dict(old, value, source, prefix=f"{full_key}.")
+        else:
+            cfg[key] = _coerced(_literal(value), old, f"{source}: {full_key}")
+
+
+def _literal(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _coerced(value: Any, old: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        raise UserError(f"{where} takes a {_kind(old)}, not a section")
+    if old is None or value is None or type(value) is type(old):
+        return value
+    if type(value) is int and isinstance(old, float):
+        return float(value)
+    if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):
+        return type(old)(value)
+    raise UserError(f"{where} takes a {_kind(old)}, but {value!r} is a {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__

@@ -1,0 +1,162 @@
+"""From a configuration to the loaders of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torchvision.transforms as T
+from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode
+
+from ...errors import UserError
+from ..utils.tools import read_image
+from .datasets import DatasetBase, Datum, build_dataset
+from .samplers import build_sampler
+from .transforms import build_transform, interpolation_mode
+
+Transform = Callable[[Any], Any]
+
+
+class DataManager:
+    """Builds the data set and a loader for each of its parts.
+
+    Args:
+        cfg: The configuration.
+        custom_tfm_train, custom_tfm_test: Transforms to use in place of those of ``cfg.INPUT``.
+            A list gives ``img``, ``img2``, ... in each batch.
+        dataset_wrapper: A class to use in place of :class:`DatasetWrapper`.
+
+    Attributes:
+        dataset: The data set, with ``train_x``, ``val``, ``test``.
+        train_loader_x, train_loader_u, val_loader, test_loader: The loaders; the second and
+            third are None where the data set has no such part.
+        num_classes, num_source_domains, lab2cname: As the data set has them.
+
+    Raises:
+        UserError: The data set is unknown, missing or broken.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Transform | Sequence[Transform] | None = None,
+        custom_tfm_test: Transform | Sequence[Transform] | None = None,
+        dataset_wrapper: type[Dataset[Any]] | None = None,
+    ) -> None:
+        self.dataset: DatasetBase = build_dataset(cfg)
+        train = custom_tfm_train or build_transform(cfg, is_train=True)
+        test = custom_tfm_test or build_transform(cfg, is_train=False)
+        wrapper: Any = dataset_wrapper or DatasetWrapper
+
+        def loader(part: str, section: CfgNode, transform: Any, is_train: bool) -> _Loader:
+            source = getattr(self.dataset, part)
+            if not source:
+                raise UserError(f"{cfg.DATASET.NAME} has no pictures in its part {part!r}")
+            return _Loader(
+                wrapper(cfg, source, transform=transform, is_train=is_train),
+                batch_size=section.BATCH_SIZE,
+                sampler=build_sampler(section.SAMPLER, source),
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+                drop_last=is_train and len(source) >= section.BATCH_SIZE,
+                pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
+            )
+
+        sections = cfg.DATALOADER
+        section_u = sections.TRAIN_X if sections.TRAIN_U.SAME_AS_X else sections.TRAIN_U
+        has_u, has_val = bool(self.dataset.train_u), bool(self.dataset.val)
+        self.train_loader_x = loader("train_x", sections.TRAIN_X, train, True)
+        self.train_loader_u = loader("train_u", section_u, train, True) if has_u else None
+        self.val_loader = loader("val", sections.TEST, test, False) if has_val else None
+        self.test_loader = loader("test", sections.TEST, test, False)
+
+        self.num_classes = self.dataset.num_classes
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.lab2cname = self.dataset.lab2cname
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Print the data set's name, its number of classes and of pictures."""
+        rows = [("Dataset", cfg.DATASET.NAME), ("# classes", f"{self.num_classes:,}")]
+        for part in ("train_x", "train_u", "val", "test"):
+            items = getattr(self.dataset, part)
+            if items:
+                rows.append((f"# {part}", f"{len(items):,}"))
+        for name, value in rows:
+            print(f"{name:<9}  {value}")
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            # A worker process hands over its whole stack trace as the message.
+            message = str(error).strip().splitlines()[-1]
+            # The trace keeps the iterator alive in a cycle, and collecting one of those with
+            # its workers running takes torch ten seconds.
+            error.__traceback__ = None
+            raise UserError(message.rpartition("UserError: ")[2]) from None
+
+
+class DatasetWrapper(Dataset[dict[str, Any]]):
+    """Turns each ``Datum`` into a dict with ``img``, ``label``, ``domain``, ``impath``, ``index``.
+
+    Args:
+        cfg: ``DATALOADER.K_TRANSFORMS`` above 1 makes ``img`` of a training set a list of that
+            many views; ``DATALOADER.RETURN_IMG0`` adds ``img0``, the picture not augmented.
+        data_source: The pictures.
+        transform: One transform, a list of them (``img``, ``img2``, ...), or None for the
+            picture as it is.
+        is_train: Whether this is a training set.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: Sequence[Datum],
+        transform: Transform | Sequence[Transform] | None = None,
+        is_train: bool = False,
+    ) -> None:
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise UserError("DATALOADER.K_TRANSFORMS above 1 needs INPUT.NO_TRANSFORM False")
+        plain: list[Transform] = [
+            T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg)),
+            T.ToTensor(),
+        ]
+        if "normalize" in cfg.INPUT.TRANSFORMS:
+            plain.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+        self.to_tensor = T.Compose(plain)
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        item = self.data_source[idx]
+        image = read_image(item.impath)
+        output: dict[str, Any] = {
+            "label": item.label,
+            "domain": item.domain,
+            "impath": item.impath,
+            "index": idx,
+        }
+        several = isinstance(self.transform, Sequence)
+        transforms: Any = self.transform if several else [self.transform]
+        for number, transform in enumerate(transforms, start=1):
+            key = "img" if number == 1 else f"img{number}"
+            output[key] = image if transform is None else self._views(transform, image)
+        if self.return_img0:
+            output["img0"] = self.to_tensor(image)
+        return output
+
+    def _views(self, transform: Transform, image: Any) -> Any:
+        views = [transform(image) for _ in range(self.k_tfm)]
+        return views[0] if self.k_tfm == 1 else views

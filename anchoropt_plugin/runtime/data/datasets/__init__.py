@@ -1,0 +1,8 @@
+"""Data sets: the registry and the base classes."""
+
+from __future__ import annotations
+
+from .base_dataset import DatasetBase, Datum
+from .build import DATASET_REGISTRY, build_dataset
+
+__all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]

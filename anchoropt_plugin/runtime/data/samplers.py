@@ -1,0 +1,21 @@
+"""The order in which a loader goes through a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+
+from ..utils.registry import check_availability
+
+_SAMPLERS = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}
+
+
+def build_sampler(sampler_type: str, data_source: Sized) -> Sampler[int]:
+    """Return the sampler of that name over ``data_source``.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    check_availability(sampler_type, _SAMPLERS, "the sampler")
+    return _SAMPLERS[sampler_type](data_source)

@@ -1,0 +1,268 @@
+"""Models by name, their checkpoints, and the order of a training run."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ...errors import UserError
+from ..utils.tools import random_state, tolist_if_not
+from ..utils.torchtools import load_checkpoint, resume_from_checkpoint, save_checkpoint
+from ..utils.writer import SummaryWriter
+
+Names = str | Sequence[str] | None
+
+BEST_MODEL = "model-best.pth.tar"
+
+
+class TrainerBase:
+    """Models by name, each with an optimiser and a schedule, and the order of a run::
+
+    before_train()
+    for each epoch:
+        before_epoch()
+        run_epoch()
+        after_epoch()
+    after_train()
+    """
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, nn.Module] = OrderedDict()
+        self._optims: OrderedDict[str, Optimizer | None] = OrderedDict()
+        self._scheds: OrderedDict[str, LRScheduler | None] = OrderedDict()
+        self._writer: Any = None
+        self.start_epoch = self.epoch = self.max_epoch = 0
+
+    def register_model(
+        self,
+        name: str = "model",
+        model: nn.Module | None = None,
+        optim: Optimizer | None = None,
+        sched: LRScheduler | None = None,
+    ) -> None:
+        """Name a model that is trained and saved, with its optimiser and schedule, if any.
+
+        Raises:
+            ValueError: The name is taken.
+        """
+        if name in self._models:
+            raise ValueError(f"a model is registered as {name!r} already")
+        self._models[name] = model  # type: ignore[assignment]
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names: Names = None) -> list[str]:
+        """Return ``names`` as a list, or all names of models.
+
+        Raises:
+            KeyError: There is no model of that name.
+        """
+        if names is None:
+            return list(self._models)
+        names = list(names) if isinstance(names, tuple) else tolist_if_not(names)
+        for name in names:
+            if name not in self._models:
+                raise KeyError(f"no model is registered as {name!r}")
+        return names
+
+    def save_model(
+        self,
+        epoch: int,
+        directory: str,
+        is_best: bool = False,
+        val_result: float | None = None,
+        model_name: str = "",
+    ) -> None:
+        """Write every model to ``{directory}/{name}/model.pth.tar-{epoch + 1}``.
+
+        Args:
+            epoch: The epoch just done, from 0.
+            directory: The output folder.
+            is_best: Also copy it to ``model-best.pth.tar``.
+            val_result: What the validation set gave.
+            model_name: A file name to use instead.
+        """
+        for name in self.get_model_names():
+            optim, sched = self._optims[name], self._scheds[name]
+            state = {
+                "state_dict": self._models[name].state_dict(),
+                "epoch": epoch + 1,
+                "optimizer": None if optim is None else optim.state_dict(),
+                "scheduler": None if sched is None else sched.state_dict(),
+                "val_result": val_result,
+                # So that a run which is taken up again gives the numbers of one that was not
+                # interrupted.
+                "rng": random_state(),
+            }
+            save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Restore every model from ``directory``, where all of them have a checkpoint there.
+
+        Returns:
+            The epoch to go on with: 0 where there is nothing to restore.
+
+        Raises:
+            UserError: A checkpoint cannot be read, or the models are not of the same epoch.
+        """
+        folders = {name: Path(directory, name) for name in self.get_model_names()}
+        if not all((folder / "checkpoint").is_file() for folder in folders.values()):
+            print("No checkpoint found, train from scratch")
+            return 0
+        print(f"Found checkpoint at {directory} (will resume training)")
+        epochs = {
+            resume_from_checkpoint(
+                folder, self._models[name], self._optims[name], self._scheds[name]
+            )
+            for name, folder in folders.items()
+        }
+        if len(epochs) > 1:
+            raise UserError(
+                f"the checkpoints in {directory} are of different epochs {sorted(epochs)}; "
+                "write the same file name into each text file `checkpoint`, or remove them"
+            )
+        return epochs.pop()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load every model from ``{directory}/{name}``.
+
+        Args:
+            directory: An output folder; an empty name loads nothing.
+            epoch: Which epoch's; ``model-best.pth.tar`` by default.
+
+        Raises:
+            UserError: There is no such file, or it belongs to another model.
+        """
+        if not directory:
+            print("No model is loaded, as no folder is given")
+            return
+        file_name = BEST_MODEL if epoch is None else f"model.pth.tar-{epoch}"
+        for name in self.get_model_names():
+            path = Path(directory, name, file_name)
+            if not path.is_file():
+                there = sorted(file.name for file in path.parent.glob("model*.pth.tar*"))
+                raise UserError(
+                    f"no model at {path} (choose with --model-dir and --load-epoch; "
+                    f"in that folder: {', '.join(there) or 'none'})"
+                )
+            checkpoint = load_checkpoint(path)
+            try:
+                self._models[name].load_state_dict(checkpoint["state_dict"])
+            except (KeyError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"{path} does not fit the model {name}: {reason}") from error
+            print(
+                f"Load {path} to {name} (epoch={checkpoint.get('epoch')}, "
+                f"val_result={checkpoint.get('val_result')})"
+            )
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Put models in ``"train"``, or in ``"test"`` or ``"eval"``, mode.
+
+        Raises:
+            KeyError: There is no such mode.
+        """
+        if mode not in ("train", "test", "eval"):
+            raise KeyError(f"mode {mode!r}; use 'train', 'test' or 'eval'")
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    def update_lr(self, names: Names = None) -> None:
+        """Step the schedules; hosts call it after an epoch's last batch."""
+        for name in self.get_model_names(names):
+            sched = self._scheds[name]
+            if sched is not None:
+                sched.step()
+
+    def detect_anomaly(self, loss: Tensor) -> None:
+        """Check a loss.
+
+        Raises:
+            FloatingPointError: It is infinite or NaN.
+        """
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError("Loss is infinite or NaN!")
+
+    def init_writer(self, log_dir: str) -> None:
+        """Open the TensorBoard writer, where it is not open yet."""
+        if self._writer is None:
+            print(f"Initialize tensorboard (log_dir={log_dir})")
+            self._writer = SummaryWriter(log_dir=log_dir)
+
+    def close_writer(self) -> None:
+        """Close the TensorBoard writer, where it is open."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write a number to TensorBoard, where the writer is open."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    def train(self, start_epoch: int, max_epoch: int) -> None:
+        """Train from ``start_epoch`` up to ``max_epoch``, in the order drawn above."""
+        self.start_epoch = start_epoch
+        self.max_epoch = max_epoch
+        self.before_train()  # which may set start_epoch, to resume
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+        self.after_train()
+
+    def before_train(self) -> None:
+        """Run once before the first epoch."""
+
+    def after_train(self) -> None:
+        """Run once after the last epoch."""
+
+    def before_epoch(self) -> None:
+        """Run before each epoch."""
+
+    def after_epoch(self) -> None:
+        """Run after each epoch."""
+
+    def run_epoch(self) -> None:
+        """Run an epoch."""
+        raise NotImplementedError
+
+    def forward_backward(self, batch: dict[str, Any]) -> Mapping[str, float | Tensor] | None:
+        """Train on a batch; return what the log line shows, such as loss and accuracy."""
+        raise NotImplementedError
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
+        raise NotImplementedError
+
+    def model_zero_grad(self, names: Names = None) -> None:
+        """Clear the gradients of models that have an optimiser."""
+        for name in self.get_model_names(names):
+            optim = self._optims[name]
+            if optim is not None:
+                optim.zero_grad()
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Check a loss and compute its gradients."""
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names: Names = None) -> None:
+        """Step the optimisers."""
+        for name in self.get_model_names(names):
+            optim = self._optims[name]
+            if optim is not None:
+                optim.step()
+
+    def model_backward_and_update(self, loss: Tensor, names: Names = None) -> None:
+        """Clear the gradients, compute those of ``loss``, and step the optimisers."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)

@@ -1,0 +1,23 @@
+"""The registry of trainers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yacs.config import CfgNode
+
+from ..utils.registry import Registry, check_availability
+
+TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def build_trainer(cfg: CfgNode) -> Any:
+    """Return the trainer registered as ``cfg.TRAINER.NAME``, built with ``cfg``.
+
+    Raises:
+        UserError: There is none of that name; the nearest one is named.
+    """
+    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "TRAINER.NAME")
+    if cfg.VERBOSE:
+        print(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)

@@ -1,0 +1,211 @@
+"""The training loop that hosts of the CoOp family fill in."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..data import DataManager
+from ..evaluation import build_evaluator
+from ..utils.meters import AverageMeter, MetricMeter
+from ..utils.tools import mkdir_if_missing
+from ..utils.torchtools import load_checkpoint
+from ..utils.writer import SummaryWriter
+from .base import BEST_MODEL, Names, TrainerBase
+
+__all__ = [
+    "AverageMeter",
+    "MetricMeter",
+    "SimpleTrainer",
+    "SummaryWriter",
+    "TrainerBase",
+    "TrainerX",
+]
+
+
+class SimpleTrainer(TrainerBase):
+    """A run on one data set: loaders, model, evaluator, checkpoints and test.
+
+    A host overrides :meth:`build_model`, which sets ``self.model`` and calls
+    :meth:`register_model`, and :meth:`forward_backward`.
+    """
+
+    model: Any
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.check_cfg(cfg)
+        use_cuda = cfg.USE_CUDA and torch.cuda.is_available()
+        self.device = torch.device("cuda" if use_cuda else "cpu")
+        self.cfg = cfg
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.best_result = -math.inf
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Check that the configuration suits this trainer."""
+
+    def build_data_loader(self) -> None:
+        """Set ``dm``, the loaders and what is known of the classes."""
+        self.dm = DataManager(self.cfg)
+        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_u = self.dm.train_loader_u
+        self.val_loader = self.dm.val_loader
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+
+    def build_model(self) -> None:
+        """Set ``self.model`` and register what of it is trained."""
+        raise NotImplementedError
+
+    def train(self) -> None:  # type: ignore[override]
+        """Train for ``OPTIM.MAX_EPOCH`` epochs, from where the output folder's run stopped."""
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self) -> None:
+        """Resume, where there is something to resume, and open the writer."""
+        directory = self.cfg.RESUME or self.output_dir
+        self.start_epoch = self.resume_model_if_exist(directory)
+        self._recall_best_result(directory)
+        writer_dir = str(Path(self.output_dir, "tensorboard"))
+        mkdir_if_missing(writer_dir)
+        self.init_writer(writer_dir)
+        self.time_start = time.time()
+
+    def _recall_best_result(self, directory: str) -> None:
+        # Else the first epoch after resuming would count as the best, whatever it gives.
+        best = Path(directory, self.get_model_names()[0], BEST_MODEL)
+        if self.start_epoch and best.is_file():
+            val_result = load_checkpoint(best).get("val_result")
+            self.best_result = val_result if isinstance(val_result, float) else -math.inf
+
+    def after_train(self) -> None:
+        """Test, unless ``TEST.NO_TEST``, and tell the time it all took."""
+        print("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
+        print(f"Elapsed: {elapsed}")
+        self.close_writer()
+
+    def after_epoch(self) -> None:
+        """Save, where it is time to; with ``best_val``, validate and keep the best."""
+        done = self.epoch + 1
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(
+                    self.epoch, self.output_dir, val_result=result, model_name=BEST_MODEL
+                )
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on a split and print the results.
+
+        Args:
+            split: ``"val"`` or ``"test"``; ``TEST.SPLIT`` by default. A data set without a
+                validation part is evaluated on its test part.
+
+        Returns:
+            The first of the evaluator's results, the accuracy in per cent.
+        """
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        if split == "val" and self.val_loader is not None:
+            loader = self.val_loader
+        else:
+            split, loader = "test", self.test_loader
+        print(f"Evaluate on the *{split}* set")
+        progress = Console(stderr=True)
+        for batch in track(
+            loader, "evaluate", console=progress, transient=True, disable=not sys.stderr.isatty()
+        ):
+            images, labels = self.parse_batch_test(batch)
+            self.evaluator.process(self.model_inference(images), labels)
+        results = self.evaluator.evaluate()
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(results.values()))
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Return the logits (B, C) of images (B, 3, H, W)."""
+        return self.model(input)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the images and the labels of a batch, on the device."""
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def get_current_lr(self, names: Names = None) -> float:
+        """Return the learning rate of the first model's first parameter group."""
+        optim = self._optims[self.get_model_names(names)[0]]
+        if optim is None:
+            raise ValueError("the model has no optimiser, and so no learning rate")
+        return optim.param_groups[0]["lr"]
+
+
+class TrainerX(SimpleTrainer):
+    """Trains on labelled pictures, batch by batch."""
+
+    def run_epoch(self) -> None:
+        """Train on every batch, and print a line every ``TRAIN.PRINT_FREQ`` of them."""
+        self.set_model_mode("train")
+        losses = MetricMeter()
+        batch_time, data_time = AverageMeter(), AverageMeter()
+        self.num_batches = len(self.train_loader_x)
+        frequency = self.cfg.TRAIN.PRINT_FREQ
+        end = time.time()
+        for batch_idx, batch in enumerate(self.train_loader_x):
+            self.batch_idx = batch_idx
+            data_time.update(time.time() - end)
+            losses.update(self.forward_backward(batch))
+            batch_time.update(time.time() - end)
+            if (self.batch_idx + 1) % frequency == 0 or self.num_batches < frequency:
+                self._print_progress(batch_time, data_time, losses)
+            step = self.epoch * self.num_batches + self.batch_idx
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
+            self.write_scalar("train/lr", self.get_current_lr(), step)
+            end = time.time()
+
+    def _print_progress(
+        self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter
+    ) -> None:
+        done = self.epoch * self.num_batches + self.batch_idx + 1
+        left = self.max_epoch * self.num_batches - done
+        eta = datetime.timedelta(seconds=int(batch_time.avg * left))
+        print(
+            f"epoch [{self.epoch + 1}/{self.max_epoch}] "
+            f"batch [{self.batch_idx + 1}/{self.num_batches}] "
+            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
+            f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
+            f"{losses} lr {self.get_current_lr():.4e} eta {eta}"
+        )
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> Any:
+        """Return the images, the labels and the domains of a batch, on the device."""
+        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))

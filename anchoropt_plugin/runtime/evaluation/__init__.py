@@ -1,0 +1,8 @@
+"""Evaluators: what is measured on a validation or test split."""
+
+from __future__ import annotations
+
+from .build import EVALUATOR_REGISTRY, build_evaluator
+from .evaluator import Classification, EvaluatorBase
+
+__all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]

@@ -1,0 +1,7 @@
+"""Metrics of one batch."""
+
+from __future__ import annotations
+
+from .accuracy import compute_accuracy
+
+__all__ = ["compute_accuracy"]

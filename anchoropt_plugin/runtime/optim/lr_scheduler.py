@@ -1,0 +1,147 @@
+"""Learning-rate schedules, stepped once an epoch, with an optional warm-up before them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
+from yacs.config import CfgNode
+
+from ...checkpoints import Foreign
+from ...errors import UserError
+from ..utils.registry import check_availability
+
+
+class _WarmupScheduler(LRScheduler):
+    """Holds ``successor`` back for ``warmup_epoch`` epochs.
+
+    The first epoch after the warm-up has the base learning rate, and only the next one is the
+    successor's first step: a cosine over E epochs is at ``e - warmup_epoch`` in epoch ``e``.
+    """
+
+    def __init__(self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int) -> None:
+        self.successor = successor
+        self.warmup_epoch = warmup_epoch
+        super().__init__(optimizer)
+
+    def warmup_lr(self, base_lr: float) -> float:
+        """Return the learning rate of the present warm-up epoch."""
+        raise NotImplementedError
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rate of each parameter group."""
+        if self.last_epoch >= self.warmup_epoch:
+            return self.successor.get_last_lr()
+        return [self.warmup_lr(base_lr) for base_lr in self.base_lrs]  # type: ignore[arg-type]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Go on to the next epoch."""
+        if self.last_epoch >= self.warmup_epoch:
+            self.successor.step(epoch)
+            self._last_lr = self.successor.get_last_lr()
+        else:
+            super().step(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in plain data, that of the successor included."""
+        return warmup_state(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state; the successor's may be a pickled scheduler, read as a ``Foreign``."""
+        load_warmup_state(self, state_dict)
+
+
+class ConstantWarmupScheduler(_WarmupScheduler):
+    """The learning rate is ``cons_lr`` during the warm-up."""
+
+    def __init__(
+        self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, cons_lr: float
+    ) -> None:
+        self.cons_lr = cons_lr
+        super().__init__(optimizer, successor, warmup_epoch)
+
+    def warmup_lr(self, base_lr: float) -> float:
+        return self.cons_lr
+
+
+class LinearWarmupScheduler(_WarmupScheduler):
+    """The learning rate is ``min_lr`` in epoch 0, then ``epoch / warmup_epoch`` of the base's."""
+
+    def __init__(
+        self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, min_lr: float
+    ) -> None:
+        self.min_lr = min_lr
+        super().__init__(optimizer, successor, warmup_epoch)
+
+    def warmup_lr(self, base_lr: float) -> float:
+        if self.last_epoch == 0:
+            return self.min_lr
+        return base_lr * self.last_epoch / self.warmup_epoch
+
+
+def warmup_state(scheduler: Any) -> dict[str, Any]:
+    """Return the state of a warm-up scheduler, and of its ``successor``, in plain data."""
+    state = LRScheduler.state_dict(scheduler)
+    return {**state, "successor": scheduler.successor.state_dict()}
+
+
+def load_warmup_state(scheduler: Any, state: dict[str, Any]) -> None:
+    """Put a warm-up scheduler and its ``successor`` into ``state``.
+
+    A published checkpoint holds the successor itself, pickled. Its attributes are taken over;
+    the object never is, as it would drive an optimiser of its own.
+    """
+    successor = state["successor"]
+    if isinstance(successor, Foreign):
+        print("The checkpoint holds a pickled LR scheduler: only its numbers are taken over")
+        attributes = successor.state if isinstance(successor.state, dict) else {}
+        successor = {
+            name: attributes[name]
+            for name in scheduler.successor.state_dict()
+            if name in attributes and not isinstance(attributes[name], Foreign)
+        }
+    scheduler.successor.load_state_dict(successor)
+    LRScheduler.load_state_dict(scheduler, {**state, "successor": scheduler.successor})
+
+
+def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
+    """Return the schedule that ``optim_cfg.LR_SCHEDULER`` names, after the warm-up, if any.
+
+    Args:
+        optimizer: The optimiser whose learning rate it sets.
+        optim_cfg: The section ``OPTIM``.
+
+    Raises:
+        UserError: A name or a step size is not valid.
+    """
+    check_availability(optim_cfg.LR_SCHEDULER, _SCHEDULES, "OPTIM.LR_SCHEDULER")
+    scheduler = _SCHEDULES[optim_cfg.LR_SCHEDULER](optimizer, optim_cfg)
+    warmup = optim_cfg.WARMUP_EPOCH
+    if warmup <= 0:
+        return scheduler
+    if not optim_cfg.WARMUP_RECOUNT:
+        scheduler.last_epoch = warmup
+    check_availability(optim_cfg.WARMUP_TYPE, ("constant", "linear"), "OPTIM.WARMUP_TYPE")
+    if optim_cfg.WARMUP_TYPE == "constant":
+        return ConstantWarmupScheduler(optimizer, scheduler, warmup, optim_cfg.WARMUP_CONS_LR)
+    return LinearWarmupScheduler(optimizer, scheduler, warmup, optim_cfg.WARMUP_MIN_LR)
+
+
+def _single_step(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
+    size = optim_cfg.STEPSIZE
+    size = size[-1] if isinstance(size, (list, tuple)) else size
+    if not isinstance(size, int):
+        raise UserError(f"OPTIM.STEPSIZE of single_step is {size!r}; give an int")
+    return StepLR(optimizer, size if size > 0 else optim_cfg.MAX_EPOCH, gamma=optim_cfg.GAMMA)
+
+
+def _multi_step(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
+    return MultiStepLR(optimizer, optim_cfg.STEPSIZE, gamma=optim_cfg.GAMMA)
+
+
+def _cosine(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
+    return CosineAnnealingLR(optimizer, optim_cfg.MAX_EPOCH)
+
+
+_SCHEDULES = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}

@@ -1,0 +1,70 @@
+"""The two things in an installed Dassl that newer versions of torch break."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+from torch.torch_version import TorchVersion
+
+from .optim.lr_scheduler import load_warmup_state, warmup_state
+from .utils.torchtools import load_checkpoint
+
+_logger = logging.getLogger("anchoropt_plugin")
+
+
+def repair_dassl() -> None:
+    """Repair Dassl's warm-up schedulers and its ``load_checkpoint``, where they are broken.
+
+    The schedulers pass ``verbose``, which torch 2.7 took away; ``load_checkpoint`` cannot read
+    Dassl's own checkpoints since torch 2.6, as they hold a pickled scheduler. A second call
+    finds nothing to do. Each repair is logged as a warning, as the user should know of it.
+    """
+    if "verbose" not in inspect.signature(LRScheduler).parameters:
+        _repair_warmup()
+    if TorchVersion(torch.__version__) >= "2.6":
+        _repair_load_checkpoint()
+
+
+def _warmup_init(
+    self: Any, optimizer: Any, successor: Any, warmup_epoch: int, last_epoch: int = -1, *_: Any
+) -> None:
+    self.successor = successor
+    self.warmup_epoch = warmup_epoch
+    LRScheduler.__init__(self, optimizer, last_epoch)
+
+
+def _repair_warmup() -> None:
+    import dassl.optim.lr_scheduler as schedulers
+
+    base = schedulers._BaseWarmupScheduler
+    if base.__init__ is _warmup_init:
+        return
+    base.__init__ = _warmup_init
+    _logger.warning("repaired dassl.optim.lr_scheduler: torch no longer takes `verbose`")
+
+
+def _repair_load_checkpoint() -> None:
+    import dassl.optim.lr_scheduler as schedulers
+    import dassl.utils.torchtools as torchtools
+
+    broken = torchtools.load_checkpoint
+    if broken is load_checkpoint:
+        return
+    _replace_everywhere("load_checkpoint", broken, load_checkpoint)
+    # A scheduler read safely is plain data, so it has to be saved and restored as such.
+    schedulers._BaseWarmupScheduler.state_dict = warmup_state
+    schedulers._BaseWarmupScheduler.load_state_dict = load_warmup_state
+    _logger.warning("repaired dassl.utils.load_checkpoint: it runs no code from checkpoints")
+
+
+def _replace_everywhere(name: str, old: Callable[..., Any], new: Callable[..., Any]) -> None:
+    """Rebind ``name`` in every imported module that holds ``old`` under it."""
+    for module in list(sys.modules.values()):
+        if vars(module).get(name) is old:
+            setattr(module, name, new)

@@ -1,0 +1,72 @@
+"""Keeping what is printed: everything on stdout goes to ``log.txt`` too."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class Logger:
+    """A stand-in for ``sys.stdout`` that also writes to a file.
+
+    Args:
+        fpath: The file; its folder is made where it is missing.
+    """
+
+    def __init__(self, fpath: str | Path) -> None:
+        # Not a Logger in a Logger: a second run in one process has its own file.
+        self.console: TextIO = getattr(sys.stdout, "console", sys.stdout)
+        Path(fpath).parent.mkdir(parents=True, exist_ok=True)
+        # By lines, so that the log of a run that is killed is there up to its last line.
+        self.file = Path(fpath).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def write(self, text: str) -> int:
+        """Write ``text`` to the console and to the file."""
+        self.file.write(text)
+        return self.console.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self.file.flush()
+        self.console.flush()
+
+    def close(self) -> None:
+        """Close the file; the console stays open."""
+        self.file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.console, name)
+
+
+def setup_logger(output: str | None = None) -> None:
+    """Copy what is printed from now on to ``output`` (a .txt or .log file), or its ``log.txt``.
+
+    A log that is there already is kept: the new one gets the time in its name. ``None`` does
+    nothing.
+    """
+    if output is None:
+        return
+    path = Path(output)
+    if path.suffix not in (".txt", ".log"):
+        path = path / "log.txt"
+    if path.exists():
+        path = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
+    sys.stdout = Logger(path)
+    log_to_stdout()
+
+
+class _PrintHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # print() looks sys.stdout up now, so a Logger set up after this handler sees it.
+        print(self.format(record))
+
+
+def log_to_stdout() -> None:
+    """Print the messages of the ``anchoropt_plugin`` logger, and so log them to ``log.txt``."""
+    logger = logging.getLogger("anchoropt_plugin")
+    if not any(isinstance(handler, _PrintHandler) for handler in logger.handlers):
+        logger.addHandler(_PrintHandler())
+        logger.setLevel(logging.INFO)

@@ -1,0 +1,129 @@
+"""Files, pictures, seeds and the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image
+
+from ...checkpoints import atomic_write
+from ...errors import UserError
+
+
+def mkdir_if_missing(dirname: str | Path) -> None:
+    """Make a folder and its parents, where they are missing."""
+    Path(dirname).mkdir(parents=True, exist_ok=True)
+
+
+def check_isfile(fpath: str | Path) -> bool:
+    """Return whether ``fpath`` is a file; warn where it is not."""
+    found = Path(fpath).is_file()
+    if not found:
+        warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
+    return found
+
+
+def listdir_nohidden(path: str | Path, sort: bool = False) -> list[str]:
+    """Return the names in a folder that do not begin with a dot."""
+    names = [entry.name for entry in Path(path).iterdir() if not entry.name.startswith(".")]
+    return sorted(names) if sort else names
+
+
+def read_json(fpath: str | Path) -> Any:
+    """Return what a json file holds.
+
+    Raises:
+        UserError: It is missing or malformed; the line is named.
+    """
+    try:
+        return json.loads(Path(fpath).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot open {fpath}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{fpath}, line {error.lineno}: not valid json: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{fpath} is not a json file: it is not text in UTF-8") from error
+
+
+def write_json(obj: Any, fpath: str | Path) -> None:
+    """Write ``obj`` as json, whole or not at all; the folder is made where it is missing."""
+    path = Path(fpath)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(json.dumps(obj, indent=4).encode())
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Return the picture at ``path`` in RGB.
+
+    Raises:
+        UserError: It is missing, truncated, or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"the picture {path} is missing; put it back, or mend the split") from error
+    except (OSError, SyntaxError, ValueError) as error:  # PIL's, for files that are broken
+        raise UserError(f"cannot read the picture {path}: {error}") from error
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed ``random``, numpy, and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of all random generators, in tensors and plain containers."""
+    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the random generators in a state that :func:`random_state` returned."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    # A run may go on on a machine with other devices.
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def collect_env_info() -> str:
+    """Return a few lines on the machine and on what is installed."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        "OS": platform.platform(),
+        "Python": platform.python_version(),
+        "CPU cores": os.cpu_count(),
+        "GPUs": ", ".join(devices) or "none",
+        "CUDA of torch": torch.version.cuda or "none",
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "Pillow": PIL.__version__,
+    }
+    return "\n".join(f"{name}: {fact}" for name, fact in facts.items())
+
+
+def tolist_if_not(x: Any) -> list[Any]:
+    """Return ``x`` if it is a list, else a list of it."""
+    return x if isinstance(x, list) else [x]

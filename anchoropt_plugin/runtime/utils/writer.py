@@ -1,0 +1,27 @@
+"""TensorBoard's writer, or a stand-in where TensorBoard is not installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:
+
+    class SummaryWriter:  # type: ignore[no-redef]
+        """Writes nothing, and says so once."""
+
+        def __init__(self, log_dir: str) -> None:
+            print(
+                f"No scalars are written to {log_dir}: TensorBoard is missing "
+                "(pip install tensorboard)"
+            )
+
+        def add_scalar(self, *args: Any, **kwargs: Any) -> None:
+            """Take a scalar, and drop it."""
+
+        def close(self) -> None:
+            """Do nothing."""
+
+
+__all__ = ["SummaryWriter"]

@@ -1,0 +1,204 @@
+"""The exact fast text branch: CLIP's text features from only the tokens that matter.
+
+CLIP's text transformer is causal, so what stands after EOT changes nothing, and the hidden states
+of a prefix that all prompts share are the same for all of them. A prompt is therefore cut at its
+EOT, a shared prefix is computed once, and the remaining tokens of all prompts are packed into one
+matrix without padding; only the attention looks at prompts one by one. In the last block only the
+rows of EOT are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .clip_models import tokenize
+
+
+class _Bucket(NamedTuple):
+    """Prompts whose suffixes have the same length, standing next to each other in the pack."""
+
+    rows: slice
+    n_prompts: int
+    length: int
+    mask: Tensor  # (length, n_prefix + length), true where a suffix token may look
+
+
+class _Plan(NamedTuple):
+    """Where every token that is computed comes from; it depends on lengths alone."""
+
+    n_prefix: int
+    prompt: Tensor  # (n_suffix_tokens,) the prompt of each packed token,
+    position: Tensor  # (n_suffix_tokens,) and its position there
+    eot: Tensor  # (n_prompts,) rows of EOT among the packed tokens, in pack order
+    order: Tensor  # (n_prompts,) for each prompt its place in pack order
+    buckets: tuple[_Bucket, ...]
+
+
+@lru_cache(maxsize=32)
+def _plan(eot: tuple[int, ...], n_prefix: int, device: torch.device) -> _Plan:
+    by_length = sorted(range(len(eot)), key=lambda prompt: eot[prompt])
+    prompt: list[int] = []
+    position: list[int] = []
+    last: list[int] = []
+    buckets: list[_Bucket] = []
+    members: dict[int, int] = {}
+    for index in by_length:
+        length = eot[index] + 1 - n_prefix
+        prompt += [index] * length
+        position += range(n_prefix, eot[index] + 1)
+        last.append(len(prompt) - 1)
+        members[length] = members.get(length, 0) + 1
+    start = 0
+    for length, count in members.items():
+        stop = start + length * count
+        mask = torch.ones(length, n_prefix + length, dtype=torch.bool, device=device)
+        buckets.append(_Bucket(slice(start, stop), count, length, mask.tril(n_prefix)))
+        start = stop
+    place = torch.empty(len(eot), dtype=torch.long)
+    place[torch.tensor(by_length)] = torch.arange(len(eot))
+    return _Plan(
+        n_prefix,
+        torch.tensor(prompt, device=device),
+        torch.tensor(position, device=device),
+        torch.tensor(last, device=device),
+        place.to(device),
+        tuple(buckets),
+    )
+
+
+def common_prefix(tokens: Tensor) -> int:
+    """How many leading tokens all rows of ``tokens`` (n, L) share, at most up to the first EOT.
+
+    >>> common_prefix(torch.tensor([[7, 3, 5, 9], [7, 3, 6, 9]]))
+    2
+    """
+    same = (tokens == tokens[:1]).all(0)
+    first_eot = int(tokens.argmax(-1).min())
+    return int(same[:first_eot].long().cumprod(0).sum())
+
+
+class TextTower:
+    """CLIP's text transformer, read from the model and run over packed tokens.
+
+    It owns no weights: it refers to those of ``clip``, so moving or converting the model moves
+    this with it. The token embedding may stay on another device than the rest.
+
+    Args:
+        clip: a model with OpenAI's names: ``token_embedding``, ``positional_embedding``,
+            ``transformer.resblocks``, ``ln_final``, ``text_projection``.
+
+    >>> from anchoropt_plugin.clip_models import load_clip
+    >>> clip = load_clip("tiny")
+    >>> tokens = tokenize(["a photo of a circle.", "a photo of a red star."])
+    >>> fast = TextTower(clip).encode_tokens(tokens)
+    >>> torch.allclose(fast, clip.encode_text(tokens), atol=1e-5)
+    True
+    """
+
+    def __init__(self, clip: nn.Module) -> None:
+        self.clip: Any = clip
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts are encoded."""
+        return self.clip.positional_embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the transformer's weights."""
+        return self.clip.transformer.resblocks[0].mlp.c_fc.weight.dtype
+
+    @property
+    def dim(self) -> int:
+        """The width d of a token."""
+        return self.clip.positional_embedding.shape[1]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (n, L, d) of ``tokens`` (n, L), on ``device`` and of ``dtype``."""
+        table = self.clip.token_embedding
+        with torch.no_grad():
+            return table(tokens.to(table.weight.device)).to(self.device, self.dtype)
+
+    def encode(self, prompts: Tensor, eot: Sequence[int], n_shared: int = 0) -> Tensor:
+        """Text features (…, n, e) of prompts given as token embeddings, not normalised.
+
+        Args:
+            prompts: (…, n, L, d), without positions; L may be anything beyond the last EOT. Leading
+                dimensions hold sets of n prompts with the same tokens, as one set an image.
+            eot: n positions of EOT; the feature is read there.
+            n_shared: so many leading tokens are the same in all prompts of a set; they are taken
+                from the first and computed once a set. It must not exceed any ``eot``.
+        """
+        sets = prompts.flatten(0, -4) if prompts.dim() > 3 else prompts[None]
+        plan = _plan(tuple(eot), n_shared, prompts.device)
+        positions = self.clip.positional_embedding.to(prompts.dtype)
+        prefix = sets[:, 0, :n_shared] + positions[:n_shared]
+        suffix = sets[:, plan.prompt, plan.position] + positions[plan.position]
+        x = torch.cat([prefix.flatten(0, 1), suffix.flatten(0, 1)])
+        blocks = self.clip.transformer.resblocks
+        for block in blocks[:-1]:
+            x = _block(block, x, len(sets), plan)
+        x = _block(blocks[-1], x, len(sets), plan, only_eot=True)
+        x = x.unflatten(0, (len(sets), len(eot)))[:, plan.order]
+        x = self.clip.ln_final(x).to(self.dtype) @ self.clip.text_projection
+        return x.view(*prompts.shape[:-2], -1)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Text features (n, e) of ``tokens`` (n, L) as ``tokenize`` gives them, not normalised."""
+        eot = tokens.argmax(-1).tolist()
+        cut = tokens[:, : max(eot) + 1]
+        return self.encode(self.embed(cut), eot, common_prefix(tokens))
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch: int = 512) -> Tensor:
+        """L2-normalised text features (n, e) of sentences, in float32, without a graph."""
+        parts = [
+            self.encode_tokens(tokenize(texts[start : start + batch]))
+            for start in range(0, len(texts), batch)
+        ]
+        return F.normalize(torch.cat(parts).float(), dim=-1)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention over (…, length, heads, width) → (…, length, d); ``mask`` None is causal."""
+    queries, keys, values = (x.transpose(-3, -2) for x in (queries, keys, values))
+    causal = mask is None
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+    return out.transpose(-3, -2).flatten(-2)
+
+
+def _block(block: Any, x: Tensor, n_sets: int, plan: _Plan, only_eot: bool = False) -> Tensor:
+    """One residual block over the prefixes of all sets, then their packed suffix tokens.
+
+    ``x`` is (n_sets · n_prefix + n_sets · n_suffix_tokens, d). With ``only_eot`` it returns the
+    rows of EOT alone, (n_sets · n_prompts, d), each set in pack order.
+    """
+    attention = block.attn
+    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    qkv = qkv.unflatten(-1, (3, attention.num_heads, -1))
+    n_prefix_rows = n_sets * plan.n_prefix
+    prefix = qkv[:n_prefix_rows].unflatten(0, (n_sets, plan.n_prefix))
+    suffix = qkv[n_prefix_rows:].unflatten(0, (n_sets, -1))
+    mixed: list[Tensor] = []
+    for bucket in plan.buckets:
+        shape = (bucket.n_prompts, bucket.length)
+        own = suffix[:, bucket.rows].unflatten(1, shape)
+        shared = prefix[:, None].expand(-1, bucket.n_prompts, *prefix.shape[1:])
+        keys, values = torch.cat([shared[..., 1:, :, :], own[..., 1:, :, :]], 2).unbind(3)
+        first = bucket.length - 1 if only_eot else 0
+        out = _attend(own[:, :, first:, 0], keys, values, bucket.mask[first:])
+        mixed.append(out.flatten(1, 2))
+    together = torch.cat(mixed, 1).flatten(0, 1)
+    if only_eot:
+        x = x[n_prefix_rows:].unflatten(0, (n_sets, -1))[:, plan.eot].flatten(0, 1)
+    elif plan.n_prefix:
+        queries, keys, values = prefix.unbind(2)
+        together = torch.cat([_attend(queries, keys, values, None).flatten(0, 1), together])
+    x = x + attention.out_proj(together)
+    return x + block.mlp(block.ln_2(x))

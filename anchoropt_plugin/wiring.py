@@ -1,0 +1,150 @@
+"""What a host trainer builds, seen while it builds it: its CLIP, its learner, its image encoder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from .config import AnchorOPTConfig
+from .errors import UserError
+from .fast_text import accelerate
+from .hooks import attach, attached, hook_for
+from .position import AnchorPositionModule
+
+
+class FirstFeatures:
+    """A forward hook on an image encoder that keeps the first output since ``clear``.
+
+    The first is the prompt's: some hosts call their encoder a second time in a step.
+    """
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def clear(self) -> None:
+        """Wait for the next output."""
+        self.value = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.value is None:
+            features = output[0] if isinstance(output, tuple) else output
+            self.value = F.normalize(features.detach().float(), dim=-1)
+
+
+class HostParts:
+    """Looks on while a host's ``build_model`` registers modules.
+
+    Its learner gets anchors on the spot, its text encoder the fast branch.
+
+    Args:
+        host: the host trainer's name, for messages.
+        learner_name: under which name its model registers the prompt learner.
+        settings: of the position matrix that is attached.
+    """
+
+    def __init__(self, host: str, learner_name: str, settings: AnchorOPTConfig) -> None:
+        self.host = host
+        self.learner_name = learner_name
+        self.settings = settings
+        self._clip: Any = None
+        self._position: AnchorPositionModule | None = None
+        self._image_encoder: nn.Module | None = None
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Attach the anchors at the moment the learner is registered.
+
+        That is early enough: hosts read ``prompt_learner.tokenized_prompts`` right after.
+        """
+        handle = register_module_module_registration_hook(self._registered)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _registered(self, owner: nn.Module, name: str, module: nn.Module | None) -> None:
+        if module is None:
+            return
+        if name == "token_embedding" and self._clip is None:
+            self._clip = owner
+        elif name == "image_encoder" and self._image_encoder is None:
+            self._image_encoder = module
+        elif name == "text_encoder" and self.settings.fast_text:
+            accelerate(module)
+        elif name == self.learner_name and attached(module) is None:
+            hook = hook_for(module)
+            hook.check(module)
+            settings = self.settings
+            self._position = attach(
+                module,
+                # Zeros stand for anchors that are not learned yet.
+                torch.zeros(settings.anchor_len, hook.dim(module)),
+                pooling=settings.pooling,
+                relaxation=settings.position,
+                temperature=settings.gumbel_temp,
+                init=settings.position_init,
+                init_std=settings.position_init_std,
+                sample_at_eval=settings.sample_at_eval,
+            )
+
+    @property
+    def clip(self) -> Any:
+        """The host's CLIP, with its ``token_embedding``."""
+        if self._clip is None:
+            raise UserError(
+                f"{self.host} built no CLIP in build_model: AnchorOPT needs the one whose "
+                "token_embedding made the prompts"
+            )
+        return self._clip
+
+    @property
+    def position(self) -> AnchorPositionModule:
+        """The module attached to the host's learner."""
+        if self._position is None:
+            raise UserError(
+                f"{self.host} has no module named {self.learner_name!r}: name its prompt learner "
+                "with @anchoropt(learner=...)"
+            )
+        return self._position
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        """The host's image encoder."""
+        if self._image_encoder is None:
+            raise UserError(f"{self.host} has no module named 'image_encoder'")
+        return self._image_encoder
+
+
+def own_learning_rate(optimizer: Any, scheduler: Any, parameter: nn.Parameter, lr: float) -> bool:
+    """Give ``parameter`` a group of its own, without weight decay, if ``optimizer`` holds it.
+
+    The host has built its scheduler by now, so that (and the one a warm-up hands over to) learns
+    the new rate too. During a warm-up at a constant rate the group follows it.
+
+    Returns:
+        Whether the optimiser holds the parameter.
+    """
+    for group in optimizer.param_groups:
+        others = [p for p in group["params"] if p is not parameter]
+        if len(others) == len(group["params"]):
+            continue
+        group["params"] = others
+        own = {key: value for key, value in group.items() if key != "params"}
+        own["weight_decay"] = 0.0
+        if scheduler is not None:
+            own["lr"], own["initial_lr"] = lr * group["lr"] / group["initial_lr"], lr
+        else:
+            own["lr"] = lr
+        optimizer.add_param_group({"params": [parameter], **own})
+        while scheduler is not None:
+            scheduler.base_lrs.append(lr)
+            scheduler._last_lr.append(own["lr"] if hasattr(scheduler, "successor") else lr)
+            scheduler = getattr(scheduler, "successor", None)
+        return True
+    return False

@@ -1,0 +1,25 @@
+"""For tests and doctests: one thread a process, a cache of its own, nothing left in the logger."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+import anchoropt_plugin  # noqa: F401  (makes `import dassl` work)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_anchor_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANCHOROPT_CACHE", str(tmp_path_factory.mktemp("anchors")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_log_handlers_left():
+    yield
+    logging.getLogger("anchoropt_plugin").handlers.clear()

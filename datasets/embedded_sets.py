@@ -1,0 +1,46 @@
+"""The two data sets that are written on first use: ``Digits`` and ``Shapes``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from anchoropt_plugin.errors import UserError
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
+from .split_dataset import SplitDataset
+from .splits import Split
+
+
+class _EmbeddedDataset(SplitDataset):
+    written_on_first_use = True
+    write: Callable[[Path], None]
+
+    def make_split(self) -> Split:
+        try:
+            type(self).write(self.dataset_dir)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the data set to {self.dataset_dir}: {error.strerror}; "
+                "give a --root that can be written to"
+            ) from error
+        return super().make_split()
+
+
+@DATASET_REGISTRY.register()
+class Digits(_EmbeddedDataset):
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, in ten classes."""
+
+    folder = "digits"
+    split_file = DIGITS_SPLIT
+    write = staticmethod(write_digits)
+
+
+@DATASET_REGISTRY.register()
+class Shapes(_EmbeddedDataset):
+    """Drawings of 48 combinations of colour, fill and shape, 32 x 32 pixels."""
+
+    folder = "shapes"
+    split_file = SHAPES_SPLIT
+    write = staticmethod(write_shapes)

@@ -1,0 +1,177 @@
+"""The split of a data set: who is where, few-shot draws, halves of the classes, checks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anchoropt_plugin.errors import UserError, nearest
+from anchoropt_plugin.runtime.utils.tools import read_json
+
+
+class Item(NamedTuple):
+    """One picture: its path relative to the image folder, its label and its class name."""
+
+    path: str
+    label: int
+    classname: str
+
+
+class Split(NamedTuple):
+    """The pictures for training, validation and test."""
+
+    train: list[Item]
+    val: list[Item]
+    test: list[Item]
+
+
+def read_split(path: Path) -> Split:
+    """Read ``{"train": [[relative path, label, class name], ...], "val": ..., "test": ...}``.
+
+    Raises:
+        UserError: The file is missing or malformed, or :func:`check_classes` refuses it.
+    """
+    parts = read_json(path)
+    if not isinstance(parts, dict) or not {"train", "test"} <= parts.keys():
+        raise UserError(f'{path}: a split is {{"train": [...], "val": [...], "test": [...]}}')
+    split = Split(*(items_of(parts.get(part, []), f"{path}: {part}") for part in Split._fields))
+    check_classes(split, str(path))
+    return split
+
+
+def items_of(rows: Any, where: str) -> list[Item]:
+    """Return ``[[relative path, label, class name], ...]`` as items.
+
+    Raises:
+        UserError: A row is something else; it is named by its number, after ``where``.
+    """
+    if not isinstance(rows, list):
+        raise UserError(f"{where} is not a list of [relative path, label, class name]")
+    items = []
+    for number, row in enumerate(rows):
+        match row:
+            case [str(path), int(label) | str(label), str(classname)] if str(label).isdigit():
+                items.append(Item(path, int(label), classname))
+            case _:
+                raise UserError(
+                    f"{where}[{number}] is {json.dumps(row)}, "
+                    "not [relative path, label from 0, class name]"
+                )
+    return items
+
+
+def check_classes(split: Split, where: str) -> None:
+    """Check that labels are 0 ... n - 1, each with a training picture and one name.
+
+    Raises:
+        UserError: They are not; the message begins with ``where``.
+    """
+    names: dict[int, str] = {}
+    for item in split.train:
+        known = names.setdefault(item.label, item.classname)
+        if known != item.classname:
+            raise UserError(
+                f"{where}: label {item.label} has two names, {known!r} and {item.classname!r}"
+            )
+    if not names:
+        raise UserError(f"{where}: there are no pictures for training")
+    if not split.test:
+        raise UserError(f"{where}: there are no pictures for test")
+    others = {item.label: item.classname for item in (*split.val, *split.test)}
+    labels = {**dict.fromkeys(range(max(names))), **others}
+    for label in sorted(labels.keys() - names.keys()):
+        name = f" ({labels[label]!r})" if labels[label] else ""
+        raise UserError(f"{where}: label {label}{name} has no picture for training")
+
+
+def draw_shots(split: Split, shots: int, rng: random.Random) -> Split:
+    """Draw ``shots`` training and ``min(shots, 4)`` validation pictures of each class.
+
+    Labels come in the order in which they are first seen; a class with fewer pictures keeps
+    all. The draw is that of the public code where ``rng`` is seeded as it seeds ``random``.
+    """
+    train = _draw(split.train, shots, rng)
+    return split._replace(train=train, val=_draw(split.val, min(shots, 4), rng))
+
+
+def _draw(items: Iterable[Item], shots: int, rng: random.Random) -> list[Item]:
+    by_label: dict[int, list[Item]] = {}
+    for item in items:
+        by_label.setdefault(item.label, []).append(item)
+    drawn: list[Item] = []
+    for group in by_label.values():
+        drawn += rng.sample(group, shots) if len(group) >= shots else group
+    return drawn
+
+
+def subsample(split: Split, which: str) -> Split:
+    """Return the first half of the classes (``base``), the rest (``new``) or ``all``.
+
+    Base has the extra class where their number is odd. Labels are counted from 0 again.
+
+    Raises:
+        UserError: There is no such half, or no class in it.
+    """
+    choices = ("all", "base", "new")
+    if which not in choices:
+        raise UserError(
+            f"DATASET.SUBSAMPLE_CLASSES is {which!r}{nearest(which, choices)}; "
+            "choose all, base or new"
+        )
+    if which == "all":
+        return split
+    labels = sorted({item.label for item in split.train})
+    middle = math.ceil(len(labels) / 2)
+    chosen = labels[:middle] if which == "base" else labels[middle:]
+    if not chosen:
+        raise UserError("DATASET.SUBSAMPLE_CLASSES new: one class has no second half")
+    print(f"SUBSAMPLE {which.upper()} CLASSES!")
+    new_label = {label: number for number, label in enumerate(chosen)}
+    return Split(
+        *(
+            [item._replace(label=new_label[item.label]) for item in part if item.label in new_label]
+            for part in split
+        )
+    )
+
+
+def digest(split: Split) -> str:
+    """Return a short text that differs where the pictures for training or validation do."""
+    text = json.dumps([split.train, split.val])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_files(split: Split, image_dir: Path) -> None:
+    """Check that every picture is a file, and lies in the image folder.
+
+    Raises:
+        UserError: A path is absolute, has ``..`` or leads out of the folder by a symlink, or
+            pictures are missing: their number and one of them are named.
+    """
+    inside = image_dir.resolve()
+    parents: dict[Path, bool] = {}
+    missing: list[Path] = []
+    used = dict.fromkeys(item.path for part in split for item in part)
+    for name in used:
+        relative = Path(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise UserError(f"the path {name} in the split leads out of {image_dir}")
+        path = image_dir / relative
+        if path.parent not in parents:  # a handful of folders hold thousands of pictures
+            parents[path.parent] = path.parent.resolve().is_relative_to(inside)
+        leads_out = path.is_symlink() and not path.resolve().is_relative_to(inside)
+        if leads_out or not parents[path.parent]:
+            raise UserError(f"{path} is a symlink out of {image_dir}; copy the pictures into it")
+        if not os.path.isfile(path):  # noqa: PTH113  (twice as fast as Path.is_file)
+            missing.append(path)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(used)} pictures in the split are missing, "
+            f"such as {missing[0]}; is DATASET.ROOT right, and the data set unpacked?"
+        )

@@ -1,0 +1,115 @@
+"""The words of the procedural world: what there is to draw, and what it may be called.
+
+The first word for a thing is its name, as class names and prompts use it; the others are
+synonyms that captions draw from. Everything else in this package indexes these tables by
+position, so their order is part of the data sets: append, never reorder.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Colour(NamedTuple):
+    """A colour: its mean RGB in [0, 1] and its words, the name first."""
+
+    rgb: tuple[float, float, float]
+    words: tuple[str, ...]
+
+
+class Fill(NamedTuple):
+    """How a shape is filled in: adjectives ("striped"), and phrases to follow "with"."""
+
+    adjectives: tuple[str, ...]
+    phrases: tuple[str, ...]
+
+
+class Triple(NamedTuple):
+    """A class of the shapes data set; ``str()`` gives the class name.
+
+    >>> str(Triple("red", "striped", "circle"))
+    'red striped circle'
+    """
+
+    colour: str
+    fill: str
+    shape: str
+
+    def __str__(self) -> str:
+        return " ".join(self)
+
+
+SHAPES: dict[str, tuple[str, ...]] = {
+    "circle": ("circle", "disc", "round shape"),
+    "square": ("square", "box", "four-sided shape"),
+    "triangle": ("triangle", "three-sided shape"),
+    "star": ("star", "five-pointed star"),
+    "cross": ("cross", "plus sign"),
+    "ring": ("ring", "hoop", "donut"),
+    "heart": ("heart", "love symbol"),
+    "diamond": ("diamond", "rhombus"),
+    "hexagon": ("hexagon", "six-sided shape"),
+    "crescent": ("crescent", "moon"),
+    "arrow": ("arrow", "pointer"),
+    "oval": ("oval", "ellipse"),
+    "pentagon": ("pentagon", "five-sided shape"),
+    "semicircle": ("semicircle", "half circle", "dome"),
+}
+
+COLOURS: dict[str, Colour] = {
+    "black": Colour((0.08, 0.08, 0.08), ("black", "jet black")),
+    "blue": Colour((0.15, 0.25, 0.85), ("blue", "navy", "azure")),
+    "brown": Colour((0.45, 0.27, 0.12), ("brown", "chocolate")),
+    "cyan": Colour((0.15, 0.80, 0.85), ("cyan", "turquoise")),
+    "gray": Colour((0.50, 0.50, 0.50), ("gray", "grey", "silver")),
+    "green": Colour((0.13, 0.62, 0.20), ("green", "emerald")),
+    "orange": Colour((0.96, 0.55, 0.10), ("orange", "tangerine")),
+    "pink": Colour((0.97, 0.55, 0.75), ("pink", "rose")),
+    "purple": Colour((0.50, 0.15, 0.65), ("purple", "violet")),
+    "red": Colour((0.86, 0.12, 0.13), ("red", "crimson", "scarlet")),
+    "white": Colour((0.96, 0.96, 0.96), ("white", "ivory")),
+    "yellow": Colour((0.95, 0.88, 0.15), ("yellow", "golden")),
+}
+
+FILLS: dict[str, Fill] = {
+    "solid": Fill(("solid", "plain", "filled"), ("a solid fill", "no pattern")),
+    "striped": Fill(("striped", "banded"), ("stripes", "parallel bands")),
+    "dotted": Fill(("dotted", "spotted"), ("dots", "spots", "polka dots")),
+    "checkered": Fill(("checkered", "chequered"), ("a checkered pattern", "checks")),
+    "hollow": Fill(("hollow", "outlined"), ("only an outline", "an empty middle")),
+}
+
+STYLES: dict[str, tuple[str, ...]] = {
+    "clean": ("clean", "sharp", "good", ""),
+    "blurry": ("blurry", "out of focus", "fuzzy"),
+    "noisy": ("noisy", "grainy"),
+    "dark": ("dark", "dim"),
+    "pixelated": ("pixelated", "low resolution"),
+}
+"""How a picture came out: words to put before "photo"; the empty word says nothing."""
+
+DIGITS: tuple[str, ...] = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+)  # fmt: skip
+
+# Four triples of every colour, drawn once by lot. They are kept out of pre-training, so a model
+# that names them has put colour, fill and shape together by itself.
+_HELD_OUT: dict[str, tuple[str, ...]] = {
+    "black": ("checkered semicircle", "dotted heart", "dotted oval", "striped crescent"),
+    "blue": ("checkered heart", "hollow arrow", "striped cross", "striped star"),
+    "brown": ("checkered crescent", "dotted crescent", "striped heart", "striped star"),
+    "cyan": ("checkered cross", "striped ring", "striped semicircle", "striped triangle"),
+    "gray": ("dotted pentagon", "dotted semicircle", "dotted square", "striped cross"),
+    "green": ("checkered diamond", "dotted semicircle", "striped ring", "striped star"),
+    "orange": ("checkered hexagon", "dotted circle", "hollow arrow", "striped diamond"),
+    "pink": ("checkered crescent", "checkered hexagon", "checkered pentagon", "striped star"),
+    "purple": ("checkered crescent", "dotted circle", "dotted oval", "striped star"),
+    "red": ("checkered diamond", "hollow pentagon", "striped hexagon", "striped triangle"),
+    "white": ("checkered heart", "dotted cross", "dotted pentagon", "striped crescent"),
+    "yellow": ("checkered diamond", "checkered hexagon", "dotted ring", "striped diamond"),
+}
+
+BENCHMARK: tuple[Triple, ...] = tuple(
+    Triple(colour, *name.split()) for colour, names in _HELD_OUT.items() for name in names
+)
+"""The 48 classes of the shapes data set in label order; base classes are the first 24."""

@@ -1,0 +1,201 @@
+"""`import dassl`: the runtime under that name, or an installed Dassl, repaired."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import anchoropt_plugin
+from anchoropt_plugin import runtime
+
+NAMES = {
+    "dassl.engine": "TRAINER_REGISTRY TrainerX build_trainer",
+    "dassl.engine.trainer": "TrainerX MetricMeter AverageMeter SummaryWriter",
+    "dassl.data": "DataManager DatasetWrapper",
+    "dassl.data.datasets": "DATASET_REGISTRY Datum DatasetBase build_dataset",
+    "dassl.data.datasets.base_dataset": "Datum DatasetBase",
+    "dassl.data.transforms": "build_transform INTERPOLATION_MODES",
+    "dassl.data.transforms.transforms": "build_transform",
+    "dassl.utils": "mkdir_if_missing listdir_nohidden load_pretrained_weights load_checkpoint "
+    "read_json write_json set_random_seed collect_env_info setup_logger check_isfile "
+    "MetricMeter AverageMeter Registry check_availability count_num_param read_image",
+    "dassl.utils.tools": "mkdir_if_missing read_json",
+    "dassl.optim": "build_optimizer build_lr_scheduler",
+    "dassl.metrics": "compute_accuracy",
+    "dassl.config": "get_cfg_default clean_cfg",
+    "dassl.evaluation": "build_evaluator",
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_every_module_is_the_runtimes_own(module):
+    aliased = importlib.import_module(module)
+    assert aliased is importlib.import_module(module.replace("dassl", runtime.__name__, 1))
+    for name in NAMES[module].split():
+        assert hasattr(aliased, name)
+
+
+def test_a_class_is_one_under_both_names():
+    from dassl.data.datasets.base_dataset import Datum
+    from dassl.engine.trainer import TrainerX
+
+    assert Datum is runtime.data.datasets.base_dataset.Datum
+    assert TrainerX is runtime.engine.trainer.TrainerX
+
+
+def test_a_pickled_datum_has_the_public_name():
+    from dassl.data.datasets import Datum
+
+    pickled = pickle.dumps(Datum("a.jpg", 3, 0, "cat"))
+    assert b"dassl.data.datasets.base_dataset" in pickled
+    assert b"anchoropt" not in pickled
+    assert pickle.loads(pickled).label == 3
+
+
+def test_installing_again_changes_nothing():
+    before = list(sys.meta_path)
+    runtime.install()
+    assert sys.meta_path == before
+
+
+def test_a_folder_of_that_name_is_not_an_installed_dassl(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "dassl").mkdir()
+    assert not runtime._is_installed()
+    (tmp_path / "dassl" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert runtime._is_installed()
+
+
+def test_a_module_that_dassl_has_and_the_runtime_has_not():
+    with pytest.raises(ModuleNotFoundError, match=r"dassl\.modeling"):
+        importlib.import_module("dassl.modeling")
+
+
+# Broken in the two ways in which Dassl is on today's torch, and no further.
+LOOK_ALIKE = {
+    "dassl/__init__.py": "",
+    "dassl/optim/__init__.py": "from .lr_scheduler import ConstantWarmupScheduler\n",
+    "dassl/optim/lr_scheduler.py": """
+        from torch.optim.lr_scheduler import LRScheduler
+
+        class _BaseWarmupScheduler(LRScheduler):
+            def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1, verbose=False):
+                self.successor = successor
+                self.warmup_epoch = warmup_epoch
+                super().__init__(optimizer, last_epoch, verbose)
+
+            def step(self, epoch=None):
+                if self.last_epoch >= self.warmup_epoch:
+                    self.successor.step(epoch)
+                    self._last_lr = self.successor.get_last_lr()
+                else:
+                    super().step(epoch)
+
+        class ConstantWarmupScheduler(_BaseWarmupScheduler):
+            def __init__(
+                self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1, verbose=False
+            ):
+                self.cons_lr = cons_lr
+                super().__init__(optimizer, successor, warmup_epoch, last_epoch, verbose)
+
+            def get_lr(self):
+                if self.last_epoch >= self.warmup_epoch:
+                    return self.successor.get_last_lr()
+                return [self.cons_lr for _ in self.base_lrs]
+        """,
+    "dassl/utils/__init__.py": "from .torchtools import load_checkpoint\n",
+    "dassl/utils/torchtools.py": """
+        import torch
+
+        def load_checkpoint(fpath):
+            return torch.load(fpath)
+        """,
+    "host.py": "from dassl.utils import load_checkpoint\n",
+    "script.py": """
+        import json, logging, sys
+
+        import host
+        import torch
+        from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+        messages = []
+        handler = logging.Handler()
+        handler.emit = lambda record: messages.append(record.getMessage())
+        logging.getLogger("anchoropt_plugin").addHandler(handler)
+        logging.getLogger("anchoropt_plugin").setLevel("INFO")
+
+        import dassl.utils
+        from anchoropt_plugin import runtime
+
+        runtime.install()
+        runtime.install()
+        import dassl.utils.torchtools
+        from dassl.optim import ConstantWarmupScheduler
+
+        def scheduler():
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+            cosine = CosineAnnealingLR(optimizer, 4)
+            return optimizer, ConstantWarmupScheduler(optimizer, cosine, 1, 1e-5)
+
+        def advance(optimizer, schedule, epochs):
+            rates = []
+            for _ in range(epochs):
+                rates.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                schedule.step()
+            return rates
+
+        optimizer, schedule = scheduler()
+        rates = advance(optimizer, schedule, 2)
+        # As Dassl writes it: the scheduler that follows the warm-up is pickled whole.
+        pickled = LRScheduler.state_dict(schedule)
+        torch.save({"optimizer": optimizer.state_dict(), "scheduler": pickled}, "published")
+        torch.save({"scheduler": schedule.state_dict()}, "own")
+        rates += advance(optimizer, schedule, 2)
+
+        optimizer, schedule = scheduler()
+        published = host.load_checkpoint("published")
+        optimizer.load_state_dict(published["optimizer"])
+        schedule.load_state_dict(published["scheduler"])
+        torch.load("own", weights_only=True)
+        print(json.dumps({
+            "file": dassl.__file__,
+            "messages": messages,
+            "same": dassl.utils.load_checkpoint is dassl.utils.torchtools.load_checkpoint,
+            "rates": rates,
+            "resumed": advance(optimizer, schedule, 2),
+        }))
+        """,
+}
+
+
+def test_an_installed_dassl_wins_and_is_repaired(tmp_path):
+    for name, text in LOOK_ALIKE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+    package = Path(anchoropt_plugin.__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(package), "PATH": "", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout.splitlines()[-1])
+    assert report["file"] == str(tmp_path / "dassl" / "__init__.py")
+    assert len(report["messages"]) == 2, "each repair is named once"
+    assert "dassl.optim.lr_scheduler" in report["messages"][0]
+    assert "dassl.utils.load_checkpoint" in report["messages"][1]
+    assert report["same"]
+    assert report["rates"][:2] == [1e-5, 0.1]
+    assert report["resumed"] == pytest.approx(report["rates"][2:])

@@ -1,0 +1,163 @@
+"""Data sets and loaders: batches, few-shot draws, determinism, and what goes wrong."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+from PIL import Image
+
+from anchoropt_plugin import UserError
+from dassl.data import DataManager, DatasetWrapper
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
+from dassl.utils import set_random_seed
+
+
+def items(counts):
+    return [
+        Datum(f"{label}/{i}.png", label, 0, f"class {label}")
+        for label, count in counts.items()
+        for i in range(count)
+    ]
+
+
+class Plain(DatasetBase):
+    def __init__(self, train):
+        super().__init__(train_x=train, val=train[:1], test=train)
+
+
+def test_classes_of_a_data_set():
+    dataset = Plain(items({2: 1, 0: 2, 1: 1}))
+    assert dataset.num_classes == 3
+    assert dataset.classnames == ["class 0", "class 1", "class 2"]
+    assert dataset.lab2cname[2] == "class 2"
+    assert dataset.train_u is None
+
+
+def test_few_shots_are_drawn_with_the_global_random(capsys):
+    train, val = items({1: 5, 0: 3, 2: 9}), items({0: 2, 1: 1})
+    dataset = Plain(train)
+    random.seed(7)
+    drawn = dataset.generate_fewshot_dataset(train, val, num_shots=3)
+    random.seed(7)
+    by_hand = [random.sample([item for item in train if item.label == y], 3) for y in (1, 0, 2)]
+    assert drawn[0] == [item for group in by_hand for item in group]
+    assert drawn[1] == val, "a class with fewer keeps what it has"
+    assert capsys.readouterr().out == "Creating a 3-shot dataset\n"
+    assert dataset.generate_fewshot_dataset(train, num_shots=-1) is train
+    assert len(dataset.generate_fewshot_dataset(val, num_shots=4, repeat=True)) == 8
+
+
+def test_batches(cfg):
+    dm = DataManager(cfg)
+    batch = next(iter(dm.train_loader_x))
+    assert set(batch) == {"img", "label", "domain", "impath", "index"}
+    assert batch["img"].shape == (4, 3, 8, 8)
+    assert batch["img"].dtype == torch.float32
+    assert batch["label"].dtype == torch.int64
+    for path, label, index in zip(batch["impath"], batch["label"], batch["index"], strict=True):
+        assert dm.dataset.train_x[index].impath == path
+        assert dm.dataset.train_x[index].label == label
+    assert (dm.num_classes, dm.num_source_domains, dm.lab2cname[1]) == (3, 0, "middle")
+    assert dm.train_loader_u is None
+
+
+def test_only_the_test_order_is_fixed(cfg):
+    dm = DataManager(cfg)
+    assert torch.cat([batch["index"] for batch in dm.test_loader]).tolist() == list(range(12))
+    seen = [torch.cat([batch["index"] for batch in dm.train_loader_x]).tolist() for _ in range(2)]
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(4, 4), (18, 1), (19, 1), (7, 2)])
+def test_the_rest_is_dropped_only_after_a_full_batch(cfg, batch_size, batches):
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = batch_size
+    loader = DataManager(cfg).train_loader_x
+    sizes = [len(batch["label"]) for batch in loader]
+    assert len(loader) == len(sizes) == batches
+    assert set(sizes) == {min(batch_size, 18)}
+
+
+def views(cfg):
+    set_random_seed(5)
+    return torch.cat([batch["img"] for batch in DataManager(cfg).train_loader_x])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_seed_fixes_order_and_augmentation(cfg, workers):
+    cfg.DATALOADER.NUM_WORKERS = workers
+    first = views(cfg)
+    assert torch.equal(views(cfg), first)
+    set_random_seed(6)
+    other = torch.cat([batch["img"] for batch in DataManager(cfg).train_loader_x])
+    assert not torch.equal(other, first)
+
+
+def test_several_transforms_views_and_the_plain_picture(cfg):
+    cfg.DATALOADER.K_TRANSFORMS, cfg.DATALOADER.RETURN_IMG0 = 2, True
+    source = build_dataset(cfg).train_x
+    two = [T.Compose([T.RandomCrop(8), T.ToTensor()]), T.ToTensor()]
+    item = DatasetWrapper(cfg, source, transform=two, is_train=True)[3]
+    assert [view.shape for view in item["img"]] == [(3, 8, 8)] * 2
+    assert [view.shape for view in item["img2"]] == [(3, 10, 12)] * 2
+    assert item["img0"].shape == (3, 8, 8)
+    assert DatasetWrapper(cfg, source, transform=two[1])[3]["img"].shape == (3, 10, 12)
+    untouched = DatasetWrapper(cfg, source)[3]["img"]
+    assert isinstance(untouched, Image.Image)
+    with pytest.raises(UserError, match="K_TRANSFORMS"):
+        DatasetWrapper(cfg, source, is_train=True)
+
+
+def test_custom_transforms_and_wrapper(cfg):
+    class Numbered(DatasetWrapper):
+        def __getitem__(self, idx):
+            return {"img": self.transform(idx)}
+
+    dm = DataManager(cfg, lambda i: -i, lambda i: 10 * i, dataset_wrapper=Numbered)
+    assert next(iter(dm.test_loader))["img"].tolist() == [0, 10, 20, 30, 40]
+    assert all(number <= 0 for number in next(iter(dm.train_loader_x))["img"].tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_broken_picture_is_named_in_one_line(cfg, pictures, tmp_path, workers, damage):
+    cfg.DATASET.ROOT = str(shutil.copytree(pictures, tmp_path / "data"))
+    cfg.DATALOADER.NUM_WORKERS = workers
+    victim = Path(cfg.DATASET.ROOT, "test", "middle", "2.png")
+    if damage == "remove":
+        victim.unlink()
+    else:
+        noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(victim)
+        victim.write_bytes(victim.read_bytes()[:1000])
+    with pytest.raises(UserError) as caught:
+        list(DataManager(cfg).test_loader)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(("the picture", "cannot read the picture"))
+    assert str(victim) in message
+
+
+def test_unknown_names(cfg):
+    cfg.DATALOADER.TEST.SAMPLER = "SequentialSample"
+    with pytest.raises(UserError, match="did you mean 'SequentialSampler'"):
+        DataManager(cfg)
+    cfg.DATASET.NAME = "GrayPictures"
+    with pytest.raises(UserError, match=r"DATASET\.NAME is .* \(did you mean 'GreyPictures'\?\)"):
+        DataManager(cfg)
+
+
+def test_a_part_without_pictures(cfg, monkeypatch):
+    class Untested(DatasetBase):
+        def __init__(self, cfg):
+            super().__init__(train_x=items({0: 1}), test=[])
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Untested", Untested)
+    cfg.DATASET.NAME = "Untested"
+    with pytest.raises(UserError, match="Untested has no pictures in its part 'test'"):
+        DataManager(cfg)

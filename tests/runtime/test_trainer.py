@@ -1,0 +1,254 @@
+"""A whole run of a linear trainer: its log, its checkpoints, and going on where it stopped."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from anchoropt_plugin import UserError, checkpoints
+from dassl.engine import build_trainer
+from dassl.utils import load_checkpoint, set_random_seed
+
+LINE = re.compile(
+    r"epoch \[(\d+)/4\] batch \[(\d)/4\] time \d+\.\d{3} \(\d+\.\d{3}\) "
+    r"data \d+\.\d{3} \(\d+\.\d{3}\) loss \d+\.\d{4} \(\d+\.\d{4}\) "
+    r"acc \d+\.\d{4} \(\d+\.\d{4}\) lr (\d\.\d{4}e[+-]\d\d) eta \d+:\d\d:\d\d"
+)
+
+
+def trained(cfg, stop_after=None):
+    """Train as train.py does; with ``stop_after``, as a run that is killed after that epoch."""
+    set_random_seed(cfg.SEED)
+    trainer = build_trainer(cfg)
+    if stop_after is None:
+        trainer.train()
+        return trainer
+    after_epoch = trainer.after_epoch
+
+    def stop():
+        after_epoch()
+        if trainer.epoch + 1 == stop_after:
+            raise KeyboardInterrupt
+
+    trainer.after_epoch = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
+
+
+def test_log(cfg, capsys):
+    trainer = trained(cfg)
+    lines = capsys.readouterr().out.splitlines()
+    found = [match.groups() for match in map(LINE.fullmatch, lines) if match]
+    # PRINT_FREQ is 2 of 4 batches; the host steps the schedule in an epoch's last batch.
+    cosine = [0.1, 0.08535533905932738, 0.05, 0.014644660940672627]
+    shown = [f"{lr:.4e}" for lr in [0.001, *cosine]]
+    assert found == [
+        (str(epoch + 1), batch, shown[epoch + (batch == "4")])
+        for epoch in range(4)
+        for batch in ("2", "4")
+    ]
+    assert trainer.rates[::4] == pytest.approx([0.001, *cosine[:3]])
+
+    end = lines[lines.index("Finish training") :]
+    assert end[1:4] == ["Deploy the last-epoch model", "Evaluate on the *test* set", "=> result"]
+    assert end[4] == "* total: 12"
+    assert [line.split(":")[0] for line in end[5:9]] == [
+        "* correct", "* accuracy", "* error", "* macro_f1",
+    ]  # fmt: skip
+    assert re.fullmatch(r"Elapsed: \d+:\d\d:\d\d", end[9])
+    assert len(end) == 10
+
+
+def test_a_short_epoch_prints_every_batch(cfg, capsys):
+    cfg.TRAIN.PRINT_FREQ, cfg.OPTIM.MAX_EPOCH = 5, 1
+    trained(cfg)
+    assert len(re.findall(r"batch \[\d/4\]", capsys.readouterr().out)) == 4
+
+
+def test_it_learns(cfg):
+    cfg.OPTIM.MAX_EPOCH = 10
+    assert trained(cfg).test() > 90
+
+
+def test_checkpoints(cfg):
+    cfg.TRAIN.CHECKPOINT_FREQ = 3
+    trainer = trained(cfg)
+    folder = Path(cfg.OUTPUT_DIR, "linear")
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["checkpoint", "model.pth.tar-3", "model.pth.tar-4"]
+    assert (folder / "checkpoint").read_text() == "model.pth.tar-4\n"
+    assert list(Path(cfg.OUTPUT_DIR, "tensorboard").iterdir())
+
+    # Nothing in it but tensors and plain containers: torch reads it with weights_only.
+    checkpoint = torch.load(folder / "model.pth.tar-4", weights_only=True)
+    assert set(checkpoint) >= {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
+    assert checkpoint["epoch"] == 4
+    assert checkpoint["val_result"] is None
+    assert torch.equal(checkpoint["state_dict"]["2.weight"], trainer.model[2].weight)
+    assert checkpoint["scheduler"]["successor"]["last_epoch"] == 3
+
+
+def test_data_parallels_prefix_is_stripped(cfg):
+    trainer = build_trainer(cfg)
+    trainer._models["linear"] = nn.DataParallel(trainer.model)
+    trainer.save_model(0, cfg.OUTPUT_DIR, is_best=True)
+    folder = Path(cfg.OUTPUT_DIR, "linear")
+    for name in ("model.pth.tar-1", "model-best.pth.tar"):
+        assert set(load_checkpoint(folder / name)["state_dict"]) == {"2.weight", "2.bias"}
+
+
+@pytest.mark.parametrize("final_model", ["last_step", "best_val"])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(cfg, tmp_path, final_model, capsys):
+    cfg.TRAIN.CHECKPOINT_FREQ, cfg.TEST.FINAL_MODEL = 1, final_model
+    whole = trained(cfg)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]
+
+    cfg.OUTPUT_DIR = str(tmp_path / "stopped")
+    trained(cfg, stop_after=2)
+    resumed = trained(cfg)
+    out = capsys.readouterr().out
+    assert f"Found checkpoint at {cfg.OUTPUT_DIR} (will resume training)" in out
+    assert len(resumed.rates) == 2 * 4
+    assert resumed.rates == pytest.approx(whole.rates[8:])
+    assert torch.equal(weights(resumed), weights(whole))
+    # The last evaluation of both is that of the model deployed.
+    assert [line for line in out.splitlines() if line.startswith("* ")][-5:] == lines[-5:]
+
+
+def test_resume_from_another_folder(cfg, tmp_path):
+    cfg.TRAIN.CHECKPOINT_FREQ = 1
+    trained(cfg, stop_after=3)
+    cfg.RESUME, cfg.OUTPUT_DIR = cfg.OUTPUT_DIR, str(tmp_path / "other")
+    resumed = trained(cfg)
+    assert resumed.start_epoch == 3
+    assert not Path(cfg.OUTPUT_DIR, "linear", "model.pth.tar-3").exists()
+    assert Path(cfg.OUTPUT_DIR, "linear", "model.pth.tar-4").exists()
+
+
+def test_a_folder_without_a_finished_checkpoint_is_no_reason_to_fail(cfg, capsys):
+    Path(cfg.OUTPUT_DIR, "linear").mkdir(parents=True)
+    trained(cfg)
+    assert "No checkpoint found, train from scratch" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_model_is_refused(cfg):
+    cfg.OPTIM.MAX_EPOCH = 1
+    trained(cfg)
+    path = Path(cfg.OUTPUT_DIR, "linear", "model.pth.tar-1")
+    checkpoints.save({**load_checkpoint(path), "state_dict": {"w": torch.zeros(1)}}, path)
+    with pytest.raises(UserError, match=r"cannot go on from .*model\.pth\.tar-1: .*Missing key"):
+        trained(cfg)
+    with pytest.raises(UserError, match="does not fit the model linear"):
+        build_trainer(cfg).load_model(cfg.OUTPUT_DIR, epoch=1)
+
+
+def test_best_val(cfg, capsys, monkeypatch):
+    cfg.TEST.FINAL_MODEL = "best_val"
+    set_random_seed(cfg.SEED)
+    trainer = build_trainer(cfg)
+    results = iter([50.0, 80.0, 70.0, 80.0])
+    evaluate = trainer.test
+    monkeypatch.setattr(
+        trainer, "test", lambda split=None: next(results) if split == "val" else evaluate(split)
+    )
+    trainer.train()
+    out = capsys.readouterr().out
+    folder = Path(cfg.OUTPUT_DIR, "linear")
+    best = load_checkpoint(folder / "model-best.pth.tar")
+    assert (best["epoch"], best["val_result"]) == (2, 80.0)
+    assert "Deploy the model with the best val performance" in out
+    assert torch.equal(trainer.model[2].weight, best["state_dict"]["2.weight"])
+
+    # One that goes on does not take a worse epoch for the best.
+    again = build_trainer(cfg)
+    again.before_train()
+    assert (again.start_epoch, again.best_result) == (4, 80.0)
+
+
+def test_loading(cfg, capsys):
+    trainer = trained(cfg)
+    fresh = build_trainer(cfg)
+    fresh.load_model(cfg.OUTPUT_DIR, epoch=4)  # val_result is None in this one
+    assert torch.equal(weights(fresh), weights(trainer))
+    assert "to linear (epoch=4, val_result=None)" in capsys.readouterr().out
+    fresh.load_model("")
+    assert "No model is loaded" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no model at .*model-best.*folder: model\.pth\.tar-4\)"):
+        fresh.load_model(cfg.OUTPUT_DIR)
+
+
+def test_splits(cfg, capsys):
+    trainer = build_trainer(cfg)
+    cfg.TEST.SPLIT = "val"
+    trainer.test()
+    out = capsys.readouterr().out
+    assert "Evaluate on the *val* set" in out
+    assert "* total: 6\n" in out
+    trainer.val_loader = None
+    trainer.test(split="val")
+    assert "Evaluate on the *test* set" in capsys.readouterr().out
+    assert not trainer.model.training
+
+
+def test_no_test(cfg, capsys):
+    cfg.TEST.NO_TEST, cfg.OPTIM.MAX_EPOCH = True, 1
+    trained(cfg)
+    assert "Evaluate" not in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_numbers(cfg, tmp_path):
+    first = weights(trained(cfg))
+    cfg.OUTPUT_DIR = str(tmp_path / "second")
+    assert torch.equal(weights(trained(cfg)), first)
+    cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path / "third"), 4
+    assert not torch.equal(weights(trained(cfg)), first)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cfg):
+    trainer = build_trainer(cfg)
+    before = weights(trainer).clone()
+    with pytest.raises(FloatingPointError, match="Loss is infinite or NaN!"):
+        trainer.model_backward_and_update(weights(trainer).sum() * float("nan"))
+    assert torch.equal(weights(trainer), before)
+
+
+def test_models_by_name(cfg):
+    trainer = build_trainer(cfg)
+    trainer.register_model("frozen", nn.Linear(1, 1))
+    assert trainer.get_model_names() == ["linear", "frozen"]
+    assert trainer.get_model_names("frozen") == ["frozen"]
+    with pytest.raises(ValueError, match="frozen"):
+        trainer.register_model("frozen", nn.Linear(1, 1))
+    with pytest.raises(KeyError, match="thawed"):
+        trainer.get_model_names(["thawed"])
+    trainer.set_model_mode("eval", names="frozen")
+    assert trainer.model.training
+    assert not trainer._models["frozen"].training
+    with pytest.raises(KeyError, match="sleep"):
+        trainer.set_model_mode("sleep")
+    trainer.model_update()
+    trainer.update_lr()
+    assert trainer.get_current_lr() == 0.1
+    with pytest.raises(ValueError, match="no optimiser"):
+        trainer.get_current_lr("frozen")
+
+    trainer.save_model(0, cfg.OUTPUT_DIR)
+    trainer.save_model(1, cfg.OUTPUT_DIR)
+    Path(cfg.OUTPUT_DIR, "frozen", "checkpoint").write_text("model.pth.tar-1\n")
+    with pytest.raises(UserError, match=r"different epochs \[1, 2\]"):
+        trainer.resume_model_if_exist(cfg.OUTPUT_DIR)
+
+
+def test_an_unknown_trainer_is_named_with_the_nearest(cfg):
+    cfg.TRAINER.NAME = "LinearProb"
+    with pytest.raises(UserError, match=r"TRAINER\.NAME .* \(did you mean 'LinearProbe'\?\)"):
+        build_trainer(cfg)

@@ -1,0 +1,212 @@
+"""Meters, registry, log files, seeds, files."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import random
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from anchoropt_plugin import UserError
+from anchoropt_plugin.runtime.utils.tools import random_state, restore_random_state
+from dassl.metrics import compute_accuracy
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    Registry,
+    check_isfile,
+    collect_env_info,
+    count_num_param,
+    listdir_nohidden,
+    load_pretrained_weights,
+    mkdir_if_missing,
+    read_image,
+    read_json,
+    set_random_seed,
+    setup_logger,
+    tolist_if_not,
+    write_json,
+)
+
+
+def test_average_meter():
+    even, exponential = AverageMeter(), AverageMeter(ema=True)
+    for value, n in ((2.0, 1), (torch.tensor(5.0), 3)):
+        even.update(value, n)
+        exponential.update(value, n)
+    assert (even.val, even.avg, even.sum, even.count) == (5.0, 17 / 4, 17.0, 4)
+    assert exponential.avg == pytest.approx(0.9 * 0.2 + 0.5)
+    even.reset()
+    assert (even.avg, even.count) == (0, 0)
+
+
+def test_metric_meter():
+    meter = MetricMeter()
+    meter.update(None)
+    meter.update({"loss": 1.0, "acc": torch.tensor(50.0)})
+    meter.update({"loss": 2.0, "acc": 100})
+    assert str(meter) == "loss 2.0000 (1.5000) acc 100.0000 (75.0000)"
+
+
+def test_top_k_accuracy():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [0.0, 5.0, 1.0]])
+    top1, top2 = compute_accuracy((logits, "unused"), torch.tensor([0, 1, 0, 1]), topk=(1, 2))
+    assert (top1.item(), top2.item()) == (50.0, 75.0)
+    assert top1.shape == (1,)
+
+
+def test_registry():
+    registry = Registry("THING")
+
+    @registry.register()
+    class First: ...
+
+    class Second: ...
+
+    registry.register(Second)
+    assert registry.registered_names() == ["First", "Second"]
+    with pytest.raises(KeyError, match="First"):
+        registry.register(First)
+    registry.register(type("First", (), {}), force=True)
+    assert registry.get("First") is not First
+    with pytest.raises(KeyError, match="Third"):
+        registry.get("Third")
+
+
+@pytest.fixture
+def stdout(monkeypatch, capsys):
+    """Undo what setup_logger does to sys.stdout."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    yield capsys
+    sys.stdout.close() if hasattr(sys.stdout, "console") else None
+
+
+def test_log_file(stdout, tmp_path):
+    setup_logger(str(tmp_path / "run"))
+    print("printed")
+    logging.getLogger("anchoropt_plugin").info("logged")
+    log = tmp_path / "run" / "log.txt"
+    assert log.read_text() == "printed\nlogged\n", "there before the file is closed"
+
+    setup_logger(str(tmp_path / "run"))
+    print("second")
+    assert stdout.readouterr().out == "printed\nlogged\nsecond\n"
+    assert log.read_text() == "printed\nlogged\n"
+    (later,) = (tmp_path / "run").glob("log.txt-*")
+    assert re.fullmatch(r"log\.txt(-\d\d\d\d)(-\d\d){5}", later.name)
+    assert later.read_text() == "second\n"
+
+
+def test_log_file_by_name(stdout, tmp_path):
+    setup_logger(None)
+    assert not hasattr(sys.stdout, "console")
+    setup_logger(str(tmp_path / "train.log"))
+    print("here")
+    assert (tmp_path / "train.log").read_text() == "here\n"
+
+
+def draw():
+    return random.random(), np.random.rand(), torch.rand(()).item()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**40])
+def test_seeds(seed):
+    set_random_seed(seed)
+    first = draw()
+    set_random_seed(seed)
+    assert draw() == first
+    assert first[0] == random.Random(seed).random()
+
+
+def test_random_state_survives_a_file(tmp_path):
+    set_random_seed(5)
+    torch.save(random_state(), tmp_path / "state")
+    first = draw()
+    restore_random_state(torch.load(tmp_path / "state", weights_only=True))
+    assert draw() == first
+
+
+def test_json(tmp_path):
+    path = tmp_path / "new" / "split.json"
+    write_json({"train": [["a.jpg", 0, "à"]]}, path)
+    assert read_json(path) == {"train": [["a.jpg", 0, "à"]]}
+    path.write_text('{\n"train": [1,\n}')
+    with pytest.raises(UserError, match=r"split\.json, line 3: not valid json"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"none\.json: No such file"):
+        read_json(tmp_path / "none.json")
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UserError, match="not text in UTF-8"):
+        read_json(path)
+
+
+def test_pictures(tmp_path):
+    path = tmp_path / "grey.png"
+    Image.effect_noise((40, 40), 50).save(path)
+    assert read_image(path).mode == "RGB"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"cannot read the picture .*grey\.png"):
+        read_image(path)
+    path.write_text("not a picture")
+    with pytest.raises(UserError, match=r"cannot read the picture .*grey\.png"):
+        read_image(path)
+    with pytest.raises(UserError, match=r"gone\.png is missing"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_folders(tmp_path):
+    mkdir_if_missing(tmp_path / "a" / "b")
+    mkdir_if_missing(tmp_path / "a" / "b")
+    (tmp_path / "a" / ".hidden").touch()
+    (tmp_path / "a" / "c").touch()
+    assert listdir_nohidden(tmp_path / "a", sort=True) == ["b", "c"]
+    assert check_isfile(tmp_path / "a" / "c")
+    with pytest.warns(UserWarning, match="No file found"):
+        assert not check_isfile(tmp_path / "d")
+    assert (tolist_if_not("a"), tolist_if_not(["a"])) == (["a"], ["a"])
+
+
+def test_environment():
+    assert f"torch: {torch.__version__}" in collect_env_info()
+
+
+def test_pretrained_weights(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    state = {
+        "module.0.weight": torch.full((2, 2), 7.0),
+        "1.weight": torch.zeros(5, 5),
+        "else": torch.zeros(1),
+    }
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "weights")
+    bias = model[1].bias.clone()
+    load_pretrained_weights(model, tmp_path / "weights")
+    assert torch.equal(model[0].weight, torch.full((2, 2), 7.0))
+    assert torch.equal(model[1].bias, bias)
+    torch.save({"else": torch.zeros(1)}, tmp_path / "weights")
+    with pytest.warns(UserWarning, match="Nothing in"):
+        load_pretrained_weights(model, tmp_path / "weights")
+
+
+def test_counting_parameters():
+    model = nn.Linear(3, 2)
+    assert count_num_param(model) == 8
+    assert count_num_param(params=model.parameters()) == 8
+    assert count_num_param(params=[{"params": list(model.parameters())}, model.bias]) == 10
+
+
+def test_scalars_without_tensorboard(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it now fails
+    spec = importlib.util.find_spec("anchoropt_plugin.runtime.utils.writer")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    writer = module.SummaryWriter(log_dir="scalars")
+    writer.add_scalar("train/loss", 1.0, 0)
+    writer.close()
+    assert capsys.readouterr().out.count("pip install tensorboard") == 1

@@ -1,0 +1,214 @@
+"""Stage 1 against plain computations, and anchors on disk."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+import torch
+from clip.model import convert_weights
+from torch.nn import functional as F
+
+from anchoropt_plugin import AnchorTokens, UserError, anchors
+from anchoropt_plugin.anchors import AnchorPrompts, StageOne, content_key
+from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.text_encoder import TextTower
+
+from .conftest import random_clip
+
+NAMES = ["cat", "golden_retriever", "red panda"]
+TEXTS = [["a small cat.", "a cat on a roof."], ["a dog."], ["a red bear.", "a panda.", "red fur."]]
+
+
+def plain_features(clip, values):
+    """Features of ``[A] of {class}.`` through CLIP's own 77 tokens, normalised."""
+    words = " ".join(["X"] * len(values))
+    tokens = tokenize([f"{words} of {name.replace('_', ' ')}." for name in NAMES])
+    x = clip.token_embedding(tokens)
+    x = torch.cat([x[:, :1], values.expand(3, -1, -1), x[:, 1 + len(values) :]], 1)
+    x = (x + clip.positional_embedding).permute(1, 0, 2)
+    x = clip.ln_final(clip.transformer(x).permute(1, 0, 2))
+    return F.normalize(x[torch.arange(3), tokens.argmax(-1)] @ clip.text_projection, dim=-1)
+
+
+def plain_loss(clip, values, weight):
+    """The mean over classes, descriptions and features, term by term."""
+    features, total = plain_features(clip, values), 0.0
+    for feature, sentences in zip(features, TEXTS, strict=True):
+        targets = F.normalize(clip.encode_text(tokenize(sentences)), dim=-1)
+        total = total + (feature - targets).square().mean()
+    return weight * total / 3
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_anchor_prompts_equal_the_plain_branch(clip, length):
+    values = torch.randn(length, 64) * 0.02
+    features = AnchorPrompts(TextTower(clip), NAMES, length).encode(values)
+    torch.testing.assert_close(features, plain_features(clip, values), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_learning_is_sgd_on_the_loss_written_out(clip, length):
+    settings = StageOne(length=length, epochs=4, steps=2, lr=0.5, mse_weight=100.0)
+    learned = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, settings)
+
+    generator = torch.Generator().manual_seed(0)
+    values = (0.02 * torch.randn(length, 64, generator=generator)).requires_grad_()
+    optimizer = torch.optim.SGD([values], lr=0.5, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    cosine = [0.5 * 0.5 * (1 + math.cos(math.pi * lag / 4)) for lag in (0, 1, 2)]
+    for rate in (1e-5, *cosine):
+        optimizer.param_groups[0]["lr"] = rate
+        steps = []
+        for _ in range(2):
+            loss = plain_loss(clip, values, 100.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            steps.append(loss.item())
+        losses.append(sum(steps) / 2)
+    assert learned.losses == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(learned.values, values.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_seeds_share_the_start_and_the_global_random_state_is_left_alone(clip):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, StageOne(epochs=2))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    second = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, StageOne(epochs=2))
+    assert torch.equal(first.values, second.values)
+
+
+def test_half_precision_stays_finite_and_near_float32_on_the_published_weight():
+    clip = random_clip()
+    settings = StageOne(epochs=20, steps=3, mse_weight=1000.0)
+    full = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, settings)
+    convert_weights(clip)
+    half = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, settings)
+    assert all(map(math.isfinite, half.losses))
+    assert half.losses[-1] == pytest.approx(full.losses[-1], rel=0.02)
+    assert half.losses[-1] < half.losses[0]
+
+
+def test_a_cross_entropy_on_images_is_added_where_asked_for(clip):
+    images, labels = F.normalize(torch.randn(6, 32), dim=-1), torch.tensor([0, 1, 2, 0, 1, 2])
+    settings = StageOne(epochs=1, steps=1, mse_weight=1.0, ce_weight=2.0)
+    batches = [(images, labels)]
+    learned = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, settings, images=lambda: batches)
+    start = 0.02 * torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    logits = clip.logit_scale.exp() * images @ plain_features(clip, start).t()
+    expected = plain_loss(clip, start, 1.0) + 2.0 * F.cross_entropy(logits, labels)
+    assert learned.losses[0] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_told(clip):
+    with pytest.raises(UserError, match=r"epoch \d+ is (nan|inf)"):
+        AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, StageOne(epochs=9, lr=1e30))
+
+
+# ---------------------------------------------------------------------- on disk
+def test_save_and_load(tmp_path):
+    kept = AnchorTokens(torch.randn(2, 8), [3.0, 2.0], "key")
+    kept.save(tmp_path / "a.pth.tar")
+    loaded = AnchorTokens.load(tmp_path / "a.pth.tar")
+    assert torch.equal(loaded.values, kept.values)
+    assert (loaded.losses, loaded.key) == ([3.0, 2.0], "key")
+
+
+class _Scheduler:
+    """Stands for the scheduler object that is pickled in published files."""
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    def __reduce__(self):
+        return open, (self.flag, "w")
+
+
+def test_published_files_are_read_without_running_their_code(tmp_path):
+    flag = tmp_path / "code ran"
+    folder = tmp_path / "anchor_prompt_learner"
+    folder.mkdir()
+    tokens = torch.randn(1, 512).half()
+    state = {
+        "anchor_ctx_1": tokens,
+        "token_prefix": torch.zeros(5, 1, 512).half(),
+        "token_of": torch.zeros(5, 1, 512).half(),
+        "token_suffix": torch.zeros(5, 74, 512).half(),
+    }
+    content = {"state_dict": state, "epoch": 100, "optimizer": {}, "val_result": None}
+    torch.save({**content, "scheduler": _Scheduler(str(flag))}, folder / "model.pth.tar")
+    flag.unlink(missing_ok=True)
+    for path in (tmp_path, folder / "model.pth.tar"):
+        loaded = AnchorTokens.load(path).values
+        assert loaded.dtype == torch.float32 and torch.equal(loaded, tokens.float())
+    assert not flag.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"ctx": torch.zeros(4, 8)}}, "holds no anchor tokens"),
+        ({"epoch": 3}, "holds no anchor tokens"),
+        ({"state_dict": {"anchor_ctx_1": torch.zeros(8)}}, "holds no anchor tokens"),
+        ({"state_dict": {"anchor_ctx_1": torch.full((1, 8), math.nan)}}, "not finite"),
+    ],
+)
+def test_files_that_hold_no_anchors_are_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "a.pth.tar")
+    with pytest.raises(UserError, match=message):
+        AnchorTokens.load(tmp_path / "a.pth.tar")
+
+
+def test_a_missing_or_truncated_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a\.pth\.tar"):
+        AnchorTokens.load(tmp_path / "a.pth.tar")
+    AnchorTokens(torch.randn(2, 8)).save(tmp_path / "a.pth.tar")
+    whole = (tmp_path / "a.pth.tar").read_bytes()
+    (tmp_path / "a.pth.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"a\.pth\.tar"):
+        AnchorTokens.load(tmp_path / "a.pth.tar")
+
+
+# ---------------------------------------------------------------------- shared under a key
+def test_the_key_depends_on_all_that_the_anchors_depend_on(clip):
+    base = (clip, NAMES, TEXTS, StageOne())
+    other_weights = random_clip(seed=1)
+    changes = [
+        (other_weights, NAMES, TEXTS, StageOne()),
+        (clip, ["cat", "dog", "red panda"], TEXTS, StageOne()),
+        (clip, NAMES, [*TEXTS[:2], ["a panda."]], StageOne()),
+        (clip, NAMES, TEXTS, StageOne(lr=0.01)),
+    ]
+    keys = [content_key(TextTower(c), *rest) for c, *rest in [base, *changes]]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == content_key(TextTower(random_clip()), NAMES, TEXTS, StageOne())
+
+
+def test_kept_anchors_are_recalled_and_damaged_ones_are_not(tmp_path, caplog):
+    kept = AnchorTokens(torch.randn(1, 8), [1.0], "abc")
+    anchors.keep(kept, tmp_path / "new" / "folder")
+    recalled = anchors.recall(tmp_path / "new" / "folder", "abc")
+    assert torch.equal(recalled.values, kept.values)
+    assert anchors.recall(tmp_path, "abc") is None
+    (tmp_path / "abc.pth.tar").write_bytes(pickle.dumps("nothing of the kind"))
+    assert anchors.recall(tmp_path, "abc") is None
+    assert "learning the anchors again" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_not_fatal(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    anchors.keep(AnchorTokens(torch.zeros(1, 8), [], "abc"), tmp_path / "file" / "folder")
+    assert "learned anew" in caplog.text
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    assert anchors.cache_folder(str(tmp_path)) == tmp_path
+    monkeypatch.setenv("ANCHOROPT_CACHE", "/somewhere")
+    assert str(anchors.cache_folder()) == "/somewhere"
+    monkeypatch.delenv("ANCHOROPT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert str(anchors.cache_folder()) == "/cache/anchoropt_plugin/anchors"

@@ -1,0 +1,169 @@
+"""Checkpoints: every format is read, no code is run, and a write is whole or not at all."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from anchoropt_plugin import UserError, checkpoints
+from anchoropt_plugin.runtime.data.datasets import Datum
+
+ran: list[str] = []
+
+
+class Hostile:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self):
+        return exec, (f"import {__name__} as here; here.ran.append('ran')",)
+
+
+class Writes:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def published(tmp_path, legacy, **more):
+    """A checkpoint as the CoOp family's are: half precision, a pickled scheduler in it."""
+    context = nn.Parameter(torch.randn(4, 512).half())
+    optimizer = torch.optim.SGD([context], lr=0.002, momentum=0.9)
+    scheduler = CosineAnnealingLR(optimizer, 50)
+    scheduler.last_epoch = 7
+    checkpoint = {
+        "state_dict": collections.OrderedDict(ctx=context.detach(), as_parameter=context),
+        "epoch": 50,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": {"last_epoch": 1, "successor": scheduler},
+        "val_result": None,
+        **more,
+    }
+    path = tmp_path / "model.pth.tar-50"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=not legacy)
+    return path, checkpoint
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_published_checkpoint(tmp_path, legacy):
+    path, checkpoint = published(tmp_path, legacy)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    loaded = checkpoints.load(path)
+    for name, value in checkpoint["state_dict"].items():
+        assert torch.equal(loaded["state_dict"][name], value)
+        assert loaded["state_dict"][name].dtype == torch.float16
+    assert loaded["optimizer"]["param_groups"][0]["lr"] == 0.002
+    assert (loaded["epoch"], loaded["val_result"]) == (50, None)
+    successor = loaded["scheduler"]["successor"]
+    assert isinstance(successor, checkpoints.Foreign)
+    assert successor.state["last_epoch"] == 7
+    assert isinstance(successor.state["optimizer"], checkpoints.Foreign)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("at_top", [False, True], ids=["in a dict", "at the top"])
+def test_a_hostile_checkpoint_runs_nothing(tmp_path, legacy, at_top):
+    trace = tmp_path / "trace"
+    path, _ = published(tmp_path, legacy, hook=Hostile(), other=[Writes(trace)])
+    if at_top:
+        torch.save(Writes(trace), path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(UserError, match="a checkpoint is a dict"):
+            checkpoints.load(path)
+    else:
+        assert isinstance(checkpoints.load(path)["hook"], checkpoints.Foreign)
+    assert not ran
+    assert not trace.exists()
+    # The trap is a real one.
+    pickle.loads(pickle.dumps(Writes(trace)))
+    assert trace.exists()
+
+
+def test_other_foreign_objects(tmp_path):
+    holder = {
+        "path": Path("a"),
+        "default": collections.defaultdict(list, {1: [2]}),
+        "counter": collections.Counter("aab"),
+        "names": {"x", "y"},
+        "dtype": torch.float16,
+        "module": nn.Linear(1, 1),
+        "deque": collections.deque([1, 2]),
+        "w": torch.zeros(2),
+    }
+    torch.save(holder, tmp_path / "file")
+    loaded = checkpoints.load(tmp_path / "file")
+    for name in ("path", "default", "module", "deque"):
+        assert isinstance(loaded[name], checkpoints.Foreign)
+    for name in ("counter", "names", "dtype"):
+        assert loaded[name] == holder[name]
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_truncated_file_is_named(tmp_path, legacy):
+    path, _ = published(tmp_path, legacy)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(
+        UserError, match=r"cannot read the checkpoint .*model\.pth\.tar-50"
+    ) as error:
+        checkpoints.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"state_dict": {}})])
+def test_a_foreign_file_is_named(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"notes\.txt is not a checkpoint"):
+        checkpoints.load(path)
+
+
+def test_missing_files_torchscript_and_bare_tensors(tmp_path):
+    with pytest.raises(UserError, match=r"cannot open the checkpoint .*gone: No such file"):
+        checkpoints.load(tmp_path / "gone")
+    torch.save(torch.zeros(2), tmp_path / "tensor")
+    with pytest.raises(UserError, match="holds a Tensor, but a checkpoint is a dict"):
+        checkpoints.load(tmp_path / "tensor")
+    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "script"))
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        checkpoints.load(tmp_path / "script")
+
+
+class Unsavable:
+    def __reduce__(self):
+        raise RuntimeError("interrupted")
+
+
+def test_a_write_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "model.pth.tar-1"
+    checkpoints.save({"epoch": 1}, path)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        checkpoints.save({"epoch": 2, "other": Unsavable()}, path)
+    assert checkpoints.load(path)["epoch"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_public_few_shot_file(tmp_path, protocol):
+    path = tmp_path / "shot_1-seed_1.pkl"
+    lists = {"train": [Datum("/data/a.jpg", 3, 0, "cat")], "val": []}
+    path.write_bytes(pickle.dumps(lists, protocol=protocol))
+    loaded = checkpoints.load_fewshot_pickle(path)
+    assert loaded == {"train": [("/data/a.jpg", 3, 0, "cat")], "val": []}
+    assert loaded["train"][0].classname == "cat"
+
+
+@pytest.mark.parametrize("payload", [Hostile(), {"train": [Hostile()]}, [1], {"train": [1]}])
+def test_other_few_shot_files_are_refused(tmp_path, payload):
+    path = tmp_path / "shot_1-seed_1.pkl"
+    path.write_bytes(pickle.dumps(payload))
+    with pytest.raises(UserError, match=r"shot_1-seed_1\.pkl is not a few-shot file"):
+        checkpoints.load_fewshot_pickle(path)
+    assert not ran

@@ -1,0 +1,72 @@
+"""The settings: checked once, all faults at once."""
+
+from __future__ import annotations
+
+import pytest
+from yacs.config import CfgNode
+
+from anchoropt_plugin import UserError, extend_cfg
+from anchoropt_plugin.config import AnchorOPTConfig
+
+PUBLIC_DEFAULTS = {
+    "USE_ANCHOROPT": False,
+    "ANCHOR_LEN": 1,
+    "GUMBEL_TEMP": 1.0,
+    "KD_TEMPERATURE": 1.0,
+    "ANCHOR_MSE_WEIGHT": 10.0,
+    "PROMPT_CE_WEIGHT": 1.0,
+    "KD_WEIGHT": 1.0,
+    "MAX_TEMPLATE_LENGTH": 10,
+}
+
+
+def cfg(**values):
+    node = CfgNode({"TRAINER": {}})
+    extend_cfg(node)
+    node.TRAINER.ANCHOROPT.update(values)
+    return node
+
+
+def test_public_keys_have_their_public_defaults():
+    node = cfg().TRAINER.ANCHOROPT
+    assert {key: node[key] for key in PUBLIC_DEFAULTS} == PUBLIC_DEFAULTS
+
+
+def test_extending_keeps_values_that_are_there():
+    node = CfgNode({"TRAINER": {"ANCHOROPT": {"KD_WEIGHT": 5.0}}})
+    extend_cfg(node)
+    assert node.TRAINER.ANCHOROPT.KD_WEIGHT == 5.0 and node.TRAINER.ANCHOROPT.ANCHOR_LEN == 1
+
+
+def test_all_faults_are_told_in_one_line():
+    with pytest.raises(UserError) as error:
+        AnchorOPTConfig(position="sinkhron", anchor_len=0, kd_weight=-1.0)
+    message = str(error.value)
+    assert "did you mean 'sinkhorn'?" in message
+    assert "ANCHOR_LEN must be positive" in message and "KD_WEIGHT must not be" in message
+    assert "\n" not in message
+
+
+def test_given_keys_win_over_arguments_and_arguments_over_defaults():
+    settings = AnchorOPTConfig.from_cfg(cfg(KD_WEIGHT=5.0), kd_weight=7.0, position="gumbel")
+    assert (settings.kd_weight, settings.position) == (5.0, "gumbel")
+    with pytest.raises(UserError, match=r"no setting 'positon'.*'position'"):
+        AnchorOPTConfig.from_cfg(cfg(), positon="gumbel")
+
+
+def test_the_reference_preset_does_what_the_released_code_does():
+    settings = AnchorOPTConfig.from_cfg(cfg(PRESET="reference", GUMBEL_TEMP=0.5))
+    assert (settings.position, settings.position_init, settings.position_init_std) == (
+        "gumbel",
+        0.0,
+        1.0,
+    )
+    assert settings.sample_at_eval and settings.pooling == "unshifted"
+    assert settings.position_lr == 0 and settings.gumbel_temp == 0.5
+
+
+def test_the_temperature_falls_geometrically_or_stays():
+    settings = AnchorOPTConfig(gumbel_temp=2.0, gumbel_temp_end=0.02)
+    assert [settings.temperature_at(e, 3) for e in range(3)] == pytest.approx([2.0, 0.2, 0.02])
+    assert AnchorOPTConfig(gumbel_temp=2.0).temperature_at(2, 3) == 2.0
+    assert settings.temperature_at(0, 1) == 2.0

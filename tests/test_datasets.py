@@ -1,0 +1,373 @@
+"""Data sets: splits, few-shot draws against plain ``random``, halves of classes, own pictures."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+import datasets  # noqa: F401  (registers the data sets)
+from anchoropt_plugin import UserError
+from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
+from datasets.image_folder import ImageFolder
+from datasets.split_dataset import SplitDataset
+
+# Labels are first seen in the order 2, 0, 1; class 1 has fewer pictures than any draw asks for.
+CLASSES = {2: ("hairy_dog", 6), 0: ("cat", 5), 1: ("bird", 2)}
+
+
+class Pets(SplitDataset):
+    folder = "pets"
+    split_file = "split_zhou_Pets.json"
+
+
+def make_cfg(root, shots=-1, seed=1, subsample="all"):
+    return SimpleNamespace(
+        SEED=seed,
+        VERBOSE=False,
+        DATASET=SimpleNamespace(
+            ROOT=str(root), NAME="Pets", NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subsample
+        ),
+    )
+
+
+def add_picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """The root of a data set in the public layout; its split is in ``root.split``."""
+    split = {"train": [], "val": [], "test": []}
+    for part, items in split.items():
+        for label, (name, count) in CLASSES.items():
+            for i in range(count):
+                items.append([f"{name}/{part}_{i}.jpg", label, name])
+                add_picture(tmp_path / "pets" / "images" / items[-1][0])
+    path = tmp_path / "pets" / Pets.split_file
+    path.write_text(json.dumps(split))
+    return SimpleNamespace(root=tmp_path, folder=tmp_path / "pets", path=path, split=split)
+
+
+def rows(dataset, part):
+    """What is in a part, as the split file has it."""
+    images = f"{dataset.image_dir}/"
+    return [
+        [item.impath.removeprefix(images), item.label, item.classname]
+        for item in getattr(dataset, part)
+    ]
+
+
+def test_the_whole_data_set(pets):
+    dataset = Pets(make_cfg(pets.root))
+    for part, name in (("train_x", "train"), ("val", "val"), ("test", "test")):
+        assert rows(dataset, part) == pets.split[name]
+    assert dataset.classnames == ["cat", "bird", "hairy_dog"]
+    assert not (pets.folder / "split_fewshot").exists()
+
+
+def draw(items, shots):
+    """The public rule, with the global ``random``."""
+    drawn = []
+    for label in CLASSES:  # the order in which they are first seen
+        of_label = [item for item in items if item[1] == label]
+        drawn += random.sample(of_label, shots) if len(of_label) >= shots else of_label
+    return drawn
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("shots", [1, 2, 5])
+def test_few_shots(pets, shots, seed):
+    random.seed(seed)
+    train = draw(pets.split["train"], shots)
+    val = draw(pets.split["val"], min(shots, 4))
+    state = random.getstate()
+    for _ in range(2):  # drawn, then read from the file
+        dataset = Pets(make_cfg(pets.root, shots, seed))
+        assert rows(dataset, "train_x") == train
+        assert rows(dataset, "val") == val
+        assert rows(dataset, "test") == pets.split["test"]
+    assert random.getstate() == state, "the global generator is not touched"
+    (cached,) = (pets.folder / "split_fewshot").iterdir()
+    assert cached.name == f"shot_{shots}-seed_{seed}.json"
+    assert json.loads(cached.read_text())["train"] == train
+
+
+def test_the_noted_draw_is_used_until_the_split_changes(pets, capsys):
+    cfg = make_cfg(pets.root, shots=1)
+    Pets(cfg)
+    path = pets.folder / "split_fewshot" / "shot_1-seed_1.json"
+    noted = json.loads(path.read_text())
+    noted["train"] = [pets.split["train"][i] for i in (0, 6, 11)]
+    path.write_text(json.dumps(noted))
+    assert rows(Pets(cfg), "train_x") == noted["train"]
+
+    pets.split["train"].pop()
+    pets.path.write_text(json.dumps(pets.split))
+    random.seed(1)
+    assert rows(Pets(cfg), "train_x") == draw(pets.split["train"], 1)
+    assert "drawn from another split" in capsys.readouterr().out
+
+
+def test_without_a_seed_nothing_is_noted(pets):
+    drawn = {str(rows(Pets(make_cfg(pets.root, shots=2, seed=-1)), "train_x")) for _ in range(9)}
+    assert len(drawn) > 1
+    assert not (pets.folder / "split_fewshot").exists()
+
+
+def test_a_read_only_data_set(pets):
+    (pets.folder / "split_fewshot").touch()  # a file in the way, for whoever runs this as root
+    dataset = Pets(make_cfg(pets.root, shots=1))
+    random.seed(1)
+    assert rows(dataset, "train_x") == draw(pets.split["train"], 1)
+
+
+@pytest.fixture
+def write_public_file(pets):
+    """Write ``shot_1-seed_1.pkl`` as other repositories do, on a machine with another root."""
+
+    def write(paths):
+        lists = {
+            part: [Datum(path, label, 0, name) for path, label, name in items]
+            for part, items in paths.items()
+        }
+        file = pets.folder / "split_fewshot" / "shot_1-seed_1.pkl"
+        file.parent.mkdir()
+        file.write_bytes(pickle.dumps(lists, protocol=pickle.HIGHEST_PROTOCOL))
+
+    return write
+
+
+def test_a_public_few_shot_file_comes_first(pets, write_public_file):
+    chosen = [pets.split["train"][i] for i in (3, 8, 12)]
+    there = [[f"/elsewhere/pets/images/{path}", label, name] for path, label, name in chosen]
+    write_public_file({"train": there})  # ImageNet's have no "val"
+    dataset = Pets(make_cfg(pets.root, shots=1))
+    assert rows(dataset, "train_x") == chosen
+    assert rows(dataset, "val") == pets.split["val"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/elsewhere/cats/1.jpg", "not in a folder pets/images"),
+        ("/elsewhere/pets/images/../secret.jpg", "leads out of"),
+        ("/elsewhere/pets/images/cat/none.jpg", "1 of 40 pictures .* are missing"),
+    ],
+)
+def test_a_public_few_shot_file_of_other_pictures(pets, write_public_file, path, message):
+    drawn = [[path, 0, "cat"], *([f"/a/pets/images/{p}", y, c] for p, y, c in pets.split["train"])]
+    write_public_file({"train": drawn})
+    with pytest.raises(UserError, match=message):
+        Pets(make_cfg(pets.root, shots=1))
+
+
+@pytest.mark.parametrize(
+    ("half", "kept"), [("base", {0: (0, "cat"), 1: (1, "bird")}), ("new", {2: (0, "hairy_dog")})]
+)
+def test_halves_of_the_classes(pets, half, kept):
+    dataset = Pets(make_cfg(pets.root, subsample=half))
+    for part, name in (("train_x", "train"), ("val", "val"), ("test", "test")):
+        expected = [[path, *kept[label]] for path, label, _ in pets.split[name] if label in kept]
+        assert rows(dataset, part) == expected
+    assert dataset.classnames == [name for _, name in kept.values()]
+
+
+def test_shots_are_drawn_before_the_half_is_taken(pets):
+    random.seed(1)
+    drawn = [path for path, label, _ in draw(pets.split["train"], 2) if label == 2]
+    dataset = Pets(make_cfg(pets.root, shots=2, subsample="new"))
+    assert [row[0] for row in rows(dataset, "train_x")] == drawn
+
+
+def test_an_unknown_half(pets):
+    with pytest.raises(UserError, match=r"'bases' \(did you mean 'base'\?\)"):
+        Pets(make_cfg(pets.root, subsample="bases"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["train"].append(["cat/x.jpg", 0, "dog"]), "label 0 has two names"),
+        (lambda s: s["test"].append(["x.jpg", 3, "fish"]), r"label 3 \('fish'\) has no picture"),
+        (lambda s: s["train"].append(["x.jpg", 4, "emu"]), "label 3 has no picture for training"),
+        (lambda s: s["train"].append(["x.jpg", "3a", "emu"]), r"train\[13\] is .*\"3a\""),
+        (lambda s: s["val"].append(["x.jpg", -1, "emu"]), r"val\[13\]"),
+        (lambda s: s["val"].append("x.jpg"), r"val\[13\] is \"x\.jpg\", not \[relative path"),
+        (lambda s: s["train"].clear(), "no pictures for training"),
+        (lambda s: s["test"].clear(), "no pictures for test"),
+        (lambda s: s.pop("test"), r'a split is \{"train"'),
+        (lambda s: s.update(val=3), "val is not a list"),
+        (
+            lambda s: s["val"].append(["cat/gone.jpg", 0, "cat"]),
+            r"1 of 40 pictures .* cat/gone\.jpg",
+        ),
+        (lambda s: s["val"].append(["/etc/passwd", 0, "cat"]), "/etc/passwd .*leads out of"),
+        (lambda s: s["val"].append(["cat/../../x.jpg", 0, "cat"]), r"leads out of"),
+    ],
+)
+def test_malformed_splits(pets, change, message):
+    change(pets.split)
+    pets.path.write_text(json.dumps(pets.split))
+    with pytest.raises(UserError) as caught:
+        Pets(make_cfg(pets.root))
+    assert caught.match(message.replace(" cat/", ".*cat/"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_symlinks_must_stay_in_the_image_folder(pets, tmp_path, link):
+    images = pets.folder / "images"
+    pets.split["val"].append(["linked/1.jpg", 0, "cat"])
+    pets.path.write_text(json.dumps(pets.split))
+    add_picture(tmp_path / "outside" / "1.jpg")
+    if link == "folder":
+        (images / "linked").symlink_to(tmp_path / "outside")
+    else:
+        (images / "linked").mkdir()
+        (images / "linked" / "1.jpg").symlink_to(tmp_path / "outside" / "1.jpg")
+    with pytest.raises(UserError, match="symlink out of"):
+        Pets(make_cfg(pets.root))
+
+    # The data set itself may be a link, and so may a picture to another one.
+    (images / "linked" / "1.jpg").unlink() if link == "file" else (images / "linked").unlink()
+    (images / "linked").mkdir(exist_ok=True)
+    (images / "linked" / "1.jpg").symlink_to(images / "cat" / "val_0.jpg")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "pets").symlink_to(pets.folder)
+    assert len(Pets(make_cfg(tmp_path / "root")).val) == 14
+
+
+def test_missing_folders_and_files(pets, tmp_path):
+    with pytest.raises(UserError, match=r"DATASET\.ROOT is not given"):
+        Pets(make_cfg(""))
+    with pytest.raises(UserError, match=r"the data set folder .*nowhere/pets is missing"):
+        Pets(make_cfg(tmp_path / "nowhere"))
+    pets.path.write_text('{"train": [\n')
+    with pytest.raises(UserError, match=r"split_zhou_Pets\.json, line 2: not valid json"):
+        Pets(make_cfg(pets.root))
+    pets.path.unlink()
+    with pytest.raises(UserError, match=r"cannot open .*split_zhou_Pets\.json"):
+        Pets(make_cfg(pets.root))
+
+
+# ---------------------------------------------------------------------------- ImageFolder
+def folders(root, counts, start=0):
+    for name, count in counts.items():
+        for i in range(start, start + count):
+            add_picture(root / name / f"{i}.png")
+
+
+def test_class_folders_are_split_50_20_30(tmp_path):
+    folders(tmp_path, {"red_fox": 10, "eel": 4, "split_fewshot": 0})
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "eel" / "notes.txt").touch()
+    dataset = ImageFolder(make_cfg(tmp_path))
+    assert dataset.classnames == ["eel", "red fox"]
+    sizes = [[row[1] for row in rows(dataset, p)].count(1) for p in ("train_x", "val", "test")]
+    assert sizes == [5, 2, 3]
+    everything = [row[0] for part in ("train_x", "val", "test") for row in rows(dataset, part)]
+    assert len(everything) == len(set(everything)) == 14
+
+    # The same pictures in every run, whatever the seed, also where another class comes in.
+    folders(tmp_path, {"ape": 5})
+    again = ImageFolder(make_cfg(tmp_path, seed=9))
+    train = {row[0] for row in rows(again, "train_x") if row[1] > 0}
+    assert train == {row[0] for row in rows(dataset, "train_x")}
+
+
+def test_shots_of_own_pictures_do_not_become_a_class(tmp_path):
+    folders(tmp_path, {"a": 8, "b": 8})
+    for _ in range(2):
+        dataset = ImageFolder(make_cfg(tmp_path, shots=2))
+        assert dataset.classnames == ["a", "b"]
+        assert len(dataset.train_x) == 4
+    assert (tmp_path / "split_fewshot" / "shot_2-seed_1.json").is_file()
+
+
+def test_train_and_test_folders(tmp_path):
+    folders(tmp_path / "train", {"a": 2, "b": 1})
+    folders(tmp_path / "test", {"b": 3})
+    dataset = ImageFolder(make_cfg(tmp_path))
+    assert rows(dataset, "train_x") == [
+        ["train/a/0.png", 0, "a"], ["train/a/1.png", 0, "a"], ["train/b/0.png", 1, "b"],
+    ]  # fmt: skip
+    assert [row[1] for row in rows(dataset, "test")] == [1, 1, 1]
+    assert not dataset.val
+    folders(tmp_path / "val", {"a": 1})
+    assert rows(ImageFolder(make_cfg(tmp_path)), "val") == [["val/a/0.png", 0, "a"]]
+
+
+@pytest.mark.parametrize(("name", "images"), [("split.json", "."), ("split_own.json", "images")])
+def test_a_split_file(tmp_path, name, images):
+    folders(tmp_path / images, {"a": 2})
+    split = {"train": [["a/0.png", 0, "first"]], "test": [["a/1.png", 0, "first"]]}
+    (tmp_path / name).write_text(json.dumps(split))
+    dataset = ImageFolder(make_cfg(tmp_path))
+    assert rows(dataset, "test") == split["test"]
+    assert dataset.classnames == ["first"]
+
+
+def test_class_names_from_a_file(tmp_path):
+    folders(tmp_path, {"n01": 4, "n02": 4})
+    names = tmp_path / "classnames.txt"
+    names.write_text("n02 great white shark\nn01 tench\n\n")
+    assert ImageFolder(make_cfg(tmp_path)).classnames == ["tench", "great white shark"]
+    names.write_text("n02 shark\n")
+    with pytest.raises(UserError, match=r"no line for the folder .*n01"):
+        ImageFolder(make_cfg(tmp_path))
+    names.write_text("n02 shark\nn01\n")
+    with pytest.raises(UserError, match=r"classnames\.txt, line 2: no class name after 'n01'"):
+        ImageFolder(make_cfg(tmp_path))
+
+
+def test_own_pictures_gone_wrong(tmp_path):
+    def refused(message):
+        with pytest.raises(UserError, match=message):
+            ImageFolder(make_cfg(tmp_path / "own"))
+
+    refused("the image folder .*own is missing")
+    (tmp_path / "own").mkdir()
+    refused("has no class folders")
+    folders(tmp_path / "own", {"a": 3})
+    refused("own/a has 3 pictures; 4 are needed")
+    (tmp_path / "own" / "b").mkdir()
+    folders(tmp_path / "own", {"a": 1}, start=3)
+    refused("own/b has no pictures")
+    folders(tmp_path / "own" / "train", {"a": 1})
+    refused("none called test")
+    folders(tmp_path / "own" / "test", {"c": 1})
+    refused("own/test/c has no counterpart")
+    for name in ("split_1.json", "split_2.json"):
+        (tmp_path / "own" / name).touch()
+    refused("several splits")
+
+
+# ---------------------------------------------------------------------------- embedded sets
+@pytest.mark.parametrize(("name", "classes"), [("Digits", 10), ("Shapes", 48)])
+def test_embedded_data_sets(tmp_path, name, classes):
+    cfg = make_cfg(tmp_path / "root")
+    cfg.DATASET.NAME = name
+    dataset = build_dataset(cfg)
+    assert dataset.num_classes == classes
+    assert DATASET_REGISTRY.get(name).written_on_first_use
+    written = sorted((tmp_path / "root").rglob("*.json"))
+    assert [path.name for path in written] == [f"split_zhou_{name}.json"]
+    split = json.loads(written[0].read_text())
+    for part, key in (("train_x", "train"), ("val", "val"), ("test", "test")):
+        assert rows(dataset, part) == split[key]
+        assert {label for _, label, _ in split[key]} == set(range(classes))
+    stamps = [path.stat().st_mtime_ns for path in written]
+    build_dataset(cfg)
+    assert [path.stat().st_mtime_ns for path in written] == stamps
+
+
+def test_an_embedded_data_set_with_nowhere_to_go(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write the data set to .*file/digits"):
+        DATASET_REGISTRY.get("Digits")(make_cfg(tmp_path / "file"))

@@ -1,0 +1,176 @@
+"""The fast branch in place of a text encoder, against that encoder."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from anchoropt_plugin import accelerate, fast_text, restore
+from anchoropt_plugin.clip_models import tokenize
+from trainers.host import TextEncoder
+
+from .conftest import random_clip
+
+NAMES = ["cat", "golden retriever", "grand piano player on a roof", "cat", "a b c d"]
+N_CTX = 4
+
+
+class Prompts:
+    """Tokens and prompts of ``NAMES`` behind a context."""
+
+    def __init__(self, clip, names=NAMES):
+        self.tokens = tokenize([f"X X X X {name}." for name in names])
+        self.embedded = clip.token_embedding(self.tokens)
+
+    def behind(self, context):
+        """``context`` is (…, M, d), (…, C, M, d) or anything that expands to it."""
+        rows = self.embedded.expand(*context.shape[:-3], -1, -1, -1)
+        context = context.expand(*rows.shape[:-2], *context.shape[-2:])
+        return torch.cat([rows[..., :1, :], context, rows[..., 1 + N_CTX :, :]], -2)
+
+
+@pytest.fixture
+def clip():
+    return random_clip()
+
+
+@pytest.fixture
+def prompts(clip):
+    return Prompts(clip)
+
+
+def features_and_gradient(encoder, prompts, context, upstream):
+    leaf = context.clone().requires_grad_()
+    features = encoder(prompts.behind(leaf), prompts.tokens)
+    (features * upstream).sum().backward()
+    return features.detach(), leaf.grad
+
+
+@pytest.mark.parametrize(
+    ("shape", "shared"), [((1, N_CTX, 64), 1 + N_CTX), ((len(NAMES), N_CTX, 64), 1)]
+)
+@pytest.mark.parametrize("equal_start", [True, False])
+def test_features_and_gradient_of_shared_and_class_specific_contexts(
+    clip, prompts, shape, shared, equal_start
+):
+    """Class-specific contexts that start out equal must still get gradients of their own."""
+    context = 0.02 * torch.randn(1, N_CTX, 64) if equal_start else 0.02 * torch.randn(shape)
+    context = context.expand(shape).clone()
+    upstream = torch.randn(len(NAMES), 32)
+    plain = features_and_gradient(TextEncoder(clip), prompts, context, upstream)
+    encoder = TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    ours = features_and_gradient(encoder, prompts, context, upstream)
+    assert fast.in_use and fast._structure == shared
+    for got, want in zip(ours, plain, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+def test_without_a_graph_sharing_goes_by_value(clip, prompts):
+    encoder = TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    with torch.no_grad():
+        features = encoder(prompts.behind(torch.zeros(len(NAMES), N_CTX, 64)), prompts.tokens)
+    assert fast._structure is None and fast.in_use and len(features) == len(NAMES)
+
+
+def test_groups_of_classes_with_their_own_contexts_share_none(clip, prompts):
+    group = torch.tensor([0, 0, 1, 1, 1])
+    upstream = torch.randn(len(NAMES), 32)
+    start = 0.02 * torch.randn(1, N_CTX, 64).expand(2, -1, -1)
+    gradients = []
+    for encoder in (TextEncoder(clip), TextEncoder(clip)):
+        leaf = start.clone().requires_grad_()
+        if gradients:
+            accelerate(encoder)
+        features = encoder(prompts.behind(leaf[group]), prompts.tokens)
+        gradients.append(torch.autograd.grad(features, leaf, upstream)[0])
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
+
+
+def test_an_encoder_that_does_something_else_keeps_its_own_forward(clip, prompts, caplog):
+    class Louder(TextEncoder):
+        def forward(self, prompts, tokens):
+            return 2 * super().forward(prompts, tokens)
+
+    encoder = Louder(clip)
+    given = prompts.behind(torch.zeros(1, N_CTX, 64))
+    plain = encoder(given, prompts.tokens)
+    (fast,) = accelerate(encoder)
+    assert torch.equal(encoder(given, prompts.tokens), plain)
+    assert not fast.in_use and "differs from Louder" in caplog.text
+
+
+def test_an_encoder_that_cannot_be_read_keeps_its_own_forward(clip, prompts, caplog):
+    class Passing(nn.Module):
+        """Not CLIP's transformer."""
+
+        def __init__(self):
+            super().__init__()
+            self.resblocks = nn.Sequential(nn.Identity())
+
+        def forward(self, x):
+            return x
+
+    encoder = TextEncoder(clip)
+    encoder.transformer = Passing()
+    given = prompts.behind(torch.zeros(1, N_CTX, 64))
+    plain = encoder(given, prompts.tokens)
+    (fast,) = accelerate(encoder)
+    assert torch.equal(encoder(given, prompts.tokens), plain)
+    assert not fast.in_use and "cannot read TextEncoder" in caplog.text
+
+
+def test_calls_with_further_arguments_go_to_the_host(clip, prompts):
+    class Deep(TextEncoder):
+        def forward(self, prompts, tokens, deep=None):
+            return deep if deep is not None else super().forward(prompts, tokens)
+
+    encoder = Deep(clip)
+    accelerate(encoder)
+    given = prompts.behind(torch.zeros(1, N_CTX, 64))
+    assert encoder(given, prompts.tokens, "deep") == "deep"
+    assert encoder(given, prompts.tokens, deep="deep") == "deep"
+
+
+def test_restore_and_copies(clip, prompts):
+    model = nn.Module()
+    model.text_encoder = TextEncoder(clip)
+    keys = list(model.state_dict())
+    (fast,) = accelerate(model)
+    assert accelerate(model) == [fast]
+    assert list(model.state_dict()) == keys
+    given = prompts.behind(torch.zeros(1, N_CTX, 64))
+    features = model.text_encoder(given, prompts.tokens)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(copied.text_encoder(given, prompts.tokens), features)
+        assert copied.text_encoder.forward.encoder is copied.text_encoder
+    restore(model)
+    assert "forward" not in vars(model.text_encoder)
+
+
+def test_weights_loaded_later_are_the_ones_used(clip, prompts):
+    encoder = TextEncoder(clip)
+    accelerate(encoder)
+    given = prompts.behind(torch.zeros(1, N_CTX, 64))
+    encoder(given, prompts.tokens)
+    other = TextEncoder(random_clip(seed=1))
+    encoder.load_state_dict(other.state_dict())
+    torch.testing.assert_close(
+        encoder(given, prompts.tokens), other(given, prompts.tokens), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_decorator_returns_the_same_class(clip):
+    class Host:
+        def build_model(self):
+            self.model = TextEncoder(clip)
+
+    assert fast_text(Host) is Host
+    host = Host()
+    host.build_model()
+    assert len(accelerate(host.model)) == 1 and "forward" in vars(host.model)

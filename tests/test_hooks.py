@@ -1,0 +1,182 @@
+"""attach and detach on learners laid out as the public ones are."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from anchoropt_plugin import AnchorPositionModule, PromptHook, UserError, attach, detach, hooks
+from anchoropt_plugin.clip_models import tokenize
+
+NAMES = ["cat", "golden retriever", "red panda"]
+
+
+class Learner(nn.Module):
+    """A learner of the CoOp family; ``shape`` says how it returns its prompts."""
+
+    def __init__(self, clip, n_ctx=4, shape="plain"):
+        super().__init__()
+        words = " ".join(["X"] * n_ctx)
+        self.tokenized_prompts = tokenize([f"{words} {name}." for name in NAMES])
+        embedding = clip.token_embedding(self.tokenized_prompts)
+        self.register_buffer("token_prefix", embedding[:, :1])
+        self.register_buffer("token_suffix", embedding[:, 1 + n_ctx :])
+        self.ctx = nn.Parameter(torch.randn(n_ctx, embedding.shape[-1]))
+        self.shape = shape
+
+    def forward(self, shift=None):
+        ctx = self.ctx if shift is None else self.ctx + shift[:, None, None, :]
+        batch = ctx.shape[:-2] if shift is None else (len(shift),)
+        ctx = ctx.expand(*batch, len(NAMES), *self.ctx.shape)
+        prefix = self.token_prefix.expand(*batch, -1, -1, -1)
+        suffix = self.token_suffix.expand(*batch, -1, -1, -1)
+        prompts = torch.cat([prefix, ctx, suffix], -2)
+        return (prompts, "more", self.ctx) if self.shape == "tuple" else prompts
+
+
+@pytest.fixture
+def learner(clip):
+    return Learner(clip)
+
+
+def arranged_plainly(learner, module):
+    """Every prompt put together token by token."""
+    tokens = torch.cat([learner.ctx, module.anchors])
+    context = torch.stack([tokens[i] for i in module.matrix().argmax(-1).tolist()])
+    rows = []
+    for prefix, suffix in zip(learner.token_prefix, learner.token_suffix, strict=True):
+        rows.append(torch.cat([prefix, context, suffix[: -module.n_anchors]]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("n_anchors", [1, 3])
+def test_prompts_carry_the_arranged_context(learner, n_anchors):
+    module = attach(learner, torch.randn(n_anchors, 64), init=0, init_std=1.0)
+    for mode in (True, False):
+        learner.train(mode)
+        prompts = learner()
+        torch.testing.assert_close(prompts, arranged_plainly(learner, module))
+        assert prompts.shape == (3, 77, 64)
+
+
+@pytest.mark.parametrize("n_anchors", [1, 3])
+def test_tokens_are_those_of_the_longer_prompt_wherever_the_host_keeps_them(learner, n_anchors):
+    held_by_host = learner.tokenized_prompts
+    attach(learner, torch.zeros(n_anchors, 64))
+    words = " ".join(["X"] * (4 + n_anchors))
+    longer = tokenize([f"{words} {name}." for name in NAMES])
+    assert torch.equal(held_by_host, longer)
+
+
+def test_unshifted_pooling_leaves_the_tokens(learner):
+    before = learner.tokenized_prompts.clone()
+    attach(learner, torch.zeros(1, 64), pooling="unshifted")
+    assert torch.equal(learner.tokenized_prompts, before)
+    detach(learner)
+    assert torch.equal(learner.tokenized_prompts, before)
+
+
+def test_prompts_per_image_are_arranged_with_one_matrix(clip):
+    learner = Learner(clip)
+    module = attach(learner, torch.randn(1, 64), init=0, relaxation="gumbel")
+    prompts = learner(torch.randn(5, 64))
+    assert prompts.shape == (5, 3, 77, 64)
+    order = module.matrix().argmax(-1)
+    anchors = (order == 4).nonzero().squeeze(1) + 1
+    assert (prompts[:, :, anchors] == module.anchors[0]).all()
+
+
+def test_prompts_first_in_a_tuple_keep_the_rest_of_it(clip):
+    learner = Learner(clip, shape="tuple")
+    module = attach(learner, torch.randn(1, 64)).eval()
+    prompts, more, ctx = learner()
+    assert more == "more" and ctx is learner.ctx
+    torch.testing.assert_close(prompts, arranged_plainly(learner, module))
+
+
+def test_detach_restores_the_learner_bit_for_bit(learner):
+    before = copy.deepcopy(learner)
+    keys = set(vars(learner))
+    attach(learner, torch.randn(2, 64))
+    learner()
+    detach(learner)
+    assert set(vars(learner)) == keys
+    assert list(learner.state_dict()) == list(before.state_dict())
+    assert torch.equal(learner.tokenized_prompts, before.tokenized_prompts)
+    assert torch.equal(learner(), before())
+    assert not learner._forward_hooks and not learner._modules
+    module = attach(learner, torch.randn(2, 64))
+    assert isinstance(module, AnchorPositionModule)
+
+
+def test_a_learner_with_anchors_can_be_copied_pickled_and_detached_there(learner):
+    attach(learner, torch.randn(1, 64))
+    learner.eval()
+    for copied in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
+        assert torch.equal(copied(), learner())
+        detach(copied)
+        assert not copied._forward_hooks
+    assert learner._forward_hooks
+
+
+def test_vanilla_parameters_keep_their_names(learner):
+    names = set(learner.state_dict())
+    attach(learner, torch.zeros(1, 64))
+    assert set(learner.state_dict()) - names == {"anchoropt.logits", "anchoropt.anchors"}
+
+
+def test_gradients_reach_context_and_logits_and_not_the_anchors(learner):
+    module = attach(learner, torch.randn(1, 64), init=0)
+    (learner() * torch.randn(3, 77, 64)).sum().backward()
+    assert learner.ctx.grad.abs().sum() > 0 and module.logits.grad.abs().sum() > 0
+    assert not module.anchors.requires_grad
+
+
+def test_what_does_not_fit_is_refused(clip, learner):
+    with pytest.raises(UserError, match="do not fit a prompt of width 64"):
+        attach(learner, torch.zeros(1, 32))
+    attach(learner, torch.zeros(1, 64))
+    with pytest.raises(UserError, match="carries anchors already"):
+        attach(learner, torch.zeros(1, 64))
+    detach(learner)
+    with pytest.raises(UserError, match="carries no anchors"):
+        detach(learner)
+    with pytest.raises(UserError, match="no tensor token_prefix"):
+        attach(nn.Linear(2, 2), torch.zeros(1, 64))
+    learner.class_token_position = "middle"
+    with pytest.raises(UserError, match="CLASS_TOKEN_POSITION end"):
+        attach(learner, torch.zeros(1, 64))
+
+
+def test_a_prompt_without_room_is_refused_and_left_alone(learner):
+    learner.tokenized_prompts[1, -1] = 5
+    before = learner.tokenized_prompts.clone()
+    with pytest.raises(UserError, match="class 1 has no room"):
+        attach(learner, torch.zeros(1, 64))
+    assert torch.equal(learner.tokenized_prompts, before) and not learner._modules
+
+
+def test_a_hook_of_ones_own(clip):
+    class TwoStarts(Learner):
+        """A learner whose context starts one token later."""
+
+    class Later(PromptHook):
+        def first(self, learner):
+            return 2
+
+        def n_ctx(self, learner):
+            return super().n_ctx(learner) - 1
+
+    hooks.register_hook(TwoStarts, Later())
+    with pytest.raises(ValueError, match="has a hook already"):
+        hooks.register_hook(TwoStarts, Later())
+    learner = TwoStarts(clip)
+    module = attach(learner, torch.full((1, 64), 9.0)).eval()
+    assert module.n_ctx == 3
+    prompts = learner()
+    torch.testing.assert_close(prompts[:, 1:5], learner.ctx.expand(3, -1, -1))
+    assert (prompts[:, 5] == 9).all()

@@ -1,0 +1,213 @@
+r"""Train and test a prompt learner: the command line of CoOp, with AnchorOPT plugged in.
+
+    python train.py --root data --trainer CoOp_AnchorOPT --seed 1 \
+        --dataset-config-file configs/datasets/digits.yaml \
+        --config-file configs/trainers/CoOp/tiny.yaml \
+        --output-dir output/digits DATASET.NUM_SHOTS 16
+
+The configuration is built in this order, later values winning: defaults, data set file, method
+file, flags, KEY VALUE pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+import anchoropt_plugin  # first: it makes `import dassl` work
+import datasets  # noqa: F401  (registers the data sets)
+import trainers  # noqa: F401  (registers the trainers)
+from anchoropt_plugin import UserError
+from anchoropt_plugin.runtime.config import merge_file, merge_list
+from anchoropt_plugin.runtime.utils import (
+    check_availability,
+    collect_env_info,
+    set_random_seed,
+    setup_logger,
+)
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+
+_HOSTS = {
+    "COOP": {
+        "N_CTX": 16,
+        "CSC": False,
+        "CTX_INIT": "",
+        "PREC": "fp16",  # fp16, fp32 or amp
+        "CLASS_TOKEN_POSITION": "end",  # end, middle or front
+    },
+    "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
+    "MAPLE": {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9},
+    "ATPROMPT": {
+        "USE_ATPROMPT": False,
+        "N_ATT1": 4,
+        "N_ATT2": 4,
+        "N_ATT3": 4,
+        "ATT_NUM": 0,
+        "ATT1_TEXT": "none",
+        "ATT2_TEXT": "none",
+        "ATT3_TEXT": "none",
+    },
+}
+
+# Which config key a flag sets.
+_FLAGS = {
+    "root": "DATASET.ROOT",
+    "output_dir": "OUTPUT_DIR",
+    "resume": "RESUME",
+    "seed": "SEED",
+    "source_domains": "DATASET.SOURCE_DOMAINS",
+    "target_domains": "DATASET.TARGET_DOMAINS",
+    "transforms": "INPUT.TRANSFORMS",
+    "trainer": "TRAINER.NAME",
+    "backbone": "MODEL.BACKBONE.NAME",
+    "head": "MODEL.HEAD.NAME",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--root", help="folder of the data sets (of the pictures, for ImageFolder)")
+    add("--output-dir", help="folder for log.txt, checkpoints and scalars (default: ./output)")
+    add("--resume", help="output folder of the run to go on with (default: --output-dir)")
+    add("--seed", type=int, help="0 or more fixes all random numbers (default: -1, not fixed)")
+    add("--source-domains", nargs="+", metavar="NAME", help="domains for training")
+    add("--target-domains", nargs="+", metavar="NAME", help="domains for test")
+    add("--transforms", nargs="+", metavar="NAME", help="replaces INPUT.TRANSFORMS")
+    add("--config-file", metavar="FILE", help="yaml of the method, in configs/trainers")
+    add("--dataset-config-file", metavar="FILE", help="yaml of the data set, in configs/datasets")
+    add("--trainer", help=f"one of {', '.join(sorted(TRAINER_REGISTRY.registered_names()))}")
+    add("--backbone", help="replaces MODEL.BACKBONE.NAME")
+    add("--head", help="replaces MODEL.HEAD.NAME")
+    add("--eval-only", action="store_true", help="test a model that was trained before")
+    add("--model-dir", default="", help="with --eval-only: the output folder of its run")
+    add("--load-epoch", type=int, help="with --eval-only: of which epoch (default: the best)")
+    add("--no-train", action="store_true", help="build everything, and stop")
+    add(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys and values, after all flags: OPTIM.LR 0.01 DATASET.NUM_SHOTS 4",
+    )
+    return parser
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    """Add the keys of the hosts and of AnchorOPT to Dassl's."""
+    for name, defaults in _HOSTS.items():
+        cfg.TRAINER[name] = CfgNode(defaults)
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.DATASET.TEMPLATE = "a photo of a {}."  # the prompt of ZeroshotCLIP
+    anchoropt_plugin.extend_cfg(cfg)
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """Return the frozen configuration that the command line asks for.
+
+    Raises:
+        UserError: Something in it is unknown, missing or of the wrong type.
+    """
+    late = [word for word in args.opts if word.startswith("--")]
+    if late:
+        raise UserError(f"flags come before KEY VALUE pairs: move {late[0]} to the front")
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for path in (args.dataset_config_file, args.config_file):
+        if path:
+            merge_file(cfg, path)
+    for flag, key in _FLAGS.items():
+        value = getattr(args, flag)
+        if value is not None:
+            section, _, name = key.rpartition(".")
+            node = cfg
+            for part in filter(None, section.split(".")):
+                node = node[part]
+            node[name] = value
+    merge_list(cfg, args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def check(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Check what can be checked before anything is written.
+
+    Raises:
+        UserError: A name is unknown or a folder missing.
+    """
+    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "--trainer")
+    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
+    if not cfg.DATASET.ROOT:
+        raise UserError("--root is not given: the folder of the data sets")
+    data_set = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    folders = {"--resume": cfg.RESUME, "--model-dir": args.model_dir}
+    if not getattr(data_set, "written_on_first_use", False):
+        folders["--root"] = cfg.DATASET.ROOT
+    for flag, folder in folders.items():
+        if folder and not Path(folder).expanduser().is_dir():
+            raise UserError(f"{flag} {folder} is not a folder")
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Build the trainer, then train, test, or neither, as the flags say."""
+    try:
+        setup_logger(cfg.OUTPUT_DIR)
+    except OSError as error:
+        raise UserError(f"cannot write to {cfg.OUTPUT_DIR}: {error.strerror}") from error
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    _print_box("Arguments")
+    for name, value in sorted(vars(args).items()):
+        print(f"{name}: {value}")
+    _print_box("Config")
+    print(cfg)
+    print(f"** System info **\n{collect_env_info()}\n")
+
+    trainer = build_trainer(cfg)
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        trainer.test()
+    elif not args.no_train:
+        trainer.train()
+
+
+def _print_box(title: str) -> None:
+    line = f"** {title} **"
+    print("*" * len(line), line, "*" * len(line), sep="\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, 2 after an error of the user's, 130 after ctrl-C."""
+    args = build_parser().parse_args(argv)
+    stdout = sys.stdout
+    try:
+        cfg = setup_cfg(args)
+        check(cfg, args)
+        run(cfg, args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"error: {error} (try PREC fp32, or a lower OPTIM.LR)", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    finally:
+        if sys.stdout is not stdout:  # the copy to log.txt
+            sys.stdout.close()
+            sys.stdout = stdout
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

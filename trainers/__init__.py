@@ -1,0 +1,7 @@
+"""Host trainers in their plain form; importing this registers each with and without AnchorOPT."""
+
+import anchoropt_plugin  # noqa: F401  (first: it makes `import dassl` work)
+
+from . import coop, zsclip
+
+__all__ = ["coop", "zsclip"]

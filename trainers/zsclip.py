@@ -1,0 +1,35 @@
+"""Zero-shot CLIP: one hand-written prompt a class, nothing trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anchoropt_plugin.text_encoder import TextTower
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+
+from .host import load_host_clip, warn_of_unknown_words
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(TrainerX):
+    """CLIP with ``DATASET.TEMPLATE``, "a photo of a {}." where a data set sets no other."""
+
+    def build_model(self) -> None:
+        clip = load_host_clip(self.cfg, "fp32", self.device).to(self.device)
+        class_names = self.dm.dataset.classnames
+        warn_of_unknown_words(clip, class_names)
+        template = self.cfg.DATASET.TEMPLATE
+        prompts = [template.format(name.replace("_", " ")) for name in class_names]
+        print(f"Prompts: {prompts}")
+        self.text_features = TextTower(clip).encode_texts(prompts)
+        self.model = clip
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.model.encode_image(input)
+            features = features / features.norm(dim=-1, keepdim=True)
+            return self.model.logit_scale.exp() * features @ self.text_features.t()
+
+    def set_model_mode(self, mode: str = "train", names: object = None) -> None:
+        self.model.eval()
