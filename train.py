@@ -22,6 +22,7 @@ import anchoropt_plugin  # first: it makes `import dassl` work
 import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError
+from anchoropt_plugin.plugin import TwoStages
 from anchoropt_plugin.runtime.config import merge_file, merge_list
 from anchoropt_plugin.runtime.utils import (
     check_availability,
@@ -145,6 +146,14 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "--trainer")
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
+    name = cfg.TRAINER.NAME
+    if cfg.TRAINER.ANCHOROPT.USE_ANCHOROPT and not issubclass(
+        TRAINER_REGISTRY.get(name), TwoStages
+    ):
+        raise UserError(
+            f"TRAINER.ANCHOROPT.USE_ANCHOROPT is set, but --trainer {name} runs without AnchorOPT: "
+            f"give --trainer {name}_AnchorOPT"
+        )
     if not cfg.DATASET.ROOT:
         raise UserError("--root is not given: the folder of the data sets")
     data_set = DATASET_REGISTRY.get(cfg.DATASET.NAME)

@@ -195,7 +195,7 @@ def test_the_loss_of_a_step_is_the_objective_written_out(root, tmp_path):
 
 
 def test_position_logits_have_their_own_learning_rate_on_the_host_s_schedule(root, tmp_path):
-    keys = ["TRAINER.ANCHOROPT.POSITION_LR", "0.5", "OPTIM.MAX_EPOCH", "4"]
+    keys = ["TRAINER.ANCHOROPT.POSITION_LR", "0.5", "OPTIM.MAX_EPOCH", "4", "OPTIM.LR", "0.002"]
     trainer = build(root, tmp_path, keys=keys)
     soft, position = trainer.optim.param_groups
     assert [p is trainer.anchoropt.position.logits for p in position["params"]] == [True]
@@ -324,6 +324,12 @@ def test_mistakes_get_one_line_and_status_2(root, tmp_path, capsys, keys, messag
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
     assert not list(tmp_path.rglob("model*"))
+
+
+def test_a_published_switch_on_a_trainer_without_anchoropt_is_told(root, tmp_path, capsys):
+    keys = ["TRAINER.ANCHOROPT.USE_ANCHOROPT", "True"]
+    assert train.main(command(root, tmp_path, "CoOp", keys=keys)) == 2
+    assert "give --trainer CoOp_AnchorOPT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,198 @@
+"""Both stages of AnchorOPT in one trainer: its anchors, its objective, its rule at test."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import anchors as stage_one
+from . import checkpoints, descriptions
+from .anchors import AnchorPrompts, AnchorTokens
+from .config import AnchorOPTConfig
+from .errors import UserError
+from .objective import distillation
+from .text_encoder import TextTower
+from .wiring import FirstFeatures, HostParts
+
+log = logging.getLogger("anchoropt_plugin")
+
+RECORD = "anchoropt.json"
+"""Written beside a model's checkpoints: which classes it was trained on, and with what settings."""
+HISTORY = "position.jsonl"
+"""Written into the output folder: after each epoch a line with the relaxed position matrix."""
+
+
+class AnchorOPT:
+    """AnchorOPT in one trainer: its settings, anchors, position matrix and anchor logits.
+
+    Attributes:
+        settings: checked settings.
+        position: the module on the host's prompt learner.
+        classes: names of the classes at hand.
+        trained_classes: names of those the prompt was trained on, or None where nothing says so.
+        features: of the images last seen.
+    """
+
+    def __init__(
+        self, settings: AnchorOPTConfig, parts: HostParts, class_names: Sequence[str]
+    ) -> None:
+        self.settings = settings
+        self.position = parts.position
+        self.classes = list(class_names)
+        self.trained_classes: frozenset[str] | None = None
+        self.features = FirstFeatures()
+        parts.image_encoder.register_forward_hook(self.features)
+        self.tower = TextTower(parts.clip)
+        self.prompts = AnchorPrompts(self.tower, class_names, settings.anchor_len)
+        self._encoded: tuple[int, Tensor] | None = None
+
+    # ------------------------------------------------------------------ stage 1
+    @property
+    def has_anchors(self) -> bool:
+        """Whether anchors were learned or loaded: until then zeros stand in for them."""
+        return bool(self.position.anchors.any())
+
+    def find_anchors(self, steps: int, images: stage_one.ImageBatches) -> None:
+        """Stage 1: load, recall or learn the anchors, and put them into the learner.
+
+        Args:
+            steps: of an epoch.
+            images: one epoch of image features and labels; read only if ANCHOR_CE_WEIGHT asks.
+        """
+        path = self.settings.anchor_weights
+        if path:
+            anchors = AnchorTokens.load(path)
+            print(f"Stage 1: anchors loaded from {path}")
+        else:
+            anchors = self._recalled_or_learned(steps, images)
+        found, wanted = tuple(anchors.values.shape), tuple(self.position.anchors.shape)
+        if found != wanted:
+            raise UserError(
+                f"the anchors in {path} are {found}, this run needs {wanted}: they were learned "
+                "with another ANCHOR_LEN or on another backbone"
+            )
+        self.position.anchors.copy_(anchors.values)
+
+    def _recalled_or_learned(self, steps: int, images: stage_one.ImageBatches) -> AnchorTokens:
+        settings = self.settings
+        limit = settings.max_template_length
+        if settings.descriptions:
+            texts = descriptions.read(settings.descriptions, self.classes, limit)
+        else:
+            print("Stage 1: no TRAINER.ANCHOROPT.DESCRIPTIONS given, templates stand in for them")
+            texts = descriptions.from_templates(self.classes, limit)
+        wanted = settings.stage_one(steps)
+        # What is learned from images depends on the seed as well, and is not shared.
+        share = not settings.anchor_ce_weight
+        folder = stage_one.cache_folder(settings.anchor_cache)
+        key = stage_one.content_key(self.tower, self.classes, texts, wanted)
+        anchors = stage_one.recall(folder, key) if share else None
+        if anchors is not None:
+            print(f"Stage 1: anchors recalled from {folder} (key {key})")
+            return anchors
+        print(f"Stage 1: learning {wanted.length} anchor token(s) from {len(self.classes)} classes")
+        every = max(1, wanted.epochs // 10)
+
+        def report(epoch: int, loss: float) -> None:
+            if (epoch + 1) % every == 0 or epoch + 1 == wanted.epochs:
+                rate = wanted.lr_at(epoch)
+                print(f"stage 1 epoch [{epoch + 1}/{wanted.epochs}] loss {loss:.6f} lr {rate:.4e}")
+
+        anchors = AnchorTokens.learn(
+            self.tower, self.classes, texts, wanted, images=images, on_epoch=report
+        )
+        if share:
+            anchors.key = key
+            stage_one.keep(anchors, folder)
+        return anchors
+
+    # ------------------------------------------------------------------ stage 2 and test
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """l_a (B, C) of the images last seen, in float32; the anchor prompts are encoded once."""
+        anchors = self.position.anchors
+        # A tensor's version counts its in-place changes: loading weights is one of them.
+        if self._encoded is None or self._encoded[0] != anchors._version:
+            self._encoded = anchors._version, self.prompts.encode(anchors)
+        images = self.features.value
+        assert images is not None, "the image encoder has not been called"
+        with torch.autocast(images.device.type, enabled=False):
+            scale = self.tower.clip.logit_scale.exp().float()
+            return scale * images @ self._encoded[1].t()
+
+    def loss(self, cross_entropy: Tensor, logits: Tensor) -> Tensor:
+        """The objective of stage 2, given the host's cross-entropy and its logits l_n (B, C)."""
+        settings = self.settings
+        loss = settings.prompt_ce_weight * cross_entropy
+        if settings.kd_weight:
+            divergence = distillation(logits, self.logits(), settings.kd_temperature)
+            loss = loss + settings.kd_weight * divergence
+        return loss
+
+    def averages(self, subsample: str) -> bool:
+        """Whether test logits are averaged with l_a: where a class was not trained on.
+
+        Args:
+            subsample: ``DATASET.SUBSAMPLE_CLASSES``; decides where no record names the classes.
+        """
+        if self.settings.ensemble != "auto":
+            return self.settings.ensemble == "always"
+        if self.trained_classes is None:
+            return subsample != "base"
+        return not self.trained_classes.issuperset(self.classes)
+
+    # ------------------------------------------------------------------ the record of a run
+    def write_history(self, folder: Path, epoch: int) -> None:
+        """Add the relaxed position matrix after ``epoch`` (from 0) to ``position.jsonl``.
+
+        A run that was resumed writes over the lines of the epochs it does again.
+        """
+        path = folder / HISTORY
+        lines = path.read_text(encoding="utf-8").splitlines()[:epoch] if epoch else []
+        matrix = [[round(x, 4) for x in row] for row in self.position.relaxed().tolist()]
+        temperature = self.position.temperature
+        lines.append(json.dumps({"epoch": epoch + 1, "temperature": temperature, "P": matrix}))
+        _write("\n".join(lines) + "\n", path)
+
+    def write_record(self, folder: Path, cfg: Any) -> None:
+        """Write ``anchoropt.json``, which tells a later test what was trained."""
+        record = {
+            "trainer": cfg.TRAINER.NAME,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
+            "classes": self.classes,
+            "settings": self.settings.to_dict(),
+        }
+        _write(json.dumps(record, indent=1), folder / RECORD)
+
+    def read_record(self, folder: Path, cfg: Any) -> None:
+        """Learn from ``anchoropt.json`` which classes a checkpoint was trained on."""
+        path = folder / RECORD
+        if not path.exists():
+            log.warning(
+                "%s is not there: DATASET.SUBSAMPLE_CLASSES says which classes were trained on "
+                "(base: all, otherwise: not all)",
+                path,
+            )
+            return
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            backbone, classes = record["backbone"], frozenset(record["classes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"cannot read {path}: {error!r}; delete it or copy it anew") from error
+        if backbone != cfg.MODEL.BACKBONE.NAME:
+            raise UserError(
+                f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
+                "give its --config-file or --backbone"
+            )
+        self.trained_classes = classes
+
+
+def _write(text: str, path: Path) -> None:
+    with checkpoints.atomic_write(path) as file:
+        file.write(text.encode())
