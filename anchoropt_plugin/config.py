@@ -33,6 +33,7 @@ class AnchorOPTConfig:
 
     Attributes:
         fast_text: put the exact fast text branch in place of the host's text encoder.
+        keep_features: keep the image features of pictures that are seen again.
         use_anchoropt: accepted from published scripts; the trainer's name says whether it is used.
         n_ctx: soft tokens of the host, where it has ``TRAINER.<HOST>.N_CTX``; 0 keeps the host's.
         preset: "" or "reference", what the released code does; it sets keys left at their default.
@@ -64,6 +65,7 @@ class AnchorOPTConfig:
     """
 
     fast_text: bool = True
+    keep_features: bool = True
     use_anchoropt: bool = False
     n_ctx: int = 0
     preset: str = ""

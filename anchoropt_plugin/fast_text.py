@@ -8,12 +8,15 @@ checks itself once against the host's own encoder on the real classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .deep import FIRST, arranged, overwriting
+from .kept_features import KeptFeatures
+from .position import AnchorPositionModule
 from .text_encoder import TextTower
 
 log = logging.getLogger("anchoropt_plugin")
@@ -29,12 +32,14 @@ Trainer = TypeVar("Trainer", bound=type)
 class FastForward:
     """Stands in for the ``forward`` of one text encoder.
 
-    It is called as that is, with prompts (…, C, L, d) and tokens (C, L), and returns features
-    (…, C, e). Calls with further arguments go to the host's own forward.
+    It is called as that is: with prompts (…, C, L, d) and tokens (C, L), and by hosts with deep
+    prompts with a list of (M, d) that overwrite the context before blocks 1, 2, …; it returns
+    features (…, C, e). Calls with anything else go to the host's own forward.
 
     Attributes:
         error: the relative error that the check found, or None before it.
-        in_use: whether the check let it stand in.
+        in_use: whether the fast branch is used; the check may put an end to it.
+        position: the module on the host's learner, whose layout deep prompts must keep, or None.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -42,26 +47,51 @@ class FastForward:
         self.tower = TextTower(encoder)
         self.error: float | None = None
         self.in_use = True
+        self.position: AnchorPositionModule | None = None
         self._structure: int | None = None
 
-    def host_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The encoder's own forward."""
-        return type(self.encoder).forward(self.encoder, *args, **kwargs)
-
     def __call__(self, prompts: Tensor, tokens: Tensor, *more: Any, **named: Any) -> Any:
-        if more or named or not self.in_use:
-            return self.host_forward(prompts, tokens, *more, **named)
-        if self.error is None:
-            self._check(prompts.detach(), tokens)
-            return self(prompts, tokens)
-        return self._fast(prompts, tokens)
+        if named or len(more) > 1 or not all(map(_is_deep, more)):
+            return self._own_forward(prompts, tokens, *more, **named)
+        if self.in_use and self.error is None:
+            self._check(prompts.detach(), tokens, *more)
+        if self.in_use:
+            features = self._fast(prompts, tokens, *more)
+            if features is not None:
+                return features
+        return self.host_forward(prompts, tokens, *more)
 
-    def _fast(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+    def _own_forward(self, *args: Any, **named: Any) -> Any:
+        return type(self.encoder).forward(self.encoder, *args, **named)
+
+    def host_forward(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> Tensor:
+        """Features by the encoder's own forward, deep prompts in the layout of ``position``."""
+        if not deep or not deep[0] or self.position is None:
+            return self._own_forward(prompts, tokens, *deep)
+        transformer: Any = self.encoder.transformer
+        with overwriting(transformer.resblocks, self.position, list(deep[0])):
+            return self._own_forward(prompts, tokens, [])
+
+    def _fast(self, prompts: Tensor, tokens: Tensor, deep: Sequence[Tensor] = ()) -> Tensor | None:
+        """Features by the packed tower; None where deep prompts meet contexts that differ."""
         eot = tokens.argmax(-1).tolist()
-        return self.tower.encode(prompts, eot, self._n_shared(prompts, min(eot)))
+        n_shared = self._n_shared(prompts, min(eot))
+        if not len(deep):
+            return self.tower.encode(prompts, eot, n_shared)
+        stop = FIRST + len(deep[0]) + (self.position.n_anchors if self.position else 0)
+        if n_shared < stop:
+            return None
+
+        def rewrite(number: int, prefix: Tensor) -> Tensor:
+            if number > len(deep):
+                return prefix
+            context = arranged(self.position, deep[number - 1], prefix[:, FIRST:stop])
+            return torch.cat([prefix[:, :FIRST], context, prefix[:, stop:]], 1)
+
+        return self.tower.encode(prompts, eot, n_shared, rewrite)
 
     @torch.no_grad()
-    def _check(self, prompts: Tensor, tokens: Tensor) -> None:
+    def _check(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> None:
         """Compare with the host's encoder on (some of) the classes, the longest name among them."""
         n_classes = len(tokens)
         some = torch.linspace(0, n_classes - 1, min(n_classes, CHECKED_CLASSES)).long()
@@ -69,16 +99,18 @@ class FastForward:
         prompts = prompts.flatten(0, -4)[0] if prompts.dim() > 3 else prompts
         prompts, tokens = prompts[some.to(prompts.device)], tokens[some.to(tokens.device)]
         name = type(self.encoder).__name__
-        want = self.host_forward(prompts, tokens).float()
+        want = self.host_forward(prompts, tokens, *deep).float()
         try:
-            got = self._fast(prompts, tokens).float()
+            features = self._fast(prompts, tokens, *deep)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            self.in_use, self.error = False, float("inf")
+            self.in_use = False
             log.warning(
                 "the fast text branch cannot read %s (%s): its own forward stays", name, error
             )
             return
-        self.error = float((got - want).norm() / want.norm())
+        if features is None:
+            return
+        self.error = float((features.float() - want).norm() / want.norm())
         # A comparison that is false for NaN as well.
         self.in_use = self.error <= TOLERANCE.get(self.tower.dtype, HALF_TOLERANCE)
         if self.in_use:
@@ -100,6 +132,13 @@ class FastForward:
         if self._structure is None:
             self._structure = _shared_in_gradient(prompts, shared)
         return min(shared, self._structure)
+
+
+def _is_deep(argument: Any) -> bool:
+    """Whether an argument of a text encoder is a list of deep prompts (M, d)."""
+    if not isinstance(argument, (list, tuple, nn.ParameterList)):
+        return False
+    return all(isinstance(prompt, Tensor) and prompt.dim() == 2 for prompt in argument)
 
 
 def _shared_in_gradient(prompts: Tensor, n: int) -> int:
@@ -203,9 +242,9 @@ def accelerate(model: nn.Module) -> list[FastForward]:
 
 
 def restore(model: nn.Module) -> None:
-    """Take the fast branch off every text encoder in ``model``."""
+    """Give every encoder in ``model`` its own forward back, the image encoder too."""
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), FastForward):
+        if isinstance(module.__dict__.get("forward"), (FastForward, KeptFeatures)):
             del module.forward
 
 

@@ -9,7 +9,7 @@ rows of EOT are computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .clip_models import tokenize
+
+Rewrite = Callable[[int, Tensor], Tensor]
 
 
 class _Bucket(NamedTuple):
@@ -125,7 +127,13 @@ class TextTower:
         with torch.no_grad():
             return table(tokens.to(table.weight.device)).to(self.device, self.dtype)
 
-    def encode(self, prompts: Tensor, eot: Sequence[int], n_shared: int = 0) -> Tensor:
+    def encode(
+        self,
+        prompts: Tensor,
+        eot: Sequence[int],
+        n_shared: int = 0,
+        rewrite: Rewrite | None = None,
+    ) -> Tensor:
         """Text features (…, n, e) of prompts given as token embeddings, not normalised.
 
         Args:
@@ -134,6 +142,9 @@ class TextTower:
             eot: n positions of EOT; the feature is read there.
             n_shared: so many leading tokens are the same in all prompts of a set; they are taken
                 from the first and computed once a set. It must not exceed any ``eot``.
+            rewrite: called before each block but the first with the block's number and the hidden
+                states of the prefix (sets, n_shared, d); returns those that take their place, as
+                deep prompts do.
         """
         sets = prompts.flatten(0, -4) if prompts.dim() > 3 else prompts[None]
         plan = _plan(tuple(eot), n_shared, prompts.device)
@@ -142,9 +153,12 @@ class TextTower:
         suffix = sets[:, plan.prompt, plan.position] + positions[plan.position]
         x = torch.cat([prefix.flatten(0, 1), suffix.flatten(0, 1)])
         blocks = self.clip.transformer.resblocks
-        for block in blocks[:-1]:
-            x = _block(block, x, len(sets), plan)
-        x = _block(blocks[-1], x, len(sets), plan, only_eot=True)
+        n_prefix_rows = len(sets) * n_shared
+        for number, block in enumerate(blocks):
+            if rewrite is not None and number:
+                prefix = x[:n_prefix_rows].unflatten(0, (len(sets), n_shared))
+                x = torch.cat([rewrite(number, prefix).flatten(0, 1), x[n_prefix_rows:]])
+            x = _block(block, x, len(sets), plan, only_eot=number == len(blocks) - 1)
         x = x.unflatten(0, (len(sets), len(eot)))[:, plan.order]
         x = self.clip.ln_final(x).to(self.dtype) @ self.clip.text_projection
         return x.view(*prompts.shape[:-2], -1)

@@ -13,28 +13,43 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from .config import AnchorOPTConfig
 from .errors import UserError
-from .fast_text import accelerate
+from .fast_text import FastForward, accelerate
 from .hooks import attach, attached, hook_for
+from .kept_features import keep_image_features
 from .position import AnchorPositionModule
 
 
 class FirstFeatures:
-    """A forward hook on an image encoder that keeps the first output since ``clear``.
+    """A forward hook on an image encoder that keeps the plain features of the first call.
 
-    The first is the prompt's: some hosts call their encoder a second time in a step.
+    The first since ``clear`` is the prompt's: some hosts call their encoder a second time in a
+    step. Where the call carries visual prompts too, features of the plain, unprompted encoder are
+    had by calling it once more with empty ones.
     """
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
+        self._busy = False
 
     def clear(self) -> None:
         """Wait for the next output."""
         self.value = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.value is None:
-            features = output[0] if isinstance(output, tuple) else output
-            self.value = F.normalize(features.detach().float(), dim=-1)
+        if self.value is not None or self._busy:
+            return
+        if len(args) > 1:
+            self._busy = True
+            with torch.no_grad():
+                output = module(args[0], *(_empty(prompts) for prompts in args[1:]))
+            self._busy = False
+        features = output[0] if isinstance(output, tuple) else output
+        self.value = F.normalize(features.detach().float(), dim=-1)
+
+
+def _empty(prompts: Any) -> Any:
+    """Visual prompts of no tokens, in the form of ``prompts``: a tensor (M, d), or a list."""
+    return prompts[:0] if isinstance(prompts, Tensor) else []
 
 
 class HostParts:
@@ -55,6 +70,7 @@ class HostParts:
         self._clip: Any = None
         self._position: AnchorPositionModule | None = None
         self._image_encoder: nn.Module | None = None
+        self._text_forwards: list[FastForward] = []
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -67,6 +83,8 @@ class HostParts:
             yield
         finally:
             handle.remove()
+        for forward in self._text_forwards:
+            forward.position = self._position
 
     def _registered(self, owner: nn.Module, name: str, module: nn.Module | None) -> None:
         if module is None:
@@ -75,8 +93,12 @@ class HostParts:
             self._clip = owner
         elif name == "image_encoder" and self._image_encoder is None:
             self._image_encoder = module
-        elif name == "text_encoder" and self.settings.fast_text:
-            accelerate(module)
+            if self.settings.keep_features:
+                keep_image_features(module)
+        elif name == "text_encoder":
+            for forward in accelerate(module):
+                forward.in_use = self.settings.fast_text
+                self._text_forwards.append(forward)
         elif name == self.learner_name and attached(module) is None:
             hook = hook_for(module)
             hook.check(module)

@@ -13,6 +13,8 @@ import torchvision.transforms as T
 from PIL import Image
 
 from anchoropt_plugin import UserError
+from anchoropt_plugin.runtime.data import data_manager
+from anchoropt_plugin.runtime.data import pictures as pictures_module
 from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.utils import set_random_seed
@@ -161,3 +163,59 @@ def test_a_part_without_pictures(cfg, monkeypatch):
     cfg.DATASET.NAME = "Untested"
     with pytest.raises(UserError, match="Untested has no pictures in its part 'test'"):
         DataManager(cfg)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The paths of the pictures that are decoded in this process, in order."""
+    paths = []
+    plain = pictures_module.read_image
+    for module in (pictures_module, data_manager):
+        monkeypatch.setattr(module, "read_image", lambda path: paths.append(path) or plain(path))
+    return paths
+
+
+def epochs_of(cfg, count=4):
+    """The pictures of some epochs by index: {index: [img, ...]}."""
+    set_random_seed(3)
+    loader = DataManager(cfg).train_loader_x
+    seen = {}
+    for _ in range(count):
+        for batch in loader:
+            for index, image in zip(batch["index"].tolist(), batch["img"], strict=True):
+                seen.setdefault(index, []).append(image)
+    return seen
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_pictures_are_decoded_once(cfg, decoded, workers):
+    cfg.DATALOADER.NUM_WORKERS = workers
+    epochs_of(cfg)
+    assert len(decoded) == len(set(decoded)) == 18
+
+
+def test_what_does_not_fit_into_memory_is_decoded_again(cfg, decoded):
+    store = pictures_module.Pictures(budget=2 * 3 * 10 * 12)
+    paths = [item.impath for item in build_dataset(cfg).train_x]
+    store.read_all(paths)
+    assert store.n_kept == 2 and len(decoded) == 3
+    assert np.array_equal(store.read(paths[0]), store.read(paths[0])) and len(decoded) == 3
+    store.read(paths[5]), store.read(paths[5])
+    assert store.n_kept == 2 and len(decoded) == 5
+
+
+def test_kept_views_are_so_many_and_the_same_whoever_makes_them(cfg):
+    cfg.DATALOADER.CACHE_VIEWS = 3
+    alone = epochs_of(cfg, count=8)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    by_workers = epochs_of(cfg, count=2)
+    views = [
+        {tuple(image.flatten().tolist()) for image in images + by_workers.get(index, [])}
+        for index, images in alone.items()
+    ]
+    assert len(views) == 18 and max(map(len, views)) == 3
+
+
+def test_without_kept_views_every_view_is_new(cfg):
+    for images in epochs_of(cfg).values():
+        assert len({tuple(image.flatten().tolist()) for image in images}) == len(images)

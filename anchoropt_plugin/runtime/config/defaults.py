@@ -56,6 +56,7 @@ _DEFAULTS: dict[str, Any] = {
         "NUM_WORKERS": 4,
         "K_TRANSFORMS": 1,
         "RETURN_IMG0": False,
+        "CACHE_VIEWS": 0,  # not Dassl's: augmented views kept of each training picture; 0: all new
         "TRAIN_X": {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16},
         "TRAIN_U": {
             "SAME_AS_X": True,

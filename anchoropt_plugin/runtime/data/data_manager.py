@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from ...errors import UserError
 from ..utils.tools import read_image
 from .datasets import DatasetBase, Datum, build_dataset
+from .pictures import Pictures
 from .samplers import build_sampler
 from .transforms import build_transform, interpolation_mode
 
@@ -91,6 +92,9 @@ class DataManager:
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
+            if self.num_workers and isinstance(self.dataset, DatasetWrapper):
+                # Workers live for an epoch, so what they read is lost; what is read here is not.
+                self.dataset.read_pictures()
             yield from super().__iter__()
         except UserError as error:
             # A worker process hands over its whole stack trace as the message.
@@ -106,7 +110,9 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
 
     Args:
         cfg: ``DATALOADER.K_TRANSFORMS`` above 1 makes ``img`` of a training set a list of that
-            many views; ``DATALOADER.RETURN_IMG0`` adds ``img0``, the picture not augmented.
+            many views; ``DATALOADER.RETURN_IMG0`` adds ``img0``, the picture not augmented;
+            ``DATALOADER.CACHE_VIEWS`` above 0 draws so many augmented views of each training
+            picture once, keeps them in memory, and takes one of them at random each time.
         data_source: The pictures.
         transform: One transform, a list of them (``img``, ``img2``, ...), or None for the
             picture as it is.
@@ -126,6 +132,9 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self.pictures = Pictures() if is_train else None
+        self.n_views = cfg.DATALOADER.CACHE_VIEWS if is_train else 0
+        self._views: dict[tuple[int, int], dict[str, Any]] = {}
         if self.k_tfm > 1 and transform is None:
             raise UserError("DATALOADER.K_TRANSFORMS above 1 needs INPUT.NO_TRANSFORM False")
         plain: list[Transform] = [
@@ -141,22 +150,40 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
-        image = read_image(item.impath)
         output: dict[str, Any] = {
             "label": item.label,
             "domain": item.domain,
             "impath": item.impath,
             "index": idx,
         }
+        if not self.n_views:
+            return output | self._view(item.impath)
+        view = int(torch.randint(self.n_views, ()))
+        if (idx, view) not in self._views:
+            # What a view shows depends on nothing but picture and number: not on the order in
+            # which pictures come, nor on which worker process makes it.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed((self.cfg.SEED * len(self) + idx) * self.n_views + view)
+                self._views[idx, view] = self._view(item.impath)
+        return output | self._views[idx, view]
+
+    def read_pictures(self) -> None:
+        """Read the pictures of a training set into memory, as far as they fit."""
+        if self.pictures is not None:
+            self.pictures.read_all(item.impath for item in self.data_source)
+
+    def _view(self, path: str) -> dict[str, Any]:
+        image = read_image(path) if self.pictures is None else self.pictures.read(path)
+        output: dict[str, Any] = {}
         several = isinstance(self.transform, Sequence)
         transforms: Any = self.transform if several else [self.transform]
         for number, transform in enumerate(transforms, start=1):
             key = "img" if number == 1 else f"img{number}"
-            output[key] = image if transform is None else self._views(transform, image)
+            output[key] = image if transform is None else self._transformed(transform, image)
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 
-    def _views(self, transform: Transform, image: Any) -> Any:
+    def _transformed(self, transform: Transform, image: Any) -> Any:
         views = [transform(image) for _ in range(self.k_tfm)]
         return views[0] if self.k_tfm == 1 else views

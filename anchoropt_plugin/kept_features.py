@@ -1,0 +1,121 @@
+"""Keep the features of a frozen image encoder: a picture seen again is not encoded again.
+
+A picture is known by its content, so this needs nothing from the host or its data loader: where
+transforms are deterministic (tests, validation at each epoch, training without augmentation or
+with a bounded number of views), every epoch after the first finds its features. Where every
+picture is new, as under random crops, it soon gives up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LIMIT = 200_000
+"""Features kept at most: 400 MB of 512 numbers in float32."""
+PATIENCE = 20_000
+"""So many pictures without one that was seen before, and nothing more is kept."""
+
+_SHIFT = 1 << 63
+
+
+class KeptFeatures:
+    """Stands in for the ``forward`` of one image encoder, pictures (B, 3, R, R) → features (B, e).
+
+    The encoder's own forward is called for pictures not seen before; always where something in it
+    is trained, where batch statistics are used, or where visual prompts come along. A change of
+    weights or precision drops all that was kept.
+
+    Attributes:
+        hits: pictures that were found.
+        misses: pictures that were not.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = encoder
+        self.hits = self.misses = 0
+        self._features: dict[int, Tensor] = {}
+        self._signature: Any = None
+        self._modules = list(encoder.modules())
+        self._weights: Tensor | None = None
+
+    def __call__(self, images: Tensor, *prompts: Any, **named: Any) -> Any:
+        prompted = any(given is not None and len(given) for given in prompts)
+        if named or prompted or not self._may_keep(images):
+            return type(self.encoder).forward(self.encoder, images, *prompts, **named)
+        keys = self._keys(images)
+        new = [row for row, key in enumerate(keys) if key not in self._features]
+        found = {key: self._features[key] for key in keys if key in self._features}
+        if new:
+            given = images if len(new) == len(keys) else images[new]
+            with torch.no_grad():
+                features = type(self.encoder).forward(self.encoder, given, *prompts)
+            found.update(zip((keys[row] for row in new), features, strict=True))
+        self.hits += len(keys) - len(new)
+        self.misses += len(new)
+        if len(self._features) < LIMIT:
+            self._features.update(found)
+        return torch.stack([found[key] for key in keys])
+
+    def _may_keep(self, images: Tensor) -> bool:
+        if not self.hits and self.misses > PATIENCE:
+            self._features.clear()
+            return False
+        parameters = list(self.encoder.parameters())
+        batch_norm = nn.modules.batchnorm._BatchNorm
+        if images.requires_grad or any(parameter.requires_grad for parameter in parameters):
+            return False
+        if any(module.training and isinstance(module, batch_norm) for module in self._modules):
+            return False
+        signature = (
+            # A tensor's version counts its in-place changes: loading weights is one of them.
+            sum(parameter._version for parameter in parameters),
+            *(parameters[0].dtype, parameters[0].data_ptr(), images.dtype, images.shape[1:]),
+            torch.is_autocast_enabled(images.device.type),
+        )
+        if signature != self._signature:
+            self._features.clear()
+            self._signature = signature
+        return True
+
+    def _keys(self, images: Tensor) -> list[int]:
+        """A number for each picture's content: its bits times random odd weights, modulo 2^64."""
+        bits = (
+            images.contiguous()
+            .view(
+                {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[
+                    images.element_size()
+                ]
+            )
+            .flatten(1)
+        )
+        if self._weights is None or self._weights.shape[0] != bits.shape[1]:
+            generator = torch.Generator().manual_seed(0)
+            weights = torch.randint(-_SHIFT, _SHIFT - 1, (bits.shape[1],), generator=generator)
+            self._weights = weights | 1
+        weights = self._weights = self._weights.to(bits.device)
+        # One picture at a time: the products are twice as wide as the picture.
+        return torch.stack([(row.long() * weights).sum() for row in bits]).tolist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a model starts with nothing kept.
+        return {**self.__dict__, "_features": {}, "_weights": None}
+
+
+def keep_image_features(encoder: nn.Module) -> KeptFeatures:
+    """Keep the features of a frozen image encoder from now on; ``restore`` ends it.
+
+    >>> encoder = nn.Linear(4, 2).requires_grad_(False)
+    >>> kept = keep_image_features(encoder)
+    >>> pictures = torch.randn(3, 4)
+    >>> torch.equal(encoder(pictures), encoder(pictures)), kept.hits, kept.misses
+    (True, 3, 3)
+    """
+    forward = encoder.__dict__.get("forward")
+    if not isinstance(forward, KeptFeatures):
+        forward = KeptFeatures(encoder)
+        # On the instance: type, submodules and state dict of the encoder stay as they are.
+        encoder.forward = forward
+    return forward
