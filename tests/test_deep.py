@@ -1,0 +1,178 @@
+"""Deep prompts with anchors: the fast branch and the host's blocks against a plain loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from anchoropt_plugin import AnchorPositionModule, accelerate
+from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.deep import arranged
+
+from .conftest import random_clip
+
+NAMES = ["cat", "golden retriever", "grand piano player on a roof"]
+M, K, DEPTH = 3, 2, 4
+
+
+def deep_clip():
+    """Five text blocks, so that some come after the prompted ones."""
+    from clip.model import CLIP
+
+    torch.manual_seed(0)
+    return CLIP(32, 32, 1, 64, 8, 77, 49408, 64, 4, 5).float().eval().requires_grad_(False)
+
+
+class DeepEncoder(nn.Module):
+    """Overwrites slots 1 … M before blocks 1, 2, …, as MaPLe does, over the stock blocks."""
+
+    def __init__(self, clip):
+        super().__init__()
+        self.transformer, self.ln_final = clip.transformer, clip.ln_final
+        self.positional_embedding = clip.positional_embedding
+        self.text_projection = clip.text_projection
+
+    def forward(self, prompts, tokens, deep=()):
+        x = (prompts + self.positional_embedding).permute(1, 0, 2)
+        for number, block in enumerate(self.transformer.resblocks):
+            if 0 < number <= len(deep):
+                middle = deep[number - 1][:, None].expand(-1, x.shape[1], -1)
+                x = torch.cat([x[:1], middle, x[1 + len(middle) :]])
+            x = block(x)
+        x = self.ln_final(x.permute(1, 0, 2))
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+
+
+class ForkedTransformer(nn.Module):
+    """As in MaPLe's fork: blocks pass on [x, deep prompts, counter] and overwrite in it."""
+
+    class Block(nn.Module):
+        def __init__(self, plain, first):
+            super().__init__()
+            self.attn, self.ln_1 = plain.attn, plain.ln_1
+            self.mlp, self.ln_2 = plain.mlp, plain.ln_2
+            self.plain, self.first = [plain], first
+
+        def forward(self, inputs):
+            x, deep, counter = inputs
+            if not self.first and counter < len(deep):
+                middle = deep[counter][:, None].expand(-1, x.shape[1], -1)
+                x = torch.cat([x[:1], middle, x[1 + len(middle) :]])
+                counter += 1
+            return [self.plain[0](x), deep, counter]
+
+    def __init__(self, transformer):
+        super().__init__()
+        blocks = [self.Block(b, i == 0) for i, b in enumerate(transformer.resblocks)]
+        self.resblocks = nn.Sequential(*blocks)
+
+    def forward(self, inputs):
+        return self.resblocks(inputs)
+
+
+class ForkedEncoder(DeepEncoder):
+    def __init__(self, clip):
+        super().__init__(clip)
+        self.transformer = ForkedTransformer(clip.transformer)
+
+    def forward(self, prompts, tokens, deep=()):
+        x = (prompts + self.positional_embedding).permute(1, 0, 2)
+        x = self.transformer([x, deep, 0])[0]
+        x = self.ln_final(x.permute(1, 0, 2))
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+
+
+def plain_features(clip, prompts, tokens, deep, position):
+    """Class by class; the anchor's state is carried over by hand where ``position`` puts it."""
+    order = position.matrix().argmax(-1).tolist() if position else list(range(M))
+    features = []
+    for prompt, eot in zip(prompts, tokens.argmax(-1), strict=True):
+        x = prompt + clip.positional_embedding
+        for number, block in enumerate(clip.transformer.resblocks):
+            if 0 < number <= len(deep):
+                slots = []
+                for token in order:
+                    is_soft = token < M
+                    slots.append(deep[number - 1][token] if is_soft else x[1 + order.index(token)])
+                x = torch.cat([x[:1], torch.stack(slots), x[1 + len(slots) :]])
+            x = block(x[:, None])[:, 0]
+        features.append(clip.ln_final(x[eot]) @ clip.text_projection)
+    return torch.stack(features)
+
+
+def parts(clip, n_context):
+    words = " ".join(["X"] * n_context)
+    tokens = tokenize([f"{words} {name}." for name in NAMES])
+    context = (0.1 * torch.randn(n_context, 64)).requires_grad_()
+    deep = [(0.1 * torch.randn(M, 64)).requires_grad_() for _ in range(DEPTH - 1)]
+    embedded = clip.token_embedding(tokens)
+
+    def prompts():
+        rows = context.expand(len(NAMES), -1, -1)
+        return torch.cat([embedded[:, :1], rows, embedded[:, 1 + n_context :]], 1)
+
+    return tokens, prompts, [context, *deep], deep
+
+
+def position_module():
+    torch.manual_seed(3)
+    position = AnchorPositionModule(M, torch.randn(K, 64), relaxation="sinkhorn", init=0)
+    while sorted(position.draw().argmax(-1).tolist()[-K:]) == [M, M + 1]:
+        pass  # until an anchor has left its place
+    return position
+
+
+@pytest.mark.parametrize("encoder_type", [DeepEncoder, ForkedEncoder])
+@pytest.mark.parametrize("with_anchors", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
+def test_every_way_gives_the_features_and_gradients_of_the_plain_loop(
+    encoder_type, with_anchors, fast
+):
+    clip = deep_clip()
+    position = position_module() if with_anchors else None
+    tokens, prompts, leaves, deep = parts(clip, M + K if with_anchors else M)
+    upstream = torch.randn(len(NAMES), 32)
+    want = plain_features(clip, prompts(), tokens, deep, position)
+    encoder = encoder_type(clip)
+    (forward,) = accelerate(encoder)
+    forward.position, forward.in_use = position, fast
+    got = encoder(prompts(), tokens, deep)
+    assert forward.in_use == fast
+    assert (got - want).norm() <= 1e-5 * want.norm()
+    gradients = [torch.autograd.grad(f, leaves, upstream) for f in (got, want)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 2e-5 * theirs.norm()
+    assert not any(block._forward_pre_hooks for block in encoder.transformer.resblocks)
+
+
+def test_the_layout_reaches_the_position_logits_at_every_block():
+    clip, position = deep_clip(), position_module()
+    tokens, prompts, _, deep = parts(clip, M + K)
+    encoder = DeepEncoder(clip)
+    (forward,) = accelerate(encoder)
+    forward.position = position
+    encoder(prompts().detach(), tokens, deep).square().sum().backward()
+    assert position.logits.grad.abs().sum() > 0
+    assert all(prompt.grad.abs().sum() > 0 for prompt in deep)
+
+
+def test_soft_and_repeated_anchors_are_read_where_they_stand():
+    position = AnchorPositionModule(1, torch.zeros(2, 4), relaxation="gumbel").eval()
+    slots, deep = torch.arange(12.0).view(3, 4), torch.full((1, 4), 99.0)
+    with torch.no_grad():
+        # Slots 0 and 2 hold anchor 0, slot 1 the soft token; anchor 1 is lost.
+        position.logits.copy_(torch.tensor([[0.0, 9, 0], [9, 0, 0], [0, 9, 0]]))
+    mean = (slots[0] + slots[2]) / 2
+    assert torch.equal(arranged(position, deep, slots), torch.stack([mean, deep[0], mean]))
+    assert torch.equal(arranged(None, deep, slots[:1]), deep)
+
+
+def test_class_specific_contexts_with_deep_prompts_go_to_the_host(clip):
+    clip = random_clip()
+    tokens, prompts, _, deep = parts(clip, M)
+    given = prompts() + 0.1 * torch.randn(len(NAMES), 77, 64)
+    encoder = DeepEncoder(clip)
+    plain = encoder(given, tokens, deep)
+    accelerate(encoder)
+    torch.testing.assert_close(encoder(given, tokens, deep), plain)
