@@ -27,7 +27,14 @@ with warnings.catch_warnings():
     from clip.model import CLIP, build_model, convert_weights
     from clip.simple_tokenizer import SimpleTokenizer
 
-__all__ = ["CONTEXT_LENGTH", "TINY", "load_clip", "to_precision", "tokenize", "unknown_words"]
+__all__ = [
+    "CONTEXT_LENGTH",
+    "TINY",
+    "load_clip",
+    "to_precision",
+    "tokenize",
+    "unknown_words",
+]
 
 CONTEXT_LENGTH = 77
 """Tokens in a text of any CLIP, with start, end and padding."""
