@@ -137,6 +137,7 @@ class AnchorTokens:
             on_epoch: called with (epoch, loss) after each epoch.
 
         Raises:
+            ValueError: not one list of descriptions, with something in it, for each class.
             UserError: the loss is not finite.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
@@ -149,6 +150,11 @@ class AnchorTokens:
         ((1, 128), True)
         """
         settings = settings or StageOne()
+        if len(descriptions) != len(class_names) or not all(descriptions):
+            raise ValueError(
+                f"{len(class_names)} classes and {len(descriptions)} lists of descriptions: want "
+                "one list of one or more sentences for each class"
+            )
         prompts = AnchorPrompts(tower, class_names, settings.length)
         targets, spread = _targets(tower, descriptions)
         start = torch.randn(settings.length, tower.dim, generator=torch.Generator().manual_seed(0))
@@ -222,7 +228,9 @@ class AnchorTokens:
             raise UserError(f"{path} holds no anchor tokens: want a tensor {PUBLISHED_NAME} (K, d)")
         if not torch.isfinite(values).all():
             raise UserError(f"the anchor tokens in {path} are not finite: learn them again")
-        return cls(values.float(), list(content.get("losses", [])), str(content.get("key", "")))
+        losses = content.get("losses")
+        losses = losses if isinstance(losses, list) else []
+        return cls(values.float(), losses, str(content.get("key", "")))
 
 
 def _targets(tower: TextTower, descriptions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
@@ -265,16 +273,19 @@ def cache_folder(setting: str = "") -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "anchoropt_plugin" / "anchors"
 
 
-def recall(folder: Path, key: str) -> AnchorTokens | None:
-    """The anchors kept under ``key``, or None; a damaged file is learned again."""
+def recall(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:
+    """The anchors (K, d) kept under ``key``, or None; a damaged file is learned again."""
     path = folder / f"{key}.pth.tar"
     if not path.exists():
         return None
     try:
-        return AnchorTokens.load(path)
+        anchors = AnchorTokens.load(path)
+        if anchors.values.shape != shape or anchors.key != key:
+            raise UserError(f"{path} does not hold what its name says")
     except UserError as error:
         log.warning("%s; learning the anchors again", error)
         return None
+    return anchors
 
 
 def keep(anchors: AnchorTokens, folder: Path) -> None:

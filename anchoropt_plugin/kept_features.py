@@ -50,7 +50,8 @@ class KeptFeatures:
         found = {key: self._features[key] for key in keys if key in self._features}
         if new:
             given = images if len(new) == len(keys) else images[new]
-            with torch.no_grad():
+            # What is kept must serve in training too, even if a test in inference mode is first.
+            with torch.inference_mode(False), torch.no_grad():
                 features = type(self.encoder).forward(self.encoder, given, *prompts)
             found.update(zip((keys[row] for row in new), features, strict=True))
         self.hits += len(keys) - len(new)

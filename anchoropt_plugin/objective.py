@@ -52,26 +52,32 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
 
 
 class PromptLoss(TorchFunctionMode):
-    """While active, pass the first cross-entropy of prompt logits through ``replace``.
+    """While active, pass the cross-entropy of the prompt's logits through ``replace``.
+
+    That is the first one whose logits ``is_prompts`` accepts; a host's further ones stay.
 
     Args:
         replace: maps (cross-entropy, logits (B, C)) to the loss that takes its place.
+        is_prompts: tells the prompt's logits from others.
 
     Attributes:
-        calls: cross-entropies seen.
+        replaced: whether it has been seen.
 
     >>> import torch
-    >>> with PromptLoss(lambda loss, logits: loss * 10) as mode:
+    >>> with PromptLoss(lambda loss, logits: loss * 10, lambda logits: len(logits) == 1) as mode:
     ...     loss = F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
     ...     other = F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
-    >>> round(loss.item() / other.item()), mode.calls
-    (10, 2)
+    >>> round(loss.item() / other.item()), mode.replaced
+    (10, True)
     """
 
-    def __init__(self, replace: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, replace: Callable[[Tensor, Tensor], Tensor], is_prompts: Callable[[Tensor], bool]
+    ) -> None:
         super().__init__()
         self.replace = replace
-        self.calls = 0
+        self.is_prompts = is_prompts
+        self.replaced = False
 
     def __torch_function__(
         self,
@@ -81,10 +87,10 @@ class PromptLoss(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is not F.cross_entropy:
-            return out
-        self.calls += 1
-        if self.calls > 1:
+        if func is not F.cross_entropy or self.replaced:
             return out
         logits = args[0] if args else (kwargs or {})["input"]
+        if not self.is_prompts(logits):
+            return out
+        self.replaced = True
         return self.replace(out, logits)

@@ -85,12 +85,13 @@ class TwoStages:
 
     def forward_backward(self: Any, *batch: Any) -> Any:
         self.anchoropt.features.clear()
-        with PromptLoss(self.anchoropt.loss) as seen:
+        run = self.anchoropt
+        with PromptLoss(run.loss, run.is_prompt_logits) as seen:
             summary = super().forward_backward(*batch)  # type: ignore[misc]
-        if not seen.calls:
+        if not seen.replaced:
             raise UserError(
-                f"{self.anchoropt_host.__name__} computes its loss without F.cross_entropy: "
-                "AnchorOPT cannot put its objective there"
+                f"{self.anchoropt_host.__name__} computes no F.cross_entropy over the logits of "
+                f"its {len(run.classes)} classes: AnchorOPT cannot put its objective there"
             )
         return summary
 

@@ -131,7 +131,7 @@ class AnchorPositionModule(nn.Module):
         if relaxation not in RELAXATIONS:
             known = ", ".join(RELAXATIONS)
             raise ValueError(f"unknown position relaxation {relaxation!r}: one of {known}")
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"the temperature is {temperature}: it must be positive")
         if n_ctx < 1:
             raise ValueError(f"n_ctx is {n_ctx}: a context has at least one soft token")
@@ -202,7 +202,10 @@ class AnchorPositionModule(nn.Module):
                 f"want (…, {self.n_ctx}, {self.anchors.shape[1]})"
             )
         anchors = self.anchors.to(context.dtype).expand(*context.shape[:-2], -1, -1)
-        return self.draw().to(context.dtype) @ torch.cat([context, anchors], -2)
+        matrix = self.draw().to(context.dtype)
+        # Autocast would round the tokens to half precision.
+        with torch.autocast(context.device.type, enabled=False):
+            return matrix @ torch.cat([context, anchors], -2)
 
     def __getstate__(self) -> dict[str, Any]:
         # The drawn matrix is part of an autograd graph, which can be neither copied nor pickled.

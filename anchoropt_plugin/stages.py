@@ -24,6 +24,8 @@ log = logging.getLogger("anchoropt_plugin")
 
 RECORD = "anchoropt.json"
 """Written beside a model's checkpoints: which classes it was trained on, and with what settings."""
+READ_AT_TEST = ("position", "pooling", "sample_at_eval", "anchor_len")
+"""Settings without which a checkpoint means something else."""
 HISTORY = "position.jsonl"
 """Written into the output folder: after each epoch a line with the relaxed position matrix."""
 
@@ -92,7 +94,8 @@ class AnchorOPT:
         share = not settings.anchor_ce_weight
         folder = stage_one.cache_folder(settings.anchor_cache)
         key = stage_one.content_key(self.tower, self.classes, texts, wanted)
-        anchors = stage_one.recall(folder, key) if share else None
+        wanted_shape = tuple(self.position.anchors.shape)
+        anchors = stage_one.recall(folder, key, wanted_shape) if share else None
         if anchors is not None:
             print(f"Stage 1: anchors recalled from {folder} (key {key})")
             return anchors
@@ -119,12 +122,19 @@ class AnchorOPT:
         anchors = self.position.anchors
         # A tensor's version counts its in-place changes: loading weights is one of them.
         if self._encoded is None or self._encoded[0] != anchors._version:
-            self._encoded = anchors._version, self.prompts.encode(anchors)
+            # What is kept must serve in training too, even if a test in inference mode is first.
+            with torch.inference_mode(False), torch.no_grad():
+                self._encoded = anchors._version, self.prompts.encode(anchors)
         images = self.features.value
         assert images is not None, "the image encoder has not been called"
         with torch.autocast(images.device.type, enabled=False):
             scale = self.tower.clip.logit_scale.exp().float()
             return scale * images @ self._encoded[1].t()
+
+    def is_prompt_logits(self, logits: Tensor) -> bool:
+        """Whether a host's cross-entropy is over l_n (B, C) of the images last seen."""
+        images = self.features.value
+        return images is not None and logits.shape == (len(images), len(self.classes))
 
     def loss(self, cross_entropy: Tensor, logits: Tensor) -> Tensor:
         """The objective of stage 2, given the host's cross-entropy and its logits l_n (B, C)."""
@@ -154,7 +164,8 @@ class AnchorOPT:
         A run that was resumed writes over the lines of the epochs it does again.
         """
         path = folder / HISTORY
-        lines = path.read_text(encoding="utf-8").splitlines()[:epoch] if epoch else []
+        lines = path.read_text(encoding="utf-8").splitlines() if epoch and path.exists() else []
+        lines = [line for line in lines if json.loads(line)["epoch"] <= epoch]
         matrix = [[round(x, 4) for x in row] for row in self.position.relaxed().tolist()]
         temperature = self.position.temperature
         lines.append(json.dumps({"epoch": epoch + 1, "temperature": temperature, "P": matrix}))
@@ -183,6 +194,7 @@ class AnchorOPT:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             backbone, classes = record["backbone"], frozenset(record["classes"])
+            trained = {name: record["settings"][name] for name in READ_AT_TEST}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"cannot read {path}: {error!r}; delete it or copy it anew") from error
         if backbone != cfg.MODEL.BACKBONE.NAME:
@@ -190,6 +202,13 @@ class AnchorOPT:
                 f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
                 "give its --config-file or --backbone"
             )
+        for name, value in trained.items():
+            present = getattr(self.settings, name)
+            if present != value:
+                raise UserError(
+                    f"{folder} was trained with TRAINER.ANCHOROPT.{name.upper()} {value}, this run "
+                    f"has {present}: give the value it was trained with"
+                )
         self.trained_classes = classes
 
 

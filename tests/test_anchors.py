@@ -104,6 +104,12 @@ def test_a_cross_entropy_on_images_is_added_where_asked_for(clip):
     assert learned.losses[0] == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("texts", [TEXTS[:1], [*TEXTS[:2], []]])
+def test_every_class_needs_descriptions(clip, texts):
+    with pytest.raises(ValueError, match="3 classes"):
+        AnchorTokens.learn(TextTower(clip), NAMES, texts)
+
+
 def test_a_loss_that_is_not_finite_is_told(clip):
     with pytest.raises(UserError, match=r"epoch \d+ is (nan|inf)"):
         AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, StageOne(epochs=9, lr=1e30))
@@ -191,11 +197,15 @@ def test_the_key_depends_on_all_that_the_anchors_depend_on(clip):
 def test_kept_anchors_are_recalled_and_damaged_ones_are_not(tmp_path, caplog):
     kept = AnchorTokens(torch.randn(1, 8), [1.0], "abc")
     anchors.keep(kept, tmp_path / "new" / "folder")
-    recalled = anchors.recall(tmp_path / "new" / "folder", "abc")
+    recalled = anchors.recall(tmp_path / "new" / "folder", "abc", (1, 8))
     assert torch.equal(recalled.values, kept.values)
-    assert anchors.recall(tmp_path, "abc") is None
+    assert anchors.recall(tmp_path, "abc", (1, 8)) is None
     (tmp_path / "abc.pth.tar").write_bytes(pickle.dumps("nothing of the kind"))
-    assert anchors.recall(tmp_path, "abc") is None
+    assert anchors.recall(tmp_path, "abc", (1, 8)) is None
+    kept.save(tmp_path / "abc.pth.tar")
+    assert anchors.recall(tmp_path, "abc", (3, 8)) is None
+    kept.save(tmp_path / "abd.pth.tar")
+    assert anchors.recall(tmp_path, "abd", (1, 8)) is None
     assert "learning the anchors again" in caplog.text
 
 

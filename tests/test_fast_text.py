@@ -174,3 +174,51 @@ def test_the_decorator_returns_the_same_class(clip):
     host = Host()
     host.build_model()
     assert len(accelerate(host.model)) == 1 and "forward" in vars(host.model)
+
+
+def test_a_small_class_specific_part_gets_its_own_gradient(clip, prompts):
+    """Its gradient is a thousandth of the shared context's."""
+    shared, own = torch.zeros(1, N_CTX, 64), torch.zeros(len(NAMES), N_CTX, 64)
+    upstream = torch.randn(len(NAMES), 32)
+    gradients = []
+    for fast in (False, True):
+        encoder = TextEncoder(clip)
+        if fast:
+            accelerate(encoder)
+        leaves = [shared.clone().requires_grad_(), own.clone().requires_grad_()]
+        features = encoder(prompts.behind(leaves[0] + 0.001 * leaves[1]), prompts.tokens)
+        gradients.append(torch.autograd.grad(features, leaves, upstream))
+    for want, got in zip(*gradients, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+def test_training_after_a_first_call_in_inference_mode(clip, prompts):
+    encoder = TextEncoder(clip)
+    accelerate(encoder)
+    context = torch.zeros(1, N_CTX, 64, requires_grad=True)
+    with torch.inference_mode():
+        encoder(prompts.behind(context), prompts.tokens)
+    encoder(prompts.behind(context), prompts.tokens).sum().backward()
+    assert context.grad.abs().sum() > 0
+
+
+def test_the_check_is_not_misled_by_autocast(clip, prompts):
+    encoder = TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(torch.zeros(1, N_CTX, 64))
+    plain = fast.host_forward(given, prompts.tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = encoder(given, prompts.tokens)
+    assert fast.in_use and fast.error < 1e-5
+    assert torch.nn.functional.cosine_similarity(features.float(), plain).min() > 0.999
+
+
+def test_keyword_arguments(clip, prompts):
+    encoder = TextEncoder(clip)
+    given = prompts.behind(torch.zeros(1, N_CTX, 64))
+    plain = encoder(given, tokenized_prompts=prompts.tokens)
+    (fast,) = accelerate(encoder)
+    torch.testing.assert_close(encoder(given, tokenized_prompts=prompts.tokens), plain)
+    assert fast.error is not None
+    with pytest.raises(TypeError):
+        encoder(given)
