@@ -280,6 +280,28 @@ def test_a_vanilla_checkpoint_loads_and_gets_anchors(root, tmp_path, capsys):
     assert trainer.anchoropt.has_anchors
 
 
+def test_a_checkpoint_of_anchoropt_is_not_the_host_s(trained, root, tmp_path, capsys):
+    flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "3"]
+    assert train.main(command(root, tmp_path, "CoOp", flags=flags)) == 2
+    assert "whose name ends in _AnchorOPT" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_the_learner_s_parameters_is_refused(root, tmp_path, capsys):
+    folder = tmp_path / "run/prompt_learner"
+    folder.mkdir(parents=True)
+    flags = ["--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "3"]
+    for state in ({}, {"prompt_learner.ctx": torch.zeros(4, 128)}):
+        torch.save({"state_dict": state, "epoch": 3}, folder / "model.pth.tar-3")
+        assert train.main(command(root, tmp_path / "out", "CoOp", flags=flags)) == 2
+        assert "ctx is here alone" in capsys.readouterr().err
+    torch.save(
+        {"state_dict": {"module.ctx": torch.ones(4, 128)}, "epoch": 3}, folder / "model.pth.tar-3"
+    )
+    trainer = build(root, tmp_path / "out", "CoOp")
+    trainer.load_model(str(tmp_path / "run"), epoch=3)
+    assert trainer.model.prompt_learner.ctx.eq(1).all()
+
+
 def test_init_weights_start_the_soft_tokens(root, tmp_path, trained):
     file = trained / "prompt_learner/model.pth.tar-3"
     trainer = build(root, tmp_path, keys=["MODEL.INIT_WEIGHTS", str(file)])

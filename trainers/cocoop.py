@@ -1,0 +1,72 @@
+"""CoCoOp: soft tokens shifted by the image at hand (Zhou et al., arXiv 2203.05557)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anchoropt_plugin import anchoropt
+from dassl.engine import TRAINER_REGISTRY
+
+from .host import ContextLearner, PromptedCLIP, PromptTrainer, initial_context
+
+PROMPTS_AT_ONCE = 2048
+"""At test a batch has B · C prompts; more than these are not held at once."""
+
+
+class PromptLearner(ContextLearner):
+    """``[SOS] context + shift of the image [class name] . [EOT]``.
+
+    ``ctx`` is (M, d); ``meta_net`` maps image features (e) to the shift (d) that is added to each
+    soft token.
+    """
+
+    def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:
+        settings = cfg.TRAINER.COCOOP
+        context = initial_context(clip, settings.CTX_INIT, settings.N_CTX)
+        super().__init__(clip, class_names, *context)
+        features, hidden = clip.visual.output_dim, clip.visual.output_dim // 16
+        layers = {
+            "linear1": nn.Linear(features, hidden),
+            "relu": nn.ReLU(),
+            "linear2": nn.Linear(hidden, self.ctx.shape[-1]),
+        }
+        self.meta_net = nn.Sequential(OrderedDict(layers)).to(clip.dtype)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """Prompts (B, C, 77, d) for L2-normalised image features (B, e)."""
+        shift = self.meta_net(image_features)
+        return self.prompts(self.ctx + shift[:, None, None])
+
+
+class ConditionalCLIP(PromptedCLIP):
+    """CLIP with prompts of each image's own: images (B, 3, R, R) → logits (B, C)."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.image_encoder(image.type(self.dtype))
+        at_once = len(features)
+        if not self.prompt_learner.training:
+            at_once = max(1, PROMPTS_AT_ONCE // len(self.tokenized_prompts))
+        return torch.cat([self._logits(some) for some in features.split(at_once)])
+
+    def _logits(self, features: Tensor) -> Tensor:
+        prompts = self.prompt_learner(features / features.norm(dim=-1, keepdim=True))
+        return self.logits(features, self.text_encoder(prompts, self.tokenized_prompts))
+
+
+@anchoropt
+@TRAINER_REGISTRY.register()
+class CoCoOp(PromptTrainer):
+    """Conditional Context Optimization."""
+
+    node = "COCOOP"
+
+    def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
+        return PromptLearner(self.cfg, class_names, clip)
+
+    def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
+        return ConditionalCLIP(learner, clip)
