@@ -33,6 +33,8 @@ class AnchorOPTConfig:
 
     Attributes:
         fast_text: put the exact fast text branch in place of the host's text encoder.
+        class_chunk: so many classes are encoded at once, and their activations computed again in
+            the backward pass: for thousands of classes; 0 takes all at once.
         keep_features: keep the image features of pictures that are seen again.
         use_anchoropt: accepted from published scripts; the trainer's name says whether it is used.
         n_ctx: soft tokens of the host, where it has ``TRAINER.<HOST>.N_CTX``; 0 keeps the host's.
@@ -65,6 +67,7 @@ class AnchorOPTConfig:
     """
 
     fast_text: bool = True
+    class_chunk: int = 0
     keep_features: bool = True
     use_anchoropt: bool = False
     n_ctx: int = 0
@@ -106,7 +109,13 @@ class AnchorOPTConfig:
         positive = ["anchor_len", "max_template_length", "anchor_epochs", "anchor_lr"]
         positive += ["anchor_mse_weight", "gumbel_temp", "kd_temperature"]
         faults += [f"{key.upper()} must be positive" for key in positive if getattr(self, key) <= 0]
-        not_negative = ["n_ctx", "position_lr", "position_init_std", "gumbel_temp_end"]
+        not_negative = [
+            "n_ctx",
+            "class_chunk",
+            "position_lr",
+            "position_init_std",
+            "gumbel_temp_end",
+        ]
         not_negative += ["anchor_ce_weight", "prompt_ce_weight", "kd_weight"]
         faults += [
             f"{key.upper()} must not be negative" for key in not_negative if getattr(self, key) < 0

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .deep import FIRST, arranged, overwriting
 from .kept_features import KeptFeatures
@@ -41,6 +42,7 @@ class FastForward:
         error: the relative error that the check found, or None before it.
         in_use: whether the fast branch is used; the check may put an end to it.
         position: the module on the host's learner, whose layout deep prompts must keep, or None.
+        chunk: classes encoded at once, for very many of them; 0 takes all.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -49,6 +51,7 @@ class FastForward:
         self.error: float | None = None
         self.in_use = True
         self.position: AnchorPositionModule | None = None
+        self.chunk = 0
         self._structure: int | None = None
 
     def __call__(self, *args: Any, **named: Any) -> Any:
@@ -81,7 +84,7 @@ class FastForward:
         eot = tokens.argmax(-1).tolist()
         n_shared = self._n_shared(prompts, min(eot))
         if not len(deep):
-            return self.tower.encode(prompts, eot, n_shared)
+            return self._encode(prompts, eot, n_shared)
         stop = FIRST + len(deep[0]) + (self.position.n_anchors if self.position else 0)
         if n_shared < stop:
             return None
@@ -92,7 +95,27 @@ class FastForward:
             context = arranged(self.position, deep[number - 1], prefix[:, FIRST:stop])
             return torch.cat([prefix[:, :FIRST], context, prefix[:, stop:]], 1)
 
-        return self.tower.encode(prompts, eot, n_shared, rewrite)
+        return self._encode(prompts, eot, n_shared, rewrite)
+
+    def _encode(self, prompts: Tensor, eot: list[int], *more: Any) -> Tensor:
+        """All classes at once, or in chunks whose activations the backward pass computes again."""
+        if not self.chunk or len(eot) <= self.chunk:
+            return self.tower.encode(prompts, eot, *more)
+        parts = [
+            # Without a graph to save for it only calls the function.
+            checkpoint(
+                self.tower.encode,
+                part,
+                eot[start : start + self.chunk],
+                *more,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for part, start in zip(
+                prompts.split(self.chunk, -3), range(0, len(eot), self.chunk), strict=True
+            )
+        ]
+        return torch.cat(parts, -2)
 
     @torch.no_grad()
     def _check(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> None:

@@ -42,7 +42,7 @@ class _Plan(NamedTuple):
     buckets: tuple[_Bucket, ...]
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 @torch.inference_mode(False)  # a plan made in inference mode must serve in training too
 def _plan(eot: tuple[int, ...], n_prefix: int, device: torch.device) -> _Plan:
     by_length = sorted(range(len(eot)), key=lambda prompt: eot[prompt])

@@ -98,6 +98,7 @@ class HostParts:
         elif name == "text_encoder":
             for forward in accelerate(module):
                 forward.in_use = self.settings.fast_text
+                forward.chunk = self.settings.class_chunk
                 self._text_forwards.append(forward)
         elif name == self.learner_name and attached(module) is None:
             hook = hook_for(module)

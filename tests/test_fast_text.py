@@ -222,3 +222,23 @@ def test_keyword_arguments(clip, prompts):
     assert fast.error is not None
     with pytest.raises(TypeError):
         encoder(given)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_classes_in_chunks_give_the_same_and_save_less(clip, prompts, chunk):
+    context, upstream = 0.02 * torch.randn(1, N_CTX, 64), torch.randn(len(NAMES), 32)
+    results, saved = [], []
+    for size in (0, chunk):
+        encoder = TextEncoder(clip)
+        (fast,) = accelerate(encoder)
+        fast.chunk = size
+        encoder(prompts.behind(context), prompts.tokens)  # the check
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x
+        ):
+            results.append(features_and_gradient(encoder, prompts, context, upstream))
+        saved.append(sum(kept))
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+    assert chunk == len(NAMES) or saved[1] < saved[0] / 3

@@ -236,7 +236,8 @@ class PromptTrainer(TrainerX):
         warn_of_unknown_words(clip, class_names)
         self.model = self.build_prompted_clip(self.build_learner(class_names, clip), clip)
         if cfg.TRAINER.ANCHOROPT.FAST_TEXT:
-            accelerate(self.model)
+            for forward in accelerate(self.model):
+                forward.chunk = cfg.TRAINER.ANCHOROPT.CLASS_CHUNK
         if cfg.TRAINER.ANCHOROPT.KEEP_FEATURES:
             keep_image_features(self.model.image_encoder)
         for name, parameter in self.model.named_parameters():
