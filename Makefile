@@ -1,16 +1,17 @@
-# Two commands: `make demo` shows the project at work, `make test` checks it.
+# `make demo` shows the project at work, `make test` checks it, `make bench` measures it.
 # An active virtual environment is used as it is, with what it lacks installed into it;
 # otherwise one is made in .venv.
 ENV    := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(ENV)/bin/python
 READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:
 	@echo "make demo   zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits, with a report"
 	@echo "make test   linters, type checker, tests and doctests, with coverage"
 	@echo "make lint   linters and type checker alone"
+	@echo "make bench  the plain way and ours side by side: time, memory, equality (ten minutes)"
 	@echo "make clean  remove .venv, output/ and caches"
 
 $(PYTHON):
@@ -31,6 +32,14 @@ lint: $(READY)
 
 test: lint
 	$(PYTHON) -m pytest -q -n 2 --cov --cov-report=term
+
+# Each fails where the two ways differ; docs/performance.md says what is measured.
+bench: export TORCH_CPP_LOG_LEVEL := ERROR
+bench: $(READY)
+	$(PYTHON) benchmarks/text_branch.py --json output/bench/text_branch.json
+	$(PYTHON) benchmarks/train_step.py --json output/bench/train_step.json
+	$(PYTHON) benchmarks/stage1.py --json output/bench/stage1.json
+	$(PYTHON) benchmarks/evaluate.py --json output/bench/evaluate.json
 
 clean:
 	rm -rf .venv output .pytest_cache .ruff_cache .mypy_cache .coverage

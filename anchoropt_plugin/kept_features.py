@@ -1,4 +1,4 @@
-"""Keep the features of a frozen image encoder: a picture seen again is not encoded again.
+"""Keep features of frozen encoders: what was encoded before is not encoded again.
 
 A picture is known by its content, so this needs nothing from the host or its data loader: where
 transforms are deterministic (tests, validation at each epoch, training without augmentation or
@@ -19,6 +19,39 @@ PATIENCE = 20_000
 """So many pictures without one that was seen before, and nothing more is kept."""
 
 _SHIFT = 1 << 63
+
+
+def state_of(module: nn.Module) -> tuple[Any, ...]:
+    """Changes when the weights of ``module`` do: loading or training them, moving, converting."""
+    parameters = list(module.parameters())
+    # A tensor's version counts its in-place changes.
+    versions = sum(parameter._version for parameter in parameters)
+    return versions, *((p.dtype, p.device, p.data_ptr()) for p in parameters[:1])
+
+
+class LastFeatures:
+    """The features of the last inputs: an evaluation encodes its prompts once, not every batch."""
+
+    def __init__(self) -> None:
+        self._inputs: list[Tensor] = []
+        self._state: Any = None
+        self._features: Tensor | None = None
+
+    def recall(self, inputs: list[Tensor], state: Any) -> Tensor | None:
+        """The features kept for equal ``inputs`` and ``state``, or None."""
+        if self._features is None or state != self._state or len(inputs) != len(self._inputs):
+            return None
+        pairs = zip(inputs, self._inputs, strict=True)
+        return self._features if all(torch.equal(a, b) for a, b in pairs) else None
+
+    def keep(self, inputs: list[Tensor], state: Any, features: Tensor) -> None:
+        """Keep ``features``, and drop those from before."""
+        self._inputs, self._state = [tensor.clone() for tensor in inputs], state
+        self._features = features
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a model starts with nothing kept.
+        return {"_inputs": [], "_state": None, "_features": None}
 
 
 class KeptFeatures:
@@ -64,18 +97,13 @@ class KeptFeatures:
         if not self.hits and self.misses > PATIENCE:
             self._features.clear()
             return False
-        parameters = list(self.encoder.parameters())
         batch_norm = nn.modules.batchnorm._BatchNorm
-        if images.requires_grad or any(parameter.requires_grad for parameter in parameters):
+        if images.requires_grad or any(p.requires_grad for p in self.encoder.parameters()):
             return False
         if any(module.training and isinstance(module, batch_norm) for module in self._modules):
             return False
-        signature = (
-            # A tensor's version counts its in-place changes: loading weights is one of them.
-            sum(parameter._version for parameter in parameters),
-            *(parameters[0].dtype, parameters[0].data_ptr(), images.dtype, images.shape[1:]),
-            torch.is_autocast_enabled(images.device.type),
-        )
+        autocast = torch.is_autocast_enabled(images.device.type)
+        signature = (*state_of(self.encoder), images.dtype, images.shape[1:], autocast)
         if signature != self._signature:
             self._features.clear()
             self._signature = signature

@@ -176,3 +176,20 @@ def test_class_specific_contexts_with_deep_prompts_go_to_the_host(clip):
     plain = encoder(given, tokens, deep)
     accelerate(encoder)
     torch.testing.assert_close(encoder(given, tokens, deep), plain)
+
+
+def test_an_evaluation_notices_other_deep_prompts_and_another_layout():
+    clip, position = deep_clip(), position_module().eval()
+    tokens, prompts, _, deep = parts(clip, M + K)
+    encoder = DeepEncoder(clip)
+    (forward,) = accelerate(encoder)
+    forward.position = position
+    with torch.no_grad():
+        first = encoder(prompts(), tokens, deep)
+        deep[1] += 1
+        second = encoder(prompts(), tokens, deep)
+        position.logits.copy_(torch.eye(M + K).roll(1, 0))
+        third = encoder(prompts(), tokens, deep)
+        want = plain_features(clip, prompts(), tokens, deep, position)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
+    torch.testing.assert_close(third, want, rtol=1e-4, atol=1e-5)

@@ -242,3 +242,24 @@ def test_classes_in_chunks_give_the_same_and_save_less(clip, prompts, chunk):
     for got, want in zip(*results, strict=True):
         assert (got - want).norm() <= 1e-5 * want.norm()
     assert chunk == len(NAMES) or saved[1] < saved[0] / 3
+
+
+def test_an_evaluation_encodes_its_prompts_once(clip, prompts, monkeypatch):
+    encoder = TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    context = 0.02 * torch.randn(1, N_CTX, 64)
+    encoder(prompts.behind(context), prompts.tokens)  # the check
+    encoded = []
+    plain = fast.tower.encode
+    monkeypatch.setattr(fast.tower, "encode", lambda *args: encoded.append(1) or plain(*args))
+    with torch.no_grad():
+        features = [encoder(prompts.behind(context), prompts.tokens) for _ in range(3)]
+        assert len(encoded) == 1 and torch.equal(features[0], features[2])
+        encoder(prompts.behind(context + 1e-6), prompts.tokens)
+        assert len(encoded) == 2
+        encoder.load_state_dict(TextEncoder(random_clip(seed=1)).state_dict())
+        again = encoder(prompts.behind(context + 1e-6), prompts.tokens)
+        assert len(encoded) == 3 and not torch.equal(again, features[0])
+    encoder(prompts.behind(context + 1e-6), prompts.tokens)
+    assert len(encoded) == 4  # with gradients enabled it is always computed
+    assert copy.deepcopy(fast)._last._features is None

@@ -1,0 +1,514 @@
+"""What the benchmarks share: CLIP, class names, the plain text branch, measuring, the cost model.
+
+A case is one step of work done in the plain way and in ours, on the same weights and inputs. Both
+are compared, and then timed in turns (plain, ours, plain, ours, …), so that whatever else the
+machine does meets both; a matrix product is timed among them, which gives the machine's ceiling at
+that very time. On the CPU the comparison is the plain side's warm-up.
+
+Memory is the peak of what tensors hold during a step beyond what they held before it: on CUDA
+``torch.cuda.max_memory_allocated``; on the CPU the same quantity, from the allocations and releases
+that PyTorch's profiler records, in a step that is not timed unless it is very long. Weights, the
+Python process and scratch memory of the BLAS library are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from anchoropt_plugin.clip_models import CLIP, SimpleTokenizer, convert_weights
+from anchoropt_plugin.fast_text import FastForward
+
+TOLERANCE = 1e-5
+"""Largest relative error of features and gradients in fp32."""
+EXCESS = 1.25
+"""So many times the FLOPs of the cost model may ours compute; more, and it is not what it says."""
+OURS_PER_ROUND = 3
+"""Steps of ours for each of the plain way: it is short, so one alone would be noisy."""
+NAME_LENGTHS = [1] * 6 + [2] * 6 + [3] * 5 + [4] * 4 + [5, 6, 7, 8]
+"""Tokens of 25 class names: from 1 to 8, 3 on average."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# The profiler would report each start and stop on stderr.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The arguments of ``clip.model.CLIP``, in its order; the defaults are ViT-B/16's."""
+
+    embed_dim: int = 512
+    resolution: int = 224
+    vision_layers: int = 12
+    vision_width: int = 768
+    patch: int = 16
+    context: int = 77
+    vocabulary: int = 49408
+    width: int = 512
+    heads: int = 8
+    layers: int = 12
+
+
+VIT_B16 = Sizes()
+
+
+class Cost(NamedTuple):
+    """What a step costs by the model: tokens through the text tower, and FLOPs of all of it.
+
+    A multiplication with an addition counts as two. With frozen weights the backward pass of a
+    linear map costs as much as its forward pass, that of attention twice as much.
+    """
+
+    text_tokens: int
+    flops: float
+
+    def plus(self, other: Cost) -> Cost:
+        """Both together."""
+        return Cost(self.text_tokens + other.text_tokens, self.flops + other.flops)
+
+    def times(self, n: int) -> Cost:
+        """``n`` times as much."""
+        return Cost(self.text_tokens * n, self.flops * n)
+
+
+def plain_text(sizes: Sizes, n_prompts: int, backward: bool = True) -> Cost:
+    """The plain text branch: all positions of all prompts."""
+    tokens, pairs = n_prompts * sizes.context, n_prompts * sizes.context**2
+    flops = _transformer(sizes.width, sizes.layers, tokens, pairs, tokens, pairs, backward)
+    return Cost(tokens, flops + _projection(sizes, n_prompts, backward))
+
+
+def fast_text(
+    sizes: Sizes, eot: Sequence[int], n_prefix: int, backward: bool = True, sets: int = 1
+) -> Cost:
+    """The fast text branch: a prefix once a set, then each prompt up to its EOT.
+
+    In the last block only the rows of EOT go beyond keys and values.
+    """
+    tokens = n_prefix + sum(end + 1 - n_prefix for end in eot)
+    pairs = n_prefix**2 + sum((end + 1 - n_prefix) * (end + 1) for end in eot)
+    last_pairs = sum(end + 1 for end in eot)
+    flops = _transformer(sizes.width, sizes.layers, tokens, pairs, len(eot), last_pairs, backward)
+    return Cost(tokens, flops + _projection(sizes, len(eot), backward)).times(sets)
+
+
+def image_tower(sizes: Sizes, batch: int) -> Cost:
+    """The image tower, forward."""
+    patches = (sizes.resolution // sizes.patch) ** 2
+    width = sizes.vision_width
+    tokens, pairs = batch * (patches + 1), batch * (patches + 1) ** 2
+    flops = _transformer(width, sizes.vision_layers, tokens, pairs, tokens, pairs, False)
+    embedding = 2 * 3 * sizes.patch**2 * width * batch * patches
+    return Cost(0, flops + embedding + 2 * width * sizes.embed_dim * batch)
+
+
+def _transformer(
+    width: int,
+    layers: int,
+    tokens: int,
+    pairs: int,
+    last_tokens: int,
+    last_pairs: int,
+    backward: bool,
+) -> float:
+    """FLOPs of ``layers`` blocks over ``tokens`` and ``pairs`` of query and key."""
+    projections, rest = 6 * width**2, 18 * width**2  # q, k, v; then output and MLP
+    linear = layers * projections * tokens + rest * ((layers - 1) * tokens + last_tokens)
+    attention = 4 * width * ((layers - 1) * pairs + last_pairs)
+    return linear * (1 + backward) + attention * (1 + 2 * backward)
+
+
+def _projection(sizes: Sizes, n_prompts: int, backward: bool) -> float:
+    return 2 * sizes.width * sizes.embed_dim * n_prompts * (1 + backward)
+
+
+class Outcome(NamedTuple):
+    """What a step gave, to be compared: features or logits, and the gradients of what is learned.
+
+    A step does the same work from the same state each time it is called.
+    """
+
+    features: Tensor
+    gradients: Sequence[Tensor] = ()
+
+
+class Side(NamedTuple):
+    """One way of doing a step."""
+
+    name: str
+    step: Callable[[], Outcome]
+    cost: Cost
+
+
+class Case(NamedTuple):
+    """A step to measure, in the plain way (None where that cannot be run) and in ours."""
+
+    name: str
+    plain: Side | None
+    ours: Sequence[Side]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one side of a case; times in seconds, memory in bytes.
+
+    What is relative to the plain side is None on that.
+    """
+
+    case: str
+    side: str
+    text_tokens: int
+    flops: float
+    seconds: float
+    memory: int
+    of_ceiling: float
+    exact: bool
+    counted_flops: int = 0
+    faster: float | None = None
+    leaner: float | None = None
+    feature_error: float | None = None
+    gradient_error: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it computes what the cost model says, and in fp32 agrees with the plain side."""
+        errors = [e for e in (self.feature_error, self.gradient_error) if e is not None]
+        agrees = not self.exact or all(error <= TOLERANCE for error in errors)
+        return agrees and self.counted_flops <= EXCESS * self.flops
+
+
+@dataclass(frozen=True)
+class Bench:
+    """On what, and for how long, to measure.
+
+    Attributes:
+        sizes: of the CLIP.
+        device: where everything runs.
+        dtype: of the weights, as CLIP's own ``convert_weights`` chooses them.
+        rounds: of timing, at most.
+        seconds: no further round of a case starts after so many, and a longer step is done once.
+        classes: numbers of classes to measure, or none for a benchmark's own.
+    """
+
+    sizes: Sizes
+    device: torch.device
+    dtype: torch.dtype
+    rounds: int
+    seconds: float
+    classes: tuple[int, ...]
+
+    def clip(self) -> CLIP:
+        """CLIP with random weights, always the same, frozen, and still on the CPU."""
+        torch.manual_seed(0)
+        clip = CLIP(*astuple(self.sizes)).eval().requires_grad_(False)
+        if self.dtype != torch.float32:
+            convert_weights(clip)
+            for parameter in clip.parameters():
+                if parameter.dtype == torch.float16:
+                    parameter.data = parameter.data.to(self.dtype)
+        return clip
+
+    def random(self, *shape: int) -> Tensor:
+        """Standard normal numbers, always the same."""
+        numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        return numbers.to(self.device, self.dtype)
+
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        """How long ``work`` takes."""
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            work()
+            end.record()
+            torch.cuda.synchronize()
+            return start.elapsed_time(end) / 1000
+        begun = time.perf_counter()
+        work()
+        return time.perf_counter() - begun
+
+    def ceiling(self) -> float:
+        """FLOPs a second of the machine's matrix product, the better of an MLP's and a square."""
+        large = self.device.type == "cuda"
+        rows, side, width = (16384, 8192, 512) if large else (2048, 2048, 512)
+        best = 0.0
+        for n, k, m in ((rows, width, 4 * width), (side, side, side)):
+            left = torch.randn(n, k, device=self.device, dtype=self.dtype)
+            right = torch.randn(k, m, device=self.device, dtype=self.dtype)
+            seconds = [self.seconds_of(partial(torch.mm, left, right)) for _ in range(3)]
+            best = max(best, 2 * n * k * m / min(seconds))
+        return best
+
+    def observed(self, step: Callable[[], Outcome]) -> tuple[Outcome, int, float]:
+        """The outcome of a step, the peak memory that it took, and how long it took."""
+        torch.manual_seed(0)
+        begun = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            outcome = step()
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() - before
+            return outcome, peak, time.perf_counter() - begun
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            outcome = step()
+            seconds = time.perf_counter() - begun
+        events = profiler.profiler.kineto_results.events()
+        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        now = peak = 0
+        for _, change in sorted(changes, key=lambda event: event[0]):
+            now += change
+            peak = max(peak, now)
+        return outcome, peak, seconds
+
+    def counted(self, step: Callable[[], Outcome]) -> int:
+        """The FLOPs of a step, as PyTorch counts them, after another one to warm up."""
+        torch.manual_seed(0)
+        step()
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return counter.get_total_flops()
+
+    def measure(self, case: Case) -> list[Row]:
+        """Compare the sides of a case, then time them in turns."""
+        sides = [case.plain, *case.ours] if case.plain else list(case.ours)
+        if case.plain and self.device.type == "cuda":
+            case.plain.step()
+        counted = {case.plain: 0} | {side: self.counted(side.step) for side in case.ours}
+        outcomes, memory, seconds_observed = zip(
+            *(self.observed(side.step) for side in sides), strict=True
+        )
+        # In a step that long, recording its memory takes no time to speak of: it is timed by that.
+        times = [[s] if s > self.seconds else [] for s in seconds_observed]
+        ceilings: list[float] = []
+        begun = time.perf_counter()
+        while len(ceilings) < self.rounds and (
+            not ceilings or time.perf_counter() - begun < self.seconds
+        ):
+            ceilings.append(self.ceiling())
+            for number, (side, spent) in enumerate(zip(sides, times, strict=True)):
+                while len(spent) < len(ceilings) * (OURS_PER_ROUND if number else 1):
+                    torch.manual_seed(0)
+                    spent.append(self.seconds_of(side.step))
+        ceiling = statistics.median(ceilings)
+        medians = [statistics.median(spent) for spent in times]
+        rows = []
+        for number, side in enumerate(sides):
+            seconds = medians[number]
+            against_plain: dict[str, float | None] = {}
+            if number:
+                against_plain = {
+                    "faster": medians[0] / seconds,
+                    "leaner": memory[0] / memory[number],
+                    "feature_error": _error([outcomes[number].features], [outcomes[0].features]),
+                    "gradient_error": _error(outcomes[number].gradients, outcomes[0].gradients),
+                }
+            rows.append(
+                Row(
+                    case.name,
+                    side.name,
+                    side.cost.text_tokens,
+                    side.cost.flops,
+                    seconds,
+                    memory[number],
+                    side.cost.flops / seconds / ceiling,
+                    self.dtype == torch.float32,
+                    counted[side],
+                    **against_plain,
+                )
+            )
+        return rows
+
+    def machine(self) -> dict[str, str | int]:
+        """What was measured on."""
+        return {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if self.device.type == "cuda" else "",
+            "torch": torch.__version__,
+            "dtype": next(name for name, dtype in DTYPES.items() if dtype == self.dtype),
+        }
+
+
+def _error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float | None:
+    """The relative error of all tensors together; NaN where one has it, None of no tensors."""
+    if not want:
+        return None
+    one, other = (torch.cat([x.flatten().float() for x in tensors]) for tensors in (got, want))
+    return float((one - other).norm() / other.norm())
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+class PlainTextEncoder(nn.Module):
+    """The text branch as public code has it: prompts (C, 77, d), tokens (C, 77) → (C, e)."""
+
+    def __init__(self, clip: CLIP) -> None:
+        super().__init__()
+        self.transformer = clip.transformer
+        self.positional_embedding = clip.positional_embedding
+        self.ln_final = clip.ln_final
+        self.text_projection = clip.text_projection
+        self.dtype = clip.dtype
+
+    def forward(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        x = prompts + self.positional_embedding.type(self.dtype)
+        x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+        x = self.ln_final(x).type(self.dtype)
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+
+
+def require_in_use(stand_ins: Iterable[FastForward]) -> None:
+    """End the benchmark where the fast branch has given way to the host's own forward."""
+    for fast in stand_ins:
+        if not fast.in_use:
+            raise SystemExit(f"the fast branch is not in use: its error is {fast.error}")
+
+
+@cache
+def _words() -> list[str]:
+    """Words that are one token each."""
+    return [w[:-4] for w in SimpleTokenizer().encoder if re.fullmatch("[a-z]{3,}</w>", w)]
+
+
+def class_names(n: int) -> list[str]:
+    """``n`` class names of real words, of ``NAME_LENGTHS`` tokens, always the same."""
+    draw = random.Random(0)
+    lengths = (NAME_LENGTHS * (n // len(NAME_LENGTHS) + 1))[:n]
+    draw.shuffle(lengths)
+    return [" ".join(draw.choices(_words(), k=length)) for length in lengths]
+
+
+CAPTION = """\
+tokens: through the text tower; GFLOP: by the cost model; memory: peak of what tensors hold during a
+step beyond what they held before; features (or logits), gradients: relative error against the plain
+way; of ceiling: share of the GFLOP/s of a matrix product, measured in between."""
+COLUMNS = (
+    "",
+    "tokens",
+    "GFLOP",
+    "median",
+    "faster",
+    "memory",
+    "leaner",
+    "features",
+    "gradients",
+    "GFLOP/s",
+    "of ceiling",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, column by column; its case stands above it."""
+
+    def optional(value: float | None, form: str) -> str:
+        return "" if value is None else form.format(value)
+
+    return [
+        row.side,
+        f"{row.text_tokens:,}",
+        f"{row.flops / 1e9:,.1f}",
+        f"{row.seconds:.3g} s" if row.seconds >= 0.1 else f"{row.seconds * 1e3:.3g} ms",
+        optional(row.faster, "{:.1f}×"),
+        f"{row.memory / 2**20:,.0f} MiB",
+        optional(row.leaner, "{:.1f}×"),
+        optional(row.feature_error, "{:.0e}"),
+        optional(row.gradient_error, "{:.0e}"),
+        f"{row.flops / row.seconds / 1e9:,.0f}",
+        f"{row.of_ceiling:.0%}",
+    ]
+
+
+def describe(machine: dict[str, str | int]) -> str:
+    """A machine in words.
+
+    >>> describe({"gpu": "", "processor": "Chip", "threads": 2, "torch": "2.9", "dtype": "fp32"})
+    'Chip, 2 threads, torch 2.9, fp32'
+    """
+    processor = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    return f"{processor}, torch {machine['torch']}, {machine['dtype']}"
+
+
+def main(
+    title: str,
+    description: str | None,
+    cases: Callable[[Bench], Iterator[Case]],
+    arguments: Sequence[str] | None,
+    sizes: Sizes,
+) -> int:
+    """Run a benchmark from its command line: print a table, store it where asked.
+
+    Returns:
+        The exit status: 1 where the two ways differ.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=DTYPES, default="fp32")
+    add("--classes", type=int, nargs="+", default=[], help="(default: those of the table)")
+    add("--rounds", type=int, default=5, help="of timing, at most (default: 5)")
+    add("--seconds", type=float, default=20, help="no further round after so many (default: 20)")
+    add("--json", type=Path, metavar="FILE", help="store the results too")
+    args = parser.parse_args(arguments)
+    device, dtype = torch.device(args.device), DTYPES[args.dtype]
+    bench = Bench(sizes, device, dtype, args.rounds, args.seconds, tuple(args.classes))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    machine = bench.machine()
+    console.print(f"[bold]{title}[/] ({describe(machine)})")
+    rows: list[Row] = []
+    for case in cases(bench):
+        with console.status(case.name):
+            measured = bench.measure(case)
+        console.print(_table(case.name, measured))
+        rows += measured
+    console.print(CAPTION, style="dim")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {"title": title, "machine": machine, "rows": [asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    if all(row.passed for row in rows):
+        return 0
+    console.print(
+        f"[bold red]✗[/] marks rows that differ from the plain way by more than {TOLERANCE:.0e} or "
+        f"compute more than {EXCESS} times what the cost model says"
+    )
+    return 1
+
+
+def _table(name: str, rows: Sequence[Row]) -> Table:
+    table = Table(*COLUMNS, title=name, title_justify="left", expand=True)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        side, *numbers = cells(row)
+        table.add_row(side if row.passed else f"[bold red]✗ {side}", *numbers)
+    return table

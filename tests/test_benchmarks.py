@@ -1,0 +1,188 @@
+"""The benchmarks on a small CLIP: they run, they notice a wrong side, and their costs are right."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from anchoropt_plugin.anchors import AnchorPrompts
+from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.fast_text import TOLERANCE, FastForward
+from anchoropt_plugin.text_encoder import TextTower
+from benchmarks import evaluate, harness, stage1, tables, text_branch, train_step
+from benchmarks.harness import Bench, Case, Sizes
+
+SMALL = Sizes(32, 32, 2, 64, 8, 77, 49408, 64, 4, 2)
+BENCHMARKS = [text_branch, train_step, stage1, evaluate]
+QUICK = ["--classes", "4", "--rounds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _a_quick_ceiling(monkeypatch):
+    monkeypatch.setattr(Bench, "ceiling", lambda bench: 1e11)
+
+
+def named(module):
+    return module.__name__.rpartition(".")[2]
+
+
+@pytest.fixture
+def bench():
+    return Bench(SMALL, torch.device("cpu"), torch.float32, rounds=1, seconds=9, classes=(4,))
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=named)
+def test_both_sides_agree(benchmark, tmp_path, capsys):
+    file = tmp_path / "out" / "results.json"
+    assert benchmark.main([*QUICK, "--json", str(file)], SMALL) == 0
+    assert "✗" not in capsys.readouterr().out
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert results["machine"]["dtype"] == "fp32" and results["machine"]["processor"]
+    for row in results["rows"]:
+        assert row["seconds"] > 0 and row["memory"] > 0 and row["flops"] > 0
+        if row["side"] != "plain":
+            assert row["faster"] > 0 and row["leaner"] > 1 and row["feature_error"] <= 1e-5
+            assert benchmark is evaluate or row["gradient_error"] <= 1e-5
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=named)
+def test_a_wrong_side_fails(benchmark, monkeypatch, capsys):
+    encode = TextTower.encode
+
+    def wrong(self, prompts, eot, *more):
+        return encode(self, prompts, eot, *more) + 1e-4 * prompts.square().sum()
+
+    monkeypatch.setattr(TextTower, "encode", wrong)
+    monkeypatch.setitem(TOLERANCE, torch.float32, float("inf"))
+    assert benchmark.main(QUICK, SMALL) == 1
+    assert "✗ ours" in capsys.readouterr().out
+
+
+def test_a_fast_branch_that_gave_way_ends_the_benchmark(monkeypatch):
+    monkeypatch.setitem(TOLERANCE, torch.float32, -1.0)
+    with pytest.raises(SystemExit, match="not in use"):
+        text_branch.main(QUICK, SMALL)
+
+
+def test_a_wrong_gradient_alone_fails(monkeypatch, bench):
+    (case,) = text_branch.cases(bench)
+    (ours,) = case.ours
+
+    def wrong():
+        outcome = ours.step()
+        return outcome._replace(gradients=[g * 1.001 for g in outcome.gradients])
+
+    plain, row = bench.measure(case._replace(ours=[ours._replace(step=wrong)]))
+    assert plain.passed and row.feature_error <= 1e-5 and not row.passed
+
+
+@pytest.mark.parametrize(("benchmark", "dtype"), [(train_step, "fp16"), (evaluate, "bf16")])
+def test_half_precision_runs_and_shows_its_errors(benchmark, dtype, tmp_path):
+    file = tmp_path / "results.json"
+    assert benchmark.main([*QUICK, "--dtype", dtype, "--json", str(file)], SMALL) == 0
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert all(1e-5 < row["feature_error"] < 0.1 for row in rows if row["side"] != "plain")
+
+
+def test_a_fast_branch_that_shares_no_prefix_fails(monkeypatch, capsys):
+    """It is right, but not what the cost model says."""
+    monkeypatch.setattr(FastForward, "_n_shared", lambda self, prompts, limit: 0)
+    assert text_branch.main(QUICK, SMALL) == 1
+    assert "compute more than" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ours_alone_where_the_plain_way_cannot_be_run(bench):
+    (case,) = text_branch.cases(bench)
+    (row,) = bench.measure(case._replace(plain=None))
+    assert row.side == "ours" and row.faster is None and row.passed
+
+
+def test_a_long_step_of_the_plain_way_is_done_once(bench):
+    (case,) = text_branch.cases(bench)
+    calls = {"plain": 0, "ours": 0}
+
+    def counted(side):
+        def step():
+            calls[side.name] += 1
+            return side.step()
+
+        return side._replace(step=step)
+
+    case = Case(case.name, counted(case.plain), [counted(side) for side in case.ours])
+    dataclasses.replace(bench, rounds=3, seconds=0).measure(case)
+    assert calls == {"plain": 1, "ours": 2 + harness.OURS_PER_ROUND}
+    calls.update(plain=0, ours=0)
+    dataclasses.replace(bench, rounds=3).measure(case)
+    assert calls == {"plain": 1 + 3, "ours": 3 + 3 * harness.OURS_PER_ROUND}
+
+
+def test_class_names_have_one_to_eight_tokens_and_three_on_average():
+    names = harness.class_names(50)
+    lengths = (tokenize(names).argmax(-1) - 1).tolist()
+    assert (min(lengths), max(lengths), sum(lengths) / 50) == (1, 8, 3)
+    assert names == harness.class_names(50)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_cost_model_agrees_with_counted_flops(backward, bench):
+    clip = bench.clip()
+    names = harness.class_names(4)
+    prompts = AnchorPrompts(TextTower(clip), names, 1)
+    tokens, embedded = text_branch.embed_prompts(clip, [f"of {name}" for name in names], "X")
+    encoder = harness.PlainTextEncoder(clip)
+    context = embedded[0, 1:2].clone().requires_grad_(backward)
+
+    def plain():
+        return encoder(
+            torch.cat([embedded[:, :1], context.expand(4, 1, -1), embedded[:, 2:]], 1), tokens
+        )
+
+    def counted(work):
+        with FlopCounterMode(display=False) as counter:
+            out = work()
+            if backward:
+                out.sum().backward()
+        return counter.get_total_flops()
+
+    expected = harness.plain_text(SMALL, 4, backward).flops
+    assert counted(plain) == pytest.approx(expected, rel=0.1)
+    expected = harness.fast_text(SMALL, prompts.eot, prompts.n_shared, backward).flops
+    assert counted(lambda: prompts.encode(context)) == pytest.approx(expected, rel=0.1)
+    if not backward:
+        images = bench.random(3, 3, 32, 32)
+        expected = harness.image_tower(SMALL, 3).flops
+        assert counted(lambda: clip.visual(images)) == pytest.approx(expected, rel=0.02)
+
+
+def test_peak_memory_is_that_of_tensors_alive_together(bench):
+    def step():
+        for _ in range(3):
+            a, b = torch.zeros(1 << 18), torch.zeros(1 << 18)  # a MiB each
+            del a, b
+        return harness.Outcome(torch.zeros(1))
+
+    _, peak, _ = bench.observed(step)
+    assert peak == pytest.approx(2 << 20, rel=0.01)
+
+
+def test_tables_are_written_between_their_markers(tmp_path, capsys):
+    page = tmp_path / "performance.md"
+    page.write_text(
+        "before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n", encoding="utf-8"
+    )
+    assert tables.main([str(tmp_path / "results")], page) == 1
+    for benchmark in (stage1, text_branch):
+        file = tmp_path / "results" / f"{named(benchmark)}.json"
+        benchmark.main([*QUICK, "--json", str(file)], SMALL)
+    capsys.readouterr()
+    for _ in range(2):  # again: nothing doubled
+        assert tables.main([str(tmp_path / "results")], page) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- tables -->\n\n## ")
+    assert text.endswith("\n<!-- end of tables -->\nafter\n") and "old" not in text
+    assert text.index("### Text branch") < text.index("### Stage 1")
+    assert text.count("| ours |") == 2 and text.count("\n## ") == 1
