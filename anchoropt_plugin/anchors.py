@@ -89,7 +89,7 @@ class AnchorPrompts:
         """L2-normalised text features (C, e) in float32 for ``anchors`` (K, d)."""
         tokens = anchors.to(self.frame.dtype).expand(len(self.frame), -1, -1)
         prompts = torch.cat([self.frame[:, :1], tokens, self.frame[:, 1 + self.length :]], 1)
-        features = self.tower.encode(prompts, self.eot, self.n_shared)
+        features = self.tower.encode(prompts, self.eot, self.n_shared, rest_is_constant=True)
         return F.normalize(features.float(), dim=-1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .deep import FIRST, arranged, overwriting
 from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
+from .sharing import Sharing, equal_tokens, sharing_in_gradient
 from .text_encoder import TextTower
 
 log = logging.getLogger("anchoropt_plugin")
@@ -52,7 +53,7 @@ class FastForward:
         self.in_use = True
         self.position: AnchorPositionModule | None = None
         self.chunk = 0
-        self._structure: int | None = None
+        self._structure: Sharing | None = None
         self._last = LastFeatures()
 
     def __call__(self, *args: Any, **named: Any) -> Any:
@@ -103,11 +104,11 @@ class FastForward:
     def _fast(self, prompts: Tensor, tokens: Tensor, deep: Sequence[Tensor] = ()) -> Tensor | None:
         """Features by the packed tower; None where deep prompts meet contexts that differ."""
         eot = tokens.argmax(-1).tolist()
-        n_shared = self._n_shared(prompts, min(eot))
+        sharing = self._shared(prompts, min(eot))
         if not len(deep):
-            return self._encode(prompts, eot, n_shared)
+            return self._encode(prompts, eot, *sharing)
         stop = FIRST + len(deep[0]) + (self.position.n_anchors if self.position else 0)
-        if n_shared < stop:
+        if sharing.n_tokens < stop:
             return None
 
         def rewrite(number: int, prefix: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class FastForward:
             context = arranged(self.position, deep[number - 1], prefix[:, FIRST:stop])
             return torch.cat([prefix[:, :FIRST], context, prefix[:, stop:]], 1)
 
-        return self._encode(prompts, eot, n_shared, rewrite)
+        return self._encode(prompts, eot, *sharing, rewrite)
 
     def _encode(self, prompts: Tensor, eot: list[int], *more: Any) -> Tensor:
         """All classes at once, or in chunks whose activations the backward pass computes again."""
@@ -177,16 +178,16 @@ class FastForward:
                 self.error,
             )
 
-    def _n_shared(self, prompts: Tensor, limit: int) -> int:
+    def _shared(self, prompts: Tensor, limit: int) -> Sharing:
         """How many leading tokens all classes share, in value, and in gradient where that flows."""
-        head = prompts[..., :limit, :]
-        equal = (head == head[..., :1, :, :]).all(-1).flatten(0, -2).all(0)
-        shared = int(equal.long().cumprod(0).sum())
+        shared = equal_tokens(prompts[..., :limit, :])
         if not (prompts.requires_grad and torch.is_grad_enabled()):
-            return shared
+            return Sharing(shared, rest_is_constant=False)
         if self._structure is None:
-            self._structure = _shared_in_gradient(prompts, shared)
-        return min(shared, self._structure)
+            self._structure = sharing_in_gradient(prompts, shared)
+        n_tokens, rest_is_constant = self._structure
+        # Where fewer are equal now, some of the rest may carry a gradient.
+        return Sharing(min(shared, n_tokens), rest_is_constant and shared >= n_tokens)
 
 
 def _is_deep(argument: Any) -> bool:
@@ -194,58 +195,6 @@ def _is_deep(argument: Any) -> bool:
     if not isinstance(argument, (list, tuple, nn.ParameterList)):
         return False
     return all(isinstance(prompt, Tensor) and prompt.dim() == 2 for prompt in argument)
-
-
-def _shared_in_gradient(prompts: Tensor, n: int) -> int:
-    """Of ``n`` leading tokens that are equal in value, how many are the same function.
-
-    A class-specific context may start out equal for all classes. Then the gradient of a class must
-    reach its own parameters, and nothing can be shared but the tokens before the context.
-    """
-    leaves = list(_leaves(prompts))
-    limit = 1e-2 if prompts.dtype in TOLERANCE else 1e-1  # half precision rounds each class's part
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(prompts.device)
-
-    of_class = random(prompts.shape[-3])
-    probe = random(n, prompts.shape[-1])
-
-    def gradients(value: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-        return [
-            torch.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(leaves, found, strict=True)
-        ]
-
-    for length in (n, min(n, 1)):
-        head = prompts[..., :length, :].float() * probe[:length]
-        every = gradients((head.sum((-1, -2)) * of_class).sum())
-        first = gradients((head[..., 0, :, :] * of_class.sum()).sum())
-        # Leaf by leaf: a small one must not hide behind a large one.
-        if all(
-            float((a - b).float().norm()) <= limit * float(a.float().norm())
-            for a, b in zip(every, first, strict=True)
-        ):
-            return length
-    return 0
-
-
-def _leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors that require a gradient and that ``tensor`` was computed from."""
-    if tensor.grad_fn is None:
-        yield tensor
-        return
-    seen, stack = set(), [tensor.grad_fn]
-    while stack:
-        node: Any = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack += [following for following, _ in node.next_functions if following is not None]
 
 
 def is_text_encoder(module: nn.Module) -> bool:

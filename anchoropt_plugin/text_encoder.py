@@ -133,6 +133,7 @@ class TextTower:
         prompts: Tensor,
         eot: Sequence[int],
         n_shared: int = 0,
+        rest_is_constant: bool = False,
         rewrite: Rewrite | None = None,
     ) -> Tensor:
         """Text features (…, n, e) of prompts given as token embeddings, not normalised.
@@ -143,6 +144,8 @@ class TextTower:
             eot: n positions of EOT; the feature is read there.
             n_shared: so many leading tokens are the same in all prompts of a set; they are taken
                 from the first and computed once a set. It must not exceed any ``eot``.
+            rest_is_constant: no gradient is wanted for the tokens behind the shared ones, as where
+                these are class names; that saves memory.
             rewrite: called before each block but the first with the block's number and the hidden
                 states of the prefix (sets, n_shared, d); returns those that take their place, as
                 deep prompts do.
@@ -151,7 +154,8 @@ class TextTower:
         plan = _plan(tuple(eot), n_shared, prompts.device)
         positions = self.clip.positional_embedding.to(prompts.dtype)
         prefix = sets[:, 0, :n_shared] + positions[:n_shared]
-        suffix = sets[:, plan.prompt, plan.position] + positions[plan.position]
+        rest = sets.detach() if rest_is_constant else sets
+        suffix = rest[:, plan.prompt, plan.position] + positions[plan.position]
         x = torch.cat([prefix.flatten(0, 1), suffix.flatten(0, 1)])
         blocks = self.clip.transformer.resblocks
         n_prefix_rows = len(sets) * n_shared
@@ -235,7 +239,8 @@ def _block(block: Any, x: Tensor, n_sets: int, plan: _Plan, only_eot: bool = Fal
     qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.unflatten(-1, (3, attention.num_heads, -1))
     n_prefix_rows = n_sets * plan.n_prefix
-    prefix = qkv[:n_prefix_rows].unflatten(0, (n_sets, plan.n_prefix))
+    # A copy: a view of these few rows, saved for the backward pass, would keep all of qkv alive.
+    prefix = qkv[:n_prefix_rows].clone().unflatten(0, (n_sets, plan.n_prefix))
     suffix = qkv[n_prefix_rows:].unflatten(0, (n_sets, -1))
     mixed: list[Tensor] = []
     for bucket in plan.buckets:

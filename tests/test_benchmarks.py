@@ -53,8 +53,8 @@ def test_both_sides_agree(benchmark, tmp_path, capsys):
 def test_a_wrong_side_fails(benchmark, monkeypatch, capsys):
     encode = TextTower.encode
 
-    def wrong(self, prompts, eot, *more):
-        return encode(self, prompts, eot, *more) + 1e-4 * prompts.square().sum()
+    def wrong(self, prompts, eot, *more, **named):
+        return encode(self, prompts, eot, *more, **named) + 1e-4 * prompts.square().sum()
 
     monkeypatch.setattr(TextTower, "encode", wrong)
     monkeypatch.setitem(TOLERANCE, torch.float32, float("inf"))
@@ -90,7 +90,7 @@ def test_half_precision_runs_and_shows_its_errors(benchmark, dtype, tmp_path):
 
 def test_a_fast_branch_that_shares_no_prefix_fails(monkeypatch, capsys):
     """It is right, but not what the cost model says."""
-    monkeypatch.setattr(FastForward, "_n_shared", lambda self, prompts, limit: 0)
+    monkeypatch.setattr(FastForward, "_shared", lambda self, prompts, limit: (0, False))
     assert text_branch.main(QUICK, SMALL) == 1
     assert "compute more than" in " ".join(capsys.readouterr().out.split())
 
