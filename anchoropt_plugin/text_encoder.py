@@ -226,7 +226,9 @@ def _mlp(mlp: Any, x: Tensor) -> Tensor:
     # By name: public repositories carry copies of CLIP, each with a class of its own.
     if type(mlp.gelu).__name__ != "QuickGELU":
         return mlp(x)
-    return mlp.c_proj(F.silu(1.702 * mlp.c_fc(x)) / 1.702)
+    # In place: no backward pass needs what is written over.
+    hidden = mlp.c_fc(x).mul_(1.702)
+    return mlp.c_proj(F.silu(hidden).div_(1.702))
 
 
 def _block(block: Any, x: Tensor, n_sets: int, plan: _Plan, only_eot: bool = False) -> Tensor:
