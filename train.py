@@ -12,9 +12,21 @@ file, flags, KEY VALUE pairs.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+if __name__ == "__main__":
+
+    def _stop(*_: object) -> NoReturn:
+        """Answer ctrl-C while the imports below run: they take seconds, and catch exceptions."""
+        print("interrupted", file=sys.stderr)
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, _stop)
 
 from yacs.config import CfgNode
 
@@ -22,8 +34,15 @@ import anchoropt_plugin  # first: it makes `import dassl` work
 import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError
+from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.plugin import TwoStages
-from anchoropt_plugin.runtime.config import merge_file, merge_list
+from anchoropt_plugin.runtime.config import (
+    check_same_run,
+    check_values,
+    merge_file,
+    merge_list,
+    write_record,
+)
 from anchoropt_plugin.runtime.utils import (
     check_availability,
     collect_env_info,
@@ -33,6 +52,7 @@ from anchoropt_plugin.runtime.utils import (
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from trainers.host import PromptTrainer
 
 _HOSTS = {
     "COOP": {
@@ -71,9 +91,23 @@ _FLAGS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises a ``UserError`` for a command line that it does not understand."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"there is no flag {unknown[0]}{hint}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -142,14 +176,17 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Check what can be checked before anything is written.
 
     Raises:
-        UserError: A name is unknown or a folder missing.
+        UserError: A value cannot be, a name is unknown, a folder missing or another run's.
     """
+    training = not (args.eval_only or args.no_train)
+    check_values(cfg, training)
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "--trainer")
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     name = cfg.TRAINER.NAME
-    if cfg.TRAINER.ANCHOROPT.USE_ANCHOROPT and not issubclass(
-        TRAINER_REGISTRY.get(name), TwoStages
-    ):
+    trainer = TRAINER_REGISTRY.get(name)
+    if cfg.DATALOADER.K_TRANSFORMS > 1 and issubclass(trainer, PromptTrainer):
+        raise UserError(f"DATALOADER.K_TRANSFORMS must be 1: {name} takes one view of a picture")
+    if cfg.TRAINER.ANCHOROPT.USE_ANCHOROPT and not issubclass(trainer, TwoStages):
         raise UserError(
             f"TRAINER.ANCHOROPT.USE_ANCHOROPT is set, but --trainer {name} runs without AnchorOPT: "
             f"give --trainer {name}_AnchorOPT"
@@ -163,14 +200,14 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     for flag, folder in folders.items():
         if folder and not Path(folder).expanduser().is_dir():
             raise UserError(f"{flag} {folder} is not a folder")
+    if training:
+        for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):
+            check_same_run(cfg, folder)
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Build the trainer, then train, test, or neither, as the flags say."""
-    try:
-        setup_logger(cfg.OUTPUT_DIR)
-    except OSError as error:
-        raise UserError(f"cannot write to {cfg.OUTPUT_DIR}: {error.strerror}") from error
+    setup_logger(str(Path(cfg.OUTPUT_DIR, "log.txt")))
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -186,6 +223,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()
     elif not args.no_train:
+        write_record(cfg, cfg.OUTPUT_DIR)
         trainer.train()
 
 
@@ -195,19 +233,29 @@ def _print_box(title: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, 2 after an error of the user's, 130 after ctrl-C."""
-    args = build_parser().parse_args(argv)
+    """Run the command line; return 0, 2 after an error of the user's, 130 after ctrl-C.
+
+    Where nobody reads what is printed any more, as after ``| head``, it ends quietly with 1.
+    """
     stdout = sys.stdout
     try:
+        args = build_parser().parse_args(argv)
         cfg = setup_cfg(args)
         check(cfg, args)
         run(cfg, args)
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error))
     except FloatingPointError as error:
-        print(f"error: {error} (try PREC fp32, or a lower OPTIM.LR)", file=sys.stderr)
-        return 2
+        return _failed(f"{error} (try PREC fp32, or a lower OPTIM.LR)")
+    except BrokenPipeError:
+        # Else Python complains when it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        return 1
+    except OSError as error:
+        parts = error.filename2 or error.filename, error.strerror or error
+        reason = ": ".join(str(part) for part in parts if part)
+        return _failed(f"{reason}; make room there, or give another --output-dir")
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -218,5 +266,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _failed(message: str) -> int:
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

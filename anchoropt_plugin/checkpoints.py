@@ -103,7 +103,9 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
         :class:`Foreign`.
 
     Raises:
-        UserError: The file is missing, truncated, not a checkpoint, or does not hold a dict.
+        UserError: The file is missing, truncated, not a checkpoint, or does not hold a dict; its
+            ``state_dict``, where it has one, is not a dict of finite tensors by name; its
+            ``epoch``, where it has one, is no number from 0.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -125,15 +127,37 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
             f"{path} holds a {type(checkpoint).__name__}, but a checkpoint is a dict; "
             "give a file that a training run wrote"
         )
+    fault = _fault_in(checkpoint)
+    if fault:
+        raise UserError(f"{path} is no sound checkpoint: {fault}; copy it anew, or train again")
     return checkpoint
+
+
+def _fault_in(checkpoint: dict[str, Any]) -> str:
+    """What is wrong with the parts of a checkpoint that are used by their names, or nothing."""
+    epoch, state = checkpoint.get("epoch", 0), checkpoint.get("state_dict", {})
+    if type(epoch) is not int or epoch < 0:
+        return f"its epoch is {epoch!r}"
+    if not isinstance(state, dict):
+        return f"its state_dict is a {type(state).__name__}"
+    for name, value in state.items():
+        if not isinstance(name, str):
+            return f"{name!r} in its state_dict is no name"
+        if not isinstance(value, torch.Tensor):
+            return f"{name!r} in its state_dict is a {type(value).__name__}, not a tensor"
+    for name, value in (*state.items(), *checkpoint.items()):  # a bare state dict has none in it
+        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+            return f"{name} in it is not finite"
+    return ""
 
 
 def _check_first_bytes(path: Path) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(max(map(len, _FIRST_BYTES)))
-    except OSError as error:
-        raise UserError(f"cannot open the checkpoint {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter: there is a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot open the checkpoint {path}: {reason}") from error
     if not head.startswith(_FIRST_BYTES):
         raise UserError(f"{path} is not a checkpoint: it is in neither of torch's file formats")
 
@@ -198,9 +222,11 @@ class _Datum:
     """Takes the attributes of a pickled ``Datum``."""
 
     def __setstate__(self, state: Any) -> None:
-        self.item = FewShotItem(
-            state["_impath"], state["_label"], state["_domain"], state["_classname"]
-        )
+        kinds = {"_impath": str, "_label": int, "_domain": int, "_classname": str}
+        for name, kind in kinds.items():
+            if type(state[name]) is not kind:
+                raise pickle.UnpicklingError(f"{name} is a {type(state[name]).__name__}")
+        self.item = FewShotItem(*(state[name] for name in kinds))
 
 
 class _FewShotUnpickler(pickle.Unpickler):
@@ -226,5 +252,5 @@ def load_fewshot_pickle(path: str | Path) -> dict[str, list[FewShotItem]]:
         return {str(name): [datum.item for datum in items] for name, items in lists.items()}
     except Exception as error:  # a broken pickle can raise almost anything
         raise UserError(
-            f"{path} is not a few-shot file ({error}); delete it to have the shots drawn anew"
+            f"{path} is not a few-shot file ({error!r}); delete it to have the shots drawn anew"
         ) from error

@@ -241,6 +241,12 @@ def _build(content: dict[str, Any]) -> CLIP:
         known = frozenset(content["token_ids"].tolist())
         state = _with_all_tokens(state, content["token_ids"])
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_NOT_WEIGHTS)}
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite")
+    length = len(state["positional_embedding"])
+    if length != CONTEXT_LENGTH:
+        raise ValueError(f"it reads texts of {length} tokens, and a CLIP {CONTEXT_LENGTH}")
     # build_model rounds to half precision, so fp32 weights are loaded a second time.
     model = build_model(dict(state)).float()
     model.load_state_dict(state)

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.runtime.utils.tools import read_text
 from dassl.data.datasets import DATASET_REGISTRY
 
 from .split_dataset import SplitDataset
@@ -45,25 +46,21 @@ class ImageFolder(SplitDataset):
         if files:
             names = ", ".join(file.name for file in files)
             raise UserError(f"{root} has several splits ({names}); name one of them split.json")
-        names_of = _read_classnames(root / "classnames.txt")
-        if (root / "train").is_dir():
-            split = _from_parts(root, names_of)
-        else:
-            split = _from_classes(root, names_of)
+        has_parts = (root / "train").is_dir()
+        split = _from_parts(root) if has_parts else _from_classes(root)
         check_classes(split, str(root))
         return split
 
 
-def _read_classnames(path: Path) -> dict[str, str] | None:
-    if not path.is_file():
-        return None
+def _read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
     names = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            folder, _, name = line.strip().partition(" ")
-            if not name.strip():
+    for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
+        if line:
+            known = [folder for folder in folders if line.startswith(f"{folder} ")]
+            folder = max(known, key=len, default=line.partition(" ")[0])
+            names[folder] = line.removeprefix(folder).strip()
+            if not names[folder]:
                 raise UserError(f"{path}, line {number}: no class name after {folder!r}")
-            names[folder] = name.strip()
     return names
 
 
@@ -78,12 +75,26 @@ def _class_folders(parent: Path) -> list[Path]:
     return folders
 
 
-def _classname(folder: Path, names: dict[str, str] | None) -> str:
-    if names is None:
-        return folder.name.replace("_", " ")
-    if folder.name not in names:
-        raise UserError(f"classnames.txt has no line for the folder {folder}")
-    return names[folder.name]
+def _classes(parent: Path, root: Path) -> dict[str, tuple[int, str]]:
+    """The label and the class name of each class folder in ``parent``, by the folder's name."""
+    folders = [folder.name for folder in _class_folders(parent)]
+    file = root / "classnames.txt"
+    if file.exists():
+        names = _read_classnames(file, folders)
+    else:
+        names = {folder: folder.replace("_", " ") for folder in folders}
+    seen: dict[str, str] = {}
+    for folder in folders:
+        if folder not in names:
+            raise UserError(f"{file} has no line for the folder {parent / folder}")
+        # As CLIP reads it.
+        other = seen.setdefault(" ".join(names[folder].lower().split()), folder)
+        if other != folder:
+            raise UserError(
+                f"the class folders {other!r} and {folder!r} in {parent} have one class name, "
+                f"{names[folder]!r}: put their pictures together, or give names in {file}"
+            )
+    return {folder: (label, names[folder]) for label, folder in enumerate(folders)}
 
 
 def _pictures(folder: Path, root: Path) -> list[str]:
@@ -97,25 +108,24 @@ def _pictures(folder: Path, root: Path) -> list[str]:
     return found
 
 
-def _from_parts(root: Path, names: dict[str, str] | None) -> Split:
+def _from_parts(root: Path) -> Split:
     if not (root / "test").is_dir():
         raise UserError(f"{root} has a folder train but none called test")
-    labels = {folder.name: label for label, folder in enumerate(_class_folders(root / "train"))}
+    classes = _classes(root / "train", root)
     parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for part, items in parts.items():
         for folder in _class_folders(root / part) if (root / part).is_dir() else ():
-            if folder.name not in labels:
+            if folder.name not in classes:
                 raise UserError(f"the class folder {folder} has no counterpart in {root / 'train'}")
-            name = _classname(folder, names)
-            items += [Item(path, labels[folder.name], name) for path in _pictures(folder, root)]
+            items += [Item(path, *classes[folder.name]) for path in _pictures(folder, root)]
     return Split(**parts)
 
 
-def _from_classes(root: Path, names: dict[str, str] | None) -> Split:
+def _from_classes(root: Path) -> Split:
     split = Split([], [], [])
-    for label, folder in enumerate(_class_folders(root)):
-        name = _classname(folder, names)
-        items = [Item(path, label, name) for path in _pictures(folder, root)]
+    classes = _classes(root, root)
+    for folder in _class_folders(root):
+        items = [Item(path, *classes[folder.name]) for path in _pictures(folder, root)]
         if len(items) < 4:
             raise UserError(f"the class folder {folder} has {len(items)} pictures; 4 are needed")
         # Seeded by class, so that a class added or removed leaves the others as they are.

@@ -15,7 +15,7 @@ from dassl.data.datasets import DatasetBase, Datum
 from .splits import (
     Item,
     Split,
-    check_classes,
+    check_drawn,
     check_files,
     digest,
     draw_shots,
@@ -51,7 +51,6 @@ class SplitDataset(DatasetBase):
         split = self.make_split()
         if cfg.DATASET.NUM_SHOTS >= 1:
             split = self._few_shots(split, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-            check_classes(split, "the few-shot pictures")
         split = subsample(split, cfg.DATASET.SUBSAMPLE_CLASSES)
         check_files(split, self.image_dir)
         super().__init__(
@@ -75,16 +74,20 @@ class SplitDataset(DatasetBase):
         public, own = stem.with_name(f"{stem.name}.pkl"), stem.with_name(f"{stem.name}.json")
         if public.is_file():
             print(f"Few-shot pictures are those in {public}")
-            return self._from_public_file(split, public)
+            drawn = self._from_public_file(split, public)
+            check_drawn(drawn, split, str(public))
+            return drawn
         if seed < 0:
             return draw_shots(split, shots, random.Random())
         key = digest(split)
         if own.is_file():
-            drawn = read_json(own)
-            if isinstance(drawn, dict) and drawn.get("split") == key:
+            noted = read_json(own)
+            if isinstance(noted, dict) and noted.get("split") == key:
                 print(f"Few-shot pictures are those in {own}")
-                train, val = (items_of(drawn.get(part), f"{own}: {part}") for part in _PARTS)
-                return split._replace(train=train, val=val)
+                train, val = (items_of(noted.get(part), f"{own}: {part}") for part in _PARTS)
+                drawn = split._replace(train=train, val=val)
+                check_drawn(drawn, split, str(own))
+                return drawn
             print(f"{own} was drawn from another split; the pictures are drawn anew")
         split = draw_shots(split, shots, random.Random(seed))
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import random
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,38 +58,64 @@ def items_of(rows: Any, where: str) -> list[Item]:
     items = []
     for number, row in enumerate(rows):
         match row:
-            case [str(path), int(label) | str(label), str(classname)] if str(label).isdigit():
+            case [str(path), int(label) | str(label), str(classname)] if _is_label(str(label)):
                 items.append(Item(path, int(label), classname))
             case _:
                 raise UserError(
-                    f"{where}[{number}] is {json.dumps(row)}, "
+                    f"{where}[{number}] is {json.dumps(row)[:200]}, "
                     "not [relative path, label from 0, class name]"
                 )
     return items
 
 
+def _is_label(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
+
+
+def check_drawn(drawn: Split, split: Split, where: str) -> None:
+    """Check that few-shot pictures are of the split's own part, with the label they have there.
+
+    Raises:
+        UserError: One is not; the message begins with ``where``.
+    """
+    for part in ("train", "val"):
+        known = {(item.path, item.label) for item in getattr(split, part)}
+        for item in getattr(drawn, part):
+            if (item.path, item.label) not in known:
+                raise UserError(
+                    f"{where}: {item.path} with label {item.label} is not in the split's part "
+                    f"{part}; delete the file to have the shots drawn anew"
+                )
+    check_classes(drawn, where)
+
+
 def check_classes(split: Split, where: str) -> None:
-    """Check that labels are 0 ... n - 1, each with a training picture and one name.
+    """Check that labels are 0 ... n - 1, each with a training picture and one name in all parts.
 
     Raises:
         UserError: They are not; the message begins with ``where``.
     """
     names: dict[int, str] = {}
-    for item in split.train:
+    for item in itertools.chain(*split):
         known = names.setdefault(item.label, item.classname)
         if known != item.classname:
             raise UserError(
                 f"{where}: label {item.label} has two names, {known!r} and {item.classname!r}"
             )
-    if not names:
+    for label, name in names.items():
+        if not name.strip() or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+            raise UserError(
+                f"{where}: the name of label {label}, {name!r}, is empty or has control characters"
+            )
+    if not split.train:
         raise UserError(f"{where}: there are no pictures for training")
     if not split.test:
         raise UserError(f"{where}: there are no pictures for test")
-    others = {item.label: item.classname for item in (*split.val, *split.test)}
-    labels = {**dict.fromkeys(range(max(names))), **others}
-    for label in sorted(labels.keys() - names.keys()):
-        name = f" ({labels[label]!r})" if labels[label] else ""
-        raise UserError(f"{where}: label {label}{name} has no picture for training")
+    trained = {item.label for item in split.train}
+    for label in [*range(len(trained)), *sorted(names)]:
+        if label not in trained:
+            name = f" ({names[label]!r})" if label in names else ""
+            raise UserError(f"{where}: label {label}{name} has no picture for training")
 
 
 def draw_shots(split: Split, shots: int, rng: random.Random) -> Split:
@@ -147,6 +175,13 @@ def digest(split: Split) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _can_be_a_path(name: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
 def check_files(split: Split, image_dir: Path) -> None:
     """Check that every picture is a file, and lies in the image folder.
 
@@ -160,8 +195,10 @@ def check_files(split: Split, image_dir: Path) -> None:
     used = dict.fromkeys(item.path for part in split for item in part)
     for name in used:
         relative = Path(name)
+        if not _can_be_a_path(name):
+            raise UserError(f"the path {name!r} in the split can be no file's; mend the split")
         if relative.is_absolute() or ".." in relative.parts:
-            raise UserError(f"the path {name} in the split leads out of {image_dir}")
+            raise UserError(f"the path {name!r} in the split leads out of {image_dir}")
         path = image_dir / relative
         if path.parent not in parents:  # a handful of folders hold thousands of pictures
             parents[path.parent] = path.parent.resolve().is_relative_to(inside)

@@ -71,6 +71,14 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return mean.map("{:.1f}".format) + deviation.map(" ± {:.1f}".format)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """The summary of ``results_table`` as a table in Markdown."""
+    cells = summary(table).reset_index()
+    header = "| " + " | ".join(cells.columns) + " |\n|" + " --- |" * len(cells.columns)
+    lines = ["| " + " | ".join(row) + " |" for row in cells.itertuples(index=False)]
+    return "\n".join([header, *lines]) + "\n"
+
+
 @dataclass
 class Report:
     """What a page shows.
@@ -177,10 +185,7 @@ def write_report(report: Report, folder: Path) -> Path:
     """Write ``report.html``, its pictures, ``results.csv`` and ``results.md``; return the page."""
     folder.mkdir(parents=True, exist_ok=True)
     report.table.to_csv(folder / "results.csv", index=False, float_format="%.2f")
-    cells = summary(report.table).reset_index()
-    header = "| " + " | ".join(cells.columns) + " |\n|" + " --- |" * len(cells.columns)
-    lines = ["| " + " | ".join(row) + " |" for row in cells.itertuples(index=False)]
-    (folder / "results.md").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    (folder / "results.md").write_text(markdown(report.table), encoding="utf-8")
     pictures = {"curves": _png(report.curves()), "matrix": _png(report.matrices())}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from anchoropt_plugin import UserError, checkpoints
 from anchoropt_plugin.runtime.data.datasets import Datum
+from dassl.utils import load_checkpoint
 
 ran: list[str] = []
 
@@ -125,9 +126,42 @@ def test_a_foreign_file_is_named(tmp_path, content):
         checkpoints.load(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({"state_dict": 5}, "its state_dict is a int"),
+        ({"state_dict": [torch.zeros(1)]}, "its state_dict is a list"),
+        ({"state_dict": {"ctx": 5}}, "'ctx' in its state_dict is a int, not a tensor"),
+        ({"state_dict": {"ctx": Path("a")}}, "'ctx' in its state_dict is a .*, not a tensor"),
+        ({"state_dict": {3: torch.zeros(1)}}, "3 in its state_dict is no name"),
+        ({"state_dict": {"ctx": torch.tensor([1.0, float("nan")])}}, "ctx in it is not finite"),
+        ({"state_dict": {"ctx": torch.tensor([float("inf")]).half()}}, "ctx in it is not finite"),
+        ({"ctx": torch.tensor([float("nan")])}, "ctx in it is not finite"),
+        ({"state_dict": {}, "epoch": "5"}, "its epoch is '5'"),
+        ({"state_dict": {}, "epoch": -1}, "its epoch is -1"),
+    ],
+)
+def test_an_unsound_checkpoint_is_refused(tmp_path, content, fault):
+    torch.save(content, tmp_path / "model")
+    with pytest.raises(UserError, match=f"model is no sound checkpoint: {fault}; copy it anew"):
+        checkpoints.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("missing", ["state_dict", "epoch"])
+def test_the_checkpoint_of_a_run_has_weights_and_an_epoch(tmp_path, missing):
+    content = {"state_dict": {}, "epoch": 1}
+    del content[missing]
+    torch.save(content, tmp_path / "model")
+    assert checkpoints.load(tmp_path / "model") == content
+    with pytest.raises(UserError, match=f"model has no '{missing}'"):
+        load_checkpoint(tmp_path / "model")
+
+
 def test_missing_files_torchscript_and_bare_tensors(tmp_path):
     with pytest.raises(UserError, match=r"cannot open the checkpoint .*gone: No such file"):
         checkpoints.load(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"cannot open the checkpoint .*null byte"):
+        checkpoints.load("a\0b")
     torch.save(torch.zeros(2), tmp_path / "tensor")
     with pytest.raises(UserError, match="holds a Tensor, but a checkpoint is a dict"):
         checkpoints.load(tmp_path / "tensor")
@@ -160,7 +194,16 @@ def test_a_public_few_shot_file(tmp_path, protocol):
     assert loaded["train"][0].classname == "cat"
 
 
-@pytest.mark.parametrize("payload", [Hostile(), {"train": [Hostile()]}, [1], {"train": [1]}])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Hostile(), {"train": [Hostile()]}, [1], {"train": [1]}, {"train": 5},
+        *({"train": [Datum(*fields)]} for fields in (
+            (5, 0, 0, "cat"), ("a.jpg", "0", 0, "cat"), ("a.jpg", 0, None, "cat"),
+            ("a.jpg", 0, 0, ["cat"]), ("a.jpg", True, 0, "cat"),
+        )),
+    ],
+)  # fmt: skip
 def test_other_few_shot_files_are_refused(tmp_path, payload):
     path = tmp_path / "shot_1-seed_1.pkl"
     path.write_bytes(pickle.dumps(payload))

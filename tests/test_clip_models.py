@@ -240,6 +240,21 @@ def test_missing_tensor_is_named(missing: str, tmp_path: Path) -> None:
         load_clip(str(tmp_path / "part.pt"))
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    state = new_vit().state_dict()
+    state["ln_final.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(UserError, match=r"ln_final\.bias is not finite"):
+        load_clip(str(tmp_path / "nan.pt"))
+
+
+def test_another_context_length_is_refused(tmp_path: Path) -> None:
+    short = CLIP(24, 48, 3, 64, 16, 32, 120, 128, 2, 2)
+    torch.save(short.state_dict(), tmp_path / "short.pt")
+    with pytest.raises(UserError, match="reads texts of 32 tokens, and a CLIP 77"):
+        load_clip(str(tmp_path / "short.pt"))
+
+
 class Hostile:
     """Unpickling this leaves a file behind."""
 

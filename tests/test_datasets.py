@@ -156,8 +156,13 @@ def test_a_public_few_shot_file_comes_first(pets, write_public_file):
     ("path", "message"),
     [
         ("/elsewhere/cats/1.jpg", "not in a folder pets/images"),
-        ("/elsewhere/pets/images/../secret.jpg", "leads out of"),
-        ("/elsewhere/pets/images/cat/none.jpg", "1 of 40 pictures .* are missing"),
+        ("/elsewhere/pets/images/../secret.jpg", r"secret\.jpg .* not in the split's part train"),
+        ("/elsewhere/pets/images/cat/none.jpg", r"none\.jpg .* not in the split's part train"),
+        ("/elsewhere/pets/images/cat/test_0.jpg", r"test_0\.jpg .* not in the split's part train"),
+        (
+            "/elsewhere/pets/images/bird/train_0.jpg",
+            "with label 0 is not in the split",
+        ),
     ],
 )
 def test_a_public_few_shot_file_of_other_pictures(pets, write_public_file, path, message):
@@ -165,6 +170,24 @@ def test_a_public_few_shot_file_of_other_pictures(pets, write_public_file, path,
     write_public_file({"train": drawn})
     with pytest.raises(UserError, match=message):
         Pets(make_cfg(pets.root, shots=1))
+
+
+def test_a_few_shot_file_with_other_names(pets, write_public_file):
+    drawn = [[f"/a/pets/images/{path}", label, "x"] for path, label, _ in pets.split["train"]]
+    write_public_file({"train": drawn})
+    with pytest.raises(UserError, match=r"shot_1-seed_1\.pkl: label 2 has two names, 'x' and"):
+        Pets(make_cfg(pets.root, shots=1))
+
+
+def test_a_noted_draw_that_was_edited(pets):
+    cfg = make_cfg(pets.root, shots=1)
+    Pets(cfg)
+    path = pets.folder / "split_fewshot" / "shot_1-seed_1.json"
+    noted = json.loads(path.read_text())
+    noted["train"][0] = pets.split["test"][0]
+    path.write_text(json.dumps(noted))
+    with pytest.raises(UserError, match=r"shot_1-seed_1\.json: .* not in the split's part train"):
+        Pets(cfg)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +217,16 @@ def test_an_unknown_half(pets):
     ("change", "message"),
     [
         (lambda s: s["train"].append(["cat/x.jpg", 0, "dog"]), "label 0 has two names"),
+        (lambda s: s["test"].append(["cat/x.jpg", 0, "dog"]), "label 0 has two names"),
+        (lambda s: s["val"].append(["cat/x.jpg", 0, "dog"]), "label 0 has two names"),
+        (lambda s: s["val"].append(["cat/x.jpg", "²", "dog"]), r"val\[13\] is "),
+        (lambda s: s["val"].append(["x.jpg", "9" * 5000, "dog"]), r"val\[13\] is "),
+        (lambda s: s["train"].append(["x.jpg", 30000000, "emu"]), "label 3 has no picture"),
+        (lambda s: s["val"].append(["a\0.jpg", 0, "cat"]), r"'a\\x00.jpg' .* can be no file's"),
+        (lambda s: s["val"].append(["\ud800/a", 0, "cat"]), r"can be no file's"),
+        (lambda s: s["train"].append(["x.jpg", 3, "\ud800"]), "name of label 3, .*control"),
+        (lambda s: s["train"].append(["x.jpg", 3, "a\nb"]), "name of label 3, .*control"),
+        (lambda s: s["train"].append(["x.jpg", 3, " "]), "name of label 3, ' ', is empty"),
         (lambda s: s["test"].append(["x.jpg", 3, "fish"]), r"label 3 \('fish'\) has no picture"),
         (lambda s: s["train"].append(["x.jpg", 4, "emu"]), "label 3 has no picture for training"),
         (lambda s: s["train"].append(["x.jpg", "3a", "emu"]), r"train\[13\] is .*\"3a\""),
@@ -207,7 +240,7 @@ def test_an_unknown_half(pets):
             lambda s: s["val"].append(["cat/gone.jpg", 0, "cat"]),
             r"1 of 40 pictures .* cat/gone\.jpg",
         ),
-        (lambda s: s["val"].append(["/etc/passwd", 0, "cat"]), "/etc/passwd .*leads out of"),
+        (lambda s: s["val"].append(["/etc/passwd", 0, "cat"]), "/etc/passwd' .*leads out of"),
         (lambda s: s["val"].append(["cat/../../x.jpg", 0, "cat"]), r"leads out of"),
     ],
 )
@@ -323,6 +356,27 @@ def test_class_names_from_a_file(tmp_path):
         ImageFolder(make_cfg(tmp_path))
     names.write_text("n02 shark\nn01\n")
     with pytest.raises(UserError, match=r"classnames\.txt, line 2: no class name after 'n01'"):
+        ImageFolder(make_cfg(tmp_path))
+
+
+def test_a_folder_with_a_blank_in_classnames(tmp_path):
+    folders(tmp_path, {"red": 4, "red cat": 4, "red cat 2": 4})
+    names = tmp_path / "classnames.txt"
+    names.write_text("red cat 2 tiger\nred cat lynx\nred fox\nblue whale\n")
+    assert ImageFolder(make_cfg(tmp_path)).classnames == ["fox", "lynx", "tiger"]
+    names.write_bytes("red cat 2 tiger\nred cat lynx\nred café\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"classnames\.txt is not text in UTF-8"):
+        ImageFolder(make_cfg(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+@pytest.mark.parametrize("names", ["", "red_cat Cat\nred cat  cat\n"])
+def test_two_folders_of_one_class_name(tmp_path, part, names):
+    folders(tmp_path / part, {"red_cat": 4, "red cat": 4})
+    folders(tmp_path / "test", {"red_cat": 4} if part else {})
+    if names:
+        (tmp_path / "classnames.txt").write_text(names)
+    with pytest.raises(UserError, match=r"class folders 'red cat' and 'red_cat' in .* have one"):
         ImageFolder(make_cfg(tmp_path))
 
 

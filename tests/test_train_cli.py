@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,14 +50,23 @@ class Diverges(Probe):
         self.model_backward_and_update(torch.tensor(float("nan")))
 
 
+class Unwritable(Probe):
+    def save_model(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk names no file
+
+
 class Interrupted(Probe):
+    """Is interrupted in its second epoch."""
+
     def forward_backward(self, batch):
-        raise KeyboardInterrupt
+        if self.epoch:
+            raise KeyboardInterrupt
+        return super().forward_backward(batch)
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    for trainer in (Probe, Diverges, Interrupted):
+    for trainer in (Probe, Diverges, Unwritable, Interrupted):
         monkeypatch.setitem(TRAINER_REGISTRY._obj_map, trainer.__name__, trainer)
 
 
@@ -160,15 +172,84 @@ def test_a_run_and_its_evaluation(argv, tmp_path, capsys):
     assert not (tmp_path / "test" / "probe").exists()
 
 
-def test_the_same_command_goes_on_where_it_stopped(argv, tmp_path, capsys):
-    assert train.main(argv("--seed", "1")) == 0
+def test_the_same_command_goes_on_where_it_stopped(argv, tmp_path, capsys, monkeypatch):
+    words = argv("--seed", "1", opts=("TRAIN.CHECKPOINT_FREQ", "1"), trainer="Interrupted")
+    assert train.main(words) == 130
     capsys.readouterr()
-    assert train.main(argv("--seed", "1", opts=("OPTIM.MAX_EPOCH", "3"))) == 0
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Interrupted", Probe)
+    assert train.main(words) == 0
     out = capsys.readouterr().out
-    assert "Previous epoch: 2" in out
-    assert "epoch [3/3]" in out
-    assert "epoch [2/3]" not in out
+    assert "Previous epoch: 1" in out
+    assert "epoch [2/2]" in out
+    assert "epoch [1/2]" not in out
     assert len(list((tmp_path / "out").glob("log.txt*"))) == 2
+    words[words.index(str(tmp_path / "out"))] = str(tmp_path / "whole")
+    words[words.index("Interrupted")] = "Probe"
+    assert train.main(words) == 0
+    states = [
+        torch.load(tmp_path / run / "probe" / "model.pth.tar-2", weights_only=True)["state_dict"]
+        for run in ("out", "whole")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DATASET.SUBSAMPLE_CLASSES", "new"),
+        ("SEED", "2"),
+        ("OPTIM.LR", "0.5"),
+        ("OPTIM.MAX_EPOCH", "3"),
+        ("MODEL.BACKBONE.NAME", "RN50"),
+        ("TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "anchors"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--output-dir", "--resume"])
+def test_the_folder_of_another_run_is_refused(argv, tmp_path, capsys, base_run, flag, key, value):
+    before = {path: path.stat().st_mtime_ns for path in base_run.rglob("*")}
+    words = argv("--seed", "1", flag, str(base_run), opts=(key, value))
+    message = error_of(capsys, words)
+    assert f"{base_run} holds another run: {key} is " in message
+    assert f"there, {value}" in message.replace("'", "")
+    assert "give another --output-dir" in message
+    assert {path: path.stat().st_mtime_ns for path in base_run.rglob("*")} == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def base_run(root, tmp_path_factory):
+    """The output folder of a finished run of Probe with seed 1."""
+    folder = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRAINER_REGISTRY._obj_map, "Probe", Probe)
+        assert train.main([
+            *("--root", root, "--output-dir", str(folder), "--trainer", "Probe", "--seed", "1"),
+            *("--dataset-config-file", DIGITS, "--config-file", TINY),
+            *("DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "2", "USE_CUDA", "False"),
+        ]) == 0  # fmt: skip
+    return folder
+
+
+def test_without_a_record_a_folder_is_resumed_as_dassl_does(argv, tmp_path, base_run, capsys):
+    shutil.copytree(base_run, tmp_path / "out")
+    (tmp_path / "out" / "config.yaml").unlink()
+    assert train.main(argv("--seed", "2")) == 0
+    assert "Previous epoch: 2" in capsys.readouterr().out
+    assert "SEED: 2\n" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_a_test_may_write_beside_the_run_that_it_tests(argv, tmp_path, base_run):
+    folder = shutil.copytree(base_run, tmp_path / "out")
+    before = (folder / "config.yaml").read_text()
+    flags = ["--eval-only", "--model-dir", str(folder), "--load-epoch", "2"]
+    assert train.main(argv(*flags, opts=("DATASET.SUBSAMPLE_CLASSES", "all", "SEED", "9"))) == 0
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_a_trainer_with_nothing_to_train_is_tested(argv, tmp_path):
+    opts = ("DATASET.SUBSAMPLE_CLASSES", "base")
+    assert train.main(argv(trainer="ZeroshotCLIP", opts=opts)) == 0
+    assert len(parsed(tmp_path / "out" / "log.txt", "=> result")) == 1
 
 
 def test_no_train(argv, tmp_path, capsys):
@@ -211,6 +292,16 @@ def error_of(capsys, words):
         (["OPTIM.LR", "fast"], "takes a float, but 'fast' is a str"),
         (["OPTIM.LR"], "has no value"),
         (["OPTIM.LR", "1", "--seed", "1"], "flags come before KEY VALUE pairs: move --seed"),
+        (["OPTIM.LR", "-1", "TEST.SPLIT", "x"], r"OPTIM\.LR is -1\.0, .*; TEST\.SPLIT is 'x'"),
+        (["OUTPUT_DIR", "None"], "OUTPUT_DIR takes a str, but None"),
+        (["--seed", "4294967296"], "SEED is 4294967296, it must be below"),
+        (["DATALOADER.K_TRANSFORMS", "2", "TRAINER.NAME", "CoOp"], "CoOp takes one view"),
+        (["OPTIM.MAX_EPOCH", "0"], r"OPTIM\.MAX_EPOCH is 0"),
+        (["DATASET.SUBSAMPLE_CLASSES", "old"], r"SUBSAMPLE_CLASSES is 'old', .*all, base, new"),
+        (["--seed", "one"], "argument --seed: invalid int value: 'one'; --help"),
+        (["--trainr", "CoOp"], r"no flag --trainr \(did you mean '--trainer'\?\)"),
+        (["--outptu-dir=x\ny"], r"no flag --outptu-dir=x y \(did you mean '--output-dir'\?\)"),
+        (["--load-epoch"], "argument --load-epoch: expected one argument"),
     ],
 )
 def test_a_wrong_command_writes_nothing(argv, tmp_path, capsys, flags, message):
@@ -223,13 +314,33 @@ def test_a_wrong_command_writes_nothing(argv, tmp_path, capsys, flags, message):
 
 def test_errors_during_a_run(argv, tmp_path, capsys):
     assert "Loss is infinite or NaN!" in error_of(capsys, argv(trainer="Diverges"))
-    assert "SUBSAMPLE_CLASSES" in error_of(capsys, argv(opts=("DATASET.SUBSAMPLE_CLASSES", "old")))
+    assert error_of(capsys, argv(trainer="Unwritable")).startswith(
+        "error: No space left on device;"
+    )
+    nesterov = ("OPTIM.SGD_NESTEROV", "True", "OPTIM.MOMENTUM", "0")
+    assert "OPTIM of sgd: Nesterov" in error_of(capsys, argv(opts=nesterov))
     flags = ["--eval-only", "--model-dir", str(tmp_path / "out")]
     assert "no model at" in error_of(capsys, argv(*flags))
     (tmp_path / "file").touch()
     words = argv()
     words[words.index(str(tmp_path / "out"))] = str(tmp_path / "file" / "out")
-    assert "cannot write to" in error_of(capsys, words)
+    assert f"{tmp_path}/file/out: Not a directory; make room" in error_of(capsys, words)
+
+
+@pytest.mark.parametrize("name", ["probe", "tensorboard", "config.yaml/x", "probe/checkpoint/x"])
+def test_what_is_in_the_way_in_the_output_folder_is_named(argv, tmp_path, capsys, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    named = name.removesuffix("/x")
+    assert f"{tmp_path}/out/{named}: " in error_of(capsys, argv())
+
+
+def test_an_output_folder_may_be_called_like_a_log(argv, tmp_path):
+    words = argv("--no-train")
+    words[words.index(str(tmp_path / "out"))] = str(tmp_path / "run.log")
+    assert train.main(words) == 0
+    assert (tmp_path / "run.log" / "log.txt").is_file()
 
 
 def test_ctrl_c(argv, capsys):
@@ -237,14 +348,12 @@ def test_ctrl_c(argv, capsys):
     assert capsys.readouterr().err.startswith("interrupted; ")
 
 
-def test_help_and_unknown_flags(capsys):
+def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         train.main(["--help"])
     text = capsys.readouterr().out
     assert "CoOp_AnchorOPT" in text
     assert "KEY VALUE" in text
-    with pytest.raises(SystemExit, match="2"):
-        train.main(["--trainr", "CoOp"])
 
 
 @pytest.mark.parametrize(
@@ -257,7 +366,8 @@ def test_every_config_of_coop_merges(path):
     assert backbone["NAME"] == cfg.MODEL.BACKBONE.NAME
     assert loader["BATCH_SIZE"] == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     if "OPTIM" in given:
-        assert (cfg.OPTIM.LR, cfg.OPTIM.WARMUP_CONS_LR) == (0.002, 1e-5)
+        lr = 0.02 if path.stem == "tiny" else 0.002
+        assert (lr, 1e-5) == (cfg.OPTIM.LR, cfg.OPTIM.WARMUP_CONS_LR)
 
 
 @pytest.mark.parametrize("stem", ["digits", "shapes", "image_folder"])

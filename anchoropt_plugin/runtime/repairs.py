@@ -12,8 +12,8 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from torch.torch_version import TorchVersion
 
+from ..checkpoints import load
 from .optim.lr_scheduler import load_warmup_state, warmup_state
-from .utils.torchtools import load_checkpoint
 
 _logger = logging.getLogger("anchoropt_plugin")
 
@@ -54,9 +54,9 @@ def _repair_load_checkpoint() -> None:
     import dassl.utils.torchtools as torchtools
 
     broken = torchtools.load_checkpoint
-    if broken is load_checkpoint:
+    if broken is load:
         return
-    _replace_everywhere("load_checkpoint", broken, load_checkpoint)
+    _replace_everywhere("load_checkpoint", broken, load)
     # A scheduler read safely is plain data, so it has to be saved and restored as such.
     schedulers._BaseWarmupScheduler.state_dict = warmup_state
     schedulers._BaseWarmupScheduler.load_state_dict = load_warmup_state

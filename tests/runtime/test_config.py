@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import re
+
 import pytest
 from yacs.config import CfgNode
 
 from anchoropt_plugin import UserError
+from anchoropt_plugin.runtime.config import check_same_run, check_values, write_record
 from dassl.config import clean_cfg, get_cfg_default
 
 
@@ -64,6 +69,8 @@ def test_keys_added_by_a_host_are_merged_too(cfg, tmp_path):
         (["OPTIM.MAX_EPOCH", "1.5"], r"OPTIM\.MAX_EPOCH takes a int, but 1\.5 is a float"),
         (["OPTIM.LR", "True"], r"takes a float, but True is a bool"),
         (["USE_CUDA", "1"], r"USE_CUDA takes a bool"),
+        (["DATASET.NUM_SHOTS", "None"], r"DATASET\.NUM_SHOTS takes a int, but None"),
+        (["OPTIM.LR", "1" + "0" * 400], "OPTIM.LR takes a float"),
     ],
 )
 def test_wrong_pairs(cfg, pairs, message):
@@ -79,6 +86,7 @@ def test_wrong_pairs(cfg, pairs, message):
         ("OPTIM:\n  LR: [1\nTRAIN: 2", r"method\.yaml, line \d: not valid yaml"),
         ("OPTIM:\n  RL: 1", r"method\.yaml: unknown config key OPTIM\.RL"),
         ("- a\n- b", "not a list"),
+        ("A: " + "[" * 5000, "nested too deeply"),
     ],
 )
 def test_wrong_files_are_named(cfg, tmp_path, text, message):
@@ -105,3 +113,97 @@ def test_another_config(cfg):
     assert cfg.OPTIM.LR == 1.0
     with pytest.raises(UserError, match="the other config: unknown config key OPTIMS"):
         cfg.merge_from_other_cfg(CfgNode({"OPTIMS": {}}))
+
+
+def test_what_is_nested_too_deeply_is_a_text(cfg):
+    cfg.merge_from_list(["DATASET.NAME", "(" * 5000])
+    assert cfg.DATASET.NAME == "(" * 5000
+
+
+def test_the_defaults_are_sound(cfg):
+    cfg.DATASET.SUBSAMPLE_CLASSES, cfg.DATASET.TEMPLATE = "all", "{{so}} a {}."
+    check_values(cfg)
+    cfg.OPTIM.MAX_EPOCH = 0
+    check_values(cfg, training=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    {
+        "OUTPUT_DIR": ["", "a\0b"],
+        "SEED": [2**32, -(2**32)],
+        "INPUT.SIZE": [(32, "a"), (32,), (32, 0), (32.5, 32), (True, 32)],
+        "INPUT.TRANSFORMS": [(1,)],
+        "INPUT.PIXEL_MEAN": [[0.5, 0.5], [0.5, 0.5, "a"], [0.5, 0.5, math.nan]],
+        "INPUT.PIXEL_STD": [[0.5, 0.5, 0.0], [0.5] * 4],
+        "INPUT.RRCROP_SCALE": [(1,), (0.8, 0.5), (0.0, 1.0), (0.5, 1.5)],
+        "INPUT.RANDAUGMENT_M": [31],
+        "INPUT.GB_K": [20],
+        "DATASET.TEMPLATE": ["a photo", "{} or {}", "{name}", "{0}", "{:d}", "{", "}{}"],
+        "DATASET.SUBSAMPLE_CLASSES": ["old"],
+        "DATALOADER.NUM_WORKERS": [-1],
+        "DATALOADER.K_TRANSFORMS": [0],
+        "DATALOADER.TRAIN_X.BATCH_SIZE": [0],
+        "DATALOADER.TEST.BATCH_SIZE": [-1],
+        "OPTIM.LR": [0.0, -0.1, math.nan, math.inf],
+        "OPTIM.MOMENTUM": [-0.1],
+        "OPTIM.WEIGHT_DECAY": [-0.1, math.inf],
+        "OPTIM.STEPSIZE": [(), (1.5,)],
+        "OPTIM.MAX_EPOCH": [0, -3],
+        "OPTIM.WARMUP_CONS_LR": [-1.0],
+        "TRAIN.PRINT_FREQ": [0],
+        "TEST.FINAL_MODEL": ["best"],
+        "TEST.SPLIT": ["train"],
+    }.items(),
+)
+def test_values_that_cannot_be(cfg, key, values):
+    *path, name = key.split(".")
+    node = functools.reduce(getattr, path, cfg)
+    for value in values:
+        node[name] = value
+        with pytest.raises(UserError, match=rf"^{re.escape(key)} is .*, it must be .+$"):
+            check_values(cfg)
+
+
+def test_all_faults_are_told_at_once(cfg):
+    cfg.OPTIM.LR, cfg.TRAIN.PRINT_FREQ, cfg.TRAINER.MINE = -1.0, 0, CfgNode({"W": math.nan})
+    with pytest.raises(UserError, match=r"OPTIM\.LR.*TRAIN\.PRINT_FREQ.*TRAINER\.MINE\.W is nan"):
+        check_values(cfg)
+
+
+@pytest.fixture
+def trained(cfg, tmp_path):
+    """An output folder with a checkpoint and the record of a run with ``cfg``."""
+    (tmp_path / "learner").mkdir()
+    (tmp_path / "learner" / "checkpoint").write_text("model.pth.tar-1\n")
+    write_record(cfg, tmp_path)
+    return tmp_path
+
+
+def test_a_run_that_goes_on_may_change_what_does_not_train(cfg, trained):
+    check_same_run(cfg, trained)
+    pairs = ["OUTPUT_DIR", "b", "DATASET.ROOT", "c", "DATALOADER.NUM_WORKERS", "0", "USE_CUDA",
+             "False", "TRAIN.PRINT_FREQ", "1", "TEST.FINAL_MODEL", "best_val"]  # fmt: skip
+    cfg.merge_from_list(pairs)
+    check_same_run(cfg, trained)
+
+
+def test_another_run_is_refused(cfg, trained):
+    cfg.SEED, cfg.OPTIM.LR, cfg.INPUT.SIZE, cfg.OPTIM.MAX_EPOCH = 7, 1.0, (8, 8), 99
+    with pytest.raises(UserError) as caught:
+        check_same_run(cfg, trained)
+    assert str(caught.value) == (
+        f"{trained} holds another run: INPUT.SIZE is [224, 224] there, [8, 8] here; "
+        "OPTIM.LR is 0.0003 there, 1.0 here; OPTIM.MAX_EPOCH is 10 there, 99 here; and 1 more: "
+        "give another --output-dir"
+    )
+    (trained / "learner" / "checkpoint").unlink()
+    check_same_run(cfg, trained)
+
+
+def test_a_folder_of_another_repository_has_no_record(cfg, trained):
+    (trained / "config.yaml").write_text("SEED: 5\nMODEL: {DEPTH: 3}\n")  # of some other tool
+    with pytest.raises(UserError, match="SEED is 5 there, -1 here: give"):
+        check_same_run(cfg, trained)
+    (trained / "config.yaml").unlink()
+    check_same_run(cfg, trained)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,32 @@ def test_unknown_names(cfg):
     cfg.DATASET.NAME = "GrayPictures"
     with pytest.raises(UserError, match=r"DATASET\.NAME is .* \(did you mean 'GreyPictures'\?\)"):
         DataManager(cfg)
+
+
+def test_pictures_that_make_no_batch(cfg):
+    cfg.INPUT.NO_TRANSFORM = True
+    with pytest.raises(UserError, match=r"INPUT\.NO_TRANSFORM is True"):
+        DataManager(cfg)
+    assert len(DataManager(cfg, T.ToTensor(), T.ToTensor()).test_loader) == 3
+
+
+def test_ctrl_c_in_the_middle_of_making_workers_comes_after_it(cfg, monkeypatch):
+    cfg.DATALOADER.NUM_WORKERS = 2
+    loader = DataManager(cfg).test_loader
+    begun = []
+    make = data_manager.DataLoader.__iter__
+
+    def pressed(self):
+        signal.raise_signal(signal.SIGINT)
+        begun.append(make(self))
+        return begun[0]
+
+    monkeypatch.setattr(data_manager.DataLoader, "__iter__", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(loader))
+    for worker in begun[0]._workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(begun[0])) == 3, "the workers go on"
 
 
 def test_a_part_without_pictures(cfg, monkeypatch):

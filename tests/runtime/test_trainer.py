@@ -11,7 +11,12 @@ from torch import nn
 
 from anchoropt_plugin import UserError, checkpoints
 from dassl.engine import build_trainer
-from dassl.utils import load_checkpoint, set_random_seed
+from dassl.utils import (
+    load_checkpoint,
+    resume_from_checkpoint,
+    save_checkpoint,
+    set_random_seed,
+)
 
 LINE = re.compile(
     r"epoch \[(\d+)/4\] batch \[(\d)/4\] time \d+\.\d{3} \(\d+\.\d{3}\) "
@@ -149,6 +154,86 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
         trained(cfg)
     with pytest.raises(UserError, match="does not fit the model linear"):
         build_trainer(cfg).load_model(cfg.OUTPUT_DIR, epoch=1)
+
+
+class Hostile:
+    """Something that a pickle may hold, and that is read as nothing."""
+
+
+def spoil(checkpoint, keys, value):
+    for key in keys[:-1]:
+        checkpoint = checkpoint[key]
+    checkpoint[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["optimizer"], [1, 2]),
+        (["optimizer"], {"state": {}}),
+        (["optimizer"], Hostile()),
+        (["optimizer", "param_groups"], 5),
+        (["optimizer", "param_groups", 0, "lr"], "fast"),
+        (["optimizer", "param_groups", 0, "lr"], Hostile()),
+        (["optimizer", "state", 0, "momentum_buffer"], "much"),
+        (["optimizer", "state", 0, "momentum_buffer"], Hostile()),
+        (["optimizer", "state", 0, "momentum_buffer"], torch.zeros(3)),
+        (["optimizer", "state", 0], 5),
+        (["scheduler"], 5),
+        (["scheduler"], {}),
+        (["scheduler", "last_epoch"], "late"),
+        (["scheduler", "last_epoch"], Hostile()),
+        (["scheduler", "successor"], 5),
+        (["scheduler", "successor", "base_lrs"], ["a"]),
+        (["rng"], 5),
+        (["rng"], Hostile()),
+        (["rng", "python"], (3, "a", None)),
+        (["rng", "numpy"], ("MT19937",)),
+        (["rng", "torch"], torch.zeros(3)),
+    ],
+)
+def test_a_spoilt_state_is_refused(cfg, keys, value):
+    cfg.OPTIM.MAX_EPOCH = 1
+    trained(cfg)
+    path = Path(cfg.OUTPUT_DIR, "linear", "model.pth.tar-1")
+    checkpoint = load_checkpoint(path)
+    spoil(checkpoint, keys, value)
+    torch.save(checkpoint, path)
+    cfg.OPTIM.MAX_EPOCH = 2
+    with pytest.raises(UserError, match=r"^cannot go on from .*model\.pth\.tar-1: [^\n]+$"):
+        trained(cfg)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
+    learner = nn.Module()
+    learner.ctx = nn.Parameter(torch.zeros(2))
+    learner.register_buffer("token_suffix", torch.randn(3, 4) * 0.02)
+    suffix = learner.token_suffix.clone()
+    save_checkpoint({"state_dict": learner.state_dict(), "epoch": 3}, tmp_path)
+    learner.token_suffix = suffix.half().float()  # the same in half precision
+    assert resume_from_checkpoint(tmp_path, learner) == 3
+    for other in (suffix.flip(0), torch.zeros(5, 4)):
+        learner.token_suffix = other
+        with pytest.raises(UserError, match="token_suffix is that of other classes"):
+            resume_from_checkpoint(tmp_path, learner)
+
+
+@pytest.mark.parametrize("name", ["linear", "tensorboard"])
+def test_a_file_in_the_way_is_found_before_training(cfg, name):
+    Path(cfg.OUTPUT_DIR).mkdir()
+    Path(cfg.OUTPUT_DIR, name).touch()
+    trainer = build_trainer(cfg)
+    with pytest.raises(FileExistsError, match=name):
+        trainer.train()
+    assert not trainer.rates
+
+
+def test_a_folder_in_the_way_of_the_checkpoint_is_found_before_training(cfg):
+    Path(cfg.OUTPUT_DIR, "linear", "checkpoint").mkdir(parents=True)
+    trainer = build_trainer(cfg)
+    with pytest.raises(IsADirectoryError):
+        trainer.train()
+    assert not trainer.rates
 
 
 def test_best_val(cfg, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import random
 import re
@@ -104,6 +105,17 @@ def test_log_file(stdout, tmp_path):
     assert later.read_text() == "second\n"
 
 
+def test_a_terminal_that_lacks_a_letter(monkeypatch, tmp_path):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    setup_logger(str(tmp_path))
+    print("猫 \ud800")
+    sys.stdout.flush()
+    sys.stdout.close()
+    assert console.buffer.getvalue() == b"\\u732b \\ud800\n"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "猫 \\ud800\n"
+
+
 def test_log_file_by_name(stdout, tmp_path):
     setup_logger(None)
     assert not hasattr(sys.stdout, "console")
@@ -145,6 +157,12 @@ def test_json(tmp_path):
     path.write_bytes(b"\xff\xfe{}")
     with pytest.raises(UserError, match="not text in UTF-8"):
         read_json(path)
+    path.write_bytes(b"\xef\xbb\xbf[1]")  # as Windows writes UTF-8
+    assert read_json(path) == [1]
+    for text in ("[" * 100_000, "9" * 5000):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"split\.json: not valid json"):
+            read_json(path)
 
 
 def test_pictures(tmp_path):
@@ -159,6 +177,36 @@ def test_pictures(tmp_path):
         read_image(path)
     with pytest.raises(UserError, match=r"gone\.png is missing"):
         read_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
+def test_pictures_of_16_bits_keep_their_greys(tmp_path, name):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / name)
+    assert np.asarray(read_image(tmp_path / name))[0].tolist() == [
+        [x] * 3 for x in (0, 1, 128, 255)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((2, 2), 65536, dtype=np.int32), "more than 16 bits"),
+        (np.full((2, 2), -1, dtype=np.int32), "more than 16 bits"),
+        (np.full((2, 2), 0.5, dtype=np.float32), "float pixels"),
+    ],
+)
+def test_pictures_without_a_known_white(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=message):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_picture_too_large_to_decode(tmp_path, monkeypatch):
+    Image.new("L", (60, 60)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="exceeds limit"):
+        read_image(tmp_path / "bomb.png")
 
 
 def test_folders(tmp_path):
@@ -189,9 +237,20 @@ def test_pretrained_weights(tmp_path):
     load_pretrained_weights(model, tmp_path / "weights")
     assert torch.equal(model[0].weight, torch.full((2, 2), 7.0))
     assert torch.equal(model[1].bias, bias)
-    torch.save({"else": torch.zeros(1)}, tmp_path / "weights")
+    torch.save({"else": torch.zeros(1), 5: "name"}, tmp_path / "weights")
     with pytest.warns(UserWarning, match="Nothing in"):
         load_pretrained_weights(model, tmp_path / "weights")
+
+
+def test_pretrained_weights_bring_no_classes(tmp_path):
+    model = nn.Module()
+    model.ctx = nn.Parameter(torch.zeros(2))
+    for name in ("token_prefix", "token_suffix"):
+        model.register_buffer(name, torch.zeros(3))
+    torch.save({name: torch.ones_like(x) for name, x in model.state_dict().items()}, tmp_path / "w")
+    load_pretrained_weights(model, tmp_path / "w")
+    sums = {name: x.sum().item() for name, x in model.state_dict().items()}
+    assert sums == {"ctx": 2.0, "token_prefix": 0.0, "token_suffix": 0.0}
 
 
 def test_counting_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,22 +18,33 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     """Merge the yaml file at ``path`` into ``cfg``.
 
     Raises:
-        UserError: The file cannot be read, is not yaml, or :func:`merge_dict` refuses it.
+        UserError: :func:`read_yaml` or :func:`merge_dict` refuses it.
+    """
+    merge_dict(cfg, read_yaml(path), source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the ``KEY: value`` lines of a yaml file.
+
+    Raises:
+        UserError: The file cannot be read, is not yaml, or holds something else.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot open the config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: not a config file: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it is not text"
         raise UserError(f"{path}{line}: not valid yaml: {problem}") from error
     if values is None:
-        return
+        return {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config file holds `KEY: value` lines, not a {_kind(values)}")
-    merge_dict(cfg, values, source=str(path))
+    return values
 
 
 def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
@@ -82,16 +94,16 @@ def _literal(value: Any) -> Any:
         return value
     try:
         return literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the latter: nested too deeply
         return value
 
 
 def _coerced(value: Any, old: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         raise UserError(f"{where} takes a {_kind(old)}, not a section")
-    if old is None or value is None or type(value) is type(old):
+    if old is None or type(value) is type(old):
         return value
-    if type(value) is int and isinstance(old, float):
+    if type(value) is int and isinstance(old, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):
         return type(old)(value)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +50,12 @@ class DataManager:
         dataset_wrapper: type[Dataset[Any]] | None = None,
     ) -> None:
         self.dataset: DatasetBase = build_dataset(cfg)
+        own = dataset_wrapper or (custom_tfm_train and custom_tfm_test)
+        if cfg.INPUT.NO_TRANSFORM and not own:
+            raise UserError(
+                "INPUT.NO_TRANSFORM is True, but pictures make no batch before they are tensors: "
+                "set it to False"
+            )
         train = custom_tfm_train or build_transform(cfg, is_train=True)
         test = custom_tfm_test or build_transform(cfg, is_train=False)
         wrapper: Any = dataset_wrapper or DatasetWrapper
@@ -95,7 +104,9 @@ class _Loader(DataLoader[Any]):
             if self.num_workers and isinstance(self.dataset, DatasetWrapper):
                 # Workers live for an epoch, so what they read is lost; what is read here is not.
                 self.dataset.read_pictures()
-            yield from super().__iter__()
+            with _ctrl_c_waits():
+                batches = super().__iter__()
+            yield from batches
         except UserError as error:
             # A worker process hands over its whole stack trace as the message.
             message = str(error).strip().splitlines()[-1]
@@ -103,6 +114,24 @@ class _Loader(DataLoader[Any]):
             # its workers running takes torch ten seconds.
             error.__traceback__ = None
             raise UserError(message.rpartition("UserError: ")[2]) from None
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    # It goes to all processes of a terminal. Those that are made here inherit the handler that
+    # does nothing, so it is this one alone that answers, and ends them; and it answers only
+    # afterwards, as Python drops what is raised in the middle of a fork.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *event: pressed.append(event))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
 
 
 class DatasetWrapper(Dataset[dict[str, Any]]):

@@ -113,7 +113,7 @@ class TrainerBase:
             UserError: A checkpoint cannot be read, or the models are not of the same epoch.
         """
         folders = {name: Path(directory, name) for name in self.get_model_names()}
-        if not all((folder / "checkpoint").is_file() for folder in folders.values()):
+        if not all((folder / "checkpoint").exists() for folder in folders.values()):
             print("No checkpoint found, train from scratch")
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")

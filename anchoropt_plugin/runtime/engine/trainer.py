@@ -82,6 +82,8 @@ class SimpleTrainer(TrainerBase):
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
         self._recall_best_result(directory)
+        for name in self.get_model_names():  # now, not when there is something to lose
+            mkdir_if_missing(Path(self.output_dir, name))
         writer_dir = str(Path(self.output_dir, "tensorboard"))
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)

@@ -52,7 +52,8 @@ def build_optimizer(
         param_groups: Parameters or groups to optimise in place of the model's.
 
     Raises:
-        UserError: There is no optimiser of that name, or ``STAGED_LR`` has no module to act on.
+        UserError: There is no optimiser of that name, it refuses a setting, or ``STAGED_LR`` has
+            no module to act on.
     """
     check_availability(optim_cfg.NAME, _OPTIMIZERS, "OPTIM.NAME")
     if param_groups is None:
@@ -61,12 +62,15 @@ def build_optimizer(
         else:
             param_groups = model.parameters() if isinstance(model, nn.Module) else model
     optimizer, arguments = _OPTIMIZERS[optim_cfg.NAME]
-    return optimizer(
-        param_groups,
-        lr=optim_cfg.LR,
-        weight_decay=optim_cfg.WEIGHT_DECAY,
-        **arguments(optim_cfg),
-    )
+    try:
+        return optimizer(
+            param_groups,
+            lr=optim_cfg.LR,
+            weight_decay=optim_cfg.WEIGHT_DECAY,
+            **arguments(optim_cfg),
+        )
+    except ValueError as error:
+        raise UserError(f"OPTIM of {optim_cfg.NAME}: {error}") from error
 
 
 def _staged(model: nn.Module | Iterable[Any], optim_cfg: CfgNode) -> list[dict[str, Any]]:

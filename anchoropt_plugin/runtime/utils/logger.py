@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -19,9 +20,14 @@ class Logger:
     def __init__(self, fpath: str | Path) -> None:
         # Not a Logger in a Logger: a second run in one process has its own file.
         self.console: TextIO = getattr(sys.stdout, "console", sys.stdout)
+        if isinstance(self.console, io.TextIOWrapper):
+            # Class names are in any script, terminals are not.
+            self.console.reconfigure(errors="backslashreplace")
         Path(fpath).parent.mkdir(parents=True, exist_ok=True)
         # By lines, so that the log of a run that is killed is there up to its last line.
-        self.file = Path(fpath).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self.file = Path(fpath).open(  # noqa: SIM115
+            "a", encoding="utf-8", errors="backslashreplace", buffering=1
+        )
 
     def write(self, text: str) -> int:
         """Write ``text`` to the console and to the file."""

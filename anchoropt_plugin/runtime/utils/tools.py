@@ -19,6 +19,8 @@ from PIL import Image
 from ...checkpoints import atomic_write
 from ...errors import UserError
 
+_WHITE_OF_16_BITS = 65535
+
 
 def mkdir_if_missing(dirname: str | Path) -> None:
     """Make a folder and its parents, where they are missing."""
@@ -39,6 +41,20 @@ def listdir_nohidden(path: str | Path, sort: bool = False) -> list[str]:
     return sorted(names) if sort else names
 
 
+def read_text(fpath: str | Path) -> str:
+    """Return what a text file holds.
+
+    Raises:
+        UserError: It is missing, or not in UTF-8.
+    """
+    try:
+        return Path(fpath).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot open {fpath}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{fpath} is not text in UTF-8: save it as UTF-8") from error
+
+
 def read_json(fpath: str | Path) -> Any:
     """Return what a json file holds.
 
@@ -46,13 +62,11 @@ def read_json(fpath: str | Path) -> Any:
         UserError: It is missing or malformed; the line is named.
     """
     try:
-        return json.loads(Path(fpath).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot open {fpath}: {error.strerror}") from error
+        return json.loads(read_text(fpath))
     except json.JSONDecodeError as error:
         raise UserError(f"{fpath}, line {error.lineno}: not valid json: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{fpath} is not a json file: it is not text in UTF-8") from error
+    except (RecursionError, ValueError) as error:  # too deeply nested, too many digits
+        raise UserError(f"{fpath}: not valid json: {error}") from error
 
 
 def write_json(obj: Any, fpath: str | Path) -> None:
@@ -64,18 +78,29 @@ def write_json(obj: Any, fpath: str | Path) -> None:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Return the picture at ``path`` in RGB.
+    """Return the picture at ``path`` in RGB, 8 bits a channel.
 
     Raises:
-        UserError: It is missing, truncated, or not a picture.
+        UserError: It is missing, truncated, too large, or not a picture with a known white.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return _to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"the picture {path} is missing; put it back, or mend the split") from error
-    except (OSError, SyntaxError, ValueError) as error:  # PIL's, for files that are broken
+    except Exception as error:  # PIL answers a broken file with a dozen different exceptions
         raise UserError(f"cannot read the picture {path}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("nothing says which of its float pixels are white; save it with 8 bits")
+    if image.mode.startswith("I"):  # PIL would cut off what is above 255
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > _WHITE_OF_16_BITS:
+            raise ValueError("it has more than 16 bits a pixel; save it with 8 or 16")
+        image = Image.fromarray((values / (_WHITE_OF_16_BITS / 255)).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def set_random_seed(seed: int) -> None:

@@ -8,13 +8,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ... import checkpoints
 from ...errors import UserError
-from .tools import restore_random_state
+from .tools import random_state, restore_random_state
+
+CLASS_BUFFERS = ("token_prefix", "token_suffix")
+"""Buffers of a prompt learner that hold its classes: another set of classes has other ones."""
 
 
 def save_checkpoint(
@@ -52,12 +56,16 @@ def save_checkpoint(
 
 
 def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
-    """Return a checkpoint, its tensors on the CPU, without running any code from it.
+    """Return a run's checkpoint, its tensors on the CPU, without running any code from it.
 
     Raises:
-        UserError: The file is missing, truncated or not a checkpoint.
+        UserError: The file is missing, truncated or not a checkpoint of a run.
     """
-    return checkpoints.load(fpath)
+    checkpoint = checkpoints.load(fpath)
+    for key in ("state_dict", "epoch"):
+        if key not in checkpoint:
+            raise UserError(f"{fpath} has no {key!r}: give a file that a training run wrote")
+    return checkpoint
 
 
 def resume_from_checkpoint(
@@ -72,43 +80,89 @@ def resume_from_checkpoint(
         The number of epochs done.
 
     Raises:
-        UserError: A file cannot be read, or belongs to another model.
+        UserError: A file cannot be read, or belongs to another model or other classes.
     """
     folder = Path(fdir)
-    path = folder / (folder / "checkpoint").read_text(encoding="utf-8").strip()
+    path = folder / (folder / "checkpoint").read_text(encoding="utf-8", errors="replace").strip()
     print(f"Loading checkpoint from {path}")
     checkpoint = load_checkpoint(path)
     try:
+        _check_classes(checkpoint["state_dict"], model.state_dict())
         model.load_state_dict(checkpoint["state_dict"])
-        if optimizer is not None and checkpoint.get("optimizer") is not None:
-            optimizer.load_state_dict(checkpoint["optimizer"])
-        if scheduler is not None and checkpoint.get("scheduler") is not None:
-            scheduler.load_state_dict(checkpoint["scheduler"])
-        epoch = int(checkpoint["epoch"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
+            if part is not None and checkpoint.get(name) is not None:
+                _check_kinds(checkpoint[name], part.state_dict(), name)
+                part.load_state_dict(checkpoint[name])
+        if optimizer is not None:
+            _check_moments(optimizer)
+        if "rng" in checkpoint:
+            _check_kinds(checkpoint["rng"], random_state(), "rng")
+            restore_random_state(checkpoint["rng"])
+    except Exception as error:  # what is not as it should be fails in every way there is
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"cannot go on from {path}: {reason}; remove it, or give another output folder"
         ) from error
-    if "rng" in checkpoint:
-        restore_random_state(checkpoint["rng"])
-    print(f"Previous epoch: {epoch}")
-    return epoch
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def _check_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
+    for name in sorted(filter(is_of_classes, there.keys() & here.keys())):
+        one, other = there[name].float().cpu(), here[name].float().cpu()
+        # As near as half precision keeps them.
+        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-2, atol=1e-4):
+            raise ValueError(f"its {name} is that of other classes")
+
+
+def _check_kinds(value: Any, own: Any, name: str) -> None:
+    """Check that what a checkpoint has of a state is of the kinds that the state itself has."""
+    if isinstance(value, checkpoints.Foreign) and isinstance(own, Mapping):
+        return  # a pickled scheduler stands for its state
+    kinds: tuple[Any, ...] = (Mapping, (list, tuple), (int, float), Tensor, str)
+    kind: Any = next((kind for kind in kinds if isinstance(own, kind)), object)
+    if not isinstance(value, kind) or isinstance(value, checkpoints.Foreign):
+        raise TypeError(f"{name} is a {type(value).__name__}")
+    if isinstance(own, Mapping):
+        for key in own.keys() & value.keys():
+            _check_kinds(value[key], own[key], f"{name}: {key}")
+    elif isinstance(own, (list, tuple)):
+        for one, other in zip(value, own, strict=False):
+            _check_kinds(one, other, name)
+
+
+def _check_moments(optimizer: Optimizer) -> None:
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            fits = value is None or isinstance(value, (int, float, Tensor))
+            if isinstance(value, Tensor) and value.dim():
+                fits = value.shape == parameter.shape
+            if not fits:
+                raise TypeError(f"optimizer: {name} does not fit its parameter")
+
+
+def is_of_classes(name: str) -> bool:
+    """Whether a name in a state dict is that of one of ``CLASS_BUFFERS``."""
+    return name.rpartition(".")[2] in CLASS_BUFFERS
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
     """Load what fits ``model``, in name and size, from a checkpoint or a bare state dict.
 
+    ``CLASS_BUFFERS`` stay as they are.
+
     Raises:
         UserError: The file cannot be read.
     """
-    checkpoint = load_checkpoint(weight_path)
+    checkpoint = checkpoints.load(weight_path)
     weights = _without_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
     fitting = {
         name: value
         for name, value in weights.items()
-        if name in own and own[name].shape == getattr(value, "shape", None)
+        if name in own
+        and own[name].shape == getattr(value, "shape", None)
+        and not is_of_classes(name)
     }
     if not fitting:
         warnings.warn(f"Nothing in {weight_path} fits the model by name and size", stacklevel=2)
@@ -131,4 +185,4 @@ def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None
 
 
 def _without_module(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix("module."): value for name, value in state_dict.items()}
+    return {str(name).removeprefix("module."): value for name, value in state_dict.items()}

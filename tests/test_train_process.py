@@ -1,0 +1,94 @@
+"""train.py as a process: ctrl-C, a pipe that nobody reads, a terminal that lacks letters."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import train
+
+CONFIGS = Path(train.__file__).parent / "configs"
+DIGITS = str(CONFIGS / "datasets" / "digits.yaml")
+TINY = str(CONFIGS / "trainers" / "CoOp" / "tiny.yaml")
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Start ``python train.py`` for a run of CoOp, in a process group of its own."""
+    processes = []
+
+    def start(*opts, **environment):
+        words = [
+            "--root",
+            str(tmp_path / "data"),
+            "--output-dir",
+            str(tmp_path / "out"),
+            "--trainer",
+            "CoOp",
+        ]
+        words += ["--dataset-config-file", DIGITS, "--config-file", TINY]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, train.__file__, *words, "USE_CUDA", "False", *opts],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_ctrl_c_with_worker_processes(started):
+    process = started("DATALOADER.NUM_WORKERS", "2", "OPTIM.MAX_EPOCH", "1000")
+    assert any("epoch [2/" in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert re.fullmatch(r"interrupted; [^\n]+\n", errors)
+
+
+def test_ctrl_c_during_imports(started):
+    process = started()
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch_cpu" not in maps.read_text():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "interrupted\n"
+    assert process.returncode == 130
+
+
+def test_nobody_reads_what_is_printed(started):
+    process = started("OPTIM.MAX_EPOCH", "1", PYTHONUNBUFFERED="1")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+
+
+def test_class_names_that_the_terminal_cannot_show(started, tmp_path):
+    for name in ("猫", "dog"):
+        for i in range(4):
+            (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "own" / name / f"{i}.png")
+    own = ["DATASET.NAME", "ImageFolder", "DATASET.ROOT", str(tmp_path / "own")]
+    options = ["OPTIM.MAX_EPOCH", "1", "TEST.PER_CLASS_RESULT", "True", "TRAINER.NAME"]
+    process = started(*own, *options, "ZeroshotCLIP", PYTHONIOENCODING="ascii")
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert "\\u732b" in out
