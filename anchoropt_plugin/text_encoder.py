@@ -17,18 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import Group, attend, group_prompts
 from .clip_models import tokenize
 
 Rewrite = Callable[[int, Tensor], Tensor]
-
-
-class _Bucket(NamedTuple):
-    """Prompts whose suffixes have the same length, standing next to each other in the pack."""
-
-    rows: slice
-    n_prompts: int
-    length: int
-    allowed: Tensor  # (length, length), true where a token may look at its own prompt
 
 
 class _Plan(NamedTuple):
@@ -39,39 +31,26 @@ class _Plan(NamedTuple):
     position: Tensor  # (n_suffix_tokens,) and its position there
     eot: Tensor  # (n_prompts,) rows of EOT among the packed tokens, in pack order
     order: Tensor  # (n_prompts,) for each prompt its place in pack order
-    buckets: tuple[_Bucket, ...]
+    groups: tuple[Group, ...]
 
 
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)  # a plan made in inference mode must serve in training too
 def _plan(eot: tuple[int, ...], n_prefix: int, device: torch.device) -> _Plan:
+    """The shortest suffix comes first in the pack."""
     by_length = sorted(range(len(eot)), key=lambda prompt: eot[prompt])
-    prompt: list[int] = []
-    position: list[int] = []
-    last: list[int] = []
-    buckets: list[_Bucket] = []
-    members: dict[int, int] = {}
-    for index in by_length:
-        length = eot[index] + 1 - n_prefix
-        prompt += [index] * length
-        position += range(n_prefix, eot[index] + 1)
-        last.append(len(prompt) - 1)
-        members[length] = members.get(length, 0) + 1
-    start = 0
-    for length, count in members.items():
-        stop = start + length * count
-        allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        buckets.append(_Bucket(slice(start, stop), count, length, allowed))
-        start = stop
+    lengths = [eot[index] + 1 - n_prefix for index in by_length]
+    prompt = torch.tensor(by_length).repeat_interleave(torch.tensor(lengths))
+    position = torch.cat([torch.arange(n_prefix, n_prefix + length) for length in lengths])
     place = torch.empty(len(eot), dtype=torch.long)
     place[torch.tensor(by_length)] = torch.arange(len(eot))
     return _Plan(
         n_prefix,
-        torch.tensor(prompt, device=device),
-        torch.tensor(position, device=device),
-        torch.tensor(last, device=device),
+        prompt.to(device),
+        position.to(device),
+        torch.tensor(lengths).cumsum(0).sub(1).to(device),
         place.to(device),
-        tuple(buckets),
+        group_prompts(lengths, device),
     )
 
 
@@ -184,40 +163,6 @@ class TextTower:
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def _attend_prefix(prefix: Tensor) -> Tensor:
-    """Causal attention within the prefixes, (sets, length, 3, heads, width) → (sets, length, d)."""
-    queries, keys, values = (x.transpose(1, 2) for x in prefix.unbind(2))
-    out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    return out.transpose(1, 2).flatten(2)
-
-
-def _attend_suffix(queries: Tensor, own: Tensor, prefix: Tensor, allowed: Tensor) -> Tensor:
-    """Attention of suffix tokens to the prefix of their set, and to their own prompt's tokens.
-
-    The prefix is never copied for the prompts, neither here nor for the backward pass: scores come
-    in two parts that share one softmax.
-
-    Args:
-        queries: (sets, prompts, tokens, heads, width).
-        own: keys and values, (sets, prompts, length, 2, heads, width).
-        prefix: keys and values, (sets, n_prefix, 2, heads, width).
-        allowed: (tokens, length), true where a token may look.
-
-    Returns:
-        (sets, prompts, tokens, d).
-    """
-    n_prefix, width = prefix.shape[1], queries.shape[-1]
-    queries = queries * width**-0.5
-    to_prefix = torch.einsum("bnshd,bphd->bnhsp", queries, prefix[:, :, 0])
-    to_own = torch.einsum("bnshd,bnthd->bnhst", queries, own[..., 0, :, :])
-    to_own = to_own.masked_fill(~allowed, float("-inf"))
-    scores = torch.cat([to_prefix, to_own], -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-    out = torch.einsum("bnhsp,bphd->bnshd", weights[..., :n_prefix], prefix[:, :, 1])
-    out = out + torch.einsum("bnhst,bnthd->bnshd", weights[..., n_prefix:], own[..., 1, :, :])
-    return out.flatten(-2)
-
-
 def _mlp(mlp: Any, x: Tensor) -> Tensor:
     """CLIP's MLP, its QuickGELU y · sigmoid(1.702 y) written as one fused function.
 
@@ -240,22 +185,9 @@ def _block(block: Any, x: Tensor, n_sets: int, plan: _Plan, only_eot: bool = Fal
     attention = block.attn
     qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.unflatten(-1, (3, attention.num_heads, -1))
-    n_prefix_rows = n_sets * plan.n_prefix
-    # A copy: a view of these few rows, saved for the backward pass, would keep all of qkv alive.
-    prefix = qkv[:n_prefix_rows].clone().unflatten(0, (n_sets, plan.n_prefix))
-    suffix = qkv[n_prefix_rows:].unflatten(0, (n_sets, -1))
-    mixed: list[Tensor] = []
-    for bucket in plan.buckets:
-        own = suffix[:, bucket.rows].unflatten(1, (bucket.n_prompts, bucket.length))
-        first = bucket.length - 1 if only_eot else 0
-        out = _attend_suffix(
-            own[:, :, first:, 0], own[:, :, :, 1:], prefix[:, :, 1:], bucket.allowed[first:]
-        )
-        mixed.append(out.flatten(1, 2))
-    together = torch.cat(mixed, 1).flatten(0, 1)
+    mixed = attend(qkv, plan.groups, n_sets, plan.n_prefix, only_eot)
     if only_eot:
-        x = x[n_prefix_rows:].unflatten(0, (n_sets, -1))[:, plan.eot].flatten(0, 1)
-    elif plan.n_prefix:
-        together = torch.cat([_attend_prefix(prefix).flatten(0, 1), together])
-    x = x + attention.out_proj(together)
+        suffix = x[n_sets * plan.n_prefix :].unflatten(0, (n_sets, -1))
+        x = suffix[:, plan.eot].flatten(0, 1)
+    x = x + attention.out_proj(mixed)
     return x + _mlp(block.mlp, block.ln_2(x))
