@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from .attention import Group, attend, group_prompts
 from .clip_models import tokenize
+from .linear import frozen_linear
 
 Rewrite = Callable[[int, Tensor], Tensor]
 
@@ -172,8 +173,8 @@ def _mlp(mlp: Any, x: Tensor) -> Tensor:
     if type(mlp.gelu).__name__ != "QuickGELU":
         return mlp(x)
     # In place: no backward pass needs what is written over.
-    hidden = mlp.c_fc(x).mul_(1.702)
-    return mlp.c_proj(F.silu(hidden).div_(1.702))
+    hidden = frozen_linear(x, mlp.c_fc.weight, mlp.c_fc.bias).mul_(1.702)
+    return frozen_linear(F.silu(hidden).div_(1.702), mlp.c_proj.weight, mlp.c_proj.bias)
 
 
 def _block(block: Any, x: Tensor, n_sets: int, plan: _Plan, only_eot: bool = False) -> Tensor:
@@ -183,11 +184,11 @@ def _block(block: Any, x: Tensor, n_sets: int, plan: _Plan, only_eot: bool = Fal
     rows of EOT alone, (n_sets · n_prompts, d), each set in pack order.
     """
     attention = block.attn
-    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    qkv = frozen_linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.unflatten(-1, (3, attention.num_heads, -1))
     mixed = attend(qkv, plan.groups, n_sets, plan.n_prefix, only_eot)
     if only_eot:
         suffix = x[n_sets * plan.n_prefix :].unflatten(0, (n_sets, -1))
         x = suffix[:, plan.eot].flatten(0, 1)
-    x = x + attention.out_proj(mixed)
+    x = x + frozen_linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
     return x + _mlp(block.mlp, block.ln_2(x))
