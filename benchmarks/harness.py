@@ -1,4 +1,4 @@
-"""What the benchmarks share: CLIP, class names, the plain text branch, measuring, the cost model.
+"""What the benchmarks share: CLIP, class names, the plain text branch, measuring.
 
 A case is one step of work done in the plain way and in ours, on the same weights and inputs. Both
 are compared, and then timed in turns (plain, ours, plain, ours, …), so that whatever else the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -36,6 +37,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anchoropt_plugin.clip_models import CLIP, SimpleTokenizer, convert_weights
 from anchoropt_plugin.fast_text import FastForward
+from anchoropt_plugin.linear import frozen_linear
+from benchmarks.cost import VIT_B16, Cost, Sizes, fast_text, image_tower, plain_text
+
+__all__ = ["VIT_B16", "Cost", "Sizes", "fast_text", "image_tower", "plain_text"]
 
 TOLERANCE = 1e-5
 """Largest relative error of features and gradients in fp32."""
@@ -49,95 +54,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The profiler would report each start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The arguments of ``clip.model.CLIP``, in its order; the defaults are ViT-B/16's."""
-
-    embed_dim: int = 512
-    resolution: int = 224
-    vision_layers: int = 12
-    vision_width: int = 768
-    patch: int = 16
-    context: int = 77
-    vocabulary: int = 49408
-    width: int = 512
-    heads: int = 8
-    layers: int = 12
-
-
-VIT_B16 = Sizes()
-
-
-class Cost(NamedTuple):
-    """What a step costs by the model: tokens through the text tower, and FLOPs of all of it.
-
-    A multiplication with an addition counts as two. With frozen weights the backward pass of a
-    linear map costs as much as its forward pass, that of attention twice as much.
-    """
-
-    text_tokens: int
-    flops: float
-
-    def plus(self, other: Cost) -> Cost:
-        """Both together."""
-        return Cost(self.text_tokens + other.text_tokens, self.flops + other.flops)
-
-    def times(self, n: int) -> Cost:
-        """``n`` times as much."""
-        return Cost(self.text_tokens * n, self.flops * n)
-
-
-def plain_text(sizes: Sizes, n_prompts: int, backward: bool = True) -> Cost:
-    """The plain text branch: all positions of all prompts."""
-    tokens, pairs = n_prompts * sizes.context, n_prompts * sizes.context**2
-    flops = _transformer(sizes.width, sizes.layers, tokens, pairs, tokens, pairs, backward)
-    return Cost(tokens, flops + _projection(sizes, n_prompts, backward))
-
-
-def fast_text(
-    sizes: Sizes, eot: Sequence[int], n_prefix: int, backward: bool = True, sets: int = 1
-) -> Cost:
-    """The fast text branch: a prefix once a set, then each prompt up to its EOT.
-
-    In the last block only the rows of EOT go beyond keys and values.
-    """
-    tokens = n_prefix + sum(end + 1 - n_prefix for end in eot)
-    pairs = n_prefix**2 + sum((end + 1 - n_prefix) * (end + 1) for end in eot)
-    last_pairs = sum(end + 1 for end in eot)
-    flops = _transformer(sizes.width, sizes.layers, tokens, pairs, len(eot), last_pairs, backward)
-    return Cost(tokens, flops + _projection(sizes, len(eot), backward)).times(sets)
-
-
-def image_tower(sizes: Sizes, batch: int) -> Cost:
-    """The image tower, forward."""
-    patches = (sizes.resolution // sizes.patch) ** 2
-    width = sizes.vision_width
-    tokens, pairs = batch * (patches + 1), batch * (patches + 1) ** 2
-    flops = _transformer(width, sizes.vision_layers, tokens, pairs, tokens, pairs, False)
-    embedding = 2 * 3 * sizes.patch**2 * width * batch * patches
-    return Cost(0, flops + embedding + 2 * width * sizes.embed_dim * batch)
-
-
-def _transformer(
-    width: int,
-    layers: int,
-    tokens: int,
-    pairs: int,
-    last_tokens: int,
-    last_pairs: int,
-    backward: bool,
-) -> float:
-    """FLOPs of ``layers`` blocks over ``tokens`` and ``pairs`` of query and key."""
-    projections, rest = 6 * width**2, 18 * width**2  # q, k, v; then output and MLP
-    linear = layers * projections * tokens + rest * ((layers - 1) * tokens + last_tokens)
-    attention = 4 * width * ((layers - 1) * pairs + last_pairs)
-    return linear * (1 + backward) + attention * (1 + 2 * backward)
-
-
-def _projection(sizes: Sizes, n_prompts: int, backward: bool) -> float:
-    return 2 * sizes.width * sizes.embed_dim * n_prompts * (1 + backward)
 
 
 class Outcome(NamedTuple):
@@ -246,15 +162,19 @@ class Bench:
         return time.perf_counter() - begun
 
     def ceiling(self) -> float:
-        """FLOPs a second of the machine's matrix product, the better of an MLP's and a square."""
+        """FLOPs a second of the machine's matrix product.
+
+        The best of an MLP's shape and a square, by PyTorch's BLAS and by ``frozen_linear``.
+        """
         large = self.device.type == "cuda"
         rows, side, width = (16384, 8192, 512) if large else (2048, 2048, 512)
         best = 0.0
         for n, k, m in ((rows, width, 4 * width), (side, side, side)):
             left = torch.randn(n, k, device=self.device, dtype=self.dtype)
-            right = torch.randn(k, m, device=self.device, dtype=self.dtype)
-            seconds = [self.seconds_of(partial(torch.mm, left, right)) for _ in range(3)]
-            best = max(best, 2 * n * k * m / min(seconds))
+            right = torch.randn(m, k, device=self.device, dtype=self.dtype)
+            for product in (partial(torch.mm, left, right.t()), partial(_frozen, left, right)):
+                seconds = [self.seconds_of(product) for _ in range(3)]
+                best = max(best, 2 * n * k * m / min(seconds))
         return best
 
     def observed(self, step: Callable[[], Outcome]) -> tuple[Outcome, int, float]:
@@ -284,7 +204,7 @@ class Bench:
         """The FLOPs of a step, as PyTorch counts them, after another one to warm up."""
         torch.manual_seed(0)
         step()
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             step()
         return counter.get_total_flops()
 
@@ -347,6 +267,20 @@ class Bench:
             "torch": torch.__version__,
             "dtype": next(name for name, dtype in DTYPES.items() if dtype == self.dtype),
         }
+
+
+def _frozen(left: Tensor, right: Tensor) -> Tensor:
+    return frozen_linear(left, right, None)
+
+
+def _linear_flops(x: Sequence[int], weight: Sequence[int], *rest: object, **named: object) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's, which of itself counts no FLOPs of the operator that ``frozen_linear`` calls."""
+    mapping = {torch.ops.mkldnn._linear_pointwise: _linear_flops}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 def _error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float | None:

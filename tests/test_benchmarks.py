@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from anchoropt_plugin.anchors import AnchorPrompts
 from anchoropt_plugin.clip_models import tokenize
@@ -142,7 +141,7 @@ def test_the_cost_model_agrees_with_counted_flops(backward, bench):
         )
 
     def counted(work):
-        with FlopCounterMode(display=False) as counter:
+        with harness.flop_counter() as counter:
             out = work()
             if backward:
                 out.sum().backward()

@@ -1,0 +1,96 @@
+"""The cost model: tokens and FLOPs of the plain text branch, of ours, and of the image tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The arguments of ``clip.model.CLIP``, in its order; the defaults are ViT-B/16's."""
+
+    embed_dim: int = 512
+    resolution: int = 224
+    vision_layers: int = 12
+    vision_width: int = 768
+    patch: int = 16
+    context: int = 77
+    vocabulary: int = 49408
+    width: int = 512
+    heads: int = 8
+    layers: int = 12
+
+
+VIT_B16 = Sizes()
+
+
+class Cost(NamedTuple):
+    """What a step costs by the model: tokens through the text tower, and FLOPs of all of it.
+
+    A multiplication with an addition counts as two. With frozen weights the backward pass of a
+    linear map costs as much as its forward pass, that of attention twice as much.
+    """
+
+    text_tokens: int
+    flops: float
+
+    def plus(self, other: Cost) -> Cost:
+        """Both together."""
+        return Cost(self.text_tokens + other.text_tokens, self.flops + other.flops)
+
+    def times(self, n: int) -> Cost:
+        """``n`` times as much."""
+        return Cost(self.text_tokens * n, self.flops * n)
+
+
+def plain_text(sizes: Sizes, n_prompts: int, backward: bool = True) -> Cost:
+    """The plain text branch: all positions of all prompts."""
+    tokens, pairs = n_prompts * sizes.context, n_prompts * sizes.context**2
+    flops = _transformer(sizes.width, sizes.layers, tokens, pairs, tokens, pairs, backward)
+    return Cost(tokens, flops + _projection(sizes, n_prompts, backward))
+
+
+def fast_text(
+    sizes: Sizes, eot: Sequence[int], n_prefix: int, backward: bool = True, sets: int = 1
+) -> Cost:
+    """The fast text branch: a prefix once a set, then each prompt up to its EOT.
+
+    In the last block only the rows of EOT go beyond keys and values.
+    """
+    tokens = n_prefix + sum(end + 1 - n_prefix for end in eot)
+    pairs = n_prefix**2 + sum((end + 1 - n_prefix) * (end + 1) for end in eot)
+    last_pairs = sum(end + 1 for end in eot)
+    flops = _transformer(sizes.width, sizes.layers, tokens, pairs, len(eot), last_pairs, backward)
+    return Cost(tokens, flops + _projection(sizes, len(eot), backward)).times(sets)
+
+
+def image_tower(sizes: Sizes, batch: int) -> Cost:
+    """The image tower, forward."""
+    patches = (sizes.resolution // sizes.patch) ** 2
+    width = sizes.vision_width
+    tokens, pairs = batch * (patches + 1), batch * (patches + 1) ** 2
+    flops = _transformer(width, sizes.vision_layers, tokens, pairs, tokens, pairs, False)
+    embedding = 2 * 3 * sizes.patch**2 * width * batch * patches
+    return Cost(0, flops + embedding + 2 * width * sizes.embed_dim * batch)
+
+
+def _transformer(
+    width: int,
+    layers: int,
+    tokens: int,
+    pairs: int,
+    last_tokens: int,
+    last_pairs: int,
+    backward: bool,
+) -> float:
+    """FLOPs of ``layers`` blocks over ``tokens`` and ``pairs`` of query and key."""
+    projections, rest = 6 * width**2, 18 * width**2  # q, k, v; then output and MLP
+    linear = layers * projections * tokens + rest * ((layers - 1) * tokens + last_tokens)
+    attention = 4 * width * ((layers - 1) * pairs + last_pairs)
+    return linear * (1 + backward) + attention * (1 + 2 * backward)
+
+
+def _projection(sizes: Sizes, n_prompts: int, backward: bool) -> float:
+    return 2 * sizes.width * sizes.embed_dim * n_prompts * (1 + backward)
