@@ -168,6 +168,11 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
                 node = node[part]
             node[name] = value
     merge_list(cfg, args.opts)
+    settings = cfg.TRAINER.ANCHOROPT
+    beside = Path(__file__).resolve().parent / settings.DESCRIPTIONS
+    if settings.DESCRIPTIONS and not Path(settings.DESCRIPTIONS).exists() and beside.exists():
+        # The data sets' yaml files name those of this repository, wherever it is run from.
+        settings.DESCRIPTIONS = str(beside)
     cfg.freeze()
     return cfg
 

@@ -320,6 +320,14 @@ def test_runs_with_the_same_content_share_anchors(root, tmp_path):
     assert torch.equal(*(AnchorTokens.load(tmp_path / name).values for name in "ab"))
 
 
+def test_the_descriptions_of_a_data_set_are_found_from_anywhere(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = build(root, tmp_path)
+    assert Path(trainer.cfg.TRAINER.ANCHOROPT.DESCRIPTIONS).is_file()
+    trainer.anchoropt_stage_one()
+    assert trainer.anchoropt.has_anchors
+
+
 def test_given_anchors_are_used(root, tmp_path, trained):
     values = torch.randn(1, 128)
     AnchorTokens(values).save(tmp_path / "given.pth.tar")
