@@ -133,8 +133,9 @@ class AnchorOPTConfig:
         Raises:
             UserError: naming every value that cannot be.
         """
-        node = cfg.TRAINER.ANCHOROPT
-        given = {name: getattr(node, name.upper()) for name in _DEFAULTS}
+        # A train.py that never called extend_cfg has no such keys, and so gives none.
+        node = cfg.TRAINER.get("ANCHOROPT") or {}
+        given = {name: node.get(name.upper(), _DEFAULTS[name]) for name in _DEFAULTS}
         given = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
         return cls.with_arguments({**arguments, **given})
 

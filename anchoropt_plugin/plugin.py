@@ -103,7 +103,7 @@ class TwoStages:
         run = self.anchoropt
         run.features.clear()
         logits = super().model_inference(*inputs)  # type: ignore[misc]
-        if run.averages(self.cfg.DATASET.SUBSAMPLE_CLASSES):
+        if run.averages(self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")):
             return average(logits, run.logits())
         return logits
 

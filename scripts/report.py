@@ -45,8 +45,9 @@ $table
 <figcaption>Training loss and accuracy at each epoch; the band spans the seeds. The losses are
 different objectives: AnchorOPT's adds a distillation.</figcaption></figure>
 <figure><img alt="position matrix over training" src="data:image/png;base64,$matrix">
-<figcaption>The relaxed position matrix over training: row by row, which soft token (v) or anchor
-(A) stands in that slot of the context.</figcaption></figure>
+<figcaption>The relaxed position matrix over training: row by row, how likely which soft token (v)
+or anchor (A) stands in that slot of the context. What is used is a draw from it in training, and
+the likeliest order in tests.</figcaption></figure>
 <p class="note">Made in $seconds s.</p>
 </body></html>
 """)

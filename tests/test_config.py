@@ -54,6 +54,12 @@ def test_given_keys_win_over_arguments_and_arguments_over_defaults():
         AnchorOPTConfig.from_cfg(cfg(), positon="gumbel")
 
 
+def test_a_configuration_that_never_heard_of_the_keys_gives_the_defaults():
+    node = CfgNode({"TRAINER": {}})
+    assert AnchorOPTConfig.from_cfg(node) == AnchorOPTConfig()
+    assert AnchorOPTConfig.from_cfg(node, position="gumbel").position == "gumbel"
+
+
 def test_the_reference_preset_does_what_the_released_code_does():
     settings = AnchorOPTConfig.from_cfg(cfg(PRESET="reference", GUMBEL_TEMP=0.5))
     assert (settings.position, settings.position_init, settings.position_init_std) == (
