@@ -1,8 +1,8 @@
 """Linear maps with frozen weights, on the CPU by oneDNN.
 
 In float32 ``F.linear`` goes to the BLAS that PyTorch was built with. On processors that its kernels
-are not made for, oneDNN, which is part of PyTorch too, is more than twice as fast at the same
-precision (``docs/performance.md``).
+are not made for, oneDNN, which is part of PyTorch too, is faster at the same precision
+(``benchmarks/linear.py`` measures it).
 """
 
 from __future__ import annotations

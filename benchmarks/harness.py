@@ -18,29 +18,38 @@ import json
 import math
 import os
 import platform
-import random
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from anchoropt_plugin.clip_models import CLIP, SimpleTokenizer, convert_weights
+from anchoropt_plugin.clip_models import CLIP, convert_weights
 from anchoropt_plugin.fast_text import FastForward
 from anchoropt_plugin.linear import frozen_linear
 from benchmarks.cost import VIT_B16, Cost, Sizes, fast_text, image_tower, plain_text
+from benchmarks.plain import PlainTextEncoder, class_names
+from benchmarks.printing import CAPTION, describe, table_of
 
-__all__ = ["VIT_B16", "Cost", "Sizes", "fast_text", "image_tower", "plain_text"]
+__all__ = [
+    "VIT_B16",
+    "Cost",
+    "PlainTextEncoder",
+    "Sizes",
+    "class_names",
+    "fast_text",
+    "image_tower",
+    "plain_text",
+]
 
 TOLERANCE = 1e-5
 """Largest relative error of features and gradients in fp32."""
@@ -48,8 +57,6 @@ EXCESS = 1.25
 """So many times the FLOPs of the cost model may ours compute; more, and it is not what it says."""
 OURS_PER_ROUND = 3
 """Steps of ours for each of the plain way: it is short, so one alone would be noisy."""
-NAME_LENGTHS = [1] * 6 + [2] * 6 + [3] * 5 + [4] * 4 + [5, 6, 7, 8]
-"""Tokens of 25 class names: from 1 to 8, 3 on average."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The profiler would report each start and stop on stderr.
@@ -299,93 +306,11 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-class PlainTextEncoder(nn.Module):
-    """The text branch as public code has it: prompts (C, 77, d), tokens (C, 77) → (C, e)."""
-
-    def __init__(self, clip: CLIP) -> None:
-        super().__init__()
-        self.transformer = clip.transformer
-        self.positional_embedding = clip.positional_embedding
-        self.ln_final = clip.ln_final
-        self.text_projection = clip.text_projection
-        self.dtype = clip.dtype
-
-    def forward(self, prompts: Tensor, tokens: Tensor) -> Tensor:
-        x = prompts + self.positional_embedding.type(self.dtype)
-        x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
-        x = self.ln_final(x).type(self.dtype)
-        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
-
-
 def require_in_use(stand_ins: Iterable[FastForward]) -> None:
     """End the benchmark where the fast branch has given way to the host's own forward."""
     for fast in stand_ins:
         if not fast.in_use:
             raise SystemExit(f"the fast branch is not in use: its error is {fast.error}")
-
-
-@cache
-def _words() -> list[str]:
-    """Words that are one token each."""
-    return [w[:-4] for w in SimpleTokenizer().encoder if re.fullmatch("[a-z]{3,}</w>", w)]
-
-
-def class_names(n: int) -> list[str]:
-    """``n`` class names of real words, of ``NAME_LENGTHS`` tokens, always the same."""
-    draw = random.Random(0)
-    lengths = (NAME_LENGTHS * (n // len(NAME_LENGTHS) + 1))[:n]
-    draw.shuffle(lengths)
-    return [" ".join(draw.choices(_words(), k=length)) for length in lengths]
-
-
-CAPTION = """\
-tokens: through the text tower; GFLOP: by the cost model; memory: peak of what tensors hold during a
-step beyond what they held before; features (or logits), gradients: relative error against the plain
-way; of ceiling: share of the GFLOP/s of a matrix product, measured in between."""
-COLUMNS = (
-    "",
-    "tokens",
-    "GFLOP",
-    "median",
-    "faster",
-    "memory",
-    "leaner",
-    "features",
-    "gradients",
-    "GFLOP/s",
-    "of ceiling",
-)
-
-
-def cells(row: Row) -> list[str]:
-    """A row as text, column by column; its case stands above it."""
-
-    def optional(value: float | None, form: str) -> str:
-        return "" if value is None else form.format(value)
-
-    return [
-        row.side,
-        f"{row.text_tokens:,}",
-        f"{row.flops / 1e9:,.1f}",
-        f"{row.seconds:.3g} s" if row.seconds >= 0.1 else f"{row.seconds * 1e3:.3g} ms",
-        optional(row.faster, "{:.1f}×"),
-        f"{row.memory / 2**20:,.0f} MiB",
-        optional(row.leaner, "{:.1f}×"),
-        optional(row.feature_error, "{:.0e}"),
-        optional(row.gradient_error, "{:.0e}"),
-        f"{row.flops / row.seconds / 1e9:,.0f}",
-        f"{row.of_ceiling:.0%}",
-    ]
-
-
-def describe(machine: dict[str, str | int]) -> str:
-    """A machine in words.
-
-    >>> describe({"gpu": "", "processor": "Chip", "threads": 2, "torch": "2.9", "dtype": "fp32"})
-    'Chip, 2 threads, torch 2.9, fp32'
-    """
-    processor = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
-    return f"{processor}, torch {machine['torch']}, {machine['dtype']}"
 
 
 def main(
@@ -422,7 +347,7 @@ def main(
     for case in cases(bench):
         with console.status(case.name):
             measured = bench.measure(case)
-        console.print(_table(case.name, measured))
+        console.print(table_of(case.name, measured))
         rows += measured
     console.print(CAPTION, style="dim")
     if args.json:
@@ -436,13 +361,3 @@ def main(
         f"compute more than {EXCESS} times what the cost model says"
     )
     return 1
-
-
-def _table(name: str, rows: Sequence[Row]) -> Table:
-    table = Table(*COLUMNS, title=name, title_justify="left", expand=True)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        side, *numbers = cells(row)
-        table.add_row(side if row.passed else f"[bold red]✗ {side}", *numbers)
-    return table

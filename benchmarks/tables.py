@@ -19,7 +19,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.harness import COLUMNS, Row, cells, describe  # noqa: E402
+from benchmarks.harness import Row
+from benchmarks.printing import COLUMNS, cells, describe
 
 PAGE = REPOSITORY / "docs" / "performance.md"
 RESULTS = REPOSITORY / "output" / "bench"
