@@ -1,6 +1,6 @@
 """A frozen linear map, forward and back to its input: PyTorch's BLAS and ``frozen_linear``.
 
-The first map of an MLP of ViT-B/16's text tower, 512 to 2048, in fp32 on the CPU, in turns; medians.
+The first map of an MLP of ViT-B/16's text tower, 512 to 2048, fp32, on the CPU; medians.
 """
 
 from __future__ import annotations
