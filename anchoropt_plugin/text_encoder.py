@@ -3,56 +3,24 @@
 CLIP's text transformer is causal, so what stands after EOT changes nothing, and the hidden states
 of a prefix that all prompts share are the same for all of them. A prompt is therefore cut at its
 EOT, a shared prefix is computed once, and the remaining tokens of all prompts are packed into one
-matrix without padding; only the attention looks at prompts one by one. In the last block only the
-rows of EOT are computed.
+matrix (``packing``). In the last block only the rows of EOT are computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Group, attend, group_prompts
+from .attention import attend, eot_rows
 from .clip_models import tokenize
 from .linear import frozen_linear
+from .packing import Packing, pack
 
 Rewrite = Callable[[int, Tensor], Tensor]
-
-
-class _Plan(NamedTuple):
-    """Where every token that is computed comes from; it depends on lengths alone."""
-
-    n_prefix: int
-    prompt: Tensor  # (n_suffix_tokens,) the prompt of each packed token,
-    position: Tensor  # (n_suffix_tokens,) and its position there
-    eot: Tensor  # (n_prompts,) rows of EOT among the packed tokens, in pack order
-    order: Tensor  # (n_prompts,) for each prompt its place in pack order
-    groups: tuple[Group, ...]
-
-
-@lru_cache(maxsize=128)
-@torch.inference_mode(False)  # a plan made in inference mode must serve in training too
-def _plan(eot: tuple[int, ...], n_prefix: int, device: torch.device) -> _Plan:
-    """The shortest suffix comes first in the pack."""
-    by_length = sorted(range(len(eot)), key=lambda prompt: eot[prompt])
-    lengths = [eot[index] + 1 - n_prefix for index in by_length]
-    prompt = torch.tensor(by_length).repeat_interleave(torch.tensor(lengths))
-    position = torch.cat([torch.arange(n_prefix, n_prefix + length) for length in lengths])
-    place = torch.empty(len(eot), dtype=torch.long)
-    place[torch.tensor(by_length)] = torch.arange(len(eot))
-    return _Plan(
-        n_prefix,
-        prompt.to(device),
-        position.to(device),
-        torch.tensor(lengths).cumsum(0).sub(1).to(device),
-        place.to(device),
-        group_prompts(lengths, device),
-    )
 
 
 def common_prefix(tokens: Tensor) -> int:
@@ -131,11 +99,11 @@ class TextTower:
                 deep prompts do.
         """
         sets = prompts.flatten(0, -4) if prompts.dim() > 3 else prompts[None]
-        plan = _plan(tuple(eot), n_shared, prompts.device)
+        packing = pack(tuple(eot), n_shared, prompts.device)
         positions = self.clip.positional_embedding.to(prompts.dtype)
         prefix = sets[:, 0, :n_shared] + positions[:n_shared]
         rest = sets.detach() if rest_is_constant else sets
-        suffix = rest[:, plan.prompt, plan.position] + positions[plan.position]
+        suffix = rest[:, packing.prompt, packing.position] + positions[packing.position]
         x = torch.cat([prefix.flatten(0, 1), suffix.flatten(0, 1)])
         blocks = self.clip.transformer.resblocks
         n_prefix_rows = len(sets) * n_shared
@@ -143,8 +111,7 @@ class TextTower:
             if rewrite is not None and number:
                 prefix = x[:n_prefix_rows].unflatten(0, (len(sets), n_shared))
                 x = torch.cat([rewrite(number, prefix).flatten(0, 1), x[n_prefix_rows:]])
-            x = _block(block, x, len(sets), plan, only_eot=number == len(blocks) - 1)
-        x = x.unflatten(0, (len(sets), len(eot)))[:, plan.order]
+            x = _block(block, x, packing, len(sets), only_eot=number == len(blocks) - 1)
         x = self.clip.ln_final(x).to(self.dtype) @ self.clip.text_projection
         return x.view(*prompts.shape[:-2], -1)
 
@@ -177,18 +144,8 @@ def _mlp(mlp: Any, x: Tensor) -> Tensor:
     return frozen_linear(F.silu(hidden).div_(1.702), mlp.c_proj.weight, mlp.c_proj.bias)
 
 
-def _block(block: Any, x: Tensor, n_sets: int, plan: _Plan, only_eot: bool = False) -> Tensor:
-    """One residual block over the prefixes of all sets, then their packed suffix tokens.
-
-    ``x`` is (n_sets · n_prefix + n_sets · n_suffix_tokens, d). With ``only_eot`` it returns the
-    rows of EOT alone, (n_sets · n_prompts, d), each set in pack order.
-    """
-    attention = block.attn
-    qkv = frozen_linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    qkv = qkv.unflatten(-1, (3, attention.num_heads, -1))
-    mixed = attend(qkv, plan.groups, n_sets, plan.n_prefix, only_eot)
-    if only_eot:
-        suffix = x[n_sets * plan.n_prefix :].unflatten(0, (n_sets, -1))
-        x = suffix[:, plan.eot].flatten(0, 1)
-    x = x + frozen_linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
+def _block(block: Any, x: Tensor, packing: Packing, n_sets: int, only_eot: bool) -> Tensor:
+    """One residual block over rows as ``attend`` takes them, returning what that returns."""
+    mixed = attend(block.attn, block.ln_1(x), packing, n_sets, only_eot)
+    x = (eot_rows(x, packing, n_sets) if only_eot else x) + mixed
     return x + _mlp(block.mlp, block.ln_2(x))

@@ -8,6 +8,7 @@ from clip.model import convert_weights
 from torch.nn import functional as F
 
 from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.packing import pack
 from anchoropt_plugin.text_encoder import TextTower, common_prefix
 
 from .conftest import random_clip
@@ -102,3 +103,22 @@ def test_a_prefix_for_each_image_all_images_at_once(clip):
         torch.autograd.grad(f, ctx, upstream, retain_graph=True)[0] for f in (together, one_by_one)
     ]
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("n_prompts", [1, 7, 60])
+def test_a_packing_holds_every_token_once_and_keeps_prompts_apart(n_prompts):
+    lengths = torch.randint(1, 12, (n_prompts,)).tolist()
+    packing = pack(tuple(3 + length for length in lengths), 4, torch.device("cpu"))
+    rows = list(zip(packing.prompt.tolist(), packing.position.tolist(), strict=True))
+    tokens = [(i, 4 + j) for i, length in enumerate(lengths) for j in range(length)]
+    assert sorted(row for row in rows if row[1] >= 4) == tokens
+    assert [rows[row] for row in packing.eot] == [(i, 3 + n) for i, n in enumerate(lengths)]
+    n_tiles, _, size, _ = packing.mask.shape
+    for row, (prompt, position) in enumerate(rows):
+        tile = rows[row // size * size :][:size]
+        seen = packing.mask[row // size, 0, row % size]
+        assert seen[:4].all()
+        if position >= 4:
+            own = [(p, at) for (p, at), sees in zip(tile, seen[4:], strict=True) if sees]
+            assert own == [(prompt, at) for at in range(4, position + 1)]
+    assert len(packing.prompt) == n_tiles * size <= 1.5 * sum(lengths)
