@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .deep import FIRST, arranged, overwriting
+from .deep import FIRST, DeepPrompt, Looking, arranged, overwriting
+from .errors import UserError
 from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
 from .sharing import Sharing, equal_tokens, sharing_in_gradient
@@ -35,9 +36,9 @@ Trainer = TypeVar("Trainer", bound=type)
 class FastForward:
     """Stands in for the ``forward`` of one text encoder.
 
-    It is called as that is: with prompts (…, C, L, d) and tokens (C, L), and by hosts with deep
-    prompts with a list of (M, d) that overwrite the context before blocks 1, 2, …; it returns
-    features (…, C, e). Calls with anything else go to the host's own forward.
+    It is called as that is: with prompts (…, C, L, d) and tokens (C, L), and by some hosts with a
+    list of deep prompts (n, d); it returns features (…, C, e). Calls with anything else go to the
+    host's own forward. At its first call it looks at that, and so learns where deep prompts go.
 
     Attributes:
         error: the relative error that the check found, or None before it.
@@ -53,6 +54,7 @@ class FastForward:
         self.in_use = True
         self.position: AnchorPositionModule | None = None
         self.chunk = 0
+        self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
         self._structure: Sharing | None = None
         self._last = LastFeatures()
 
@@ -61,7 +63,8 @@ class FastForward:
         given = inspect.signature(forward).bind(self.encoder, *args, **named).args[1:]
         tensors = len(given) in (2, 3) and all(isinstance(x, Tensor) for x in given[:2])
         if not tensors or not all(map(_is_deep, given[2:])):
-            return self._own_forward(*args, **named)
+            return self._unread_forward(*args, **named)
+        self._look(*given)
         if self.in_use and self.error is None:
             self._check(*given)
         if self.in_use:
@@ -70,13 +73,46 @@ class FastForward:
                 return features
         return self.host_forward(*given)
 
+    @torch.no_grad()
+    def _look(self, prompts: Tensor, tokens: Tensor, *deep: Sequence[Tensor]) -> None:
+        """Find out where deep prompts go, if there are any, from a call with two classes."""
+        given = deep[0] if deep else ()
+        if len(given) in self._deep:
+            return
+        prompts = prompts.flatten(0, -4)[0] if prompts.dim() > 3 else prompts
+        with torch.autocast(prompts.device.type, enabled=False), Looking(self.encoder) as looking:
+            self._own_forward(prompts[:2], tokens[:2], *deep)
+        try:
+            self._deep[len(given)] = looking.found(given)
+        except UserError as error:
+            if self.position is not None:
+                raise
+            self._deep[len(given)] = ()
+            self.in_use = False
+            log.warning("%s: its own forward stays", error)
+
+    def _unread_forward(self, *args: Any, **named: Any) -> Any:
+        """The host's own forward, called in a way of its own."""
+        if self.position is None:
+            return self._own_forward(*args, **named)
+        with Looking(self.encoder) as looking:
+            features = self._own_forward(*args, **named)
+        if looking.found(()):
+            raise UserError(
+                f"{type(self.encoder).__name__} writes deep prompts over the context and is not "
+                "called with (prompts, tokens) or (prompts, tokens, list of deep prompts): the "
+                "anchors would be lost there"
+            )
+        return features
+
     def _fast_or_last(
         self, prompts: Tensor, tokens: Tensor, deep: Sequence[Tensor] = ()
     ) -> Tensor | None:
         """Without a graph to build, prompts that are those of the last call are not encoded."""
         if torch.is_grad_enabled() or prompts.dim() > 3:
             return self._fast(prompts, tokens, deep)
-        layout = [self.position.matrix()] if self.position is not None and len(deep) else []
+        position = self.position if self._deep[len(deep)] else None
+        layout = [position.matrix()] if position is not None else []
         inputs = [prompts[:, : int(tokens.argmax(-1).max()) + 1], tokens, *deep, *layout]
         state = (*state_of(self.encoder), torch.is_autocast_enabled(prompts.device.type))
         features = self._last.recall(inputs, state)
@@ -95,27 +131,35 @@ class FastForward:
 
     def host_forward(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> Tensor:
         """Features by the encoder's own forward, deep prompts in the layout of ``position``."""
-        if not deep or not deep[0] or self.position is None:
+        given = deep[0] if deep else ()
+        prompted = self._deep.get(len(given))
+        if self.position is None or not prompted:
             return self._own_forward(prompts, tokens, *deep)
-        transformer: Any = self.encoder.transformer
-        with overwriting(transformer.resblocks, self.position, list(deep[0])):
-            return self._own_forward(prompts, tokens, [])
+        with overwriting(self.encoder, self.position, prompted, given):
+            return self._own_forward(prompts, tokens, *([] for _ in deep))
 
-    def _fast(self, prompts: Tensor, tokens: Tensor, deep: Sequence[Tensor] = ()) -> Tensor | None:
+    def _fast(self, prompts: Tensor, tokens: Tensor, given: Sequence[Tensor] = ()) -> Tensor | None:
         """Features by the packed tower; None where deep prompts meet contexts that differ."""
         eot = tokens.argmax(-1).tolist()
         sharing = self._shared(prompts, min(eot))
-        if not len(deep):
+        prompted = {deep.block: deep for deep in self._deep[len(given)]}
+        if not prompted:
             return self._encode(prompts, eot, *sharing)
-        stop = FIRST + len(deep[0]) + (self.position.n_anchors if self.position else 0)
+        found = {number: deep.read(self.encoder, given) for number, deep in prompted.items()}
+        position = self.position
+        if position is None:
+            start, stop = 0, max(deep.first + len(found[deep.block]) for deep in prompted.values())
+        else:
+            start, stop = FIRST, FIRST + position.n_ctx + position.n_anchors
         if sharing.n_tokens < stop:
             return None
 
         def rewrite(number: int, prefix: Tensor) -> Tensor:
-            if number > len(deep):
+            if number not in prompted:
                 return prefix
-            context = arranged(self.position, deep[number - 1], prefix[:, FIRST:stop])
-            return torch.cat([prefix[:, :FIRST], context, prefix[:, stop:]], 1)
+            first = prompted[number].first - start
+            context = arranged(position, found[number], prefix[:, start:stop], first)
+            return torch.cat([prefix[:, :start], context, prefix[:, stop:]], 1)
 
         return self._encode(prompts, eot, *sharing, rewrite)
 

@@ -41,10 +41,14 @@ class PromptHook:
         """The position of the first soft token in a prompt."""
         return int(learner.token_prefix.shape[1])
 
+    def missing(self, learner: Any) -> list[str]:
+        """The tensors that this hook needs and the learner lacks."""
+        needed = ("token_prefix", "token_suffix", "tokenized_prompts")
+        return [name for name in needed if not isinstance(getattr(learner, name, None), Tensor)]
+
     def check(self, learner: Any) -> None:
         """Raise ``UserError`` where this hook does not fit the learner."""
-        needed = ("token_prefix", "token_suffix", "tokenized_prompts")
-        missing = [name for name in needed if not isinstance(getattr(learner, name, None), Tensor)]
+        missing = self.missing(learner)
         if missing:
             raise UserError(
                 f"{type(learner).__name__} has no tensor {', '.join(missing)}: a prompt learner "
@@ -78,6 +82,12 @@ def hook_for(learner: nn.Module) -> PromptHook:
         if base in _HOOKS:
             return _HOOKS[base]
     return PromptHook()
+
+
+def is_prompt_learner(module: nn.Module) -> bool:
+    """Whether ``module`` has a hook registered, or the tensors that the usual one needs."""
+    registered = any(base in _HOOKS for base in type(module).__mro__)
+    return registered or not PromptHook().missing(module)
 
 
 def attached(learner: nn.Module) -> AnchorPositionModule | None:

@@ -136,7 +136,7 @@ def anchoropt(
     trainer: Trainer | None = None,
     *,
     name: str | None = None,
-    learner: str = "prompt_learner",
+    learner: str = "",
     **settings: Any,
 ) -> Trainer | Callable[[Trainer], Trainer]:
     """Register ``<Name>_AnchorOPT`` beside a Dassl trainer, and return the trainer untouched.
@@ -145,7 +145,8 @@ def anchoropt(
         trainer: a trainer of the CoOp family: its ``build_model`` builds CLIP and a model whose
             prompt learner fits ``PromptHook``, and its loss goes through ``F.cross_entropy``.
         name: the new trainer's name, instead of ``<Name>_AnchorOPT``.
-        learner: under which name the host's model holds its prompt learner.
+        learner: under which name the host's model holds its prompt learner; by default it is the
+            first module that is one.
         settings: of ``AnchorOPTConfig``, in place of its defaults; keys given in a yaml or on the
             command line win.
 

@@ -13,8 +13,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from .config import AnchorOPTConfig
 from .errors import UserError
-from .fast_text import FastForward, accelerate
-from .hooks import attach, attached, hook_for
+from .fast_text import FastForward, accelerate, is_text_encoder
+from .hooks import attach, hook_for, is_prompt_learner
 from .kept_features import keep_image_features
 from .position import AnchorPositionModule
 
@@ -24,7 +24,7 @@ class FirstFeatures:
 
     The first since ``clear`` is the prompt's: some hosts call their encoder a second time in a
     step. Where the call carries visual prompts too, features of the plain, unprompted encoder are
-    had by calling it once more with empty ones.
+    had by calling it once more with empty ones; where it holds them, by ``plain_features``.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,8 @@ class FirstFeatures:
             with torch.no_grad():
                 output = module(args[0], *(_empty(prompts) for prompts in args[1:]))
             self._busy = False
+        elif is_prompted(module):
+            output = plain_features(module, args[0])
         features = output[0] if isinstance(output, tuple) else output
         self.value = F.normalize(features.detach().float(), dim=-1)
 
@@ -52,6 +54,33 @@ def _empty(prompts: Any) -> Any:
     return prompts[:0] if isinstance(prompts, Tensor) else []
 
 
+def is_prompted(encoder: nn.Module) -> bool:
+    """Whether an image encoder is CLIP's transformer with something in it that is trained."""
+    parts = "conv1", "class_embedding", "ln_pre", "transformer", "ln_post"
+    is_transformer = all(hasattr(encoder, part) for part in parts)
+    return is_transformer and any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@torch.no_grad()
+def plain_features(visual: Any, images: Tensor) -> Tensor:
+    """Features (B, e) of images (B, 3, R, R) by CLIP's image transformer, whatever else it holds.
+
+    >>> from anchoropt_plugin.clip_models import load_clip
+    >>> visual, images = load_clip("tiny").visual, torch.randn(2, 3, 32, 32)
+    >>> torch.allclose(plain_features(visual, images), visual(images), atol=1e-5)
+    True
+    """
+    x = visual.conv1(images).flatten(2).permute(0, 2, 1)
+    start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
+    x = visual.ln_pre(x).permute(1, 0, 2)
+    for block in visual.transformer.resblocks:
+        x = x + block.attention(block.ln_1(x))
+        x = x + block.mlp(block.ln_2(x))
+    features: Tensor = visual.ln_post(x[0]) @ visual.proj
+    return features
+
+
 class HostParts:
     """Looks on while a host's ``build_model`` registers modules.
 
@@ -59,7 +88,8 @@ class HostParts:
 
     Args:
         host: the host trainer's name, for messages.
-        learner_name: under which name its model registers the prompt learner.
+        learner_name: under which name its model registers the prompt learner; "" takes the first
+            module that is one.
         settings: of the position matrix that is attached.
     """
 
@@ -95,12 +125,12 @@ class HostParts:
             self._image_encoder = module
             if self.settings.keep_features:
                 keep_image_features(module)
-        elif name == "text_encoder":
+        elif is_text_encoder(module):
             for forward in accelerate(module):
                 forward.in_use = self.settings.fast_text
                 forward.chunk = self.settings.class_chunk
                 self._text_forwards.append(forward)
-        elif name == self.learner_name and attached(module) is None:
+        elif self._position is None and self._is_learner(name, module):
             hook = hook_for(module)
             hook.check(module)
             settings = self.settings
@@ -116,6 +146,9 @@ class HostParts:
                 sample_at_eval=settings.sample_at_eval,
             )
 
+    def _is_learner(self, name: str, module: nn.Module) -> bool:
+        return name == self.learner_name if self.learner_name else is_prompt_learner(module)
+
     @property
     def clip(self) -> Any:
         """The host's CLIP, with its ``token_embedding``."""
@@ -130,18 +163,17 @@ class HostParts:
     def position(self) -> AnchorPositionModule:
         """The module attached to the host's learner."""
         if self._position is None:
+            what = f"module named {self.learner_name!r}" if self.learner_name else "prompt learner"
             raise UserError(
-                f"{self.host} has no module named {self.learner_name!r}: name its prompt learner "
-                "with @anchoropt(learner=...)"
+                f"{self.host} has no {what}: want a module with token_prefix, token_suffix and "
+                "tokenized_prompts, or a PromptHook for it (register_hook)"
             )
         return self._position
 
     @property
     def image_encoder(self) -> nn.Module:
-        """The host's image encoder."""
-        if self._image_encoder is None:
-            raise UserError(f"{self.host} has no module named 'image_encoder'")
-        return self._image_encoder
+        """The host's image encoder; CLIP's own where it has none of that name."""
+        return self.clip.visual if self._image_encoder is None else self._image_encoder
 
 
 def own_learning_rate(optimizer: Any, scheduler: Any, parameter: nn.Parameter, lr: float) -> bool:
