@@ -9,6 +9,7 @@ from torch import nn
 from anchoropt_plugin import AnchorPositionModule, accelerate
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.deep import arranged
+from anchoropt_plugin.errors import UserError
 
 from .conftest import random_clip
 
@@ -84,8 +85,43 @@ class ForkedEncoder(DeepEncoder):
         return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
 
 
-def plain_features(clip, prompts, tokens, deep, position):
-    """Class by class; the anchor's state is carried over by hand where ``position`` puts it."""
+class OwnPromptsEncoder(DeepEncoder):
+    """As in IVLP's fork: the blocks hold the deep prompts themselves, and round them to half."""
+
+    class Block(nn.Module):
+        def __init__(self, plain, prompt, first):
+            super().__init__()
+            self.attn, self.ln_1, self.attention = plain.attn, plain.ln_1, plain.attention
+            self.mlp, self.ln_2, self.first = plain.mlp, plain.ln_2, first
+            self.prompt = prompt
+
+        def forward(self, x):
+            if self.prompt is not None:
+                middle = self.prompt.half()[:, None].expand(-1, x.shape[1], -1)
+                x = torch.cat([x[: self.first], middle, x[self.first + len(middle) :]])
+            x = x + self.attention(self.ln_1(x))
+            return x + self.mlp(self.ln_2(x))
+
+    def __init__(self, clip, deep, first=1):
+        super().__init__(clip)
+        prompts = [None, *(nn.Parameter(p.detach().clone()) for p in deep), None]
+        blocks = zip(clip.transformer.resblocks, prompts, strict=True)
+        self.transformer = nn.Sequential()
+        self.transformer.resblocks = nn.Sequential(
+            *(self.Block(block, prompt, first) for block, prompt in blocks)
+        )
+
+    def forward(self, prompts, tokens):
+        x = (prompts + self.positional_embedding).permute(1, 0, 2)
+        x = self.ln_final(self.transformer.resblocks(x).permute(1, 0, 2))
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+
+
+def plain_features(clip, prompts, tokens, deep, position, first=0):
+    """Class by class; the anchor's state is carried over by hand where ``position`` puts it.
+
+    The deep prompts stand for the soft tokens from ``first`` on; the others keep their states.
+    """
     order = position.matrix().argmax(-1).tolist() if position else list(range(M))
     features = []
     for prompt, eot in zip(prompts, tokens.argmax(-1), strict=True):
@@ -94,8 +130,9 @@ def plain_features(clip, prompts, tokens, deep, position):
             if 0 < number <= len(deep):
                 slots = []
                 for token in order:
-                    is_soft = token < M
-                    slots.append(deep[number - 1][token] if is_soft else x[1 + order.index(token)])
+                    prompted = first <= token < first + len(deep[number - 1])
+                    own = x[1 + order.index(token)]
+                    slots.append(deep[number - 1][token - first] if prompted else own)
                 x = torch.cat([x[:1], torch.stack(slots), x[1 + len(slots) :]])
             x = block(x[:, None])[:, 0]
         features.append(clip.ln_final(x[eot]) @ clip.text_projection)
@@ -147,6 +184,56 @@ def test_every_way_gives_the_features_and_gradients_of_the_plain_loop(
     for block in encoder.transformer.resblocks:
         assert not block._forward_hooks and not block.ln_1._forward_pre_hooks
         assert "forward" not in vars(block)
+
+
+@pytest.mark.parametrize("with_anchors", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("first", [0, 1])
+def test_prompts_that_the_blocks_hold_and_those_behind_attribute_words(with_anchors, fast, first):
+    """With ``first`` 1 the first token of the context is an attribute word, never written over."""
+    clip = deep_clip()
+    position = position_module() if with_anchors else None
+    tokens, prompts, (context, *_), deep = parts(clip, M + K if with_anchors else M)
+    deep = [prompt[first:] for prompt in deep]
+    encoder = OwnPromptsEncoder(clip, deep, 1 + first)
+    own = [block.prompt for block in encoder.transformer.resblocks if block.prompt is not None]
+    halves = [prompt.half().float() for prompt in own]
+    want = plain_features(clip, prompts(), tokens, halves, position, first)
+    upstream = torch.randn(len(NAMES), 32)
+    (forward,) = accelerate(encoder)
+    forward.position, forward.in_use = position, fast
+    got = encoder(prompts(), tokens)
+    assert forward.in_use == fast
+    assert (got - want).norm() <= 1e-5 * want.norm()
+    gradients = [torch.autograd.grad(f, [context, *own], upstream) for f in (got, want)]
+    for ours, theirs in zip(*gradients, strict=True):
+        # Gradients of what is rounded on the way are rounded too.
+        assert (ours - theirs).norm() <= 2e-3 * theirs.norm()
+
+
+class ClassAwareEncoder(DeepEncoder):
+    """Writes something of each class's own over the context: not a deep prompt."""
+
+    def forward(self, prompts, tokens):
+        x = (prompts + self.positional_embedding).permute(1, 0, 2)
+        for number, block in enumerate(self.transformer.resblocks):
+            x = block(torch.cat([x[:1], x[2:3], x[2:]]) if number == 2 else x)
+        x = self.ln_final(x.permute(1, 0, 2))
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+
+
+def test_what_is_written_over_in_an_unknown_way_is_told_where_anchors_would_be_lost(caplog):
+    clip = deep_clip()
+    tokens, prompts, _, _ = parts(clip, M)
+    encoder = ClassAwareEncoder(clip)
+    plain = encoder(prompts(), tokens)
+    (forward,) = accelerate(encoder)
+    assert torch.equal(encoder(prompts(), tokens), plain)
+    assert not forward.in_use and "before text block 2" in caplog.text
+    (forward,) = accelerate(ClassAwareEncoder(clip))
+    forward.position = position_module()
+    with pytest.raises(UserError, match="ClassAwareEncoder changes hidden states"):
+        forward.encoder(prompts(), tokens)
 
 
 def test_the_layout_reaches_the_position_logits_at_every_block():
