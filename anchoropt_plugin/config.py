@@ -52,6 +52,8 @@ class AnchorOPTConfig:
         position_lr: learning rate of the position logits; 0 is that of the soft tokens.
         position_init: the logits start at this multiple of the identity,
         position_init_std: plus normal noise of this standard deviation.
+        position_task: condition the position matrix on the task, by the mean anchor feature of its
+            classes.
         gumbel_temp: temperature of the relaxation at the first epoch of stage 2,
         gumbel_temp_end: and, geometrically, at the last; 0 keeps it constant.
         sample_at_eval: draw the position matrix in evaluation too.
@@ -85,6 +87,7 @@ class AnchorOPTConfig:
     position_lr: float = 0.05
     position_init: float = 3.0
     position_init_std: float = 0.0
+    position_task: bool = False
     gumbel_temp: float = 1.0
     gumbel_temp_end: float = 0.0
     sample_at_eval: bool = False

@@ -48,13 +48,14 @@ class TwoStages:
         for name in self.get_model_names():
             optimizer, scheduler = self._optims[name], self._scheds[name]
             if optimizer is not None and settings.position_lr:
-                logits = parts.position.logits
-                own_learning_rate(optimizer, scheduler, logits, settings.position_lr)
+                own = list(parts.position.parameters())
+                own_learning_rate(optimizer, scheduler, own, settings.position_lr)
 
     def anchoropt_stage_one(self: Any) -> None:
         """Run stage 1 unless a checkpoint brought anchors; a vanilla one of the host has none."""
         if not self.anchoropt.has_anchors:
             self.anchoropt.find_anchors(len(self.train_loader_x), self._image_batches)
+        self.anchoropt.condition()
 
     def _image_batches(self: Any) -> Iterator[tuple[Tensor, Tensor]]:
         features = self.anchoropt.features

@@ -94,6 +94,9 @@ class AnchorPositionModule(nn.Module):
         init_std: plus normal noise of this standard deviation (the released code: 0 and 1).
         sample_at_eval: draw P in evaluation too, as the released code does; results then change
             from run to run.
+        task_dim: condition P on the task, described by so many numbers in the buffer ``task``: a
+            linear map of them, ``task_map`` (M + K, M + K, task_dim), which starts at zero, is
+            added to the logits. 0 leaves it out.
 
     Shapes:
         input (…, M, d) → output (…, M + K, d), of the input's dtype. ``logits`` is a parameter
@@ -115,6 +118,7 @@ class AnchorPositionModule(nn.Module):
     """
 
     anchors: Tensor
+    task: Tensor
 
     def __init__(
         self,
@@ -126,6 +130,7 @@ class AnchorPositionModule(nn.Module):
         init: float = 3.0,
         init_std: float = 0.0,
         sample_at_eval: bool = False,
+        task_dim: int = 0,
     ) -> None:
         super().__init__()
         if relaxation not in RELAXATIONS:
@@ -150,6 +155,11 @@ class AnchorPositionModule(nn.Module):
         if init_std:
             start = start + init_std * torch.randn(n_slots, n_slots, dtype=dtype)
         self.logits = nn.Parameter(start.to(anchors.device))
+        if task_dim:
+            start = torch.zeros(n_slots, n_slots, task_dim, dtype=dtype)
+            self.task_map = nn.Parameter(start.to(anchors.device))
+            # Another task brings its own, so it is not saved.
+            self.register_buffer("task", self.logits.new_zeros(task_dim), persistent=False)
         self._drawn: Tensor | None = None
 
     @property
@@ -163,8 +173,14 @@ class AnchorPositionModule(nn.Module):
         Row i gives, for slot i, the weight of every token.
         """
         with torch.no_grad():
-            scores = self.logits.to(self._dtype) / self.temperature
-            return RELAXATIONS[self.relaxation].soft(scores)
+            return RELAXATIONS[self.relaxation].soft(self._scores() / self.temperature)
+
+    def _scores(self) -> Tensor:
+        """The logits, with the offset of the task where P is conditioned on it."""
+        scores = self.logits.to(self._dtype)
+        if hasattr(self, "task_map"):
+            scores = scores + self.task_map.to(scores.dtype) @ self.task.to(scores.dtype)
+        return scores
 
     def draw(self) -> Tensor:
         """Put a new P (M + K, M + K) in force and return it: a sample, or in evaluation the mode.
@@ -174,7 +190,7 @@ class AnchorPositionModule(nn.Module):
         soft, hard, noisy = RELAXATIONS[self.relaxation]
         # Under autocast the normalisations would run in half precision.
         with torch.autocast(self.logits.device.type, enabled=False):
-            scores = self.logits.to(self._dtype)
+            scores = self._scores()
             if noisy and (self.training or self.sample_at_eval):
                 scores = scores + _gumbel(scores)
             relaxed = soft(scores / self.temperature)

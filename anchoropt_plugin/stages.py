@@ -24,7 +24,7 @@ log = logging.getLogger("anchoropt_plugin")
 
 RECORD = "anchoropt.json"
 """Written beside a model's checkpoints: which classes it was trained on, and with what settings."""
-READ_AT_TEST = ("position", "pooling", "sample_at_eval", "anchor_len")
+READ_AT_TEST = ("position", "position_task", "pooling", "sample_at_eval", "anchor_len")
 """Settings without which a checkpoint means something else."""
 HISTORY = "position.jsonl"
 """Written into the output folder: after each epoch a line with the relaxed position matrix."""
@@ -117,19 +117,29 @@ class AnchorOPT:
 
     # ------------------------------------------------------------------ stage 2 and test
     @torch.no_grad()
-    def logits(self) -> Tensor:
-        """l_a (B, C) of the images last seen, in float32; the anchor prompts are encoded once."""
+    def _class_features(self) -> Tensor:
+        """L2-normalised features (C, e) of the anchor prompts, in float32; encoded once."""
         anchors = self.position.anchors
         # A tensor's version counts its in-place changes: loading weights is one of them.
         if self._encoded is None or self._encoded[0] != anchors._version:
             # What is kept must serve in training too, even if a test in inference mode is first.
             with torch.inference_mode(False), torch.no_grad():
                 self._encoded = anchors._version, self.prompts.encode(anchors)
+        return self._encoded[1]
+
+    def condition(self) -> None:
+        """Tell the position matrix of the task, where it is conditioned on that."""
+        if self.settings.position_task:
+            self.position.task.copy_(self._class_features().mean(0))
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """l_a (B, C) of the images last seen, in float32."""
         images = self.features.value
         assert images is not None, "the image encoder has not been called"
         with torch.autocast(images.device.type, enabled=False):
             scale = self.tower.clip.logit_scale.exp().float()
-            return scale * images @ self._encoded[1].t()
+            return scale * images @ self._class_features().t()
 
     def is_prompt_logits(self, logits: Tensor) -> bool:
         """Whether a host's cross-entropy is over l_n (B, C) of the images last seen."""
@@ -194,7 +204,8 @@ class AnchorOPT:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             backbone, classes = record["backbone"], frozenset(record["classes"])
-            trained = {name: record["settings"][name] for name in READ_AT_TEST}
+            settings = {**AnchorOPTConfig().to_dict(), **record["settings"]}
+            trained = {name: settings[name] for name in READ_AT_TEST}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"cannot read {path}: {error!r}; delete it or copy it anew") from error
         if backbone != cfg.MODEL.BACKBONE.NAME:

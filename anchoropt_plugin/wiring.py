@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -144,6 +144,7 @@ class HostParts:
                 init=settings.position_init,
                 init_std=settings.position_init_std,
                 sample_at_eval=settings.sample_at_eval,
+                task_dim=self.clip.text_projection.shape[1] if settings.position_task else 0,
             )
 
     def _is_learner(self, name: str, module: nn.Module) -> bool:
@@ -176,17 +177,20 @@ class HostParts:
         return self.clip.visual if self._image_encoder is None else self._image_encoder
 
 
-def own_learning_rate(optimizer: Any, scheduler: Any, parameter: nn.Parameter, lr: float) -> bool:
-    """Give ``parameter`` a group of its own, without weight decay, if ``optimizer`` holds it.
+def own_learning_rate(
+    optimizer: Any, scheduler: Any, parameters: Sequence[nn.Parameter], lr: float
+) -> bool:
+    """Give ``parameters`` a group of their own, without weight decay, if ``optimizer`` holds them.
 
     The host has built its scheduler by now, so that (and the one a warm-up hands over to) learns
     the new rate too. During a warm-up at a constant rate the group follows it.
 
     Returns:
-        Whether the optimiser holds the parameter.
+        Whether the optimiser holds them.
     """
+    ids = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:
-        others = [p for p in group["params"] if p is not parameter]
+        others = [p for p in group["params"] if id(p) not in ids]
         if len(others) == len(group["params"]):
             continue
         group["params"] = others
@@ -196,7 +200,7 @@ def own_learning_rate(optimizer: Any, scheduler: Any, parameter: nn.Parameter, l
             own["lr"], own["initial_lr"] = lr * group["lr"] / group["initial_lr"], lr
         else:
             own["lr"] = lr
-        optimizer.add_param_group({"params": [parameter], **own})
+        optimizer.add_param_group({"params": list(parameters), **own})
         while scheduler is not None:
             scheduler.base_lrs.append(lr)
             scheduler._last_lr.append(own["lr"] if hasattr(scheduler, "successor") else lr)

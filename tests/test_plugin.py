@@ -343,6 +343,25 @@ def test_several_anchors(root, tmp_path):
     assert state["anchoropt.logits"].shape == (7, 7)
 
 
+def test_the_position_matrix_may_depend_on_the_task(root, tmp_path):
+    keys = ["TRAINER.ANCHOROPT.POSITION_TASK", "True"]
+    run(root, tmp_path / "base", keys=keys)
+    map_ = weights(tmp_path / "base")["anchoropt.task_map"]
+    assert map_.shape == (5, 5, 128) and map_.any()
+    tasks = []
+    for classes in ("base", "new"):
+        trainer = build(root, tmp_path / classes, classes=classes, keys=keys)
+        trainer.load_model(str(tmp_path / "base"), epoch=3)
+        trainer.anchoropt_stage_one()
+        tasks.append(trainer.anchoropt.position.task)
+        features = trainer.anchoropt.prompts.encode(trainer.anchoropt.position.anchors)
+        torch.testing.assert_close(tasks[-1], features.mean(0))
+        lr = trainer.anchoropt.settings.position_lr
+        groups = [group for group in trainer.optim.param_groups if group["initial_lr"] == lr]
+        assert len(groups[0]["params"]) == 2
+    assert not torch.equal(*tasks)
+
+
 def test_stage_one_with_images(root, tmp_path):
     run(root, tmp_path, keys=["TRAINER.ANCHOROPT.ANCHOR_CE_WEIGHT", "1.0"])
     assert "Stage 1: learning" in (tmp_path / "log.txt").read_text()

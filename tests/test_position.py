@@ -192,3 +192,20 @@ def test_a_context_of_another_shape_is_refused_with_both_shapes():
         module()(torch.ones(4, 4))
     with pytest.raises(ValueError, match="want floating point"):
         AnchorPositionModule(2, torch.zeros(3, dtype=torch.long))
+
+
+def test_the_task_moves_the_logits_by_a_map_that_starts_at_zero():
+    module = AnchorPositionModule(2, torch.zeros(1, 4), relaxation="soft", task_dim=5)
+    plain = AnchorPositionModule(2, torch.zeros(1, 4), relaxation="soft")
+    module.task.copy_(torch.arange(5.0))
+    assert torch.equal(module.draw(), plain.draw())
+    module.draw()[0, 1].backward()
+    # The gradient of an offset, times the task.
+    expected = module.logits.grad[..., None] * torch.arange(5.0)
+    torch.testing.assert_close(module.task_map.grad, expected)
+    with torch.no_grad():
+        module.task_map[0, 2, 3] = 1.0
+    logits = plain.logits.detach().clone()
+    logits[0, 2] += 3
+    torch.testing.assert_close(module.relaxed(), logits.softmax(-1))
+    assert set(module.state_dict()) == {"anchors", "logits", "task_map"}
