@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .deep import FIRST, DeepPrompt, Looking, arranged, overwriting
 from .errors import UserError
+from .hooks import PromptHook
 from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
 from .sharing import Sharing, equal_tokens, sharing_in_gradient
@@ -44,6 +45,7 @@ class FastForward:
         error: the relative error that the check found, or None before it.
         in_use: whether the fast branch is used; the check may put an end to it.
         position: the module on the host's learner, whose layout deep prompts must keep, or None.
+        hook: of that learner; it may say where deep prompts are.
         chunk: classes encoded at once, for very many of them; 0 takes all.
     """
 
@@ -53,6 +55,7 @@ class FastForward:
         self.error: float | None = None
         self.in_use = True
         self.position: AnchorPositionModule | None = None
+        self.hook = PromptHook()
         self.chunk = 0
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
         self._structure: Sharing | None = None
@@ -83,7 +86,7 @@ class FastForward:
         with torch.autocast(prompts.device.type, enabled=False), Looking(self.encoder) as looking:
             self._own_forward(prompts[:2], tokens[:2], *deep)
         try:
-            self._deep[len(given)] = looking.found(given)
+            self._deep[len(given)] = self.hook.deep_prompts(looking, given)
         except UserError as error:
             if self.position is not None:
                 raise

@@ -9,12 +9,16 @@ hook arranges it there, so no line, parameter name or checkpoint of the learner 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from .deep import DeepPrompt, Looking
 from .errors import UserError
+from .image_features import unprompted
 from .position import AnchorPositionModule
 
 CHILD = "anchoropt"
@@ -24,7 +28,7 @@ POOLINGS = ("eot", "unshifted")
 
 
 class PromptHook:
-    """Where a learner keeps its context; subclass it for one that lays its prompts out otherwise.
+    """Where a learner keeps its context, and how its host goes about it; subclass it for others.
 
     The methods see the learner as it is; ``register_hook`` says for which class they hold.
     """
@@ -40,6 +44,11 @@ class PromptHook:
     def first(self, learner: Any) -> int:
         """The position of the first soft token in a prompt."""
         return int(learner.token_prefix.shape[1])
+
+    def tokens(self, learner: Any) -> Tensor:
+        """The tokens (C, 77) that the host finds EOT by; they are shifted in place."""
+        tokens: Tensor = learner.tokenized_prompts
+        return tokens
 
     def missing(self, learner: Any) -> list[str]:
         """The tensors that this hook needs and the learner lacks."""
@@ -60,6 +69,23 @@ class PromptHook:
                 f"{type(learner).__name__} has its class token at {place!r}: AnchorOPT arranges a "
                 "context that stands before the class name, so use CLASS_TOKEN_POSITION end"
             )
+
+    def deep_prompts(self, looking: Looking, given: Sequence[Tensor]) -> tuple[DeepPrompt, ...]:
+        """What the host writes over the context's hidden states, and before which text blocks.
+
+        Args:
+            looking: at a call of the host's text encoder.
+            given: the list of deep prompts that it was called with, if any.
+        """
+        return looking.found(given)
+
+    def is_prompt_logits(self, logits: Tensor, n_images: int, n_classes: int) -> bool:
+        """Whether a cross-entropy of the host's is over the prompt's logits l_n, (B, C)."""
+        return logits.shape == (n_images, n_classes)
+
+    def plain_features(self, encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
+        """Features (B, e) of the plain CLIP, given a call of the host's image encoder."""
+        return unprompted(encoder, args, output)
 
 
 _HOOKS: dict[type[nn.Module], PromptHook] = {}
@@ -148,7 +174,7 @@ def attach(
             f"anchors of width {anchors.shape[-1]} do not fit a prompt of width {width}: "
             "they were learned on another backbone"
         )
-    tokens = learner.tokenized_prompts
+    tokens = hook.tokens(learner)
     n_anchors = len(anchors)
     if n_anchors and bool(tokens[:, -n_anchors:].any()):
         full = int(tokens[:, -n_anchors:].any(-1).nonzero()[0])
@@ -157,7 +183,7 @@ def attach(
             f"{tokens.shape[-1]}: shorten the class name or the context"
         )
     module: Any = AnchorPositionModule(hook.n_ctx(learner), anchors, **position)
-    module.to(learner.token_prefix.device).train(learner.training)
+    module.to(_device(learner)).train(learner.training)
     if pooling == "eot":
         _shift(tokens, hook.first(learner), n_anchors)
     module.shifted_tokens = pooling == "eot"
@@ -177,8 +203,13 @@ def detach(learner: Any) -> None:
         raise UserError(f"{type(learner).__name__} carries no anchors: nothing to detach")
     module.hook_handle.remove()
     if module.shifted_tokens:
-        _unshift(learner.tokenized_prompts, hook_for(learner).first(learner), module.n_anchors)
+        hook = hook_for(learner)
+        _unshift(hook.tokens(learner), hook.first(learner), module.n_anchors)
     delattr(learner, CHILD)
+
+
+def _device(learner: nn.Module) -> torch.device:
+    return next(chain(learner.parameters(), learner.buffers())).device
 
 
 def _shift(tokens: Tensor, first: int, by: int) -> None:

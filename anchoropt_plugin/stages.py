@@ -16,9 +16,10 @@ from . import checkpoints, descriptions
 from .anchors import AnchorPrompts, AnchorTokens
 from .config import AnchorOPTConfig
 from .errors import UserError
+from .image_features import FirstFeatures
 from .objective import distillation
 from .text_encoder import TextTower
-from .wiring import FirstFeatures, HostParts
+from .wiring import HostParts
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -48,7 +49,8 @@ class AnchorOPT:
         self.position = parts.position
         self.classes = list(class_names)
         self.trained_classes: frozenset[str] | None = None
-        self.features = FirstFeatures()
+        self.hook = parts.hook
+        self.features = FirstFeatures(self.hook.plain_features)
         parts.image_encoder.register_forward_hook(self.features)
         self.tower = TextTower(parts.clip)
         self.prompts = AnchorPrompts(self.tower, class_names, settings.anchor_len)
@@ -144,7 +146,9 @@ class AnchorOPT:
     def is_prompt_logits(self, logits: Tensor) -> bool:
         """Whether a host's cross-entropy is over l_n (B, C) of the images last seen."""
         images = self.features.value
-        return images is not None and logits.shape == (len(images), len(self.classes))
+        if images is None:
+            return False
+        return self.hook.is_prompt_logits(logits, len(images), len(self.classes))
 
     def loss(self, cross_entropy: Tensor, logits: Tensor) -> Tensor:
         """The objective of stage 2, given the host's cross-entropy and its logits l_n (B, C)."""

@@ -7,78 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from .config import AnchorOPTConfig
 from .errors import UserError
 from .fast_text import FastForward, accelerate, is_text_encoder
-from .hooks import attach, hook_for, is_prompt_learner
+from .hooks import PromptHook, attach, hook_for, is_prompt_learner
 from .kept_features import keep_image_features
 from .position import AnchorPositionModule
-
-
-class FirstFeatures:
-    """A forward hook on an image encoder that keeps the plain features of the first call.
-
-    The first since ``clear`` is the prompt's: some hosts call their encoder a second time in a
-    step. Where the call carries visual prompts too, features of the plain, unprompted encoder are
-    had by calling it once more with empty ones; where it holds them, by ``plain_features``.
-    """
-
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
-        self._busy = False
-
-    def clear(self) -> None:
-        """Wait for the next output."""
-        self.value = None
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.value is not None or self._busy:
-            return
-        if len(args) > 1:
-            self._busy = True
-            with torch.no_grad():
-                output = module(args[0], *(_empty(prompts) for prompts in args[1:]))
-            self._busy = False
-        elif is_prompted(module):
-            output = plain_features(module, args[0])
-        features = output[0] if isinstance(output, tuple) else output
-        self.value = F.normalize(features.detach().float(), dim=-1)
-
-
-def _empty(prompts: Any) -> Any:
-    """Visual prompts of no tokens, in the form of ``prompts``: a tensor (M, d), or a list."""
-    return prompts[:0] if isinstance(prompts, Tensor) else []
-
-
-def is_prompted(encoder: nn.Module) -> bool:
-    """Whether an image encoder is CLIP's transformer with something in it that is trained."""
-    parts = "conv1", "class_embedding", "ln_pre", "transformer", "ln_post"
-    is_transformer = all(hasattr(encoder, part) for part in parts)
-    return is_transformer and any(parameter.requires_grad for parameter in encoder.parameters())
-
-
-@torch.no_grad()
-def plain_features(visual: Any, images: Tensor) -> Tensor:
-    """Features (B, e) of images (B, 3, R, R) by CLIP's image transformer, whatever else it holds.
-
-    >>> from anchoropt_plugin.clip_models import load_clip
-    >>> visual, images = load_clip("tiny").visual, torch.randn(2, 3, 32, 32)
-    >>> torch.allclose(plain_features(visual, images), visual(images), atol=1e-5)
-    True
-    """
-    x = visual.conv1(images).flatten(2).permute(0, 2, 1)
-    start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-    x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
-    x = visual.ln_pre(x).permute(1, 0, 2)
-    for block in visual.transformer.resblocks:
-        x = x + block.attention(block.ln_1(x))
-        x = x + block.mlp(block.ln_2(x))
-    features: Tensor = visual.ln_post(x[0]) @ visual.proj
-    return features
 
 
 class HostParts:
@@ -91,12 +28,16 @@ class HostParts:
         learner_name: under which name its model registers the prompt learner; "" takes the first
             module that is one.
         settings: of the position matrix that is attached.
+
+    Attributes:
+        hook: that of the host's learner.
     """
 
     def __init__(self, host: str, learner_name: str, settings: AnchorOPTConfig) -> None:
         self.host = host
         self.learner_name = learner_name
         self.settings = settings
+        self.hook = PromptHook()
         self._clip: Any = None
         self._position: AnchorPositionModule | None = None
         self._image_encoder: nn.Module | None = None
@@ -114,7 +55,7 @@ class HostParts:
         finally:
             handle.remove()
         for forward in self._text_forwards:
-            forward.position = self._position
+            forward.position, forward.hook = self._position, self.hook
 
     def _registered(self, owner: nn.Module, name: str, module: nn.Module | None) -> None:
         if module is None:
@@ -131,7 +72,7 @@ class HostParts:
                 forward.chunk = self.settings.class_chunk
                 self._text_forwards.append(forward)
         elif self._position is None and self._is_learner(name, module):
-            hook = hook_for(module)
+            hook = self.hook = hook_for(module)
             hook.check(module)
             settings = self.settings
             self._position = attach(

@@ -1,0 +1,85 @@
+"""Features of the plain CLIP for the images that a host is looking at, without a second CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FirstFeatures:
+    """A forward hook on an image encoder that keeps the plain features of the first call.
+
+    The first since ``clear`` is the prompt's: some hosts call their encoder a second time in a
+    step.
+
+    Args:
+        plain: as ``unprompted``, which is the default.
+    """
+
+    def __init__(self, plain: Callable[..., Tensor] | None = None) -> None:
+        self.value: Tensor | None = None
+        self._plain = plain or unprompted
+        self._busy = False
+
+    def clear(self) -> None:
+        """Wait for the next output."""
+        self.value = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.value is not None or self._busy:
+            return
+        self._busy = True
+        try:
+            with torch.no_grad():
+                features = self._plain(module, args, output)
+        finally:
+            self._busy = False
+        self.value = F.normalize(features.detach().float(), dim=-1)
+
+
+def unprompted(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
+    """Features (B, e) of the plain encoder, given a call of it and what that returned.
+
+    Where the call carried visual prompts, it is made once more with empty ones; where something in
+    the encoder is trained, it is CLIP's transformer without what else it holds.
+    """
+    if len(args) > 1:
+        output = encoder(args[0], *(_empty(prompts) for prompts in args[1:]))
+    elif _is_prompted(encoder):
+        output = plain_features(encoder, args[0])
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _empty(prompts: Any) -> Any:
+    """Visual prompts of no tokens, in the form of ``prompts``: a tensor (M, d), or a list."""
+    return prompts[:0] if isinstance(prompts, Tensor) else []
+
+
+def _is_prompted(encoder: nn.Module) -> bool:
+    """Whether an image encoder is CLIP's transformer with something in it that is trained."""
+    parts = "conv1", "class_embedding", "ln_pre", "transformer", "ln_post"
+    is_transformer = all(hasattr(encoder, part) for part in parts)
+    return is_transformer and any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def plain_features(visual: Any, images: Tensor) -> Tensor:
+    """Features (B, e) of images (B, 3, R, R) by CLIP's image transformer, whatever else it holds.
+
+    >>> from anchoropt_plugin.clip_models import load_clip
+    >>> visual, images = load_clip("tiny").visual, torch.randn(2, 3, 32, 32)
+    >>> torch.allclose(plain_features(visual, images), visual(images), atol=1e-5)
+    True
+    """
+    x = visual.conv1(images).flatten(2).permute(0, 2, 1)
+    start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
+    x = visual.ln_pre(x).permute(1, 0, 2)
+    for block in visual.transformer.resblocks:
+        x = x + block.attention(block.ln_1(x))
+        x = x + block.mlp(block.ln_2(x))
+    features: Tensor = visual.ln_post(x[0]) @ visual.proj
+    return features
