@@ -11,7 +11,7 @@ help:
 	@echo "make demo   zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits, with a report"
 	@echo "make test   linters, type checker, tests and doctests, with coverage"
 	@echo "make lint   linters and type checker alone"
-	@echo "make bench  the plain way and ours side by side: time, memory, equality (a quarter of an hour)"
+	@echo "make bench  the plain way and ours side by side: time, memory, equality (about eight minutes)"
 	@echo "make clean  remove .venv, output/ and caches"
 
 $(PYTHON):

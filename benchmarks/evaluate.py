@@ -1,4 +1,4 @@
-"""An evaluation: prompts are encoded and 20 batches of 100 test features classified.
+"""An evaluation: prompts are encoded and 10 batches of 100 test features classified.
 
 The plain side encodes the prompts anew, with 77 tokens a class, at every batch, as public code
 does in its forward; ours is the model of ``trainers/coop.py`` after ``accelerate``. Both are given
@@ -21,7 +21,7 @@ from benchmarks import harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from benchmarks.train_step import host_model
 
-BATCHES, BATCH = 20, 100
+BATCHES, BATCH = 10, 100
 
 
 def cases(bench: Bench) -> Iterator[Case]:

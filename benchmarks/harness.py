@@ -333,7 +333,7 @@ def main(
     add("--dtype", choices=DTYPES, default="fp32")
     add("--classes", type=int, nargs="+", default=[], help="(default: those of the table)")
     add("--rounds", type=int, default=5, help="of timing, at most (default: 5)")
-    add("--seconds", type=float, default=20, help="no further round after so many (default: 20)")
+    add("--seconds", type=float, default=10, help="no further round after so many (default: 10)")
     add("--json", type=Path, metavar="FILE", help="store the results too")
     args = parser.parse_args(arguments)
     device, dtype = torch.device(args.device), DTYPES[args.dtype]

@@ -12,7 +12,7 @@ from anchoropt_plugin.anchors import AnchorPrompts
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.fast_text import TOLERANCE, FastForward
 from anchoropt_plugin.text_encoder import TextTower
-from benchmarks import evaluate, harness, stage1, tables, text_branch, train_step
+from benchmarks import evaluate, harness, many_classes, stage1, tables, text_branch, train_step
 from benchmarks.harness import Bench, Case, Sizes
 
 SMALL = Sizes(32, 32, 2, 64, 8, 77, 49408, 64, 4, 2)
@@ -46,6 +46,22 @@ def test_both_sides_agree(benchmark, tmp_path, capsys):
         if row["side"] != "plain":
             assert row["faster"] > 0 and row["leaner"] > 1 and row["feature_error"] <= 1e-5
             assert benchmark is evaluate or row["gradient_error"] <= 1e-5
+
+
+def test_very_many_classes_go_in_chunks(monkeypatch, capsys):
+    monkeypatch.setattr(many_classes, "CHUNK", 2)
+    sizes = []
+    encode = TextTower.encode
+
+    def noted(self, prompts, eot, *more, **named):
+        sizes.append(len(eot))
+        return encode(self, prompts, eot, *more, **named)
+
+    monkeypatch.setattr(TextTower, "encode", noted)
+    assert many_classes.main(QUICK, SMALL) == 0
+    out = capsys.readouterr().out
+    assert "4 classes, 2 at once" in out and "✗" not in out
+    assert sizes[-4:] == [2, 2, 2, 2]  # a step: forward, and again in the backward pass
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=named)
