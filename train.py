@@ -64,6 +64,9 @@ _HOSTS = {
     },
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
     "MAPLE": {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9},
+    # DePT has its context under COOP.
+    "LINEAR_PROBE": {"TYPE": "linear", "WEIGHT": 0.7, "TEST_TIME_FUSION": True},
+    "FILM": {"LINEAR_PROBE": True},
     "ATPROMPT": {
         "USE_ATPROMPT": False,
         "N_ATT1": 4,
@@ -140,6 +143,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     """Add the keys of the hosts and of AnchorOPT to Dassl's."""
     for name, defaults in _HOSTS.items():
         cfg.TRAINER[name] = CfgNode(defaults)
+    cfg.OPTIM.LR_EXP = 6.5  # with STAGED_LR: the learning rate of DePT's NEW_LAYERS is LR * LR_EXP
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
     cfg.DATASET.TEMPLATE = "a photo of a {}."  # the prompt of ZeroshotCLIP
     anchoropt_plugin.extend_cfg(cfg)
