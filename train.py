@@ -128,7 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--head", help="replaces MODEL.HEAD.NAME")
     add("--eval-only", action="store_true", help="test a model that was trained before")
     add("--model-dir", default="", help="with --eval-only: the output folder of its run")
-    add("--load-epoch", type=int, help="with --eval-only: of which epoch (default: the best)")
+    add(
+        "--load-epoch",
+        type=int,
+        help="with --eval-only: of which epoch (default: the best; -1: the last)",
+    )
     add("--no-train", action="store_true", help="build everything, and stop")
     add(
         "opts",

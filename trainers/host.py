@@ -289,7 +289,7 @@ class PromptTrainer(TrainerX):
         return {key: value for key, value in state.items() if not of_classes(key)}
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load a checkpoint into the classes at hand; ``epoch`` None takes the best one.
+        """Load a checkpoint into the classes at hand; ``epoch`` None takes the best, −1 the last.
 
         Raises:
             UserError: no such checkpoint, or one for another context length, depth or backbone.
@@ -297,9 +297,8 @@ class PromptTrainer(TrainerX):
         if not directory:
             print("No --model-dir given: the prompt stays as it was initialised")
             return
-        file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
-            path = Path(directory, name, file)
+            path = _checkpoint(Path(directory, name), epoch)
             if not path.exists():
                 raise UserError(f"no checkpoint {path}; {_advice(path.parent)}")
             checkpoint = load_checkpoint(str(path))
@@ -309,6 +308,15 @@ class PromptTrainer(TrainerX):
             check_fits(state, model, str(path))
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
             model.load_state_dict(state, strict=False)
+
+
+def _checkpoint(folder: Path, epoch: int | None) -> Path:
+    if epoch is None:
+        return folder / "model-best.pth.tar"
+    last = folder / "checkpoint"  # a text file with the last one's name
+    if epoch < 0 and last.exists():
+        return folder / last.read_text(encoding="utf-8").strip()
+    return folder / f"model.pth.tar-{epoch}"
 
 
 def _advice(folder: Path) -> str:
