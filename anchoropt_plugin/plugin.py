@@ -87,7 +87,7 @@ class TwoStages:
     def forward_backward(self: Any, *batch: Any) -> Any:
         self.anchoropt.features.clear()
         run = self.anchoropt
-        with PromptLoss(run.loss, run.is_prompt_logits) as seen:
+        with PromptLoss(run.loss, run.is_prompt_logits, run.settings.prompt_ce_weight) as seen:
             summary = super().forward_backward(*batch)  # type: ignore[misc]
         if not seen.replaced:
             raise UserError(

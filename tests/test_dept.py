@@ -289,8 +289,12 @@ def test_learning_rates(root, tmp_path, anchoropt):
     assert lr == ({0.02, 0.05} if anchoropt else {0.02})  # the position logits have their own
 
 
-def test_under_anchoropt_there_is_no_distillation(root, tmp_path):
-    trainer = build(root, tmp_path, "DePT_AnchorOPT")
+@pytest.mark.parametrize("ce_weight", [1, 10])
+def test_under_anchoropt_the_whole_loss_is_weighted_and_nothing_distilled(
+    root, tmp_path, ce_weight
+):
+    keys = ["TRAINER.ANCHOROPT.PROMPT_CE_WEIGHT", str(ce_weight)]
+    trainer = build(root, tmp_path, "DePT_AnchorOPT", keys=keys)
     trainer.anchoropt_stage_one()
     trainer.set_model_mode("train")
     batch = next(iter(trainer.train_loader_x))
@@ -302,7 +306,7 @@ def test_under_anchoropt_there_is_no_distillation(root, tmp_path):
     second, labels = model.second_head(image_features, text_features, batch["label"])
     expected = (1 - WEIGHT) * first + WEIGHT * F.cross_entropy(second, labels)
     torch.manual_seed(0)
-    assert trainer.forward_backward(batch)["loss"] == pytest.approx(expected.item())
+    assert trainer.forward_backward(batch)["loss"] == pytest.approx(ce_weight * expected.item())
 
 
 # ---------------------------------------------------------------------- errors, one line each
