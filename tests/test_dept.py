@@ -289,6 +289,11 @@ def test_learning_rates(root, tmp_path, anchoropt):
     assert lr == ({0.02, 0.05} if anchoropt else {0.02})  # the position logits have their own
 
 
+def test_the_number_of_soft_tokens_of_published_scripts(root, tmp_path):
+    trainer = build(root, tmp_path, "DePT_AnchorOPT", keys=["TRAINER.ANCHOROPT.N_CTX", "6"])
+    assert trainer.model.prompt_learner.ctx.shape == (6, 128)
+
+
 @pytest.mark.parametrize("ce_weight", [1, 10])
 def test_under_anchoropt_the_whole_loss_is_weighted_and_nothing_distilled(
     root, tmp_path, ce_weight

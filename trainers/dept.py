@@ -98,7 +98,7 @@ class TwoHeadedCLIP(PromptedCLIP):
         return self.linear_probe_proj(examples), torch.cat([label, label])
 
 
-@anchoropt(kd_weight=0.0)
+@anchoropt(node="COOP", kd_weight=0.0)
 @TRAINER_REGISTRY.register()
 class DePT(CoOp):
     """Decoupled Prompt Tuning.
