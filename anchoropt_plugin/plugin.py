@@ -45,6 +45,7 @@ class TwoStages:
         parts = HostParts(self.anchoropt_host.__name__, self.anchoropt_learner, settings)
         with parts.watching():
             super().build_model()  # type: ignore[misc]
+        parts.position.requires_grad_(True)  # some hosts freeze all that is not named "ctx"
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames)
         for name in self.get_model_names():
             optimizer, scheduler = self._optims[name], self._scheds[name]
