@@ -7,6 +7,7 @@ AnchorOPT's, with their keys, parameter names and checkpoints.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from typing import Any
 
 import torch
@@ -181,11 +182,18 @@ class DePT(CoOp):
 def _rows(here: Tensor, there: Tensor | None) -> list[int] | None:
     """For each class its row in a checkpoint's head, or None where not every class has one.
 
-    Classes are known by their names' embeddings (C, L, d), which every checkpoint holds.
+    Classes are known by their names' embeddings (C, L, d), which every checkpoint holds; those of
+    one name, of which ImageNet has some, by their order too.
     """
     if there is None or here.shape[1:] != there.shape[1:]:
         return None
-    # In float16 they are the same whatever PREC was.
-    trained = {name.numpy().tobytes(): row for row, name in enumerate(there.half().cpu())}
-    rows = [trained.get(name.numpy().tobytes()) for name in here.half().cpu()]
+    trained: defaultdict[bytes, deque[int]] = defaultdict(deque)
+    for row, name in enumerate(_bits(there)):
+        trained[name].append(row)
+    rows = [trained[name].popleft() if trained[name] else None for name in _bits(here)]
     return None if None in rows else rows
+
+
+def _bits(names: Tensor) -> list[bytes]:
+    # In float16 they are the same whatever PREC was.
+    return [name.numpy().tobytes() for name in names.half().cpu()]
