@@ -64,6 +64,9 @@ _HOSTS = {
     },
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
     "MAPLE": {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9},
+    # DePT has its context under COOP.
+    "LINEAR_PROBE": {"TYPE": "linear", "WEIGHT": 0.7, "TEST_TIME_FUSION": True},
+    "FILM": {"LINEAR_PROBE": True},
     "ATPROMPT": {
         "USE_ATPROMPT": False,
         "N_ATT1": 4,
@@ -125,7 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--head", help="replaces MODEL.HEAD.NAME")
     add("--eval-only", action="store_true", help="test a model that was trained before")
     add("--model-dir", default="", help="with --eval-only: the output folder of its run")
-    add("--load-epoch", type=int, help="with --eval-only: of which epoch (default: the best)")
+    add(
+        "--load-epoch",
+        type=int,
+        help="with --eval-only: of which epoch (default: the best; -1: the last)",
+    )
     add("--no-train", action="store_true", help="build everything, and stop")
     add(
         "opts",
@@ -140,6 +147,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     """Add the keys of the hosts and of AnchorOPT to Dassl's."""
     for name, defaults in _HOSTS.items():
         cfg.TRAINER[name] = CfgNode(defaults)
+    cfg.OPTIM.LR_EXP = 6.5  # with STAGED_LR: the learning rate of DePT's NEW_LAYERS is LR * LR_EXP
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
     cfg.DATASET.TEMPLATE = "a photo of a {}."  # the prompt of ZeroshotCLIP
     anchoropt_plugin.extend_cfg(cfg)

@@ -58,7 +58,7 @@ class AnchorOPTConfig:
         gumbel_temp_end: and, geometrically, at the last; 0 keeps it constant.
         sample_at_eval: draw the position matrix in evaluation too.
         pooling: "eot", or "unshifted": read features K tokens before it.
-        prompt_ce_weight: of the cross-entropy.
+        prompt_ce_weight: of the cross-entropy (of each, where the host has several).
         kd_weight: of the distillation.
         kd_temperature: T of the distillation.
         ensemble: average with the anchors' logits at test: "auto" does so where a class was not

@@ -54,11 +54,13 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
 class PromptLoss(TorchFunctionMode):
     """While active, pass the cross-entropy of the prompt's logits through ``replace``.
 
-    That is the first one whose logits ``is_prompts`` accepts; a host's further ones stay.
+    That is the first one whose logits ``is_prompts`` accepts. A host's further ones, such as those
+    of DePT's second head, are weighted as the prompt's is, so that its balance of them stays.
 
     Args:
         replace: maps (cross-entropy, logits (B, C)) to the loss that takes its place.
         is_prompts: tells the prompt's logits from others.
+        weight: of the further ones.
 
     Attributes:
         replaced: whether it has been seen.
@@ -72,11 +74,15 @@ class PromptLoss(TorchFunctionMode):
     """
 
     def __init__(
-        self, replace: Callable[[Tensor, Tensor], Tensor], is_prompts: Callable[[Tensor], bool]
+        self,
+        replace: Callable[[Tensor, Tensor], Tensor],
+        is_prompts: Callable[[Tensor], bool],
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.replace = replace
         self.is_prompts = is_prompts
+        self.weight = weight
         self.replaced = False
 
     def __torch_function__(
@@ -87,10 +93,10 @@ class PromptLoss(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is not F.cross_entropy or self.replaced:
+        if func is not F.cross_entropy:
             return out
         logits = args[0] if args else (kwargs or {})["input"]
-        if not self.is_prompts(logits):
-            return out
+        if self.replaced or not self.is_prompts(logits):
+            return self.weight * out
         self.replaced = True
         return self.replace(out, logits)

@@ -30,13 +30,14 @@ class TwoStages:
 
     anchoropt_host: type
     anchoropt_learner: str
+    anchoropt_node: str
     anchoropt_arguments: dict[str, Any]
     anchoropt: AnchorOPT
 
     def __init__(self, cfg: Any) -> None:
         settings = AnchorOPTConfig.from_cfg(cfg, **self.anchoropt_arguments)
         if settings.n_ctx:
-            cfg = _with_soft_tokens(cfg, self.anchoropt_host.__name__, settings.n_ctx)
+            cfg = _with_soft_tokens(cfg, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
     def build_model(self: Any) -> None:
@@ -44,6 +45,7 @@ class TwoStages:
         parts = HostParts(self.anchoropt_host.__name__, self.anchoropt_learner, settings)
         with parts.watching():
             super().build_model()  # type: ignore[misc]
+        parts.position.requires_grad_(True)  # some hosts freeze all that is not named "ctx"
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames)
         for name in self.get_model_names():
             optimizer, scheduler = self._optims[name], self._scheds[name]
@@ -87,7 +89,7 @@ class TwoStages:
     def forward_backward(self: Any, *batch: Any) -> Any:
         self.anchoropt.features.clear()
         run = self.anchoropt
-        with PromptLoss(run.loss, run.is_prompt_logits) as seen:
+        with PromptLoss(run.loss, run.is_prompt_logits, run.settings.prompt_ce_weight) as seen:
             summary = super().forward_backward(*batch)  # type: ignore[misc]
         if not seen.replaced:
             raise UserError(
@@ -118,17 +120,16 @@ class TwoStages:
         super().load_model(directory, epoch)  # type: ignore[misc]
 
 
-def _with_soft_tokens(cfg: Any, host: str, n_ctx: int) -> Any:
-    """A copy of ``cfg`` in which the host has ``n_ctx`` soft tokens."""
-    node = cfg.TRAINER.get(host.upper())
-    if node is None or "N_CTX" not in node:
+def _with_soft_tokens(cfg: Any, node: str, n_ctx: int) -> Any:
+    """A copy of ``cfg`` in which the host, with its keys in ``node``, has ``n_ctx`` soft tokens."""
+    if "N_CTX" not in cfg.TRAINER.get(node, ()):
         raise UserError(
-            f"TRAINER.ANCHOROPT.N_CTX: {host} has no TRAINER.{host.upper()}.N_CTX to hand it to; "
-            "set the host's own key for its soft tokens"
+            f"TRAINER.ANCHOROPT.N_CTX: there is no TRAINER.{node}.N_CTX to hand it to; set the "
+            "host's own key for its soft tokens, or name its node with @anchoropt(node=...)"
         )
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.TRAINER[host.upper()].N_CTX = n_ctx
+    cfg.TRAINER[node].N_CTX = n_ctx
     cfg.freeze()
     return cfg
 
@@ -138,6 +139,7 @@ def anchoropt(
     *,
     name: str | None = None,
     learner: str = "",
+    node: str = "",
     **settings: Any,
 ) -> Trainer | Callable[[Trainer], Trainer]:
     """Register ``<Name>_AnchorOPT`` beside a Dassl trainer, and return the trainer untouched.
@@ -148,6 +150,7 @@ def anchoropt(
         name: the new trainer's name, instead of ``<Name>_AnchorOPT``.
         learner: under which name the host's model holds its prompt learner; by default it is the
             first module that is one.
+        node: the node of the host's keys in ``cfg.TRAINER``; by default its name in capitals.
         settings: of ``AnchorOPTConfig``, in place of its defaults; keys given in a yaml or on the
             command line win.
 
@@ -172,6 +175,7 @@ def anchoropt(
             "__module__": host.__module__,
             "anchoropt_host": host,
             "anchoropt_learner": learner,
+            "anchoropt_node": node or host.__name__.upper(),
             "anchoropt_arguments": settings,
         }
         two_stages = type(name or host.__name__ + SUFFIX, (TwoStages, host), namespace)

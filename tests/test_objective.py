@@ -65,6 +65,16 @@ def test_the_first_cross_entropy_is_replaced_and_later_ones_are_not():
     torch.testing.assert_close(F.cross_entropy(logits, labels), second)
 
 
+def test_further_cross_entropies_are_weighted():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    plain = F.cross_entropy(logits, labels)
+    with PromptLoss(lambda loss, given: 10 * loss, lambda given: given is logits, 10.0):
+        losses = [F.cross_entropy(x, labels) for x in (2 * logits, logits, logits)]
+    before, prompt, after = (loss / 10 for loss in losses)
+    torch.testing.assert_close(before, F.cross_entropy(2 * logits, labels))
+    torch.testing.assert_close(torch.stack([prompt, after]), torch.stack([plain, plain]))
+
+
 def test_half_precision_logits_are_averaged_in_float32():
     half = torch.tensor([[60000.0]], dtype=torch.float16)
     assert average(half, half).item() == 60000.0

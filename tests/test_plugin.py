@@ -463,6 +463,21 @@ def test_a_loss_that_is_not_a_cross_entropy_is_told(root, tmp_path, capsys):
     assert "HostC computes no F.cross_entropy" in capsys.readouterr().err
 
 
+def test_position_logits_learn_in_a_host_that_trains_only_what_is_named_ctx(root, tmp_path):
+    def build_model(self):
+        TRAINER_REGISTRY.get("CoOp").build_model(self)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("ctx" in name)
+
+    anchoropt(host_like("HostE", build_model=build_model))
+    trainer = build(root, tmp_path, "HostE_AnchorOPT")
+    trainer.anchoropt_stage_one()
+    trainer.set_model_mode("train")
+    trainer.num_batches, trainer.batch_idx = 2, 0
+    trainer.forward_backward(next(iter(trainer.train_loader_x)))
+    assert trainer.anchoropt.position.logits.grad.any()
+
+
 def test_further_losses_of_the_host_stay(root, tmp_path):
     def forward_backward(self, batch):
         image, label = self.parse_batch_train(batch)

@@ -117,10 +117,13 @@ class PromptedCLIP(nn.Module):
         self.logit_scale = clip.logit_scale
         self.dtype = clip.dtype
 
-    def forward(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the images (B, e) and of the prompts (C, e), not normalised."""
         image_features = self.image_encoder(image.type(self.dtype))
-        text_features = self.text_encoder(self.prompt_learner(), self.tokenized_prompts)
-        return self.logits(image_features, text_features)
+        return image_features, self.text_encoder(self.prompt_learner(), self.tokenized_prompts)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.logits(*self.features(image))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines (B, C) of images (B, e) and texts (C, e), or (B, C, e) of each image."""
@@ -197,7 +200,7 @@ class ContextLearner(nn.Module):
 
 
 class PromptTrainer(TrainerX):
-    """Trains the prompt learner that ``build_learner`` makes, and nothing else.
+    """Trains what ``checkpointed`` names, the learner of ``build_learner``, and nothing else.
 
     Attributes:
         node: the host's node in ``cfg.TRAINER``.
@@ -228,6 +231,10 @@ class PromptTrainer(TrainerX):
         """The folder of the host's checkpoints, and the module that is trained and saved there."""
         return "prompt_learner", self.model.prompt_learner
 
+    def parameter_groups(self, trained: nn.Module) -> list[dict[str, Any]] | None:
+        """Groups for the optimiser, where parts of ``trained`` learn at rates of their own."""
+        return None
+
     def build_model(self) -> None:
         cfg = self.cfg
         class_names = self.dm.dataset.classnames
@@ -240,9 +247,9 @@ class PromptTrainer(TrainerX):
                 forward.chunk = cfg.TRAINER.ANCHOROPT.CLASS_CHUNK
         if cfg.TRAINER.ANCHOROPT.KEEP_FEATURES:
             keep_image_features(self.model.image_encoder)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_("prompt_learner" in name)
         name, trained = self.checkpointed()
+        self.model.requires_grad_(False)
+        trained.requires_grad_(True)
         if cfg.MODEL.INIT_WEIGHTS:
             of_these_classes = {
                 key: buffer.clone() for key, buffer in trained.named_buffers() if of_classes(key)
@@ -250,7 +257,7 @@ class PromptTrainer(TrainerX):
             load_pretrained_weights(trained, cfg.MODEL.INIT_WEIGHTS)
             trained.load_state_dict(of_these_classes, strict=False)
         self.model.to(self.device)
-        self.optim = build_optimizer(trained, cfg.OPTIM)
+        self.optim = build_optimizer(trained, cfg.OPTIM, self.parameter_groups(trained))
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model(name, trained, self.optim, self.sched)
         self.amp = precision == "amp" and self.device.type == "cuda"
@@ -259,11 +266,15 @@ class PromptTrainer(TrainerX):
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
+    def loss(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """What is minimised, and the logits (B, C) whose accuracy is printed."""
+        output = self.model(image)
+        return F.cross_entropy(output, label), output
+
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         image, label = self.parse_batch_train(batch)
         with torch.autocast(self.device.type, enabled=self.amp):
-            output = self.model(image)
-            loss = F.cross_entropy(output, label)
+            loss, output = self.loss(image, label)
         self.detect_anomaly(loss)
         self.model_zero_grad()
         self.scaler.scale(loss).backward()
@@ -273,8 +284,12 @@ class PromptTrainer(TrainerX):
             self.update_lr()
         return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
+    def loadable(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a checkpoint's weights those for the classes at hand."""
+        return {key: value for key, value in state.items() if not of_classes(key)}
+
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load a checkpoint into the classes at hand; ``epoch`` None takes the best one.
+        """Load a checkpoint into the classes at hand; ``epoch`` None takes the best, −1 the last.
 
         Raises:
             UserError: no such checkpoint, or one for another context length, depth or backbone.
@@ -282,18 +297,26 @@ class PromptTrainer(TrainerX):
         if not directory:
             print("No --model-dir given: the prompt stays as it was initialised")
             return
-        file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
-            path = Path(directory, name, file)
+            path = _checkpoint(Path(directory, name), epoch)
             if not path.exists():
                 raise UserError(f"no checkpoint {path}; {_advice(path.parent)}")
             checkpoint = load_checkpoint(str(path))
             state = checkpoint["state_dict"].items()
-            state = {k.removeprefix("module."): v for k, v in state if not of_classes(k)}
+            state = self.loadable({key.removeprefix("module."): value for key, value in state})
             model = self._models[name]
             check_fits(state, model, str(path))
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
             model.load_state_dict(state, strict=False)
+
+
+def _checkpoint(folder: Path, epoch: int | None) -> Path:
+    if epoch is None:
+        return folder / "model-best.pth.tar"
+    last = folder / "checkpoint"  # a text file with the last one's name
+    if epoch < 0 and last.exists():
+        return folder / last.read_text(encoding="utf-8").strip()
+    return folder / f"model.pth.tar-{epoch}"
 
 
 def _advice(folder: Path) -> str:

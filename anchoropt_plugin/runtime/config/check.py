@@ -93,6 +93,7 @@ _RULES: dict[str, _Rule] = {
     "OPTIM.ADAM_BETA1": _BELOW_ONE,
     "OPTIM.ADAM_BETA2": _BELOW_ONE,
     "OPTIM.BASE_LR_MULT": _NOT_NEGATIVE,
+    "OPTIM.LR_EXP": _NOT_NEGATIVE,
     "OPTIM.STEPSIZE": ("whole numbers, one at least", lambda x: x and _are_whole(x)),
     "OPTIM.GAMMA": _NOT_NEGATIVE,
     "OPTIM.WARMUP_CONS_LR": _NOT_NEGATIVE,

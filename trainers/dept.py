@@ -1,0 +1,199 @@
+"""DePT on CoOp: a second head on adjusted channels, trained beside the prompt.
+
+Decoupled Prompt Tuning (Zhang et al., arXiv 2309.07439). Of the hosts it comes on this is CoOp, the
+baseline of AnchorOPT's tables: ``ExtrasLinearProbeCoOp`` of the authors' code, ``DePT`` of
+AnchorOPT's, with their keys, parameter names and checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anchoropt_plugin import anchoropt
+from anchoropt_plugin.errors import UserError
+from dassl.engine import TRAINER_REGISTRY
+
+from .coop import CoOp
+from .host import PromptedCLIP
+
+TYPES = ("linear", "similarity")
+SECOND_HEAD = ("film_lp_img", "film_lp_text", "linear_probe_proj")
+"""The parts of the model that are the second head."""
+
+
+class FiLM(nn.Module):
+    """A scale and a shift of each channel of features (B, e), in their dtype; at first neither.
+
+    >>> FiLM(2)(torch.tensor([[1.0, 2.0]])).tolist()
+    [[1.0, 2.0]]
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale.type(x.dtype) * x + self.bias.type(x.dtype)
+
+
+class TwoHeadedCLIP(PromptedCLIP):
+    """Prompted CLIP with a second head: images (B, 3, R, R) → logits (B, C) of both.
+
+    Attributes:
+        film_lp_img: adjusts the channels of image features, for the second head alone.
+        film_lp_text: adjusts those of text features.
+        linear_probe_proj: the linear head, features (B, e) → logits (B, C); the identity where
+            the second head is one of similarities.
+        knows_classes: whether the second head was trained on the classes at hand; until then the
+            logits are those of the prompts alone.
+    """
+
+    def __init__(self, cfg: Any, prompt_learner: nn.Module, clip: nn.Module) -> None:
+        super().__init__(prompt_learner, clip)
+        self.settings = cfg.TRAINER.LINEAR_PROBE
+        dim, n_classes = clip.text_projection.shape[1], len(self.tokenized_prompts)
+        adjusts = cfg.TRAINER.FILM.LINEAR_PROBE
+        self.film_lp_img = FiLM(dim) if adjusts else nn.Identity()
+        self.film_lp_text = FiLM(dim) if adjusts else nn.Identity()
+        self.is_linear = self.settings.TYPE == "linear"
+        head = nn.Linear(dim, n_classes).type(self.dtype) if self.is_linear else nn.Identity()
+        self.linear_probe_proj = head
+        self.knows_classes = False
+
+    def forward(self, image: Tensor) -> Tensor:
+        image_features, text_features = self.features(image)
+        logits = self.logits(image_features, text_features)
+        if not self.knows_classes:
+            return logits
+        second, _ = self.second_head(image_features, text_features)
+        if not self.settings.TEST_TIME_FUSION:
+            return second
+        return self.weighted(logits, second)
+
+    def weighted(self, prompt: Tensor, second: Tensor) -> Tensor:
+        """The weighted mean of what both heads give: their logits, or their losses."""
+        weight = self.settings.WEIGHT
+        return (1 - weight) * prompt + weight * second
+
+    def second_head(
+        self, image_features: Tensor, text_features: Tensor, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of features (B, e) and (C, e), and the labels of their rows.
+
+        With labels (B) the linear head is to be trained: the features of the labels' prompts come
+        as B more examples before those of the images.
+        """
+        image_features = self.film_lp_img(image_features)
+        text_features = self.film_lp_text(text_features)
+        if not self.is_linear:
+            return self.logits(image_features, text_features), label
+        if label is None:
+            return self.linear_probe_proj(image_features), None
+        examples = torch.cat([text_features[label], image_features])
+        return self.linear_probe_proj(examples), torch.cat([label, label])
+
+
+@anchoropt(node="COOP", kd_weight=0.0)
+@TRAINER_REGISTRY.register()
+class DePT(CoOp):
+    """Decoupled Prompt Tuning.
+
+    On classes that it was trained on both heads are fused, on others the prompts speak alone. With
+    ``OPTIM.STAGED_LR`` the ``NEW_LAYERS`` learn at ``LR · LR_EXP`` and the rest at
+    ``LR · BASE_LR_MULT``, as in the authors' code; without it, as in AnchorOPT's, all at ``LR``.
+    """
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        settings = cfg.TRAINER.LINEAR_PROBE
+        if settings.TYPE not in TYPES:
+            raise UserError(
+                f"TRAINER.LINEAR_PROBE.TYPE is {settings.TYPE!r}: one of {', '.join(TYPES)}"
+            )
+        if not 0 <= settings.WEIGHT <= 1:
+            raise UserError(
+                f"TRAINER.LINEAR_PROBE.WEIGHT is {settings.WEIGHT}: the share of the second head, "
+                "from 0 to 1"
+            )
+
+    def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
+        return TwoHeadedCLIP(self.cfg, learner, clip)
+
+    def checkpointed(self) -> tuple[str, nn.Module]:
+        parts = {name: getattr(self.model, name) for name in ("prompt_learner", *SECOND_HEAD)}
+        return "PromptLearner", nn.ModuleDict(parts)
+
+    def parameter_groups(self, trained: nn.Module) -> list[dict[str, Any]] | None:
+        optim = self.cfg.OPTIM
+        if not optim.STAGED_LR:
+            return None
+        layers = optim.NEW_LAYERS
+        layers = [layers] if isinstance(layers, str) else layers
+        base: list[nn.Parameter] = []
+        new: list[nn.Parameter] = []
+        for name, part in trained.named_children():
+            is_new = any(layer in name for layer in layers)
+            (new if is_new else base).extend(part.parameters())
+        if not new:
+            raise UserError(
+                f"OPTIM.STAGED_LR is set, but none of OPTIM.NEW_LAYERS {list(layers)} is in the "
+                "second head: give ['linear_probe', 'film']"
+            )
+        return [
+            {"params": base, "lr": optim.LR * optim.BASE_LR_MULT},
+            {"params": new, "lr": optim.LR * optim.LR_EXP},
+        ]
+
+    def before_train(self) -> None:
+        super().before_train()
+        self.model.knows_classes = True
+
+    def loss(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.model.features(image)
+        logits = self.model.logits(*features)
+        second, labels = self.model.second_head(*features, label)
+        losses = F.cross_entropy(logits, label), F.cross_entropy(second, labels)
+        return self.model.weighted(*losses), logits
+
+    def loadable(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The head's rows of the classes at hand, if it was trained on all of them."""
+        here = self._models["PromptLearner"].state_dict()
+        there = {key for key in state if key.startswith(SECOND_HEAD)}
+        if there != {key for key in here if key.startswith(SECOND_HEAD)}:
+            raise UserError(
+                "the checkpoint has another second head: give the TRAINER.LINEAR_PROBE.TYPE and "
+                "TRAINER.FILM.LINEAR_PROBE that it was trained with"
+            )
+        names = "prompt_learner.token_suffix"
+        rows = _rows(here[names], state.get(names))
+        self.model.knows_classes = rows is not None
+        for key in there:
+            if key.startswith("linear_probe_proj"):
+                state[key] = here[key] if rows is None else state[key][rows]
+        return super().loadable(state)
+
+
+def _rows(here: Tensor, there: Tensor | None) -> list[int] | None:
+    """For each class its row in a checkpoint's head, or None where not every class has one.
+
+    Classes are known by their names' embeddings (C, L, d), which every checkpoint holds; those of
+    one name, of which ImageNet has some, by their order too.
+    """
+    if there is None or here.shape[1:] != there.shape[1:]:
+        return None
+    trained: defaultdict[bytes, deque[int]] = defaultdict(deque)
+    for row, name in enumerate(_bits(there)):
+        trained[name].append(row)
+    rows = [trained[name].popleft() if trained[name] else None for name in _bits(here)]
+    return None if None in rows else rows
+
+
+def _bits(names: Tensor) -> list[bytes]:
+    # In float16 they are the same whatever PREC was.
+    return [name.numpy().tobytes() for name in names.half().cpu()]
