@@ -69,8 +69,13 @@ class TextEncoder(nn.Module):
     """CLIP's text transformer over prompts that are embedded already.
 
     (…, C, 77, d) prompts and (C, 77) tokens → (…, C, e) features, read at EOT. ``deep`` holds
-    prompts (n, d) that overwrite the slots 1 … n before the text blocks 1, 2, … (MaPLe).
+    prompts (n, d) that overwrite n slots before the text blocks 1, 2, … (MaPLe).
+
+    Attributes:
+        deep_start: the first slot they overwrite; slot 0 is the one behind SOS.
     """
+
+    deep_start = 0
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
@@ -84,7 +89,8 @@ class TextEncoder(nn.Module):
         self, prompts: Tensor, tokenized_prompts: Tensor, deep: Sequence[Tensor] = ()
     ) -> Tensor:
         x = prompts.flatten(0, -3) + self.positional_embedding.type(self.dtype)
-        x = run_blocks(self.transformer, x.permute(1, 0, 2), deep, first=1).permute(1, 0, 2)
+        x = run_blocks(self.transformer, x.permute(1, 0, 2), deep, first=1 + self.deep_start)
+        x = x.permute(1, 0, 2)
         x = self.ln_final(x).type(self.dtype).unflatten(0, prompts.shape[:-2])
         eot = tokenized_prompts.argmax(dim=-1)
         return x[..., torch.arange(len(eot)), eot, :] @ self.text_projection
