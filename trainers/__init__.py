@@ -2,6 +2,6 @@
 
 import anchoropt_plugin  # noqa: F401  (first: it makes `import dassl` work)
 
-from . import cocoop, coop, maple, zsclip
+from . import atprompt, cocoop, coop, maple, zsclip
 
-__all__ = ["cocoop", "coop", "maple", "zsclip"]
+__all__ = ["atprompt", "cocoop", "coop", "maple", "zsclip"]
