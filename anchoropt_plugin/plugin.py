@@ -36,7 +36,7 @@ class TwoStages:
     def __init__(self, cfg: Any) -> None:
         settings = AnchorOPTConfig.from_cfg(cfg, **self.anchoropt_arguments)
         if settings.n_ctx:
-            cfg = _with_soft_tokens(cfg, self.anchoropt_host.__name__, settings.n_ctx)
+            cfg = _with_soft_tokens(cfg, self.anchoropt_host, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
     def build_model(self: Any) -> None:
@@ -118,17 +118,20 @@ class TwoStages:
         super().load_model(directory, epoch)  # type: ignore[misc]
 
 
-def _with_soft_tokens(cfg: Any, host: str, n_ctx: int) -> Any:
-    """A copy of ``cfg`` in which the host has ``n_ctx`` soft tokens."""
-    node = cfg.TRAINER.get(host.upper())
-    if node is None or "N_CTX" not in node:
+def _with_soft_tokens(cfg: Any, host: type, n_ctx: int) -> Any:
+    """A copy of ``cfg`` in which the host has ``n_ctx`` soft tokens.
+
+    Its keys are in the node of ``cfg.TRAINER`` that it is named after, or that ``host.node`` names.
+    """
+    name = getattr(host, "node", host.__name__.upper())
+    if "N_CTX" not in cfg.TRAINER.get(name, {}):
         raise UserError(
-            f"TRAINER.ANCHOROPT.N_CTX: {host} has no TRAINER.{host.upper()}.N_CTX to hand it to; "
+            f"TRAINER.ANCHOROPT.N_CTX: {host.__name__} has no TRAINER.{name}.N_CTX to hand it to; "
             "set the host's own key for its soft tokens"
         )
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.TRAINER[host.upper()].N_CTX = n_ctx
+    cfg.TRAINER[name].N_CTX = n_ctx
     cfg.freeze()
     return cfg
 

@@ -332,6 +332,15 @@ def test_what_is_in_the_prompt_learns(root, tmp_path, host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
+def test_anchoropt_hands_its_n_ctx_to_the_host(root, tmp_path, host):
+    keys = ["TRAINER.ANCHOROPT.N_CTX", "1"]
+    trainer = trainer_of(root, tmp_path, f"{host}_ATP_AnchorOPT", keys=keys)
+    learner = trainer.model.prompt_learner
+    assert len(learner.ctx) == 1
+    assert trainer.anchoropt.position.n_ctx == len(learner.ctx_att1) + 1 + 1
+
+
+@pytest.mark.parametrize("host", HOSTS)
 def test_a_public_checkpoint_serves_another_data_set(root, tmp_path, host):
     """One of other classes, and of a data set with more attributes."""
     more = ["TRAINER.ATPROMPT.ATT_NUM", "3", "TRAINER.ATPROMPT.ATT2_TEXT", "shape"]
