@@ -371,7 +371,7 @@ ONE = "TRAINER.ATPROMPT."
         ("CoOp", [ONE + "N_ATT1", "90"], "CLIP reads 77 at most"),
         ("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "class name stands at the end"),
         ("MaPLe", [ONE + "N_ATT1", "1"], "deep prompts would overwrite class names"),
-        ("CoOp_ATP_AnchorOPT", [ONE + "N_ATT1", "68"], "has no room for 1 more tokens"),
+        ("CoOp_ATP_AnchorOPT", [ONE + "N_ATT1", "70"], "has no room for 1 more tokens"),
     ],
 )
 def test_mistakes_get_one_line(root, tmp_path, capsys, host, keys, message):
