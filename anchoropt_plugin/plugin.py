@@ -150,7 +150,8 @@ def anchoropt(
         name: the new trainer's name, instead of ``<Name>_AnchorOPT``.
         learner: under which name the host's model holds its prompt learner; by default it is the
             first module that is one.
-        node: the node of the host's keys in ``cfg.TRAINER``; by default its name in capitals.
+        node: the node of the host's keys in ``cfg.TRAINER``; by default its attribute ``node``, or
+            its name in capitals.
         settings: of ``AnchorOPTConfig``, in place of its defaults; keys given in a yaml or on the
             command line win.
 
@@ -175,7 +176,7 @@ def anchoropt(
             "__module__": host.__module__,
             "anchoropt_host": host,
             "anchoropt_learner": learner,
-            "anchoropt_node": node or host.__name__.upper(),
+            "anchoropt_node": node or getattr(host, "node", host.__name__.upper()),
             "anchoropt_arguments": settings,
         }
         two_stages = type(name or host.__name__ + SUFFIX, (TwoStages, host), namespace)

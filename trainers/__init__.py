@@ -2,6 +2,6 @@
 
 import anchoropt_plugin  # noqa: F401  (first: it makes `import dassl` work)
 
-from . import cocoop, coop, dept, maple, zsclip
+from . import atprompt, cocoop, coop, dept, maple, zsclip
 
-__all__ = ["cocoop", "coop", "dept", "maple", "zsclip"]
+__all__ = ["atprompt", "cocoop", "coop", "dept", "maple", "zsclip"]

@@ -99,7 +99,7 @@ class TwoHeadedCLIP(PromptedCLIP):
         return self.linear_probe_proj(examples), torch.cat([label, label])
 
 
-@anchoropt(node="COOP", kd_weight=0.0)
+@anchoropt(kd_weight=0.0)
 @TRAINER_REGISTRY.register()
 class DePT(CoOp):
     """Decoupled Prompt Tuning.

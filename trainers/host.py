@@ -15,18 +15,11 @@ from anchoropt_plugin.clip_models import load_clip, to_precision, tokenize, unkn
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.hooks import CHILD
 from anchoropt_plugin.kept_features import keep_image_features
+from anchoropt_plugin.runtime.utils.torchtools import is_of_classes
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint, load_pretrained_weights
-
-CLASS_BUFFERS = ("token_prefix", "token_suffix")
-"""Buffers that depend on the classes at hand: saved, but never loaded."""
-
-
-def of_classes(key: str) -> bool:
-    """Whether a key of a state dict names one of ``CLASS_BUFFERS``."""
-    return key.rpartition(".")[2] in CLASS_BUFFERS
 
 
 def load_host_clip(cfg: Any, precision: str, device: torch.device) -> nn.Module:
@@ -48,12 +41,12 @@ def load_host_clip(cfg: Any, precision: str, device: torch.device) -> nn.Module:
     return to_precision(clip, precision, device).cpu()
 
 
-def warn_of_unknown_words(clip: nn.Module, class_names: Sequence[str]) -> None:
-    """Say which words of the class names the backbone was never trained on."""
-    words = unknown_words(clip, class_names)
+def warn_of_unknown_words(clip: nn.Module, texts: Sequence[str], what: str = "class names") -> None:
+    """Say which words of ``texts`` the backbone was never trained on."""
+    words = unknown_words(clip, texts)
     if words:
         print(
-            f"Warning: the backbone never saw {len(words)} word(s) of the class names "
+            f"Warning: the backbone never saw {len(words)} word(s) of the {what} "
             f"({', '.join(words)}): these mean nothing to it"
         )
 
@@ -76,8 +69,13 @@ class TextEncoder(nn.Module):
     """CLIP's text transformer over prompts that are embedded already.
 
     (…, C, 77, d) prompts and (C, 77) tokens → (…, C, e) features, read at EOT. ``deep`` holds
-    prompts (n, d) that overwrite the slots 1 … n before the text blocks 1, 2, … (MaPLe).
+    prompts (n, d) that overwrite n slots before the text blocks 1, 2, … (MaPLe).
+
+    Attributes:
+        deep_start: the first slot they overwrite; slot 0 is the one behind SOS.
     """
+
+    deep_start = 0
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
@@ -91,7 +89,8 @@ class TextEncoder(nn.Module):
         self, prompts: Tensor, tokenized_prompts: Tensor, deep: Sequence[Tensor] = ()
     ) -> Tensor:
         x = prompts.flatten(0, -3) + self.positional_embedding.type(self.dtype)
-        x = run_blocks(self.transformer, x.permute(1, 0, 2), deep, first=1).permute(1, 0, 2)
+        x = run_blocks(self.transformer, x.permute(1, 0, 2), deep, first=1 + self.deep_start)
+        x = x.permute(1, 0, 2)
         x = self.ln_final(x).type(self.dtype).unflatten(0, prompts.shape[:-2])
         eot = tokenized_prompts.argmax(dim=-1)
         return x[..., torch.arange(len(eot)), eot, :] @ self.text_projection
@@ -188,14 +187,29 @@ class ContextLearner(nn.Module):
         print(f'Initial context: "{words}"')
         print(f"Number of context words (tokens): {n_ctx}")
         self.ctx = nn.Parameter(ctx)
+        self.frame(clip, class_names, words, n_ctx)
+
+    def frame(
+        self, clip: nn.Module, class_names: Sequence[str], words: str, n_slots: int
+    ) -> Tensor:
+        """Make the tokens and what stands around ``n_slots`` slots, which the words hold.
+
+        Returns:
+            The embeddings (C, n_slots, d) of the words in these slots.
+        """
         self.tokenized_prompts, embedding = embed_prompts(clip, class_names, words)
         self.register_buffer("token_prefix", embedding[:, :1])
-        self.register_buffer("token_suffix", embedding[:, 1 + n_ctx :])
+        self.register_buffer("token_suffix", embedding[:, 1 + n_slots :])
+        return embedding[:, 1 : 1 + n_slots]
+
+    def context(self, ctx: Tensor) -> Sequence[Tensor]:
+        """What stands in the slots one after the other, each part (…, n, d)."""
+        return (ctx,)
 
     def prompts(self, ctx: Tensor) -> Tensor:
         """``[SOS] ctx [class name] . [EOT]``: (M, d), (C, M, d) or (B, 1, M, d) → (…, C, 77, d)."""
-        sets = torch.broadcast_shapes(ctx.shape[:-2], self.token_prefix.shape[:1])
-        parts = self.token_prefix, ctx, self.token_suffix
+        parts = self.token_prefix, *self.context(ctx), self.token_suffix
+        sets = torch.broadcast_shapes(*(part.shape[:-2] for part in parts))
         return torch.cat([part.expand(*sets, -1, -1) for part in parts], -2)
 
 
@@ -252,7 +266,7 @@ class PromptTrainer(TrainerX):
         trained.requires_grad_(True)
         if cfg.MODEL.INIT_WEIGHTS:
             of_these_classes = {
-                key: buffer.clone() for key, buffer in trained.named_buffers() if of_classes(key)
+                key: buffer.clone() for key, buffer in trained.named_buffers() if is_of_classes(key)
             }
             load_pretrained_weights(trained, cfg.MODEL.INIT_WEIGHTS)
             trained.load_state_dict(of_these_classes, strict=False)
@@ -286,7 +300,7 @@ class PromptTrainer(TrainerX):
 
     def loadable(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of a checkpoint's weights those for the classes at hand."""
-        return {key: value for key, value in state.items() if not of_classes(key)}
+        return {key: value for key, value in state.items() if not is_of_classes(key)}
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load a checkpoint into the classes at hand; ``epoch`` None takes the best, −1 the last.

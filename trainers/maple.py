@@ -26,10 +26,15 @@ class MultiModalPromptLearner(ContextLearner):
     ``proj`` and ``compound_prompt_projections`` map them to the width v of the image tower. The
     deep ones stay in float32, as in the public code.
 
+    Attributes:
+        deep_start: the slot from which the deep ones overwrite the context in the text tower.
+
     Raises:
         UserError: a CLIP without an image transformer, a PROMPT_DEPTH that its towers do not have,
             or fewer words in CTX_INIT than N_CTX.
     """
+
+    deep_start = 0
 
     def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:
         settings = cfg.TRAINER.MAPLE
@@ -104,6 +109,7 @@ class MultiModalCLIP(PromptedCLIP):
 
     def __init__(self, prompt_learner: nn.Module, clip: nn.Module) -> None:
         super().__init__(prompt_learner, clip, ImageEncoder(clip.visual))
+        self.text_encoder.deep_start = prompt_learner.deep_start
 
     def forward(self, image: Tensor) -> Tensor:
         prompts, shared_ctx, deep_text, deep_visual = self.prompt_learner()

@@ -17,7 +17,10 @@ from ... import checkpoints
 from ...errors import UserError
 from .tools import random_state, restore_random_state
 
-CLASS_BUFFERS = ("token_prefix", "token_suffix")
+CLASS_BUFFERS = (
+    *("token_prefix", "token_suffix"),
+    *("token_middle1", "token_middle2", "token_middle3"),  # ATPrompt's attributes
+)
 """Buffers of a prompt learner that hold its classes: another set of classes has other ones."""
 
 

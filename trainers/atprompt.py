@@ -1,0 +1,197 @@
+"""ATPrompt: attribute words in the prompt, each behind soft tokens of its own (arXiv 2412.09442).
+
+A host's prompt ``[SOS] context [class name] . [EOT]`` becomes
+``[SOS] soft attribute soft attribute … context [class name] . [EOT]``. What that takes stands here
+once: ``AttributeLearner`` in front of a host's learner, ``AttributeTrainer`` in front of its
+trainer. All attribute words and soft tokens are part of the context that AnchorOPT arranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anchoropt_plugin import anchoropt
+from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.errors import UserError
+from dassl.engine import TRAINER_REGISTRY
+
+from . import cocoop, coop, maple
+from .host import ContextLearner, PromptTrainer, warn_of_unknown_words
+
+ATTRIBUTES_AT_MOST = 3
+
+
+def attribute_words(settings: Any) -> list[str]:
+    """The attributes that ``cfg.TRAINER.ATPROMPT`` asks for; none where USE_ATPROMPT is off.
+
+    Raises:
+        UserError: ATT_NUM is not 1, 2 or 3, a word or the soft tokens before it are missing.
+    """
+    if not settings.USE_ATPROMPT:
+        return []
+    number = settings.ATT_NUM
+    if not 1 <= number <= ATTRIBUTES_AT_MOST:
+        raise UserError(
+            f"TRAINER.ATPROMPT.ATT_NUM is {number}: ATPrompt takes 1 to {ATTRIBUTES_AT_MOST} "
+            "attributes; name them with ATT_NUM and ATT1_TEXT …, as files in configs/datasets do"
+        )
+    for i in range(1, ATTRIBUTES_AT_MOST + 1):
+        soft = settings[f"N_ATT{i}"]
+        if soft < 1:
+            raise UserError(
+                f"TRAINER.ATPROMPT.N_ATT{i} is {soft}: an attribute has at least one soft token"
+            )
+    words = [settings[f"ATT{i}_TEXT"].strip() for i in range(1, number + 1)]
+    for i, word in enumerate(words, start=1):
+        if word.lower() in ("", "none"):
+            raise UserError(
+                f"TRAINER.ATPROMPT.ATT{i}_TEXT is {word!r}, but ATT_NUM is {number}: "
+                "give a word for each attribute"
+            )
+    return words
+
+
+class AttributeLearner(ContextLearner):
+    """Attributes before the context of a host's learner; to be put before it as a base class.
+
+    ``ctx_att1`` … ``ctx_att3``, (N_ATT1, d) … (N_ATT3, d), are learned too; the first ATT_NUM of
+    them are in the prompt. The others are kept for checkpoints, which serve data sets with more
+    attributes. Without USE_ATPROMPT there are none, and the learner is the host's.
+
+    An attribute has one slot, as in the public code: of a longer one the first token stands there,
+    and the prompt goes on as if its words had been cut at the places of one-token attributes.
+
+    Attributes:
+        attributes: the words.
+    """
+
+    def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:
+        super().__init__(cfg, class_names, clip)  # type: ignore[arg-type, call-arg]  # the host's
+        settings = cfg.TRAINER.ATPROMPT
+        self.attributes = attribute_words(settings)
+        if not self.attributes:
+            print("Without attributes: TRAINER.ATPROMPT.USE_ATPROMPT is not set")
+            return
+        n_ctx, dim = self.ctx.shape[-2:]
+        lengths = [settings[f"N_ATT{i}"] for i in range(1, ATTRIBUTES_AT_MOST + 1)]
+        for i, length in enumerate(lengths, start=1):
+            soft = nn.init.normal_(torch.empty(length, dim, dtype=clip.dtype), std=0.01)
+            self.register_parameter(f"ctx_att{i}", nn.Parameter(soft))
+        words, sizes = [], []
+        for attribute, length in zip(self.attributes, lengths, strict=False):
+            _warn_of_several_tokens(attribute)
+            words += ["X"] * length + [attribute]
+            sizes += [length, 1]
+        words += ["X"] * n_ctx
+        sizes.append(n_ctx)
+        print(f'Context with attributes: "{" ".join(words)}"')
+        warn_of_unknown_words(clip, self.attributes, "attributes")
+        slots = self.frame(clip, class_names, " ".join(words), sum(sizes)).split(sizes, 1)
+        for i, attribute in enumerate(slots[1::2], start=1):
+            self.register_buffer(f"token_middle{i}", attribute)
+
+    def context(self, ctx: Tensor) -> Sequence[Tensor]:
+        """Soft tokens and attributes in turn, then ``ctx``."""
+        parts = []
+        for i in range(1, len(self.attributes) + 1):
+            parts += [getattr(self, f"ctx_att{i}"), getattr(self, f"token_middle{i}")]
+        return [*parts, *super().context(ctx)]
+
+
+def _warn_of_several_tokens(attribute: str) -> None:
+    count = int(tokenize([attribute]).argmax()) - 1
+    if count > 1:
+        print(
+            f"Warning: the attribute {attribute!r} has {count} tokens and one slot: as in the "
+            "public code the first stands for it, and what follows is cut as many tokens early"
+        )
+
+
+class AttributeTrainer(PromptTrainer):
+    """A host with ``learner`` in place of its own; to be put before it as a base class."""
+
+    learner: type[AttributeLearner]
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        attribute_words(cfg.TRAINER.ATPROMPT)
+
+    def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.TRAINER[self.node].CTX_INIT = ""  # as in the public code, all soft tokens are drawn
+        return self.learner(cfg, class_names, clip)
+
+
+# ---------------------------------------------------------------------------------- CoOp
+class CoOpLearner(AttributeLearner, coop.PromptLearner):
+    """CoOp's, with attributes."""
+
+
+@anchoropt
+@TRAINER_REGISTRY.register()
+class CoOp_ATP(AttributeTrainer, coop.CoOp):
+    """CoOp with attributes."""
+
+    learner = CoOpLearner
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        place = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
+        if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and place != "end":
+            raise UserError(
+                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {place!r}: with attributes the class name "
+                "stands at the end"
+            )
+
+
+# ---------------------------------------------------------------------------------- CoCoOp
+class CoCoOpLearner(AttributeLearner, cocoop.PromptLearner):
+    """CoCoOp's, with attributes; the image shifts the context alone."""
+
+
+@anchoropt
+@TRAINER_REGISTRY.register()
+class CoCoOp_ATP(AttributeTrainer, cocoop.CoCoOp):
+    """CoCoOp with attributes."""
+
+    learner = CoCoOpLearner
+
+
+# ---------------------------------------------------------------------------------- MaPLe
+class MaPLeLearner(AttributeLearner, maple.MultiModalPromptLearner):
+    """MaPLe's, with attributes, which have no part in the image tower.
+
+    The deep prompts overwrite M slots of the text tower, counted as if every attribute had M soft
+    tokens, as in the public code: where N_ATT1 … are N_CTX, as in its published runs, that is the
+    context alone, and the attributes keep their hidden states.
+
+    Raises:
+        UserError: these slots go beyond the context.
+    """
+
+    def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:
+        super().__init__(cfg, class_names, clip)
+        n_ctx = len(self.ctx)
+        self.deep_start = len(self.attributes) * (n_ctx + 1)
+        n_slots = sum(part.shape[-2] for part in self.context(self.ctx))
+        if not len(self.compound_prompts_text) or self.deep_start + n_ctx == n_slots:
+            return
+        settings = "TRAINER.ATPROMPT.N_ATT1 … differ from TRAINER.MAPLE.N_CTX"
+        if self.deep_start + n_ctx > n_slots:
+            raise UserError(
+                f"{settings}: deep prompts would overwrite class names; make them equal"
+            )
+        print(f"Warning: {settings}: deep prompts overwrite attributes too, as in the public code")
+
+
+@anchoropt
+@TRAINER_REGISTRY.register()
+class MaPLe_ATP(AttributeTrainer, maple.MaPLe):
+    """MaPLe with attributes."""
+
+    learner = MaPLeLearner
