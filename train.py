@@ -214,7 +214,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()
     elif not args.no_train:
-        write_record(cfg, cfg.OUTPUT_DIR)
+        write_record(cfg, cfg.OUTPUT_DIR, trainer.dm.dataset.classnames)
         trainer.train()
 
 

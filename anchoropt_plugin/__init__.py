@@ -16,12 +16,14 @@ from .fast_text import accelerate, fast_text, restore
 from .hooks import PromptHook, attach, detach, register_hook
 from .plugin import anchoropt
 from .position import AnchorPositionModule
+from .predict import Predictor, load_predictor
 from .runtime import install as _install_runtime
 from .version import VERSION
 
 __all__ = [
     "AnchorPositionModule",
     "AnchorTokens",
+    "Predictor",
     "PromptHook",
     "UserError",
     "accelerate",
@@ -30,6 +32,7 @@ __all__ = [
     "detach",
     "extend_cfg",
     "fast_text",
+    "load_predictor",
     "register_hook",
     "restore",
 ]

@@ -131,20 +131,22 @@ class AnchorOPTConfig:
         """Read ``cfg.TRAINER.ANCHOROPT``; ``arguments`` fill in keys that were not given there.
 
         A node that does not remember which keys were given, as one that a host made itself, has
-        been given those that are not at their default.
+        been given those that are not at their default here. Its N_CTX is the host's business.
 
         Raises:
             UserError: naming every value that cannot be.
         """
         # A train.py that never called extend_cfg has no such keys, and so gives none.
         node = cfg.TRAINER.get("ANCHOROPT") or {}
-        told: Any = getattr(node, "given", ())
+        told = node.given if isinstance(node, Settings) else None
         values = {name: node[name.upper()] for name in _DEFAULTS if name.upper() in node}
         given = {
             name: value
             for name, value in values.items()
-            if name.upper() in told or value != _DEFAULTS[name]
+            if value != _DEFAULTS[name] or (told and name.upper() in told)
         }
+        if told is None:
+            given.pop("n_ctx", None)
         return cls.with_arguments({**arguments, **given})
 
     @classmethod
@@ -201,10 +203,13 @@ class Settings(CfgNode):
     ['POSITION']
     """
 
-    given: set[str]
+    @property
+    def given(self) -> set[str]:
+        """The keys that were given a value since the node was made."""
+        return self.__dict__.setdefault("_given", set())
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.__dict__.setdefault("given", set()).add(key)
+        self.given.add(key)
         super().__setitem__(key, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Settings:

@@ -75,9 +75,9 @@ def test_dassl_s_default_configuration_has_the_keys():
 
 def test_a_host_s_own_node_keeps_working():
     node = get_cfg_default()
-    node.TRAINER.ANCHOROPT = CfgNode({"USE_ANCHOROPT": False, "KD_WEIGHT": 100.0})
+    node.TRAINER.ANCHOROPT = CfgNode({"N_CTX": 4, "KD_WEIGHT": 100.0})
     settings = AnchorOPTConfig.from_cfg(node, position="gumbel", kd_weight=7.0)
-    assert (settings.position, settings.kd_weight) == ("gumbel", 100.0)
+    assert (settings.position, settings.kd_weight, settings.n_ctx) == ("gumbel", 100.0, 0)
 
 
 def test_a_configuration_that_never_heard_of_the_keys_gives_the_defaults():
