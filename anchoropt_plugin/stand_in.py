@@ -24,8 +24,8 @@ def without_data(
     ...     def build_model(self):
     ...         print(self.dm.dataset.classnames, self.num_classes)
     >>> cfg = get_cfg_default()
-    >>> trainer = without_data(Host, ["cat", "dog"])(cfg)
-    ['cat', 'dog'] 2
+    >>> trainer = without_data(Host, ["cat", "dog"])(cfg)  # doctest: +ELLIPSIS
+    ['cat', 'dog'] 2...
     """
 
     def build_data_loader(self: Any) -> None:

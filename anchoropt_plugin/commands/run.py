@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
             for cause in _causes(error):
                 if isinstance(cause, UserError):
                     raise cause from None
-            sys.excepthook(type(error), error, _below_runpy(error))
+            trace = _below_runpy(error)
+            sys.excepthook(type(error), error.with_traceback(trace), trace)
             return 1
     return 0
 
