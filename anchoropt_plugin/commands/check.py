@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -33,7 +32,10 @@ from ..trial.host import (
     host_errors,
     learners_of,
     modules_of,
+    own_keys,
     quiet,
+    take_step,
+    tested,
     trial_cfg,
 )
 from ..trial.measure import LossSpy, SeenLoss, TextCalls, gain_of
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("trainer", metavar="MODULE:TRAINER", help="such as trainers.coop:CoOp")
     add("--config-file", metavar="FILE", help="yaml of the method")
-    add("--learner", default="prompt_learner", help="how the model calls its prompt learner")
+    add("--learner", default="", help="how the model calls its prompt learner (default: found)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values")
 
 
@@ -58,13 +60,14 @@ def run(args: argparse.Namespace) -> int:
         UserError: it does not work; the message says what is missing and what to write.
     """
     logging.getLogger("anchoropt_plugin").setLevel(logging.ERROR)  # it is all in the report
+    keys = own_keys()  # first: a train.py may register trainers named X_AnchorOPT
     host, with_anchoropt = find_trainer(args.trainer, args.learner)
     with tempfile.TemporaryDirectory() as folder, standing_in():
-        cfg = trial_cfg(host, Path(folder), args.config_file, args.opts, "fp32")
+        cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, "fp32")
         try:
             found = _trial(host, with_anchoropt, cfg)
         except HostError:  # some hosts work in half precision alone
-            cfg = trial_cfg(host, Path(folder), args.config_file, args.opts)
+            cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts)
             found = _trial(host, with_anchoropt, cfg)
         _report(host.__name__, *found)
     return 0
@@ -74,45 +77,37 @@ def _trial(host: type, with_anchoropt: type, cfg: Any) -> tuple[Any, list[SeenLo
     """Build the host, alone and with AnchorOPT, and let it take a step."""
     name = host.__name__
     give = "mend it, or give the keys that it wants as KEY VALUE or with --config-file"
-    with host_errors(f"building {name}, still without AnchorOPT,", give):
-        learners = learners_of(build(host, cfg))
+    with host_errors(f"{name} fails, still without AnchorOPT: ", give):
+        alone = build(host, cfg)
+        learners = learners_of(alone)
+        if learners:
+            take_step(alone)
     if not learners:
         raise UserError(
             f"{name} learns no context of texts: none of its modules has the tensors "
             "token_prefix, token_suffix and tokenized_prompts; AnchorOPT needs a prompt "
             "learner with these, as CoOp's, or a PromptHook for it (register_hook)"
         )
-    with host_errors(f"building {name} with AnchorOPT", "please report it"):
-        trainer = _built(with_anchoropt, cfg, learners)
-    return _step(name, trainer)
-
-
-def _built(with_anchoropt: type, cfg: Any, learners: dict[str, nn.Module]) -> Any:
-    try:
-        return build(with_anchoropt, cfg)
-    except UserError as error:
-        raise UserError(f"{error} (found: {', '.join(learners)})") from error
+    del alone
+    with host_errors(f"{name} works, but not with AnchorOPT: ", "please report it"):
+        return _step(name, build(with_anchoropt, cfg))
 
 
 def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
     """Stage 1, a step of stage 2 and a test, as a run does them."""
-    batch = trainer.train_loader_x[0]
     calls = TextCalls([forward.encoder for forward in _stand_ins(trainer)])
-    spy = LossSpy()
-    with host_errors(f"a step of {name}", "does it work without AnchorOPT?"), quiet():
+    with quiet():
         trainer.anchoropt_stage_one()
-        trainer.set_model_mode("train")
-        trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
-        trainer.before_epoch()
-        try:
-            with spy:
-                trainer.forward_backward(batch)
-        except UserError as error:
-            others = ", ".join(f"{loss.shape} at {loss.place}" for loss in spy.seen)
-            raise UserError(
-                f"{error}; compute its loss as F.cross_entropy(output, label) with output "
-                f"({BATCH}, {len(CLASSES)}) (seen: {others or 'none'})"
-            ) from error
+    spy = LossSpy()
+    try:
+        with spy:
+            take_step(trainer)
+    except UserError as error:
+        others = ", ".join(f"{loss.shape} at {loss.place}" for loss in spy.seen)
+        raise UserError(
+            f"{error}; compute its loss as F.cross_entropy(output, label) with output "
+            f"({BATCH}, {len(CLASSES)}) (seen: {others or 'none'})"
+        ) from error
     position = trainer.anchoropt.position
     if not any(parameter is position.logits for parameter in _trained(trainer).values()):
         raise UserError(
@@ -120,10 +115,7 @@ def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
             "it to the optimiser, and leave requires_grad of those with 'prompt_learner' in their "
             "name"
         )
-    with host_errors(f"a test of {name}", "does it work without AnchorOPT?"), quiet():
-        trainer.set_model_mode("eval")
-        with torch.no_grad():
-            logits = trainer.model_inference(trainer.parse_batch_test(batch)[0])
+    logits = tested(trainer)
     if tuple(logits.shape) != (BATCH, len(CLASSES)):
         raise UserError(
             f"model_inference of {name} returns {tuple(logits.shape)}: it must be the logits "
@@ -173,8 +165,7 @@ def _report(name: str, trainer: Any, losses: list[SeenLoss], calls: TextCalls) -
         hook, kind = hook_for(learner), type(learner).__name__
         size = f"{hook.n_ctx(learner)} soft tokens of width {hook.dim(learner)}"
         table.add_row("learner", f"{path} ({kind}): {size}, read by {type(hook).__name__}")
-    first = next(iter(calls.given.values()), ())
-    table.add_row("deep prompts", _deep_prompts(first))
+    table.add_row("deep prompts", _deep_prompts(trainer))
     used = next(x for x in losses if x.shape == (BATCH, len(CLASSES)))
     table.add_row("loss", f"F.cross_entropy at {used.place}, over logits {used.shape}")
     others = [x for x in losses if x is not used]
@@ -187,16 +178,20 @@ def _report(name: str, trainer: Any, losses: list[SeenLoss], calls: TextCalls) -
     table.add_row("stage 2 trains", f"{total:,} numbers in {len(trained)} tensors")
     for path, parameter in trained.items():
         table.add_row("", f"{path} {tuple(parameter.shape)}")
-    for line in _fast_branch(trainer, calls):
-        table.add_row("fast text branch", line)
+    table.add_row("fast text branch", "\n".join(_fast_branch(trainer, calls)))
     console.print(table)
 
 
-def _deep_prompts(args: tuple[Any, ...]) -> str:
-    given = [x for x in args[2:] if isinstance(x, (list, tuple, nn.ParameterList)) and len(x)]
-    if not given:
-        return "none handed to the text encoder"
-    return f"{len(given[0])} of shape {tuple(given[0][0].shape)}, handed to the text encoder"
+def _deep_prompts(trainer: Any) -> str:
+    found = [deep for forward in _stand_ins(trainer) for deep in forward.deep_prompts]
+    if not found:
+        return "none"
+    first = found[0]
+    where = "a list that the text encoder is called with"
+    if isinstance(first.source, str):
+        where = f"its own parameters, such as {first.source}"
+    blocks = ", ".join(str(deep.block) for deep in found)
+    return f"before text blocks {blocks} of the {LAYERS} here, from {where}"
 
 
 def _fast_branch(trainer: Any, calls: TextCalls) -> list[str]:

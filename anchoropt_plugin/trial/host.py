@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from yacs.config import CfgNode
 from ..command_line import imported, in_one_line
 from ..config import extend_cfg
 from ..errors import UserError, nearest
-from ..hooks import PromptHook, hook_for
+from ..hooks import is_prompt_learner
 from ..plugin import SUFFIX, TwoStages, anchoropt
 from ..runtime.config.merge import merge_file, merge_list, read_yaml
 from ..stand_in import without_data
 
+Keys = Callable[[Any], None]
+
 PUBLIC_KEYS = Path(__file__).parents[1] / "assets" / "trainer_keys.yaml"
 CLASSES = ["cat", "red fox", "bus", "sea or lake", "lamp", "hot air balloon", "tree", "bicycle"]
 BATCH = 4
-LEARNER_TENSORS = ("token_prefix", "token_suffix", "tokenized_prompts")
 
 SMALL = {
     "DATASET.NAME": "Caltech101",  # hosts look up templates by it
@@ -77,8 +78,14 @@ def find_trainer(spec: str, learner: str) -> tuple[type, type]:
     return host, TRAINER_REGISTRY.get(name)
 
 
+def own_keys() -> Keys | None:
+    """The ``extend_cfg`` of a train.py in the working directory, which adds the host's keys."""
+    return getattr(imported("train"), "extend_cfg", None) if Path("train.py").is_file() else None
+
+
 def trial_cfg(
     trainer: type,
+    keys: Keys | None,
     folder: Path,
     config_file: str | None,
     opts: Sequence[str],
@@ -86,9 +93,13 @@ def trial_cfg(
 ) -> Any:
     """The configuration of a trial: small, with the host's own keys.
 
-    These are what ``extend_cfg`` of a train.py in the working directory adds, or else those of
-    public trainers, and whatever key ``opts`` have. ``precision`` is put in place of the default of
-    ``PREC``.
+    Args:
+        trainer: the host.
+        keys: adds its keys; without it they are those of public trainers and whatever ``opts`` has.
+        folder: for what is written.
+        config_file: yaml of the method.
+        opts: KEY VALUE pairs.
+        precision: in place of the default of ``PREC``.
 
     Raises:
         UserError: a file or key that is wrong.
@@ -96,15 +107,12 @@ def trial_cfg(
     from dassl.config import get_cfg_default
 
     cfg = get_cfg_default()
-    own_keys = (
-        getattr(imported("train"), "extend_cfg", None) if Path("train.py").is_file() else None
-    )
-    if own_keys is None:
+    if keys is None:
         _add(cfg, read_yaml(PUBLIC_KEYS))
         for key in opts[::2]:
             _make_room(cfg, key)
     else:
-        own_keys(cfg)
+        keys(cfg)
     extend_cfg(cfg)
     small = {**SMALL, "TRAINER.NAME": trainer.__name__, "OUTPUT_DIR": str(folder)}
     small["TRAINER.ANCHOROPT.ANCHOR_CACHE"] = str(folder / "anchors")
@@ -166,6 +174,24 @@ def build(trainer: type, cfg: Any) -> Any:
         return without_data(trainer, CLASSES, [generated_batch(cfg)])(cfg)
 
 
+def take_step(trainer: Any) -> None:
+    """A step of training on the generated batch, the last of its epoch."""
+    with quiet():
+        trainer.set_model_mode("train")
+        trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
+        trainer.before_epoch()
+        trainer.forward_backward(trainer.train_loader_x[0])
+
+
+def tested(trainer: Any) -> Tensor:
+    """What the trainer answers to the generated batch at test."""
+    with quiet(), torch.no_grad():
+        trainer.set_model_mode("eval")
+        images = trainer.parse_batch_test(trainer.train_loader_x[0])[0]
+        logits: Tensor = trainer.model_inference(images)
+    return logits
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Drop what a host prints."""
@@ -178,14 +204,14 @@ class HostError(UserError):
 
 
 @contextlib.contextmanager
-def host_errors(doing: str, remedy: str) -> Iterator[None]:
+def host_errors(what: str, remedy: str) -> Iterator[None]:
     """Exceptions of the host's code become one line with their place."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # whatever somebody else's code raises
-        raise HostError(f"{doing} fails: {in_one_line(error)}; {remedy}") from error
+        raise HostError(f"{what}{in_one_line(error)}; {remedy}") from error
 
 
 def modules_of(trainer: Any) -> dict[str, nn.Module]:
@@ -200,9 +226,6 @@ def modules_of(trainer: Any) -> dict[str, nn.Module]:
 
 def learners_of(trainer: Any) -> dict[str, nn.Module]:
     """The prompt learners among them."""
-    return {name: module for name, module in modules_of(trainer).items() if _is_learner(module)}
-
-
-def _is_learner(module: nn.Module) -> bool:
-    tensors = [getattr(module, name, None) for name in LEARNER_TENSORS]
-    return all(isinstance(x, Tensor) for x in tensors) or type(hook_for(module)) is not PromptHook
+    return {
+        name: module for name, module in modules_of(trainer).items() if is_prompt_learner(module)
+    }
