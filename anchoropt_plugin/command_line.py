@@ -91,7 +91,7 @@ def imported(name: str) -> ModuleType:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an exception in somebody else's code says, and where it was raised.
+    """What an exception in somebody else's code says, and where in the working directory's files.
 
     >>> try:
     ...     {}["N_CTX"]
@@ -99,7 +99,9 @@ def in_one_line(error: BaseException) -> str:
     ...     in_one_line(error).partition(":")[2]
     "2: KeyError: 'N_CTX'"
     """
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    places = traceback.extract_tb(error.__traceback__)
+    own = [place for place in places if Path(place.filename).is_relative_to(Path.cwd())]
+    place = (own or places)[-1]
     message = " ".join(str(error).split()) or "no message"
     return f"{place.filename}:{place.lineno}: {type(error).__name__}: {message}"
 

@@ -162,11 +162,11 @@ def _trainer_class(name: str) -> type:
     from dassl.engine import TRAINER_REGISTRY
 
     with two_stages_on_demand():
-        known = TRAINER_REGISTRY.registered_names()
+        known = [*TRAINER_REGISTRY.registered_names()]
         if name not in known:
             raise UserError(
                 f"the run's trainer {name!r} is not registered{nearest(name, known)}: import its "
-                f"module first; registered: {', '.join(sorted(known)) or 'none'}"
+                f"module first (predict: --import MODULE); registered: {', '.join(sorted(known)) or 'none'}"
             )
         trainer: type = TRAINER_REGISTRY.get(name)
     return trainer

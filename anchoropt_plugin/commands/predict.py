@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print json: a list with an entry for each picture")
     add(
         "--import",
-        nargs="+",
+        action="append",
         dest="modules",
         metavar="MODULE",
-        help=f"that register the trainer (default: {USUAL_MODULE}, if it is there)",
+        help=f"registers the trainer; may be repeated (default: {USUAL_MODULE}, if there)",
     )
 
 
