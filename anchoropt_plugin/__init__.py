@@ -1,10 +1,13 @@
 """AnchorOPT as a plug-in for prompt learners on CLIP: learned anchor tokens and their positions.
 
 Importing this package makes ``import dassl`` work: where Dassl is not installed, the package's own
-runtime answers; where it is, Dassl itself does, with what is broken on today's torch repaired.
+runtime answers; where it is, Dassl itself does, with what is broken on today's torch repaired. Its
+default configuration gets the keys of ``TRAINER.ANCHOROPT``.
 """
 
 from __future__ import annotations
+
+import importlib
 
 from .anchors import AnchorTokens
 from .config import extend_cfg
@@ -13,12 +16,14 @@ from .fast_text import accelerate, fast_text, restore
 from .hooks import PromptHook, attach, detach, register_hook
 from .plugin import anchoropt
 from .position import AnchorPositionModule
+from .predict import Predictor, load_predictor
 from .runtime import install as _install_runtime
 from .version import VERSION
 
 __all__ = [
     "AnchorPositionModule",
     "AnchorTokens",
+    "Predictor",
     "PromptHook",
     "UserError",
     "accelerate",
@@ -27,9 +32,11 @@ __all__ = [
     "detach",
     "extend_cfg",
     "fast_text",
+    "load_predictor",
     "register_hook",
     "restore",
 ]
 __version__ = VERSION
 
 _install_runtime()
+extend_cfg(importlib.import_module("dassl.config.defaults")._C)

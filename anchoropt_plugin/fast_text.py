@@ -61,6 +61,11 @@ class FastForward:
         self._structure: Sharing | None = None
         self._last = LastFeatures()
 
+    @property
+    def deep_prompts(self) -> tuple[DeepPrompt, ...]:
+        """The host's deep prompts, found when it was called."""
+        return max(self._deep.values(), key=len, default=())
+
     def __call__(self, *args: Any, **named: Any) -> Any:
         forward = type(self.encoder).forward
         given = inspect.signature(forward).bind(self.encoder, *args, **named).args[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +14,11 @@ from .anchors import PUBLISHED_FILE, AnchorTokens
 from .config import AnchorOPTConfig
 from .errors import UserError
 from .objective import PromptLoss, average
+from .runtime.config.record import write_record
 from .stages import AnchorOPT
 from .wiring import HostParts, own_learning_rate
+
+log = logging.getLogger("anchoropt_plugin")
 
 SUFFIX = "_AnchorOPT"
 
@@ -35,7 +39,11 @@ class TwoStages:
     anchoropt: AnchorOPT
 
     def __init__(self, cfg: Any) -> None:
+        self.anchoropt_cfg = cfg
         settings = AnchorOPTConfig.from_cfg(cfg, **self.anchoropt_arguments)
+        own = cfg.TRAINER.get("ANCHOROPT", {}).get("N_CTX")
+        if own and not settings.n_ctx:
+            log.warning("TRAINER.ANCHOROPT.N_CTX %s is this repository's own key: not used", own)
         if settings.n_ctx:
             cfg = _with_soft_tokens(cfg, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
@@ -113,6 +121,8 @@ class TwoStages:
     def save_model(self: Any, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
         self.anchoropt.write_record(Path(directory), self.cfg)
+        # Again, where train.py does so too: others do not.
+        write_record(self.anchoropt_cfg, directory, self.anchoropt.classes)
 
     def load_model(self: Any, directory: str, epoch: int | None = None) -> None:
         if directory:

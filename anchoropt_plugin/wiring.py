@@ -58,7 +58,8 @@ class HostParts:
             forward.position, forward.hook = self._position, self.hook
 
     def _registered(self, owner: nn.Module, name: str, module: nn.Module | None) -> None:
-        if module is None:
+        # Hosts read OpenAI's archive with torch.jit before they build the CLIP they use from it.
+        if module is None or isinstance(owner, torch.jit.ScriptModule):
             return
         if name == "token_embedding" and self._clip is None:
             self._clip = owner

@@ -86,7 +86,14 @@ def test_both_stages_leave_what_their_users_expect(trained):
     for line in ("Finish training", "Deploy the last-epoch model", "Evaluate on the *test* set"):
         assert line in log
     assert {path.name for path in trained.iterdir()} == {
-        *("anchor_prompt_learner", "anchoropt.json", "config.yaml", "log.txt", "position.jsonl"),
+        *(
+            "anchor_prompt_learner",
+            "anchoropt.json",
+            "classes.json",
+            "config.yaml",
+            "log.txt",
+            "position.jsonl",
+        ),
         *("prompt_learner", "tensorboard"),
     }
     assert json.loads((trained / "anchoropt.json").read_text())["classes"][:2] == ["zero", "one"]

@@ -176,7 +176,7 @@ def trained(cfg, tmp_path):
     """An output folder with a checkpoint and the record of a run with ``cfg``."""
     (tmp_path / "learner").mkdir()
     (tmp_path / "learner" / "checkpoint").write_text("model.pth.tar-1\n")
-    write_record(cfg, tmp_path)
+    write_record(cfg, tmp_path, ["cat"])
     return tmp_path
 
 

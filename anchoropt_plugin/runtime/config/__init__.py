@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 from .check import check_values
 from .defaults import get_cfg_default
 from .merge import merge_dict, merge_file, merge_list
-from .record import check_same_run, write_record
+from .record import check_same_run, merge_record, write_record
 
 __all__ = [
     "check_same_run",
@@ -17,6 +17,7 @@ __all__ = [
     "merge_dict",
     "merge_file",
     "merge_list",
+    "merge_record",
     "write_record",
 ]
 

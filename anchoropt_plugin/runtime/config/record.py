@@ -1,7 +1,9 @@
-"""``config.yaml`` in an output folder: with which settings its run was trained."""
+"""In an output folder: with which settings its run was trained, and on which classes."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from yacs.config import CfgNode
 from ...checkpoints import atomic_write
 from ...errors import UserError
 from .check import flattened
-from .merge import read_yaml
+from .merge import merge_dict, read_yaml
 
 RECORD = "config.yaml"
+CLASSES = "classes.json"
+"""The class names, in the order of their labels."""
 
 # These may change when a run goes on: what is trained does not depend on them.
 _FREE = {
@@ -29,10 +33,32 @@ _FREE = {
 _NAMED_AT_MOST = 3
 
 
-def write_record(cfg: CfgNode, folder: str | Path) -> None:
-    """Write ``cfg`` to ``config.yaml`` in an output folder, whole or not at all."""
+def write_record(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -> None:
+    """Write ``config.yaml`` and ``classes.json`` in an output folder, whole or not at all."""
     with atomic_write(Path(folder, RECORD)) as file:
         file.write(cfg.dump().encode())
+    with atomic_write(Path(folder, CLASSES)) as file:
+        file.write(json.dumps(list(class_names), indent=1).encode())
+
+
+def merge_record(cfg: CfgNode, folder: str | Path) -> None:
+    """Merge the ``config.yaml`` of an output folder into ``cfg``; keys not there yet are added.
+
+    Raises:
+        UserError: It cannot be read, or a value has another type than the default.
+    """
+    path = Path(folder, RECORD)
+    _merge_or_add(cfg, read_yaml(path), str(path))
+
+
+def _merge_or_add(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
+    for key, value in values.items():
+        if key not in cfg:
+            cfg[key] = CfgNode(value) if isinstance(value, Mapping) else value
+        elif isinstance(cfg[key], CfgNode) and isinstance(value, Mapping):
+            _merge_or_add(cfg[key], value, source)
+        else:
+            merge_dict(cfg, {key: value}, source)
 
 
 def check_same_run(cfg: CfgNode, folder: str | Path) -> None:

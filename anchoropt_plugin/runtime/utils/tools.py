@@ -85,14 +85,19 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _to_rgb(image)
+            return to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"the picture {path} is missing; put it back, or mend the split") from error
     except Exception as error:  # PIL answers a broken file with a dozen different exceptions
         raise UserError(f"cannot read the picture {path}: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return ``image`` in RGB, 8 bits a channel.
+
+    Raises:
+        ValueError: Nothing says which of its values are white.
+    """
     if image.mode == "F":
         raise ValueError("nothing says which of its float pixels are white; save it with 8 bits")
     if image.mode.startswith("I"):  # PIL would cut off what is above 255

@@ -1,0 +1,213 @@
+"""Tell whether a trainer works with AnchorOPT, by trying it.
+
+    python -m anchoropt_plugin check trainers.coop:CoOp
+    python -m anchoropt_plugin check trainers.mine:Mine TRAINER.MINE.N_CTX 4
+
+The trainer is built on a small CLIP with random weights and takes a step on random pictures:
+nothing is downloaded and no data set is needed. Run it in the trainer's repository. Its keys are
+those of a train.py there, or those of public trainers, and what KEY VALUE adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from ..errors import UserError
+from ..fast_text import FastForward
+from ..hooks import attached, hook_for
+from ..trial.host import (
+    BATCH,
+    CLASSES,
+    HostError,
+    build,
+    find_trainer,
+    host_errors,
+    learners_of,
+    modules_of,
+    own_keys,
+    quiet,
+    take_step,
+    tested,
+    trial_cfg,
+)
+from ..trial.measure import LossSpy, SeenLoss, TextCalls, gain_of
+from ..trial.random_clip import LAYERS, standing_in
+
+HELP = "tell whether a trainer works with AnchorOPT"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add = parser.add_argument
+    add("trainer", metavar="MODULE:TRAINER", help="such as trainers.coop:CoOp")
+    add("--config-file", metavar="FILE", help="yaml of the method")
+    add("--learner", default="", help="how the model calls its prompt learner (default: found)")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Try the trainer and print what was found.
+
+    Raises:
+        UserError: it does not work; the message says what is missing and what to write.
+    """
+    logging.getLogger("anchoropt_plugin").setLevel(logging.ERROR)  # it is all in the report
+    keys = own_keys()  # first: a train.py may register trainers named X_AnchorOPT
+    host, with_anchoropt = find_trainer(args.trainer, args.learner)
+    with tempfile.TemporaryDirectory() as folder, standing_in():
+        cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, "fp32")
+        try:
+            found = _trial(host, with_anchoropt, cfg)
+        except HostError:  # some hosts work in half precision alone
+            cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts)
+            found = _trial(host, with_anchoropt, cfg)
+        _report(host.__name__, *found)
+    return 0
+
+
+def _trial(host: type, with_anchoropt: type, cfg: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
+    """Build the host, alone and with AnchorOPT, and let it take a step."""
+    name = host.__name__
+    give = "mend it, or give the keys that it wants as KEY VALUE or with --config-file"
+    with host_errors(f"{name} fails, still without AnchorOPT: ", give):
+        alone = build(host, cfg)
+        learners = learners_of(alone)
+        if learners:
+            take_step(alone)
+    if not learners:
+        raise UserError(
+            f"{name} learns no context of texts: none of its modules has the tensors "
+            "token_prefix, token_suffix and tokenized_prompts; AnchorOPT needs a prompt "
+            "learner with these, as CoOp's, or a PromptHook for it (register_hook)"
+        )
+    del alone
+    with host_errors(f"{name} works, but not with AnchorOPT: ", "please report it"):
+        return _step(name, build(with_anchoropt, cfg))
+
+
+def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
+    """Stage 1, a step of stage 2 and a test, as a run does them."""
+    calls = TextCalls([forward.encoder for forward in _stand_ins(trainer)])
+    with quiet():
+        trainer.anchoropt_stage_one()
+    spy = LossSpy()
+    try:
+        with spy:
+            take_step(trainer)
+    except UserError as error:
+        others = ", ".join(f"{loss.shape} at {loss.place}" for loss in spy.seen)
+        raise UserError(
+            f"{error}; compute its loss as F.cross_entropy(output, label) with output "
+            f"({BATCH}, {len(CLASSES)}) (seen: {others or 'none'})"
+        ) from error
+    position = trainer.anchoropt.position
+    if not any(parameter is position.logits for parameter in _trained(trainer).values()):
+        raise UserError(
+            f"{name} does not train what is added to its prompt learner: hand all parameters of "
+            "it to the optimiser, and leave requires_grad of those with 'prompt_learner' in their "
+            "name"
+        )
+    logits = tested(trainer)
+    if tuple(logits.shape) != (BATCH, len(CLASSES)):
+        raise UserError(
+            f"model_inference of {name} returns {tuple(logits.shape)}: it must be the logits "
+            "(pictures, classes)"
+        )
+    calls.stop()
+    return trainer, spy.seen, calls
+
+
+def _stand_ins(trainer: Any) -> list[FastForward]:
+    forwards = [module.__dict__.get("forward") for module in modules_of(trainer).values()]
+    return list(dict.fromkeys(x for x in forwards if isinstance(x, FastForward)))
+
+
+def _trained(trainer: Any) -> dict[str, nn.Parameter]:
+    """What the optimisers hold and a gradient reached, by its name in the model.
+
+    A parameter without a gradient, such as one of a block that the small CLIP lacks, is left out.
+    """
+    held = {
+        id(parameter)
+        for optimizer in trainer._optims.values()
+        if optimizer is not None
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    named = (
+        (f"{name}.{own}", parameter)
+        for name, model in trainer._models.items()
+        for own, parameter in model.named_parameters()
+    )
+    return {
+        name: parameter
+        for name, parameter in named
+        if id(parameter) in held and parameter.grad is not None
+    }
+
+
+# ---------------------------------------------------------------------- what is printed
+def _report(name: str, trainer: Any, losses: list[SeenLoss], calls: TextCalls) -> None:
+    console = Console()
+    console = Console(width=console.width if console.is_terminal else 120, highlight=False)
+    learners = {n: module for n, module in learners_of(trainer).items() if attached(module)}
+    table = Table.grid(padding=(0, 2))
+    console.print(f"[bold]{name} works with AnchorOPT[/bold]")
+    for path, learner in learners.items():
+        hook, kind = hook_for(learner), type(learner).__name__
+        size = f"{hook.n_ctx(learner)} soft tokens of width {hook.dim(learner)}"
+        table.add_row("learner", f"{path} ({kind}): {size}, read by {type(hook).__name__}")
+    table.add_row("deep prompts", _deep_prompts(trainer))
+    used = next(x for x in losses if x.shape == (BATCH, len(CLASSES)))
+    table.add_row("loss", f"F.cross_entropy at {used.place}, over logits {used.shape}")
+    others = [x for x in losses if x is not used]
+    if others:
+        table.add_row("", f"{len(others)} more stay as they are: {others[0].place}")
+    anchors = trainer.anchoropt.position.anchors
+    table.add_row("stage 1 learns", f"{len(anchors)} anchor token of width {anchors.shape[1]}")
+    trained = _trained(trainer)
+    total = sum(parameter.numel() for parameter in trained.values())
+    table.add_row("stage 2 trains", f"{total:,} numbers in {len(trained)} tensors")
+    for path, parameter in trained.items():
+        table.add_row("", f"{path} {tuple(parameter.shape)}")
+    table.add_row("fast text branch", "\n".join(_fast_branch(trainer, calls)))
+    console.print(table)
+
+
+def _deep_prompts(trainer: Any) -> str:
+    found = [deep for forward in _stand_ins(trainer) for deep in forward.deep_prompts]
+    if not found:
+        return "none"
+    first = found[0]
+    where = "a list that the text encoder is called with"
+    if isinstance(first.source, str):
+        where = f"its own parameters, such as {first.source}"
+    blocks = ", ".join(str(deep.block) for deep in found)
+    return f"before text blocks {blocks} of the {LAYERS} here, from {where}"
+
+
+def _fast_branch(trainer: Any, calls: TextCalls) -> list[str]:
+    lines = []
+    for forward in _stand_ins(trainer):
+        kind = type(forward.encoder).__name__
+        if not forward.in_use or forward.error is None or forward.encoder not in calls.given:
+            why = "" if forward.error is None else f": its features differ by {forward.error:.0e}"
+            lines.append(f"not in use, {kind} keeps its own forward{why}")
+            continue
+        gain = gain_of(forward, calls.given[forward.encoder])
+        lines.append(f"in place of {kind}, relative error {forward.error:.0e}")
+        lines.append(
+            f"{gain.tokens[0]:,} → {gain.tokens[1]:,} tokens, "
+            f"{gain.seconds[0] / gain.seconds[1]:.1f} times faster, "
+            f"{gain.memory[0] / gain.memory[1]:.1f} times less memory "
+            f"(one run, {len(CLASSES)} classes, {LAYERS} layers)"
+        )
+    return lines or ["none: no text encoder was found"]

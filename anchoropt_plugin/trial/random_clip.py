@@ -1,0 +1,120 @@
+"""A small CLIP with random weights, in a file of OpenAI's format, for hosts to load as theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import tempfile
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+TEXT, VISION, FEATURES, LAYERS, PATCH, RESOLUTION = 512, 768, 512, 3, 32, 224
+"""ViT-B/32's sizes, as hosts hard-code widths, but few layers: text and vision width, width of the
+features, layers of each tower, side of a patch and of a picture."""
+VOCABULARY, CONTEXT_LENGTH = 49408, 77
+
+
+def random_weights() -> dict[str, Tensor]:
+    """The state dict of such a CLIP in float32, always the same one.
+
+    >>> random_weights()["text_projection"].shape
+    torch.Size([512, 512])
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, std: float) -> Tensor:
+        return torch.randn(shape, generator=generator) * std
+
+    def norm(name: str, width: int) -> dict[str, Tensor]:
+        return {f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)}
+
+    def linear(name: str, into: int, out_of: int) -> dict[str, Tensor]:
+        weight = normal(into, out_of, std=out_of**-0.5)
+        return {f"{name}weight": weight, f"{name}bias": torch.zeros(into)}
+
+    def blocks(name: str, width: int) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for layer in range(LAYERS):
+            block = f"{name}.resblocks.{layer}"
+            state |= norm(f"{block}.ln_1", width) | norm(f"{block}.ln_2", width)
+            state |= linear(f"{block}.attn.in_proj_", 3 * width, width)
+            state |= linear(f"{block}.attn.out_proj.", width, width)
+            state |= linear(f"{block}.mlp.c_fc.", 4 * width, width)
+            state |= linear(f"{block}.mlp.c_proj.", width, 4 * width)
+        return state
+
+    tokens = (RESOLUTION // PATCH) ** 2 + 1
+    return {
+        "positional_embedding": normal(CONTEXT_LENGTH, TEXT, std=0.01),
+        "text_projection": normal(TEXT, FEATURES, std=TEXT**-0.5),
+        "logit_scale": torch.tensor(math.log(100.0)),
+        "token_embedding.weight": normal(VOCABULARY, TEXT, std=0.02),
+        **norm("ln_final", TEXT),
+        **blocks("transformer", TEXT),
+        "visual.class_embedding": normal(VISION, std=VISION**-0.5),
+        "visual.positional_embedding": normal(tokens, VISION, std=VISION**-0.5),
+        "visual.proj": normal(VISION, FEATURES, std=VISION**-0.5),
+        "visual.conv1.weight": normal(VISION, 3, PATCH, PATCH, std=(3 * PATCH**2) ** -0.5),
+        **norm("visual.ln_pre", VISION),
+        **norm("visual.ln_post", VISION),
+        **blocks("visual.transformer", VISION),
+    }
+
+
+def write_archive(state: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict as a TorchScript archive in half precision, as OpenAI's files are."""
+    root = nn.Module()
+    for name, tensor in state.items():
+        *parents, last = name.split(".")
+        module = root
+        for parent in parents:
+            if parent not in module._modules:
+                module.add_module(parent, nn.Module())
+            module = module.get_submodule(parent)
+        module.register_parameter(last, nn.Parameter(tensor.half(), requires_grad=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, but this is what hosts read
+        torch.jit.save(torch.jit.script(root), path)
+
+
+@contextlib.contextmanager
+def standing_in() -> Iterator[None]:
+    """While active, every ``clip`` that is imported finds this CLIP whatever it wants to download.
+
+    Nothing is downloaded and nobody's cache is touched: a module that was not seen in time gets a
+    ``UserError`` from the network.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
+        path = Path(folder, "random.pt")
+        write_archive(random_weights(), path)
+        found = {
+            (module, name)
+            for module in list(sys.modules.values())
+            for name, value in list(vars(module).items())
+            if name == "_download" and _is_of_clip(value)
+        }
+        for module, name in found:
+            patches.enter_context(
+                mock.patch.object(module, name, lambda *args, **kwargs: str(path))
+            )
+        patches.enter_context(mock.patch.object(urllib.request, "urlopen", _refuse))
+        yield
+
+
+def _is_of_clip(function: Any) -> bool:
+    """Whether ``function`` is the ``_download`` of OpenAI's module, or of a fork of it."""
+    return "_MODELS" in getattr(function, "__globals__", ())
+
+
+def _refuse(url: Any, *args: Any, **kwargs: Any) -> NoReturn:
+    raise UserError(f"the trainer downloads {getattr(url, 'full_url', url)}: nothing is in a trial")
