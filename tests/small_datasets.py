@@ -105,7 +105,8 @@ def _dtd(folder: Path) -> Parts:
 def _eurosat(folder: Path) -> Parts:
     folders = ["AnnualCrop", "Forest", "Highway", "SeaLake"]
     names = ["Annual Crop Land", "Forest", "Highway or Road", "Sea or Lake"]
-    return {"all": _rows(folders, names, "{f}/{f}_{i}.jpg", count=11)}
+    # As text, _10 comes before _2.
+    return {"all": sorted(_rows(folders, names, "{f}/{f}_{i}.jpg", count=11))}
 
 
 # ---------------------------------------------------------------------------- annotations
