@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from anchoropt_plugin.errors import UserError
 from dassl.data.datasets import DATASET_REGISTRY
 
@@ -23,14 +25,14 @@ class PublicDataset(SplitDataset):
         row, folder = self.row, self.dataset_dir
         for needed in (folder, self.image_dir):
             if not needed.is_dir():
-                raise UserError(f"the folder {needed} of {row.name} is missing; {self._help()}")
+                raise UserError(f"the folder {needed} of {row.name} is missing{self._help()}")
         split_file = folder / row.split_file
         if row.split_file and split_file.is_file():
             return read_split(split_file)
         missing = [file for file in row.annotations if not (folder / file).is_file()]
         if missing:
             wanted = " or ".join(filter(None, (row.split_file, ", ".join(missing))))
-            raise UserError(f"{folder} lacks {wanted}; {self._help()}")
+            raise UserError(f"{folder} lacks {wanted}{self._help()}")
         if row.split_file:
             self._tell_of_division()
         split = row.read(folder, self.image_dir, self.rng)
@@ -50,8 +52,12 @@ class PublicDataset(SplitDataset):
         )
 
     def _help(self) -> str:
-        root = self.dataset_dir.parent
-        return f"`python -m anchoropt_plugin data --root {root}` says where to get it"
+        return where_to_get(self.dataset_dir.parent)
+
+
+def where_to_get(root: Path) -> str:
+    """What an error ends with, where files of a data set in ``root`` are missing."""
+    return f"; `python -m anchoropt_plugin data --root {root}` says where to get it"
 
 
 _SAME = (
