@@ -29,6 +29,7 @@ class Finding:
     Attributes:
         row: Its row in the table.
         missing: What is to be had elsewhere.
+        there: Whether its folder is there.
         fault: Why it cannot be used, in a line; empty where it can.
         n_classes: Its classes.
         sizes: Pictures for training, validation and test; none where a part is not its own.
@@ -38,6 +39,7 @@ class Finding:
 
     row: PublicSet
     missing: list[Download]
+    there: bool = True
     fault: str = ""
     n_classes: int = 0
     sizes: tuple[int, int, int] = (0, 0, 0)
@@ -46,8 +48,10 @@ class Finding:
 
     @property
     def state(self) -> str:
-        """``complete``, ``damaged`` (broken pictures) or ``unusable``."""
-        return "unusable" if self.fault else "damaged" if self.broken else "complete"
+        """``complete``, ``damaged`` (broken pictures), ``unusable`` or ``missing``."""
+        if self.fault:
+            return "unusable" if self.there else "missing"
+        return "damaged" if self.broken else "complete"
 
 
 def inventory(root: str | Path, sample: int = 20, progress: bool = False) -> list[Finding]:
@@ -88,7 +92,8 @@ def look(row: PublicSet, root: Path, sample: int) -> Finding:
     except (UserError, OSError) as error:
         if (folder / row.split_file).is_file():
             absent = [item for item in absent if not _is_annotation(item, row)]
-        return Finding(row, absent, str(error).removesuffix(where_to_get(root)))
+        fault = str(error).removesuffix(where_to_get(root))
+        return Finding(row, absent, folder.is_dir(), fault)
     finding = Finding(row, [item for item in absent if row.split_file in item.paths])
     finding.n_classes = dataset.num_classes
     finding.sizes = (
