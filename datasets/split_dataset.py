@@ -78,7 +78,7 @@ class SplitDataset(DatasetBase):
 
     def _data(self, items: Iterable[Item]) -> list[Datum]:
         return [
-            Datum(impath=str(self.image_dir / path), label=label, classname=classname)
+            Datum(impath=f"{self.image_dir}/{path}", label=label, classname=classname)
             for path, label, classname in items
         ]
 

@@ -19,10 +19,11 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.runtime.config import merge_file
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
-from dassl.data.datasets import Datum, build_dataset
+from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
 from datasets.table import TABLE
 from tests.small_datasets import published_split, write_small
 
+ROOT = Path(__file__).parents[1]
 ROWS = {row.name: row for row in TABLE}
 DIVIDED = [row.name for row in TABLE if row.split_file]
 TEST_ONLY = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
@@ -74,7 +75,7 @@ A_PICTURE = {
 def make_cfg(root, name, shots=-1, seed=1, subsample="all"):
     cfg = get_cfg_default()
     cfg.DATASET.SUBSAMPLE_CLASSES = subsample
-    merge_file(cfg, f"configs/datasets/{ROWS[name].config}.yaml")
+    merge_file(cfg, str(ROOT / f"configs/datasets/{ROWS[name].config}.yaml"))
     assert name == cfg.DATASET.NAME
     cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.SEED = str(root), shots, seed
     cfg.USE_CUDA = cfg.VERBOSE = False
@@ -402,5 +403,35 @@ def test_the_table():
     assert list(CLASSES) == list(ROWS)
     assert len(TABLE) == 15
     for row in TABLE:
-        text = Path("configs/datasets", f"{row.config}.yaml").read_text()
+        text = (ROOT / f"configs/datasets/{row.config}.yaml").read_text()
         assert f'NAME: "{row.name}"' in text
+
+
+def test_the_table_in_the_documentation():
+    lines = (ROOT / "docs" / "datasets.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| `DATASET.NAME`")) + 2
+    documented = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines[start : start + len(TABLE)]
+    ]
+    assert documented == [
+        [row.name, row.config, row.folder, row.images, row.split_file, row.classes] for row in TABLE
+    ]
+
+
+def test_a_data_set_of_one_s_own_as_the_documentation_has_it(tmp_path):
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    names = {"__name__": "datasets.birds", "__package__": "datasets"}
+    exec(code, names)  # our own documentation
+    try:
+        split = {part: [["crow/1.jpg", 0, "crow"]] for part in ("train", "val", "test")}
+        picture = tmp_path / "birds" / "pictures" / "crow" / "1.jpg"
+        picture.parent.mkdir(parents=True)
+        picture.touch()
+        (tmp_path / "birds" / "split.json").write_text(json.dumps(split))
+        cfg = make_cfg(tmp_path, "ImageNet")
+        cfg.DATASET.NAME = "Birds"
+        assert rows_of(build_dataset(cfg)) == tuple(split.values())
+    finally:
+        del DATASET_REGISTRY._obj_map["Birds"]
