@@ -40,16 +40,19 @@ def from_templates(class_names: Sequence[str], limit: int) -> list[list[str]]:
 def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -> list[list[str]]:
     """For each class its first ``limit`` sentences of a json ``{class name: [sentence, …], …}``.
 
-    A class name there may differ in case and in ``_`` for a blank.
+    A class name there may differ in case and in ``_`` for a blank; names of other classes do no
+    harm. There is no falling back on templates for single classes: stage 1 would learn from two
+    kinds of texts, and nobody would see it in the numbers.
 
     Raises:
-        UserError: no such file, not such a json, or classes without a sentence (all are named).
+        UserError: no such file, not such a json, a class that is there twice, or classes without
+            a sentence (all are named).
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the descriptions {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the descriptions {path} are not valid json: {error}") from error
     well_formed = isinstance(content, dict) and all(
         isinstance(sentences, list) and all(isinstance(s, str) and s.strip() for s in sentences)
@@ -60,6 +63,11 @@ def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -
             f"the descriptions {path} are not of the form {{class name: [sentence, …], …}}: "
             "every value is a list of sentences"
         )
+    names: dict[str, str] = {}
+    for name in content:
+        other = names.setdefault(_plain(name), name)
+        if other != name:
+            raise UserError(f"{path} describes {other!r} and {name!r}, one class: join the two")
     sentences_of = {_plain(name): sentences for name, sentences in content.items()}
     missing = [name for name in class_names if not sentences_of.get(_plain(name))]
     if missing:

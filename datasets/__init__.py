@@ -2,6 +2,6 @@
 
 import anchoropt_plugin  # noqa: F401  (makes `import dassl` work)
 
-from . import embedded_sets, image_folder
+from . import embedded_sets, image_folder, public_sets
 
-__all__ = ["embedded_sets", "image_folder"]
+__all__ = ["embedded_sets", "image_folder", "public_sets"]

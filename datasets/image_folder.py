@@ -6,14 +6,12 @@ import random
 from pathlib import Path
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.runtime.utils.tools import read_text
 from dassl.data.datasets import DATASET_REGISTRY
 
+from .class_folders import class_folders, pictures, read_classnames
 from .split_dataset import SplitDataset
 from .splits import Item, Split, check_classes, read_split
 
-_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_NOT_CLASSES = {"split_fewshot"}
 _SEED = 1
 
 
@@ -52,35 +50,12 @@ class ImageFolder(SplitDataset):
         return split
 
 
-def _read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
-    names = {}
-    for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
-        if line:
-            known = [folder for folder in folders if line.startswith(f"{folder} ")]
-            folder = max(known, key=len, default=line.partition(" ")[0])
-            names[folder] = line.removeprefix(folder).strip()
-            if not names[folder]:
-                raise UserError(f"{path}, line {number}: no class name after {folder!r}")
-    return names
-
-
-def _class_folders(parent: Path) -> list[Path]:
-    folders = sorted(
-        entry
-        for entry in parent.iterdir()
-        if entry.is_dir() and entry.name not in _NOT_CLASSES and not entry.name.startswith(".")
-    )
-    if not folders:
-        raise UserError(f"{parent} has no class folders; put each class's pictures into its own")
-    return folders
-
-
 def _classes(parent: Path, root: Path) -> dict[str, tuple[int, str]]:
     """The label and the class name of each class folder in ``parent``, by the folder's name."""
-    folders = [folder.name for folder in _class_folders(parent)]
+    folders = [folder.name for folder in class_folders(parent)]
     file = root / "classnames.txt"
     if file.exists():
-        names = _read_classnames(file, folders)
+        names = read_classnames(file, folders)
     else:
         names = {folder: folder.replace("_", " ") for folder in folders}
     seen: dict[str, str] = {}
@@ -98,14 +73,7 @@ def _classes(parent: Path, root: Path) -> dict[str, tuple[int, str]]:
 
 
 def _pictures(folder: Path, root: Path) -> list[str]:
-    found = sorted(
-        entry.relative_to(root).as_posix()
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in _PICTURES and not entry.name.startswith(".")
-    )
-    if not found:
-        raise UserError(f"the class folder {folder} has no pictures; fill it or remove it")
-    return found
+    return [(folder / name).relative_to(root).as_posix() for name in pictures(folder)]
 
 
 def _from_parts(root: Path) -> Split:
@@ -114,7 +82,7 @@ def _from_parts(root: Path) -> Split:
     classes = _classes(root / "train", root)
     parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for part, items in parts.items():
-        for folder in _class_folders(root / part) if (root / part).is_dir() else ():
+        for folder in class_folders(root / part) if (root / part).is_dir() else ():
             if folder.name not in classes:
                 raise UserError(f"the class folder {folder} has no counterpart in {root / 'train'}")
             items += [Item(path, *classes[folder.name]) for path in _pictures(folder, root)]
@@ -124,7 +92,7 @@ def _from_parts(root: Path) -> Split:
 def _from_classes(root: Path) -> Split:
     split = Split([], [], [])
     classes = _classes(root, root)
-    for folder in _class_folders(root):
+    for folder in class_folders(root):
         items = [Item(path, *classes[folder.name]) for path in _pictures(folder, root)]
         if len(items) < 4:
             raise UserError(f"the class folder {folder} has {len(items)} pictures; 4 are needed")

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from anchoropt_plugin.checkpoints import load_fewshot_pickle
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.runtime.utils.tools import read_json, write_json
 from dassl.data.datasets import DatasetBase, Datum
 
+from .public_pickles import read_public_pickle
 from .splits import (
     Item,
     Split,
@@ -29,6 +29,10 @@ class SplitDataset(DatasetBase):
     """A data set in ``DATASET.ROOT/folder``, its pictures in ``images`` there.
 
     A subclass sets the names; one whose split is in no file overrides :meth:`make_split`.
+    ``picture_folders`` are those in ``images`` that may be links to other places, besides it.
+    Pictures for test are those for validation, too, where ``val_is_test``; and where a set is
+    ``test_only``, all are for test (and stand for training, which tells the classes): neither
+    shots are drawn nor classes left out.
 
     Args:
         cfg: ``DATASET.ROOT``; ``DATASET.NUM_SHOTS``, below 1 for all pictures; ``SEED``, which
@@ -41,18 +45,27 @@ class SplitDataset(DatasetBase):
     folder = ""
     images = "images"
     split_file = ""
+    picture_folders: tuple[str, ...] = ()
     written_on_first_use = False
+    val_is_test = False
+    test_only = False
 
     def __init__(self, cfg: Any) -> None:
         if not cfg.DATASET.ROOT:
             raise UserError("DATASET.ROOT is not given: pass --root, the folder of the data sets")
         self.dataset_dir = Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder
         self.image_dir = self.dataset_dir / self.images
+        self.seed = cfg.SEED
+        # One stream for all that is drawn, as in public code; apart from everybody else's.
+        self.rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
         split = self.make_split()
-        if cfg.DATASET.NUM_SHOTS >= 1:
-            split = self._few_shots(split, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-        split = subsample(split, cfg.DATASET.SUBSAMPLE_CLASSES)
-        check_files(split, self.image_dir)
+        if not self.test_only:
+            if cfg.DATASET.NUM_SHOTS >= 1:
+                split = self._few_shots(split, cfg.DATASET.NUM_SHOTS)
+            split = subsample(split, cfg.DATASET.SUBSAMPLE_CLASSES)
+        if self.val_is_test:
+            split = split._replace(val=split.test)
+        check_files(split, self.image_dir, self.picture_folders)
         super().__init__(
             train_x=self._data(split.train), val=self._data(split.val), test=self._data(split.test)
         )
@@ -65,20 +78,21 @@ class SplitDataset(DatasetBase):
 
     def _data(self, items: Iterable[Item]) -> list[Datum]:
         return [
-            Datum(impath=str(self.image_dir / path), label=label, classname=classname)
+            Datum(impath=f"{self.image_dir}/{path}", label=label, classname=classname)
             for path, label, classname in items
         ]
 
-    def _few_shots(self, split: Split, shots: int, seed: int) -> Split:
-        stem = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}"
+    def _few_shots(self, split: Split, shots: int) -> Split:
+        stem = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{self.seed}"
         public, own = stem.with_name(f"{stem.name}.pkl"), stem.with_name(f"{stem.name}.json")
         if public.is_file():
             print(f"Few-shot pictures are those in {public}")
-            drawn = self._from_public_file(split, public)
+            parts = read_public_pickle(public, self.dataset_dir, self.image_dir)
+            drawn = split._replace(**{part: parts[part] for part in _PARTS if part in parts})
             check_drawn(drawn, split, str(public))
             return drawn
-        if seed < 0:
-            return draw_shots(split, shots, random.Random())
+        if self.seed < 0:
+            return draw_shots(split, shots, self.rng)
         key = digest(split)
         if own.is_file():
             noted = read_json(own)
@@ -89,38 +103,13 @@ class SplitDataset(DatasetBase):
                 check_drawn(drawn, split, str(own))
                 return drawn
             print(f"{own} was drawn from another split; the pictures are drawn anew")
-        split = draw_shots(split, shots, random.Random(seed))
+        split = draw_shots(split, shots, self.rng)
         try:
             write_json({"split": key, "train": split.train, "val": split.val}, own)
             print(f"Few-shot pictures are noted in {own}")
         except OSError:
             pass  # a read-only data set: the same seed draws the same pictures again
         return split
-
-    def _from_public_file(self, split: Split, path: Path) -> Split:
-        parts = load_fewshot_pickle(path)
-        if not parts.get("train"):
-            raise UserError(f"{path} holds no training pictures; delete it to draw them anew")
-        drawn = {
-            part: [
-                Item(self._relative(item.impath, path), item.label, item.classname)
-                for item in parts[part]
-            ]
-            for part in _PARTS
-            if part in parts
-        }
-        return split._replace(**drawn)
-
-    def _relative(self, impath: str, source: Path) -> str:
-        # Public files have the absolute paths of the machine they were drawn on.
-        marker = f"/{self.dataset_dir.name}/{self.images}/".replace("/./", "/")
-        _, found, relative = impath.replace("\\", "/").rpartition(marker)
-        if not found:
-            raise UserError(
-                f"{source} names {impath}, which is not in a folder {marker.strip('/')}; "
-                "delete the file to have the shots drawn anew"
-            )
-        return relative
 
 
 _PARTS = ("train", "val")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import stat
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -182,33 +183,51 @@ def _can_be_a_path(name: str) -> bool:
         return False
 
 
-def check_files(split: Split, image_dir: Path) -> None:
+def _mode(path: str) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
+
+
+def check_files(split: Split, image_dir: Path, linked: Iterable[str] = ()) -> None:
     """Check that every picture is a file, and lies in the image folder.
+
+    Args:
+        split: Its paths are relative to ``image_dir``.
+        image_dir: The image folder; it may be a symlink.
+        linked: Folders in it that may be symlinks to other places as well.
 
     Raises:
         UserError: A path is absolute, has ``..`` or leads out of the folder by a symlink, or
-            pictures are missing: their number and one of them are named.
+            pictures are missing: their number and the first of them are named.
     """
-    inside = image_dir.resolve()
-    parents: dict[Path, bool] = {}
-    missing: list[Path] = []
+    roots = [image_dir.resolve(), *((image_dir / folder).resolve() for folder in linked)]
+
+    def is_inside(path: Path) -> bool:
+        return any(path.resolve().is_relative_to(root) for root in roots)
+
+    # A handful of folders hold a million pictures, for which Path objects would take a minute.
+    parents: dict[str, bool] = {}
+    missing: list[str] = []
     used = dict.fromkeys(item.path for part in split for item in part)
     for name in used:
-        relative = Path(name)
         if not _can_be_a_path(name):
             raise UserError(f"the path {name!r} in the split can be no file's; mend the split")
-        if relative.is_absolute() or ".." in relative.parts:
+        if os.path.isabs(name) or (".." in name and ".." in Path(name).parts):  # noqa: PTH117
             raise UserError(f"the path {name!r} in the split leads out of {image_dir}")
-        path = image_dir / relative
-        if path.parent not in parents:  # a handful of folders hold thousands of pictures
-            parents[path.parent] = path.parent.resolve().is_relative_to(inside)
-        leads_out = path.is_symlink() and not path.resolve().is_relative_to(inside)
-        if leads_out or not parents[path.parent]:
+        folder = name.rpartition("/")[0]
+        if folder not in parents:
+            parents[folder] = is_inside(image_dir / folder)
+        path = f"{image_dir}/{name}"
+        mode = _mode(path)
+        if not parents[folder] or (stat.S_ISLNK(mode) and not is_inside(Path(path))):
             raise UserError(f"{path} is a symlink out of {image_dir}; copy the pictures into it")
-        if not os.path.isfile(path):  # noqa: PTH113  (twice as fast as Path.is_file)
+        if not stat.S_ISREG(mode) and not Path(path).is_file():
             missing.append(path)
     if missing:
+        first = ", ".join(missing[:3])
         raise UserError(
-            f"{len(missing)} of {len(used)} pictures in the split are missing, "
-            f"such as {missing[0]}; is DATASET.ROOT right, and the data set unpacked?"
+            f"{len(missing)} of {len(used)} pictures in the split are missing, such as {first}; "
+            "is DATASET.ROOT right, and the data set unpacked?"
         )

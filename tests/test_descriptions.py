@@ -20,6 +20,35 @@ def test_names_match_whatever_their_case_and_underscores(tmp_path):
     assert read(file, ["cat", "golden retriever"], limit=2) == [["d"], ["a", "b"]]
 
 
+def test_names_of_the_public_data_sets_match_however_they_are_written(tmp_path):
+    names = ["Apply_Eye_Makeup", "2012 Ram C/V Cargo Van Minivan", "Highway or Road", "F/A-18"]
+    ways = (str.lower, str.upper, lambda name: name.replace("_", " "), lambda name: f" {name}_")
+    ways += (lambda name: name.replace(" ", "_"), lambda name: name.replace("_", "  "))
+    for way in ways:
+        file = write(tmp_path / "d.json", {way(name): [name] for name in [*names, "unknown"]})
+        assert read(file, names, limit=5) == [[name] for name in names]
+
+
+def test_two_classes_of_one_name_share_their_sentences(tmp_path):
+    # As ImageNet's "missile", which is there twice.
+    file = write(tmp_path / "d.json", {"missile": ["a"], "tench": ["b"]})
+    assert read(file, ["missile", "tench", "missile"], limit=5) == [["a"], ["b"], ["a"]]
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path):
+    (tmp_path / "d.json").write_text('{"cat": ["a"]}', encoding="utf-8-sig")
+    assert read(tmp_path / "d.json", ["cat"], limit=5) == [["a"]]
+
+
+def test_every_class_without_a_sentence_is_named_as_the_data_set_has_it(tmp_path):
+    names = [f"Class_{number}" for number in range(300)]
+    file = write(tmp_path / "d.json", {"class 7": ["a"], "CLASS_8": []})
+    with pytest.raises(UserError, match="no description of 299 classes") as error:
+        read(file, names, 10)
+    listed = str(error.value).partition("(")[2].partition(")")[0].split(", ")
+    assert listed == [name for name in names if name != "Class_7"]
+
+
 def test_templates_are_filled_with_plain_names():
     (texts,) = from_templates(["golden_retriever"], limit=10)
     assert len(texts) == len(TEMPLATES) == 10
@@ -31,6 +60,8 @@ def test_templates_are_filled_with_plain_names():
     [
         ({"cat": ["a"]}, r"no description of 2 classes \(dog, red panda\)"),
         ({"cat": ["a"], "dog": [], "red panda": ["a"]}, r"1 classes \(dog\)"),
+        ({"cat": ["a"], "Red_Panda": ["a"], "red panda": ["b"]}, "'Red_Panda' and 'red panda'"),
+        ("[" * 100000, "not valid json"),
         ("{not json", "not valid json"),
         (["cat"], "not of the form"),
         ({"cat": "a"}, "not of the form"),

@@ -1,0 +1,59 @@
+"""How public code divides pictures where no split file does, draw for draw."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from anchoropt_plugin.errors import UserError
+
+from .splits import Item, Split
+
+
+def by_label(items: Iterable[Item]) -> list[list[Item]]:
+    """Return the pictures of each label, labels in the order in which they are first seen."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    return list(groups.values())
+
+
+def divide(items: Iterable[Item], rng: random.Random) -> Split:
+    """Shuffle each class; half of it is for training, a fifth for validation, the rest for test.
+
+    Raises:
+        UserError: A class has too few pictures for that.
+    """
+    split = Split([], [], [])
+    for group in by_label(items):
+        n_train, n_val = round(len(group) * 0.5), round(len(group) * 0.2)
+        if not (n_train and n_val and n_train + n_val < len(group)):
+            raise UserError(
+                f"the class {group[0].classname!r} has {len(group)} pictures, too few to divide "
+                "them 50/20/30: unpack all of them, or get the split file"
+            )
+        rng.shuffle(group)
+        split.train.extend(group[:n_train])
+        split.val.extend(group[n_train : n_train + n_val])
+        split.test.extend(group[n_train + n_val :])
+    return split
+
+
+def hold_out(items: Iterable[Item], test: list[Item], rng: random.Random) -> Split:
+    """Shuffle each class; a fifth of it is for validation, the rest for training.
+
+    Raises:
+        UserError: A class has too few pictures for that.
+    """
+    split = Split([], [], test)
+    for group in by_label(items):
+        n_val = round(len(group) * 0.2)
+        if not n_val:
+            raise UserError(
+                f"the class {group[0].classname!r} has {len(group)} pictures for training, too "
+                "few to hold out a fifth: unpack all of them, or get the split file"
+            )
+        rng.shuffle(group)
+        split.val.extend(group[:n_val])
+        split.train.extend(group[n_val:])
+    return split

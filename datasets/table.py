@@ -1,0 +1,163 @@
+"""The fifteen public data sets of the CoOp family, a row each: where they lie, how to read them.
+
+Folders, file names, class names and the yaml names in ``configs/datasets`` are those of public
+CoOp, so that data laid out for it is found.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from .annotations import (
+    read_aircraft,
+    read_cars,
+    read_class_folders,
+    read_flowers,
+    read_pets,
+    read_sun,
+    read_ucf,
+)
+from .imagenet import read_imagenet, read_numbered_folders, read_test_folders
+from .splits import Split
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A row.
+
+    Attributes:
+        name: ``DATASET.NAME``.
+        config: The name of its yaml.
+        folder: Its folder in ``DATASET.ROOT``.
+        images: The folder of its pictures in that one.
+        split_file: Its published split, or empty where it needs none.
+        read: Makes the split of (folder, image folder, random numbers) where there is no file
+            of it.
+        annotations: Files that ``read`` needs besides the pictures.
+        classes: How ``read`` gets labels and class names, in words.
+        picture_folders: Folders in ``images`` that may be links to other places.
+        val_is_test: Pictures for test are those for validation, too.
+        test_only: It is for test alone: no shots are drawn, no classes left out.
+    """
+
+    name: str
+    config: str
+    folder: str
+    images: str
+    split_file: str
+    read: Callable[[Path, Path, random.Random], Split]
+    annotations: tuple[str, ...] = ()
+    classes: str = "folders"
+    picture_folders: tuple[str, ...] = ()
+    val_is_test: bool = False
+    test_only: bool = False
+
+
+_CALTECH = partial(
+    read_class_folders,
+    ignored=("BACKGROUND_Google", "Faces_easy"),
+    renamed={
+        "airplanes": "airplane",
+        "Faces": "face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+    },
+)
+_EUROSAT = partial(
+    read_class_folders,
+    renamed={
+        "AnnualCrop": "Annual Crop Land",
+        "HerbaceousVegetation": "Herbaceous Vegetation Land",
+        "Highway": "Highway or Road",
+        "Industrial": "Industrial Buildings",
+        "Pasture": "Pasture Land",
+        "PermanentCrop": "Permanent Crop Land",
+        "Residential": "Residential Buildings",
+        "SeaLake": "Sea or Lake",
+    },
+)
+
+TABLE = (
+    PublicSet(
+        "ImageNet", "imagenet", "imagenet", "images", "", read_imagenet,
+        classes="classnames.txt", picture_folders=("train", "val"), val_is_test=True,
+    ),
+    PublicSet(
+        "Caltech101", "caltech101", "caltech-101", "101_ObjectCategories",
+        "split_zhou_Caltech101.json", _CALTECH,
+        classes="folders less BACKGROUND_Google and Faces_easy, four of them renamed",
+    ),
+    PublicSet(
+        "OxfordPets", "oxford_pets", "oxford_pets", "images", "split_zhou_OxfordPets.json",
+        read_pets, ("annotations/trainval.txt", "annotations/test.txt"), "lower-case breeds",
+    ),
+    PublicSet(
+        "StanfordCars", "stanford_cars", "stanford_cars", ".", "split_zhou_StanfordCars.json",
+        read_cars,
+        (
+            "devkit/cars_meta.mat",
+            "devkit/cars_train_annos.mat",
+            "cars_test_annos_withlabels.mat",
+        ),
+        "class_names, year first", picture_folders=("cars_train", "cars_test"),
+    ),
+    PublicSet(
+        "OxfordFlowers", "oxford_flowers", "oxford_flowers", "jpg",
+        "split_zhou_OxfordFlowers.json", read_flowers, ("imagelabels.mat", "cat_to_name.json"),
+        "cat_to_name.json",
+    ),
+    PublicSet(
+        "Food101", "food101", "food-101", "images", "split_zhou_Food101.json", read_class_folders
+    ),
+    PublicSet(
+        "FGVCAircraft", "fgvc_aircraft", "fgvc_aircraft", "images", "", read_aircraft,
+        (
+            "variants.txt",
+            "images_variant_train.txt",
+            "images_variant_val.txt",
+            "images_variant_test.txt",
+        ),
+        "variants.txt",
+    ),
+    PublicSet(
+        "SUN397", "sun397", "sun397", "SUN397", "split_zhou_SUN397.json", read_sun,
+        ("ClassName.txt", "Training_01.txt", "Testing_01.txt"), "parts of the path, last first",
+    ),
+    PublicSet(
+        "DescribableTextures", "dtd", "dtd", "images", "split_zhou_DescribableTextures.json",
+        read_class_folders,
+    ),
+    PublicSet(
+        "EuroSAT", "eurosat", "eurosat", "2750", "split_zhou_EuroSAT.json", _EUROSAT,
+        classes="folders, eight of them renamed",
+    ),
+    PublicSet(
+        "UCF101", "ucf101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", read_ucf,
+        (
+            "ucfTrainTestlist/classInd.txt",
+            "ucfTrainTestlist/trainlist01.txt",
+            "ucfTrainTestlist/testlist01.txt",
+        ),
+        "actions, an underscore before each capital",
+    ),
+    PublicSet(
+        "ImageNetV2", "imagenetv2", "imagenetv2", "imagenetv2-matched-frequency-format-val", "",
+        read_numbered_folders, classes="lines of classnames.txt", test_only=True,
+    ),
+    PublicSet(
+        "ImageNetSketch", "imagenet_sketch", "imagenet-sketch", "images", "", read_test_folders,
+        classes="classnames.txt", test_only=True,
+    ),
+    PublicSet(
+        "ImageNetA", "imagenet_a", "imagenet-adversarial", "imagenet-a", "", read_test_folders,
+        classes="classnames.txt", test_only=True,
+    ),
+    PublicSet(
+        "ImageNetR", "imagenet_r", "imagenet-rendition", "imagenet-r", "", read_test_folders,
+        classes="classnames.txt", test_only=True,
+    ),
+)  # fmt: skip
