@@ -16,7 +16,7 @@ from .merge import read_yaml
 RECORD = "config.yaml"
 
 # These may change when a run goes on: what is trained does not depend on them.
-_FREE = {
+FREE = {
     "OUTPUT_DIR",
     "RESUME",
     "USE_CUDA",
@@ -62,5 +62,5 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flattened(values)
-        if key not in _FREE and not key.startswith("TEST.")
+        if key not in FREE and not key.startswith("TEST.")
     }
