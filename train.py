@@ -34,7 +34,7 @@ import anchoropt_plugin  # first: it makes `import dassl` work
 import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError
-from anchoropt_plugin.errors import nearest
+from anchoropt_plugin.command_line import Parser, status_of
 from anchoropt_plugin.plugin import TwoStages
 from anchoropt_plugin.runtime.config import (
     check_same_run,
@@ -91,23 +91,9 @@ _FLAGS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises a ``UserError`` for a command line that it does not understand."""
-
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
-            self.error(f"there is no flag {unknown[0]}{hint}")
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the flags")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -238,42 +224,19 @@ def _print_box(title: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, 2 after an error of the user's, 130 after ctrl-C.
+    """Run the command line and return its exit status: see ``status_of``."""
 
-    Where nobody reads what is printed any more, as after ``| head``, it ends quietly with 1.
-    """
-    stdout = sys.stdout
-    try:
+    def command() -> None:
         args = build_parser().parse_args(argv)
         cfg = setup_cfg(args)
         check(cfg, args)
         run(cfg, args)
-        sys.stdout.flush()
-    except UserError as error:
-        return _failed(str(error))
-    except FloatingPointError as error:
-        return _failed(f"{error} (try PREC fp32, or a lower OPTIM.LR)")
-    except BrokenPipeError:
-        # Else Python complains when it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-        return 1
-    except OSError as error:
-        parts = error.filename2 or error.filename, error.strerror or error
-        reason = ": ".join(str(part) for part in parts if part)
-        return _failed(f"{reason}; make room there, or give another --output-dir")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    finally:
-        if sys.stdout is not stdout:  # the copy to log.txt
-            sys.stdout.close()
-            sys.stdout = stdout
-    return 0
 
-
-def _failed(message: str) -> int:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
-    return 2
+    return status_of(
+        command,
+        room="make room there, or give another --output-dir",
+        interrupted="interrupted; the same command goes on from the last checkpoint",
+    )
 
 
 if __name__ == "__main__":

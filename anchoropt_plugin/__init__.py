@@ -1,10 +1,13 @@
 """AnchorOPT as a plug-in for prompt learners on CLIP: learned anchor tokens and their positions.
 
 Importing this package makes ``import dassl`` work: where Dassl is not installed, the package's own
-runtime answers; where it is, Dassl itself does, with what is broken on today's torch repaired.
+runtime answers; where it is, Dassl itself does, with what is broken on today's torch repaired. Its
+default configuration gets the keys of ``TRAINER.ANCHOROPT``.
 """
 
 from __future__ import annotations
+
+import importlib
 
 from .anchors import AnchorTokens
 from .config import extend_cfg
@@ -33,3 +36,4 @@ __all__ = [
 __version__ = VERSION
 
 _install_runtime()
+extend_cfg(importlib.import_module("dassl.config.defaults")._C)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from yacs.config import CfgNode
 
 from .anchors import StageOne
 from .errors import UserError, nearest
@@ -64,7 +67,7 @@ class AnchorOPTConfig:
         ensemble: average with the anchors' logits at test: "auto" does so where a class was not
             among those trained on.
 
-    >>> AnchorOPTConfig(preset="reference").position
+    >>> AnchorOPTConfig.with_arguments({"preset": "reference"}).position
     'gumbel'
     """
 
@@ -125,30 +128,40 @@ class AnchorOPTConfig:
         ]
         if faults:
             raise UserError("TRAINER.ANCHOROPT: " + "; ".join(faults))
-        for key, value in PRESETS[self.preset].items():
-            if getattr(self, key) == _DEFAULTS[key]:
-                object.__setattr__(self, key, value)
 
     @classmethod
     def from_cfg(cls, cfg: Any, **arguments: Any) -> AnchorOPTConfig:
-        """Read ``cfg.TRAINER.ANCHOROPT``; ``arguments`` fill in keys it leaves at their default.
+        """Read ``cfg.TRAINER.ANCHOROPT``; ``arguments`` fill in keys that were not given there.
+
+        A node that does not remember which keys were given, as one that a host made itself, has
+        been given those that are not at their default.
 
         Raises:
             UserError: naming every value that cannot be.
         """
         # A train.py that never called extend_cfg has no such keys, and so gives none.
         node = cfg.TRAINER.get("ANCHOROPT") or {}
-        given = {name: node.get(name.upper(), _DEFAULTS[name]) for name in _DEFAULTS}
-        given = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
+        told: Any = getattr(node, "given", ())
+        values = {name: node[name.upper()] for name in _DEFAULTS if name.upper() in node}
+        given = {
+            name: value
+            for name, value in values.items()
+            if name.upper() in told or value != _DEFAULTS[name]
+        }
         return cls.with_arguments({**arguments, **given})
 
     @classmethod
     def with_arguments(cls, arguments: dict[str, Any]) -> AnchorOPTConfig:
-        """The defaults with some changed by name; an unknown name is a ``UserError``."""
+        """The defaults with some changed by name: by a preset, then by what was asked for.
+
+        Raises:
+            UserError: an unknown name, or a value that cannot be.
+        """
         for name in arguments:
             if name not in _DEFAULTS:
                 raise UserError(f"@anchoropt has no setting {name!r}{nearest(name, _DEFAULTS)}")
-        return cls(**arguments)
+        preset = PRESETS.get(arguments.get("preset", ""), {})
+        return cls(**{**preset, **arguments})
 
     def stage_one(self, steps: int) -> StageOne:
         """The settings of stage 1, where an epoch counts ``steps`` steps."""
@@ -180,6 +193,29 @@ class AnchorOPTConfig:
 _DEFAULTS = {field.name: field.default for field in fields(AnchorOPTConfig)}
 
 
+class Settings(CfgNode):
+    """``TRAINER.ANCHOROPT``: a node that remembers which of its keys were given a value.
+
+    So a key that is given its default, too, wins over an argument of ``@anchoropt``.
+
+    >>> node = Settings({"POSITION": "sinkhorn", "ANCHOR_LEN": 1}).clone()
+    >>> node.merge_from_list(["POSITION", "sinkhorn"])
+    >>> sorted(node.clone().given)
+    ['POSITION']
+    """
+
+    given: set[str]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.__dict__.setdefault("given", set()).add(key)
+        super().__setitem__(key, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Settings:
+        copy = type(self)(dict(self))
+        copy.__dict__.update(deepcopy(self.__dict__, memo))
+        return copy
+
+
 def extend_cfg(cfg: Any) -> None:
     """Add ``TRAINER.ANCHOROPT`` with its defaults to a yacs configuration of a Dassl repository.
 
@@ -187,7 +223,9 @@ def extend_cfg(cfg: Any) -> None:
     """
     node = cfg.TRAINER.get("ANCHOROPT")
     if node is None:
-        node = cfg.TRAINER.ANCHOROPT = type(cfg)()
+        defaults = {name.upper(): default for name, default in _DEFAULTS.items()}
+        cfg.TRAINER.ANCHOROPT = Settings(defaults)
+        return
     for name, default in _DEFAULTS.items():
         if name.upper() not in node:
             node[name.upper()] = default

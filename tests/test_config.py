@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from yacs.config import CfgNode
 
 from anchoropt_plugin import UserError, extend_cfg
 from anchoropt_plugin.config import AnchorOPTConfig
+from dassl.config import get_cfg_default
 
 PUBLIC_DEFAULTS = {
     "USE_ANCHOROPT": False,
@@ -52,6 +55,29 @@ def test_given_keys_win_over_arguments_and_arguments_over_defaults():
     assert (settings.kd_weight, settings.position) == (5.0, "gumbel")
     with pytest.raises(UserError, match=r"no setting 'positon'.*'position'"):
         AnchorOPTConfig.from_cfg(cfg(), positon="gumbel")
+
+
+def test_a_key_that_is_given_its_default_wins_over_arguments():
+    node = cfg()
+    assert AnchorOPTConfig.from_cfg(node.clone(), position="gumbel").position == "gumbel"
+    node.merge_from_list(["TRAINER.ANCHOROPT.POSITION", "sinkhorn"])
+    for same in (node, node.clone(), pickle.loads(pickle.dumps(node))):
+        assert AnchorOPTConfig.from_cfg(same, position="gumbel").position == "sinkhorn"
+        assert AnchorOPTConfig.from_cfg(same, preset="reference").position == "sinkhorn"
+
+
+def test_dassl_s_default_configuration_has_the_keys():
+    node = get_cfg_default()
+    node.merge_from_list(["TRAINER.ANCHOROPT.KD_WEIGHT", "2.5"])
+    assert AnchorOPTConfig.from_cfg(node).kd_weight == 2.5
+    assert AnchorOPTConfig.from_cfg(get_cfg_default()) == AnchorOPTConfig()
+
+
+def test_a_host_s_own_node_keeps_working():
+    node = get_cfg_default()
+    node.TRAINER.ANCHOROPT = CfgNode({"USE_ANCHOROPT": False, "KD_WEIGHT": 100.0})
+    settings = AnchorOPTConfig.from_cfg(node, position="gumbel", kd_weight=7.0)
+    assert (settings.position, settings.kd_weight) == ("gumbel", 100.0)
 
 
 def test_a_configuration_that_never_heard_of_the_keys_gives_the_defaults():

@@ -82,6 +82,17 @@ def test_a_module_that_dassl_has_and_the_runtime_has_not():
 # Broken in the two ways in which Dassl is on today's torch, and no further.
 LOOK_ALIKE = {
     "dassl/__init__.py": "",
+    "dassl/config/__init__.py": """
+        from .defaults import _C
+
+        def get_cfg_default():
+            return _C.clone()
+        """,
+    "dassl/config/defaults.py": """
+        from yacs.config import CfgNode
+
+        _C = CfgNode({"TRAINER": {"NAME": ""}})
+        """,
     "dassl/optim/__init__.py": "from .lr_scheduler import ConstantWarmupScheduler\n",
     "dassl/optim/lr_scheduler.py": """
         from torch.optim.lr_scheduler import LRScheduler
@@ -138,6 +149,7 @@ LOOK_ALIKE = {
         runtime.install()
         runtime.install()
         import dassl.utils.torchtools
+        from dassl.config import get_cfg_default
         from dassl.optim import ConstantWarmupScheduler
 
         def scheduler():
@@ -169,6 +181,8 @@ LOOK_ALIKE = {
         print(json.dumps({
             "file": dassl.__file__,
             "messages": messages,
+            "keys": [*get_cfg_default(), *get_cfg_default().TRAINER],
+            "position": get_cfg_default().TRAINER.ANCHOROPT.POSITION,
             "same": dassl.utils.load_checkpoint is dassl.utils.torchtools.load_checkpoint,
             "rates": rates,
             "resumed": advance(optimizer, schedule, 2),
@@ -197,5 +211,7 @@ def test_an_installed_dassl_wins_and_is_repaired(tmp_path):
     assert "dassl.optim.lr_scheduler" in report["messages"][0]
     assert "dassl.utils.load_checkpoint" in report["messages"][1]
     assert report["same"]
+    assert report["keys"] == ["TRAINER", "NAME", "ANCHOROPT"]
+    assert report["position"] == "sinkhorn"
     assert report["rates"][:2] == [1e-5, 0.1]
     assert report["resumed"] == pytest.approx(report["rates"][2:])

@@ -131,6 +131,9 @@ class _Config(CfgNode):
         merge_dict(self, cfg_other, source="the other config")
 
 
+_C = _Config(_DEFAULTS)
+
+
 def get_cfg_default() -> CfgNode:
     """Return a new configuration tree with the default values.
 
@@ -139,4 +142,4 @@ def get_cfg_default() -> CfgNode:
     >>> cfg.OPTIM.LR, cfg.INPUT.SIZE
     (1.0, (32, 32))
     """
-    return _Config(_DEFAULTS)
+    return _C.clone()

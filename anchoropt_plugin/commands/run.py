@@ -1,0 +1,111 @@
+"""Run a repository's own train.py as it is: --trainer X_AnchorOPT works for every trainer X of it.
+
+    python -m anchoropt_plugin run train.py --trainer CoOp_AnchorOPT ...
+
+Nothing in the repository is changed. The keys of TRAINER.ANCHOROPT can be given as KEY VALUE, as
+all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..config import extend_cfg
+from ..errors import UserError
+from ..on_demand import two_stages_on_demand
+
+HELP = "run a repository's own train.py with --trainer X_AnchorOPT"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("script", help="the train.py")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="its own flags and KEY VALUE"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the script as ``python script ...`` would; its ``sys.exit`` goes through.
+
+    Returns:
+        0, or 1 where the script fails with an exception of its own, which is printed as ever.
+
+    Raises:
+        UserError: there is no such script, or the script ran into one.
+    """
+    script = Path(args.script)
+    if not script.is_file():
+        raise UserError(f"there is no script {script}: give the path of the repository's train.py")
+    with _in_place_of_python(script, args.arguments), two_stages_on_demand(), _keeping_our_keys():
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except (UserError, BrokenPipeError):
+            raise
+        except Exception as error:
+            # A script may wrap what it catches.
+            for cause in _causes(error):
+                if isinstance(cause, UserError):
+                    raise cause from None
+            sys.excepthook(type(error), error, _below_runpy(error))
+            return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _in_place_of_python(script: Path, arguments: list[str]) -> Iterator[None]:
+    """``sys.argv`` and ``sys.path[0]`` as the script expects them, and its own ``clip``."""
+    argv, path = list(sys.argv), list(sys.path)
+    folder = script.resolve().parent
+    sys.argv[:] = [str(script), *arguments]
+    sys.path[0] = str(folder)
+    # The plug-in found a clip before the script's folder was on the path; forks of it differ.
+    loaded = getattr(sys.modules.get("clip"), "__file__", None)
+    if (folder / "clip").is_dir() and loaded and folder not in Path(loaded).resolve().parents:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "clip"]:
+            del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.argv[:], sys.path[:] = argv, path
+
+
+@contextlib.contextmanager
+def _keeping_our_keys() -> Iterator[None]:
+    """``clean_cfg`` drops the keys of all trainers but one: not those of AnchorOPT meanwhile."""
+    config: Any = importlib.import_module("dassl.config")
+    clean_cfg = config.clean_cfg
+
+    def clean_but_keep(cfg: Any, trainer: str) -> None:
+        clean_cfg(cfg, trainer)
+        extend_cfg(cfg)
+
+    config.clean_cfg = clean_but_keep
+    try:
+        yield
+    finally:
+        config.clean_cfg = clean_cfg
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _below_runpy(error: BaseException) -> Any:
+    """The part of the trace that is the script's."""
+    trace = error.__traceback__
+    while trace and trace.tb_next and trace.tb_frame.f_code.co_filename in (__file__, *_RUNPY):
+        trace = trace.tb_next
+    return trace
+
+
+_RUNPY = (runpy.__file__, "<frozen runpy>")
