@@ -22,6 +22,18 @@ from .results import outcome
 from .worker import perform
 
 
+def prepare_server() -> Any:
+    """The multiprocessing context whose processes are forked where everything is imported."""
+    # Read by the server when it starts, which is before anything is computed.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(REPOSITORY) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), *paths]))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([perform.__module__])
+    return context
+
+
 class Event(NamedTuple):
     """What happened to a run: it is ``started``, ``at`` an epoch, ``finished`` or ``failed``."""
 
@@ -82,12 +94,7 @@ class _Machine:
     """The processes at work, and what they are to know of each other."""
 
     def __init__(self, workers: int) -> None:
-        # Read when the server of forks starts, which is before anything is computed.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([perform.__module__])
+        self.context = prepare_server()
         devices = gpus() or [""]
         self.free = [devices[number % len(devices)] for number in range(workers)]
         self.places: list[_Place] = []

@@ -55,6 +55,7 @@ class Method:
             method without them trains.
         reference: the row that its difference is taken to; empty: none.
         factor: in an ablation, what is varied here, and to what.
+        defaults: in an ablation, of the row that nothing is varied in: the values of all factors.
         trained: whether it is trained at all.
     """
 
@@ -66,6 +67,7 @@ class Method:
     at_test: Settings = field(default_factory=dict)
     reference: str = ""
     factor: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
 
     @property
@@ -102,7 +104,7 @@ class Run:
     argv: tuple[str, ...]
     folder: Path
     model: Path | None
-    settings: Settings = field(repr=False, hash=False)
+    settings: Settings = field(repr=False)
 
     @property
     def trains(self) -> bool:

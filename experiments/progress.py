@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,14 +18,13 @@ from rich.progress import (
 )
 
 from .execution import Event
-from .plan import Run
 from .results import newest_log
 
 
 def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]:
     """Show a bar over all ``total`` runs and one for each at work; return those that failed."""
     failed: list[Event] = []
-    bars: dict[Run, TaskID] = {}
+    bars: dict[Path, TaskID] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     times = TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, *times, console=console, refresh_per_second=4) as progress:
@@ -32,12 +32,12 @@ def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]
         for event in events:
             name = escape(str(event.run))
             if event.kind == "started":
-                bars[event.run] = progress.add_task(name, total=None)
+                bars[event.run.folder] = progress.add_task(name, total=None)
             elif event.kind == "at":
-                progress.update(bars[event.run], completed=event.epoch, total=event.epochs)
+                progress.update(bars[event.run.folder], completed=event.epoch, total=event.epochs)
             else:
-                if event.run in bars:
-                    progress.remove_task(bars.pop(event.run))
+                if event.run.folder in bars:
+                    progress.remove_task(bars.pop(event.run.folder))
                 progress.advance(everything)
                 if event.kind == "failed":
                     failed.append(event)

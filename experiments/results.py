@@ -101,7 +101,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def results(jobs: Iterable[Job]) -> pd.DataFrame:
     """One row a finished run: its place in the tables, its numbers, its facts, every setting."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in (run for job in jobs for run in job.runs):
         numbers = outcome(run)
         if numbers:
@@ -116,6 +116,7 @@ def results(jobs: Iterable[Job]) -> pd.DataFrame:
                     "score": run.score,
                     "shots": run.shots,
                     "seed": run.seed,
+                    "trained": run.method.trained,
                     "accuracy": numbers["accuracy"],
                     "macro_f1": numbers["macro_f1"],
                     "correct": int(numbers["correct"]),

@@ -41,11 +41,17 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of methods, columns of scores and their summary."""
+    """Rows of methods, columns of scores and their summary.
+
+    Attributes:
+        rows: by method, then by column; a cell without a finished run is missing.
+        seeds: how many each method is to have: one where nothing is trained.
+    """
 
     title: str
     columns: Sequence[str]
     rows: dict[str, dict[str, Cell]]
+    seeds: dict[str, int]
 
     @property
     def published(self) -> bool:
@@ -85,7 +91,7 @@ def tables(results: pd.DataFrame, protocol: Protocol) -> list[Table]:
 def _averaged(results: pd.DataFrame) -> pd.DataFrame:
     """For each method, score and seed the mean over all groups; what lacks one is left out."""
     keys = ["method", "reference", "trainer", "score", "seed"]
-    same = ["shots", "MODEL.BACKBONE.NAME"]
+    same = ["shots", "trained", "MODEL.BACKBONE.NAME"]
     groups = results.groupby(keys, sort=False)
     whole = groups["group"].nunique() == results["group"].nunique()
     means = groups["accuracy"].mean().to_frame().join(groups[same].first())
@@ -124,7 +130,9 @@ def _table(group: str, results: pd.DataFrame, protocol: Protocol, title: str) ->
                 theirs = summary.of([reference[score].mean() for score in over])
                 cells[summary.name] = cells[summary.name]._replace(delta=summary.of(means) - theirs)
         rows[method] = {name: cell for name, cell in cells.items() if cell.seeds}
-    table = Table(title, [*scores, summary.name], rows)
+    trained = dict(zip(results["method"], results["trained"], strict=True))
+    seeds = {method: len(protocol.seeds) if trained[method] else 1 for method in rows}
+    table = Table(title, [*scores, summary.name], rows, seeds)
     return _beside_published(table, group, results, protocol)
 
 

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 import train
-from anchoropt_plugin.runtime.config import write_record
+from anchoropt_plugin.checkpoints import atomic_write
+from anchoropt_plugin.runtime.config.record import RECORD
 from anchoropt_plugin.version import VERSION
 
 from .plan import Run
@@ -78,7 +79,8 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
     write_facts(_facts(time.time() - started, commit), run.folder)
     if not run.trains:
         args = train.build_parser().parse_args(list(run.argv))
-        write_record(train.setup_cfg(args), run.folder)  # train.py writes that of a training
+        with atomic_write(run.folder / RECORD) as file:  # train.py writes that of a training
+            file.write(train.setup_cfg(args).dump().encode())
 
 
 def _end_with_parent() -> None:
