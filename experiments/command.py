@@ -13,10 +13,12 @@ from rich.console import Console
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.command_line import Parser
+from anchoropt_plugin.errors import nearest
+from anchoropt_plugin.runtime.config.merge import read_yaml
 
 from .estimate import Estimate, estimate
 from .execution import EXECUTORS, default_workers, left
-from .files import REPOSITORY
+from .files import REPOSITORY, find
 from .plan import Job, Method, plan
 from .progress import follow, tell_failures
 from .protocols import Protocol
@@ -74,6 +76,22 @@ def chosen(args: argparse.Namespace, preset: dict[str, Any], name: str, default:
     """What the command line says, or the preset, or nobody."""
     given = getattr(args, name)
     return given if given is not None else preset.get(name, default)
+
+
+def read_preset(folder: Path, name: str | None, keys: Sequence[str]) -> dict[str, Any]:
+    """A preset's yaml, or nothing.
+
+    Raises:
+        UserError: there is no such preset, or it has a key that is unknown.
+    """
+    if name is None:
+        return {}
+    path = find(folder, name, "preset")
+    values = read_yaml(path)
+    for key in values:
+        if key not in keys:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(key, keys)}")
+    return values
 
 
 def run_experiment(experiment: Experiment, args: argparse.Namespace, command: str) -> int:

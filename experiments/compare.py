@@ -9,11 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.errors import nearest
-from anchoropt_plugin.runtime.config.merge import read_yaml
 
-from .command import Experiment, add_opts, build_parser, chosen, run_experiment
-from .files import CONFIGS, REPOSITORY, find
+from .command import Experiment, add_opts, build_parser, chosen, read_preset, run_experiment
+from .files import CONFIGS, REPOSITORY
 from .plan import Method, host_method
 from .protocols import read_protocol
 from .published import published_settings
@@ -65,22 +63,6 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     return run_experiment(experiment, args, command)
 
 
-def read_preset(folder: Any, name: str | None, keys: Sequence[str]) -> dict[str, Any]:
-    """A preset's yaml, or nothing.
-
-    Raises:
-        UserError: there is no such preset, or it has a key that is unknown.
-    """
-    if name is None:
-        return {}
-    path = find(folder, name, "preset")
-    values = read_yaml(path)
-    for key in values:
-        if key not in keys:
-            raise UserError(f"{path}: unknown key {key!r}{nearest(key, keys)}")
-    return values
-
-
 def _methods(
     hosts: Sequence[str], config: str | None, preset: dict[str, Any], datasets: Sequence[str]
 ) -> list[Method]:
@@ -105,9 +87,7 @@ def _methods(
         ]
     if preset.get("zero_shot", True):
         first = methods[0]
-        methods.insert(
-            0, Method("ZeroshotCLIP", "ZeroshotCLIP", first.config, trained=False)
-        )
+        methods.insert(0, Method("ZeroshotCLIP", "ZeroshotCLIP", first.config, trained=False))
     return methods
 
 

@@ -113,7 +113,7 @@ class _Machine:
 
     def events(self, jobs: list[Job]) -> Iterator[Event]:
         waiting = [(job, left(job)) for job in jobs]
-        waiting = [(job, runs) for job, runs in waiting if runs]
+        waiting = _leaders_first([(job, runs) for job, runs in waiting if runs])
         while waiting or self.places:
             while self.free and (number := self._next(waiting)) is not None:
                 job, runs = waiting.pop(number)
@@ -187,6 +187,16 @@ class _Machine:
             self._anchors_of(place, are_learned=False)
             self.places.remove(place)
             self.free.append(place.device)
+
+
+def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list[Run]]]:
+    """The first job of each stage 1 in front, as others wait for its anchors; then the rest."""
+    first: dict[str, Job] = {}
+    for job, _ in waiting:
+        first.setdefault(job.anchors, job)
+    leads = [bool(job.anchors) and first[job.anchors] is job for job, _ in waiting]
+    pairs = sorted(zip(leads, waiting, strict=True), key=lambda pair: not pair[0])
+    return [entry for _, entry in pairs]
 
 
 def left(job: Job) -> list[Run]:

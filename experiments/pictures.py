@@ -47,7 +47,9 @@ def bars(table: Table) -> Figure:
             label=method,
             error_kw={"elinewidth": 0.8},
         )
-        known = [(place, c.published.value) for place, c in zip(x, cells, strict=True) if c.published]
+        known = [
+            (place, c.published.value) for place, c in zip(x, cells, strict=True) if c.published
+        ]
         if known:
             axis.scatter(*zip(*known, strict=True), marker="D", color="black", s=14, zorder=3)
     axis.set_xticks(range(len(table.columns)), table.columns)
@@ -88,7 +90,9 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
         for name, of in factors.items()
     }
     last = table.columns[-1]
-    known = {name: {v: row[last] for v, row in of.items() if last in row} for name, of in known.items()}
+    known = {
+        name: {v: row[last] for v, row in of.items() if last in row} for name, of in known.items()
+    }
     known = {name: of for name, of in known.items() if len(of) > 1}
     if not known:
         return None
@@ -140,7 +144,9 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
             picture = axis.imshow(history[moment]["P"], vmin=0, vmax=1, cmap="viridis")
             axis.set_title(f"epoch {history[moment]['epoch']}", fontsize="small")
             axis.set_xticks(range(n_slots), tokens, fontsize="x-small")
-            axis.set_yticks(range(n_slots), [str(i + 1) for i in range(n_slots)], fontsize="x-small")
+            axis.set_yticks(
+                range(n_slots), [str(i + 1) for i in range(n_slots)], fontsize="x-small"
+            )
         for axis in row[len(moments) :]:
             axis.set_axis_off()
         row[0].set_ylabel(name, fontsize="small")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 import train
 from anchoropt_plugin import UserError
-from anchoropt_plugin.config import AnchorOPTConfig
+from anchoropt_plugin.config import LEARNED, AnchorOPTConfig
 from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.plugin import SUFFIX, TwoStages
 from anchoropt_plugin.runtime.config.check import flattened
@@ -54,7 +54,8 @@ class Method:
         at_test: keys and values that are set in tests alone: what is tested is the model that the
             method without them trains.
         reference: the row that its difference is taken to; empty: none.
-        factor: in an ablation, what is varied here, and to what.
+        factors: in an ablation, what is varied here, and to what,
+        factors_at_test: and what of that is varied in tests alone.
         defaults: in an ablation, of the row that nothing is varied in: the values of all factors.
         trained: whether it is trained at all.
     """
@@ -66,7 +67,8 @@ class Method:
     of_dataset: Mapping[str, Settings] = field(default_factory=dict)
     at_test: Settings = field(default_factory=dict)
     reference: str = ""
-    factor: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, Any] = field(default_factory=dict)
+    factors_at_test: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
 
@@ -77,8 +79,8 @@ class Method:
 
     def variant(self, tested: bool) -> str:
         """What stands behind the config file's name in folders, as ``-position=identity``."""
-        factor = self.factor if tested or not self.at_test else {}
-        text = "".join(f"-{name}={value}" for name, value in factor.items())
+        factors = {**self.factors, **self.factors_at_test} if tested else self.factors
+        text = "".join(f"-{name}={value}" for name, value in factors.items())
         return re.sub(r"[^\w.=-]+", "_", text)
 
 
@@ -91,6 +93,7 @@ class Run:
         folder: its output folder.
         model: the output folder of the run that it tests; None where it trains, or needs none.
         settings: all keys of its configuration and their values.
+        reported: whether its accuracy is the method's, or another run's with what is set at test.
         dataset: on which it is tested.
         group: of the table: the data set that is trained on.
     """
@@ -105,6 +108,7 @@ class Run:
     folder: Path
     model: Path | None
     settings: Settings = field(repr=False)
+    reported: bool = True
 
     @property
     def trains(self) -> bool:
@@ -147,7 +151,7 @@ def host_method(host: str, config: str, anchoropt: bool, **rest: Any) -> Method:
 def plan(
     protocol: Protocol, methods: Sequence[Method], root: Path, output: Path, opts: Sequence[str]
 ) -> list[Job]:
-    """The jobs of an experiment, those first whose anchors others wait for.
+    """The jobs of an experiment.
 
     Args:
         protocol: says on what is trained and tested.
@@ -159,21 +163,17 @@ def plan(
     Raises:
         UserError: something in it cannot be run; nothing is written.
     """
-    jobs: dict[Path, Job] = {}
+    jobs: dict[Path, dict[Path, Run]] = {}
     planner = _Planner(protocol, root, output, opts)
     for dataset in protocol.datasets:
         for shots in protocol.shots:
             for method in methods:
                 for seed in protocol.seeds if method.trained else protocol.seeds[:1]:
                     for run in planner.runs(method, dataset, shots, seed):
-                        job = jobs.setdefault(run.model or run.folder, Job([]))
-                        job.runs.append(run)
-                        if run.trains:
-                            job.anchors = planner.anchors(run)
-    empty = [run for job in jobs.values() for run in job.runs[:1] if run.model]
-    if empty:
-        raise UserError(f"nothing trains what {empty[0]} is to test")
-    return _leaders_first(list(jobs.values()))
+                        runs = jobs.setdefault(run.model or run.folder, {})
+                        if run.reported or run.folder not in runs:
+                            runs[run.folder] = run
+    return [_job(list(runs.values())) for runs in jobs.values()]
 
 
 @dataclass
@@ -191,10 +191,9 @@ class _Planner:
                 yield from self._tests(part, *common, trained=None)
             return
         base = self._run(self.protocol.train, *common, dataset, tested=False)
+        yield replace(base, reported=not method.at_test)
         if method.at_test:
             yield from self._tests(self.protocol.train, *common, trained=base)
-        else:
-            yield base
         for part in self.protocol.tests:
             yield from self._tests(part, *common, trained=base)
 
@@ -258,17 +257,18 @@ class _Planner:
             settings=dict(flattened(yaml.safe_load(cfg.dump()))),
         )
 
-    def anchors(self, run: Run) -> str:
-        """What the run's stage 1 depends on, or nothing."""
-        if not issubclass(TRAINER_REGISTRY.get(run.method.trainer), TwoStages):
-            return ""
-        node = {key: run.settings[f"TRAINER.ANCHOROPT.{key}"] for key in _NOT_SHARED}
-        if node != _NOT_SHARED:
-            return ""
-        return repr([run.settings[key] for key in STAGE_ONE])
+
+def _job(runs: list[Run]) -> Job:
+    first = runs[0]
+    if not first.trains or not issubclass(TRAINER_REGISTRY.get(first.method.trainer), TwoStages):
+        return Job(runs)
+    if any(first.settings[f"{_NODE}.{key}"] != value for key, value in _NOT_SHARED.items()):
+        return Job(runs)
+    return Job(runs, repr([first.settings[key] for key in STAGE_ONE]))
 
 
-_NOT_SHARED = {"ANCHOR_WEIGHTS": "", "ANCHOR_CE_WEIGHT": 0.0}
+_NODE = "TRAINER.ANCHOROPT"
+_NOT_SHARED = {"ANCHOR": LEARNED, "ANCHOR_WEIGHTS": "", "ANCHOR_CE_WEIGHT": 0.0}
 """Another value than these, and no stage 1 is run, or one of the run's own."""
 
 
@@ -291,13 +291,3 @@ def _context(cfg: CfgNode) -> dict[str, Any]:
         "csc": host.get("CSC", False),
         "ctp": host.get("CLASS_TOKEN_POSITION", "end"),
     }
-
-
-def _leaders_first(jobs: list[Job]) -> list[Job]:
-    """Put the first job of each stage 1 in front: the others can then go side by side."""
-    first: dict[str, Job] = {}
-    for job in jobs:
-        if job.anchors:
-            first.setdefault(job.anchors, job)
-    leaders = list(first.values())
-    return [*leaders, *(job for job in jobs if job not in leaders)]

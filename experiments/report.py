@@ -1,4 +1,4 @@
-"""The report: results.csv, the tables in three formats, and one page that needs nothing beside it."""
+"""The report: results.csv, the tables in three formats, and a page that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_report(
         for says, figure in _figures(experiment, jobs, made)
     ]
     strong = {method.name for method in experiment.methods if method.trainer.endswith(SUFFIX)}
-    strong -= {method.name for method in experiment.methods if method.factor}
+    strong -= {method.name for method in experiment.methods if method.factors}
     page = folder / "report.html"
     _write(
         page,
@@ -91,8 +91,9 @@ def _figures(
             if lines is not None:
                 yield f"{table.title}: each factor alone, the others at their default", lines
         elif numeric:
-            yield f"{table.title}: accuracy over the pictures a class", (
-                pictures.few_shot_curves(table)
+            yield (
+                f"{table.title}: accuracy over the pictures a class",
+                (pictures.few_shot_curves(table)),
             )
         else:
             yield f"{table.title}: accuracy, bars show the deviation", pictures.bars(table)
@@ -120,8 +121,9 @@ def _factors(experiment: Experiment) -> dict[str, dict[str, str]]:
     """For each factor that is varied alone, from its values, in order, to the methods' names."""
     found: dict[str, dict[str, str]] = {}
     for method in experiment.methods:
-        if len(method.factor) == 1:
-            for name, value in method.factor.items():
+        varied = {**method.factors, **method.factors_at_test}
+        if len(varied) == 1:
+            for name, value in varied.items():
                 found.setdefault(name, {})[str(value)] = method.name
     defaults = {m.name: m.defaults for m in experiment.methods if m.defaults}
     for default, values in defaults.items():

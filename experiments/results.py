@@ -99,11 +99,15 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
+def _factors(run: Run) -> dict[str, Any]:
+    return {**run.method.factors, **run.method.factors_at_test}
+
+
 def results(jobs: Iterable[Job]) -> pd.DataFrame:
     """One row a finished run: its place in the tables, its numbers, its facts, every setting."""
     rows: list[dict[str, Any]] = []
     for run in (run for job in jobs for run in job.runs):
-        numbers = outcome(run)
+        numbers = outcome(run) if run.reported else {}
         if numbers:
             rows.append(
                 {
@@ -124,7 +128,7 @@ def results(jobs: Iterable[Job]) -> pd.DataFrame:
                     "does": "train" if run.trains else "test",
                     **read_facts(run.folder),
                     "folder": str(run.folder),
-                    **{f"factor.{name}": value for name, value in run.method.factor.items()},
+                    **{f"factor.{name}": value for name, value in _factors(run).items()},
                     **run.settings,
                 }
             )

@@ -84,7 +84,9 @@ def tables(results: pd.DataFrame, protocol: Protocol) -> list[Table]:
         for group, part in results.groupby("group", sort=False)
     ]
     if len(out) > 1:
-        out.append(_table(AVERAGE, _averaged(results), protocol, f"average of {len(out)} data sets"))
+        out.append(
+            _table(AVERAGE, _averaged(results), protocol, f"average of {len(out)} data sets")
+        )
     return out
 
 
@@ -158,9 +160,7 @@ def _cell(
     )
 
 
-def _beside_published(
-    table: Table, group: str, results: pd.DataFrame, protocol: Protocol
-) -> Table:
+def _beside_published(table: Table, group: str, results: pd.DataFrame, protocol: Protocol) -> Table:
     place = {
         "protocol": protocol.name,
         "backbone": results["MODEL.BACKBONE.NAME"].iloc[0],
