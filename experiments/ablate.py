@@ -10,7 +10,7 @@ from pathlib import Path
 from anchoropt_plugin import UserError
 from anchoropt_plugin.runtime.config.merge import read_yaml
 
-from .command import Experiment, add_opts, build_parser, chosen, read_preset, run_experiment
+from .command import Experiment, build_parser, chosen, parse, read_preset, run_experiment
 from .factors import parse_grid, varied
 from .files import CONFIGS, REPOSITORY
 from .plan import Method, host_method
@@ -49,8 +49,8 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         default=None,
         help="vary each factor alone, not all combinations",
     )
-    add_opts(parser)
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parse(parser, words)
     preset = read_preset(PRESETS, args.preset, KEYS)
     protocol = read_protocol(chosen(args, preset, "protocol", "base2new")).with_changes(
         {key: chosen(args, preset, key) for key in ("datasets", "shots", "seeds")}
@@ -74,5 +74,5 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     ]
     about = ABOUT.format(host=host, default=default.name)
     experiment = Experiment(f"Ablation of AnchorOPT on {host}", about, protocol, methods)
-    command = shlex.join(["python", "scripts/ablate.py", *(argv or sys.argv[1:])])
+    command = shlex.join(["python", "scripts/ablate.py", *words])
     return run_experiment(experiment, args, command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from .report import write_report
 from .results import results
 from .tables import tables
 from .text import markdown, rich_table
+
+KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
+"""What a config key looks like."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,20 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_opts(parser: argparse.ArgumentParser) -> None:
-    """Add the KEY VALUE pairs, which come last."""
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse flags and the KEY VALUE pairs behind them, which end a flag of several words, too."""
     parser.add_argument(
         "opts",
-        nargs=argparse.REMAINDER,
+        nargs="*",
         metavar="KEY VALUE",
         help="config keys and values for all runs, after all flags: OPTIM.MAX_EPOCH 10",
     )
+    at = next((at for at, word in enumerate(argv) if KEY.fullmatch(word)), len(argv))
+    args = parser.parse_args(argv[:at])
+    if args.opts:
+        raise UserError(f"{args.opts[0]!r} is neither a flag nor a config key; see --help")
+    args.opts = list(argv[at:])
+    return args
 
 
 def chosen(args: argparse.Namespace, preset: dict[str, Any], name: str, default: Any = None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from anchoropt_plugin import UserError
 
-from .command import Experiment, add_opts, build_parser, chosen, read_preset, run_experiment
+from .command import Experiment, build_parser, chosen, parse, read_preset, run_experiment
 from .files import CONFIGS, REPOSITORY
 from .plan import Method, host_method
 from .protocols import read_protocol
@@ -41,8 +41,8 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         default="both",
         help="hosts with AnchorOPT, without it, or both (default)",
     )
-    add_opts(parser)
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parse(parser, words)
     preset = read_preset(PRESETS, args.preset, KEYS)
     if args.datasets is None and args.preset is None and args.protocol is None:
         raise UserError("nothing to compare: give --preset, or --hosts, --config and --datasets")
@@ -58,7 +58,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     kept = [method for method in methods if _wanted(method, args.anchoropt)]
     names = {method.name for method in kept}
     kept = [replace(m, reference=m.reference if m.reference in names else "") for m in kept]
-    command = shlex.join(["python", "scripts/compare.py", *(argv or sys.argv[1:])])
+    command = shlex.join(["python", "scripts/compare.py", *words])
     experiment = Experiment("Hosts with and without AnchorOPT", ABOUT, protocol, kept)
     return run_experiment(experiment, args, command)
 

@@ -76,11 +76,11 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
                 file.write(f"{said}\n")
         to_parent.send(("failed", said.splitlines()[-1].removeprefix("error: ")))
         return
-    write_facts(_facts(time.time() - started, commit), run.folder)
-    if not run.trains:
+    if not run.trains:  # train.py writes that of a training
         args = train.build_parser().parse_args(list(run.argv))
-        with atomic_write(run.folder / RECORD) as file:  # train.py writes that of a training
+        with atomic_write(run.folder / RECORD) as file:
             file.write(train.setup_cfg(args).dump().encode())
+    write_facts(_facts(time.time() - started, commit), run.folder)
 
 
 def _end_with_parent() -> None:
