@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,8 +47,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         default=None,
         help="vary each factor alone, not all combinations",
     )
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = parse(parser, words)
+    args = parse(parser, argv)
     preset = read_preset(PRESETS, args.preset, KEYS)
     protocol = read_protocol(chosen(args, preset, "protocol", "base2new")).with_changes(
         {key: chosen(args, preset, key) for key in ("datasets", "shots", "seeds")}
@@ -74,5 +71,4 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     ]
     about = ABOUT.format(host=host, default=default.name)
     experiment = Experiment(f"Ablation of AnchorOPT on {host}", about, protocol, methods)
-    command = shlex.join(["python", "scripts/ablate.py", *words])
-    return run_experiment(experiment, args, command)
+    return run_experiment(experiment, args)

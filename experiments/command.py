@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from anchoropt_plugin import UserError
@@ -66,8 +69,12 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse flags and the KEY VALUE pairs behind them, which end a flag of several words, too."""
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse flags and the KEY VALUE pairs behind them, which end a flag of several words, too.
+
+    All words are kept as ``command``, to be told in the report.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     parser.add_argument(
         "opts",
         nargs="*",
@@ -79,6 +86,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     if args.opts:
         raise UserError(f"{args.opts[0]!r} is neither a flag nor a config key; see --help")
     args.opts = list(argv[at:])
+    args.command = shlex.join(["python", f"scripts/{parser.prog}", *argv])
     return args
 
 
@@ -104,13 +112,17 @@ def read_preset(folder: Path, name: str | None, keys: Sequence[str]) -> dict[str
     return values
 
 
-def run_experiment(experiment: Experiment, args: argparse.Namespace, command: str) -> int:
+def run_experiment(
+    experiment: Experiment,
+    args: argparse.Namespace,
+    more: Callable[[Sequence[Job], pd.DataFrame], pd.DataFrame] | None = None,
+) -> int:
     """Plan, run what is not finished, and report; 1 where runs failed, else 0.
 
     Args:
         experiment: what is run.
-        args: of a parser by ``build_parser``.
-        command: the command line, for the report.
+        args: what ``parse`` read.
+        more: makes further rows of those of the runs.
 
     Raises:
         UserError: the plan cannot be; nothing is written.
@@ -133,15 +145,17 @@ def run_experiment(experiment: Experiment, args: argparse.Namespace, command: st
     if table.empty:
         console.print("no run is finished: there is nothing to report")
         return 1
+    if more is not None and not failed:
+        table = pd.concat([table, more(jobs, table)], ignore_index=True)
     made = tables(table, experiment.protocol)
     for one in made:
         console.print(rich_table(one))
     page = write_report(
-        experiment, jobs, table, made, failed, args.output_dir, command, time.time() - started
+        experiment, jobs, table, made, failed, args.output_dir, args.command, time.time() - started
     )
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(markdown(experiment, made, table, command), encoding="utf-8")
+        args.markdown.write_text(markdown(experiment, made, table, args.command), encoding="utf-8")
     console.print(f"Report: {page}", soft_wrap=True)
     return 1 if failed else 0
 

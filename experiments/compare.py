@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,8 +39,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         default="both",
         help="hosts with AnchorOPT, without it, or both (default)",
     )
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = parse(parser, words)
+    args = parse(parser, argv)
     preset = read_preset(PRESETS, args.preset, KEYS)
     if args.datasets is None and args.preset is None and args.protocol is None:
         raise UserError("nothing to compare: give --preset, or --hosts, --config and --datasets")
@@ -58,9 +55,8 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     kept = [method for method in methods if _wanted(method, args.anchoropt)]
     names = {method.name for method in kept}
     kept = [replace(m, reference=m.reference if m.reference in names else "") for m in kept]
-    command = shlex.join(["python", "scripts/compare.py", *words])
     experiment = Experiment("Hosts with and without AnchorOPT", ABOUT, protocol, kept)
-    return run_experiment(experiment, args, command)
+    return run_experiment(experiment, args)
 
 
 def _methods(

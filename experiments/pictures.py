@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # a page needs no screen
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .history import read_log, read_positions
@@ -18,7 +19,9 @@ from .plan import Run
 from .tables import Cell, Table
 
 MOMENTS = 5
-"""Position matrices are shown at so many moments of training."""
+"""Position matrices are shown at so many moments of training,"""
+MATRICES = 8
+"""and of so many methods, the first ones."""
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list]]:
@@ -58,10 +61,9 @@ def bars(table: Table) -> Figure:
     return figure
 
 
-def _line(axis, x: Sequence[float], cells: Sequence[Cell], label: str) -> None:
-    axis.errorbar(
-        x, [c.mean for c in cells], yerr=[c.std or 0 for c in cells], label=label, marker="o"
-    )
+def _line(axis: Axes, x: Sequence[float], cells: Sequence[Cell], label: str, style: str) -> None:
+    deviations = [cell.std or 0 for cell in cells]
+    axis.errorbar(x, [c.mean for c in cells], deviations, fmt=style, label=label, capsize=2)
 
 
 def few_shot_curves(table: Table) -> Figure:
@@ -69,7 +71,9 @@ def few_shot_curves(table: Table) -> Figure:
     figure, ((axis,),) = _figure(1, 1, 8, 4)
     for method, row in table.rows.items():
         shots = [column for column in table.columns[:-1] if column in row]
-        _line(axis, [int(column) for column in shots], [row[column] for column in shots], method)
+        _line(
+            axis, [int(column) for column in shots], [row[column] for column in shots], method, "o-"
+        )
     axis.set_xscale("log", base=2)
     ticks = [int(column) for column in table.columns[:-1]]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -101,12 +105,25 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
     figure, axes = _figure(rows, columns, 10, 2.6 * rows)
     flat = [axis for line in axes for axis in line]
     for axis, (name, cells) in zip(flat, known.items(), strict=False):
-        _line(axis, range(len(cells)), list(cells.values()), name)
-        axis.set_xticks(range(len(cells)), list(cells), rotation=20 if len(cells) > 3 else 0)
+        style = "o-" if all(map(_is_number, cells)) else "o"  # names have no order
+        _line(axis, range(len(cells)), list(cells.values()), name, style)
+        axis.set_xticks(
+            range(len(cells)),
+            [value or "–" for value in cells],
+            rotation=20 if len(cells) > 3 else 0,
+        )
         axis.set(title=name, ylabel=f"{last}, %")
     for axis in flat[len(known) :]:
         axis.set_axis_off()
     return figure
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
@@ -131,8 +148,8 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
 
 def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
     """The relaxed position matrix at some moments of training, a row for each method."""
-    histories = {name: read_positions(folder) for name, folder in runs.items()}
-    histories = {name: found for name, found in histories.items() if found[0]}
+    found = {name: read_positions(folder) for name, folder in runs.items()}
+    histories = dict([entry for entry in found.items() if entry[1][0]][:MATRICES])
     if not histories:
         return None
     figure, axes = _figure(len(histories), MOMENTS, 10, 2.3 * len(histories) + 0.4)

@@ -49,11 +49,16 @@ def write_report(
     _write(folder / "tables.csv", csv_of(made))
     _write(folder / "tables.md", "\n".join(markdown_table(table) for table in made))
     _write(folder / "tables.tex", "\n".join(latex_table(table) for table in made))
-    figures = [
-        f'<figure><img alt="{html.escape(says)}" src="data:image/png;base64,{_png(figure)}">'
-        f"<figcaption>{html.escape(says)}</figcaption></figure>"
-        for says, figure in _figures(experiment, jobs, made)
-    ]
+    figures = []
+    for name, says, figure in _figures(experiment, jobs, made):
+        png = _png(figure)
+        with atomic_write(folder / f"{name}.png") as file:
+            file.write(png)
+        figures.append(
+            f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,'
+            f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(says)}</figcaption>'
+            "</figure>"
+        )
     strong = {method.name for method in experiment.methods if method.trainer.endswith(SUFFIX)}
     strong -= {method.name for method in experiment.methods if method.factors}
     page = folder / "report.html"
@@ -82,54 +87,51 @@ def write_report(
 
 def _figures(
     experiment: Experiment, jobs: Sequence[Job], made: Sequence[Table]
-) -> Iterator[tuple[str, Figure]]:
+) -> Iterator[tuple[str, str, Figure]]:
+    """Pictures with their names and what they show."""
     factors = _factors(experiment)
     for table in made:
-        numeric = len(table.columns) > 2 and all(c.isdecimal() for c in table.columns[:-1])
-        if factors:
-            lines = pictures.ablation_lines(table, factors)
-            if lines is not None:
-                yield f"{table.title}: each factor alone, the others at their default", lines
-        elif numeric:
-            yield (
-                f"{table.title}: accuracy over the pictures a class",
-                (pictures.few_shot_curves(table)),
-            )
+        title = table.title.replace(" ", "_")
+        lines = pictures.ablation_lines(table, factors)
+        if lines is not None:
+            says = f"{table.title}: each factor alone, the others at their default"
+            yield f"ablation_{title}", says, lines
+        elif len(table.columns) > 2 and all(name.isdecimal() for name in table.columns[:-1]):
+            says = f"{table.title}: accuracy over the pictures a class"
+            yield f"few_shot_{title}", says, pictures.few_shot_curves(table)
         else:
-            yield f"{table.title}: accuracy, bars show the deviation", pictures.bars(table)
+            says = f"{table.title}: accuracy; black bars show the deviation"
+            yield f"bars_{title}", says, pictures.bars(table)
     group = experiment.protocol.datasets[0]
     runs = pictures.folders_of([run for job in jobs for run in job.runs], group)
-    if not factors:
-        curves = pictures.training_curves(runs)
-        if curves is not None:
-            yield (
-                f"Training on {group}: loss and accuracy at each epoch; the band spans the seeds. "
-                "The losses are different objectives: AnchorOPT's adds a distillation.",
-                curves,
-            )
-    first = {name: folders[0] for name, folders in runs.items()}
-    matrices = pictures.position_matrices(first)
-    if matrices is not None:
-        yield (
-            f"The relaxed position matrix over training on {group}, first seed: row by row, how "
-            "likely which soft token (v) or anchor (A) stands in that slot of the context.",
-            matrices,
+    curves = None if factors else pictures.training_curves(runs)
+    if curves is not None:
+        says = (
+            f"Training on {group}: loss and accuracy at each epoch; the band spans the seeds. The "
+            "losses are different objectives: AnchorOPT's adds a distillation."
         )
+        yield "training", says, curves
+    matrices = pictures.position_matrices({name: folders[0] for name, folders in runs.items()})
+    if matrices is not None:
+        says = (
+            f"The relaxed position matrix over training on {group}, first seed: row by row, how "
+            "likely which soft token (v) or anchor (A) stands in that slot of the context. What is "
+            "used is a draw from it in training, and the likeliest order in tests."
+        )
+        yield "positions", says, matrices
 
 
 def _factors(experiment: Experiment) -> dict[str, dict[str, str]]:
     """For each factor that is varied alone, from its values, in order, to the methods' names."""
     found: dict[str, dict[str, str]] = {}
+    for default in experiment.methods:
+        for name, value in default.defaults.items():
+            found[name] = {str(value): default.name}
     for method in experiment.methods:
         varied = {**method.factors, **method.factors_at_test}
-        if len(varied) == 1:
+        if len(varied) == 1 and found.keys() >= varied.keys():
             for name, value in varied.items():
-                found.setdefault(name, {})[str(value)] = method.name
-    defaults = {m.name: m.defaults for m in experiment.methods if m.defaults}
-    for default, values in defaults.items():
-        for name, of in found.items():
-            if name in values:
-                of[str(values[name])] = default
+                found[name][str(value)] = method.name
     return {name: dict(sorted(of.items(), key=_by_number)) for name, of in found.items()}
 
 
@@ -163,11 +165,11 @@ def _made(results: pd.DataFrame, seconds: float) -> str:
     )
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _write(path: Path, text: str) -> None:

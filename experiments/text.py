@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from .command import Experiment
 
 CAPTION = (
-    "Accuracy in per cent, mean ± sample standard deviation over the seeds. Δ is the difference to "
-    "the row named in brackets, p that of the two-sided paired t-test over the seeds. {name} is "
-    "the {mean} mean of the accuracies averaged over seeds. A difference within the deviations "
-    "shows nothing."
+    "Accuracy in per cent, mean ± sample standard deviation over the seeds. {name} is the {mean} "
+    "mean of the accuracies averaged over seeds. Δ is the difference of a host with AnchorOPT to "
+    "the host without it, or of a changed AnchorOPT to the unchanged one; p is that of the "
+    "two-sided paired t-test over the seeds. A difference within the deviations shows nothing."
 )
 
 
