@@ -193,6 +193,30 @@ class AnchorTokens:
                 on_epoch(epoch, losses[-1])
         return cls(anchors.detach().cpu(), losses)
 
+    @classmethod
+    def random(cls, tower: TextTower, length: int) -> AnchorTokens:
+        """Tokens drawn from N(0, 0.02²), as soft tokens start: the control of stage 1."""
+        return cls(INIT_STD * torch.randn(length, tower.dim))
+
+    @classmethod
+    def of_words(cls, tower: TextTower, words: str, length: int) -> AnchorTokens:
+        """The embeddings of ``words``, which stay what they are; ``_`` stands for a blank.
+
+        Raises:
+            UserError: they are not ``length`` tokens.
+
+        >>> from anchoropt_plugin.clip_models import load_clip
+        >>> AnchorTokens.of_words(TextTower(load_clip("tiny")), "photo", 1).values.shape
+        torch.Size([1, 128])
+        """
+        tokens = tokenize([words.replace("_", " ")])
+        found = int(tokens.argmax()) - 1
+        if found != length:
+            raise UserError(
+                f"TRAINER.ANCHOROPT.ANCHOR {words!r} is {found} tokens: set ANCHOR_LEN {found}"
+            )
+        return cls(tower.embed(tokens)[0, 1 : 1 + length].detach().float().cpu())
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them whole or not at all, in the layout of published anchors."""
         content = {

@@ -13,7 +13,8 @@ from .errors import UserError, nearest
 from .hooks import POOLINGS
 from .position import RELAXATIONS
 
-ENSEMBLES = ("auto", "always", "never")
+ENSEMBLES = ("auto", "always", "never", "anchors")
+LEARNED, RANDOM = "learned", "random"
 
 PRESETS: dict[str, dict[str, Any]] = {
     "": {},
@@ -43,6 +44,7 @@ class AnchorOPTConfig:
         n_ctx: soft tokens of the host, where it has ``TRAINER.<HOST>.N_CTX``; 0 keeps the host's.
         preset: "" or "reference", what the released code does; it sets keys left at their default.
         anchor_len: anchor tokens K.
+        anchor: "learned" in stage 1; "random" draws, or words give their embeddings, as controls.
         anchor_weights: learned anchors to load (ours or published) instead of running stage 1.
         anchor_cache: folder where learned anchors are kept and shared; empty: the user's cache.
         descriptions: json ``{class name: [sentence, …]}`` for stage 1; empty: templates.
@@ -65,7 +67,7 @@ class AnchorOPTConfig:
         kd_weight: of the distillation.
         kd_temperature: T of the distillation.
         ensemble: average with the anchors' logits at test: "auto" does so where a class was not
-            among those trained on.
+            among those trained on; "anchors" takes theirs alone, as a control.
 
     >>> AnchorOPTConfig.with_arguments({"preset": "reference"}).position
     'gumbel'
@@ -78,6 +80,7 @@ class AnchorOPTConfig:
     n_ctx: int = 0
     preset: str = ""
     anchor_len: int = 1
+    anchor: str = LEARNED
     anchor_weights: str = ""
     anchor_cache: str = ""
     descriptions: str = ""
@@ -126,6 +129,10 @@ class AnchorOPTConfig:
         faults += [
             f"{key.upper()} must not be negative" for key in not_negative if getattr(self, key) < 0
         ]
+        if not self.anchor.strip():
+            faults.append(f"ANCHOR is {self.anchor!r}: {LEARNED}, {RANDOM}, or words")
+        if self.anchor_weights and self.anchor != LEARNED:
+            faults.append(f"ANCHOR_WEIGHTS holds learned anchors: it excludes ANCHOR {self.anchor}")
         if faults:
             raise UserError("TRAINER.ANCHOROPT: " + "; ".join(faults))
 

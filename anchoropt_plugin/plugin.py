@@ -13,7 +13,7 @@ from torch import Tensor
 from .anchors import PUBLISHED_FILE, AnchorTokens
 from .config import AnchorOPTConfig
 from .errors import UserError
-from .objective import PromptLoss, average
+from .objective import PromptLoss
 from .runtime.config.record import write_record
 from .stages import AnchorOPT
 from .wiring import HostParts, own_learning_rate
@@ -114,9 +114,7 @@ class TwoStages:
         run = self.anchoropt
         run.features.clear()
         logits = super().model_inference(*inputs)  # type: ignore[misc]
-        if run.averages(self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")):
-            return average(logits, run.logits())
-        return logits
+        return run.test_logits(logits, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
 
     def save_model(self: Any, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]

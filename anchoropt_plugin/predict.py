@@ -166,7 +166,8 @@ def _trainer_class(name: str) -> type:
         if name not in known:
             raise UserError(
                 f"the run's trainer {name!r} is not registered{nearest(name, known)}: import its "
-                f"module first (predict: --import MODULE); registered: {', '.join(sorted(known)) or 'none'}"
+                "module first (predict: --import MODULE); registered: "
+                f"{', '.join(sorted(known)) or 'none'}"
             )
         trainer: type = TRAINER_REGISTRY.get(name)
     return trainer

@@ -14,10 +14,10 @@ from torch import Tensor
 from . import anchors as stage_one
 from . import checkpoints, descriptions
 from .anchors import AnchorPrompts, AnchorTokens
-from .config import AnchorOPTConfig
+from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
 from .image_features import FirstFeatures
-from .objective import distillation
+from .objective import average, distillation
 from .text_encoder import TextTower
 from .wiring import HostParts
 
@@ -63,7 +63,7 @@ class AnchorOPT:
         return bool(self.position.anchors.any())
 
     def find_anchors(self, steps: int, images: stage_one.ImageBatches) -> None:
-        """Stage 1: load, recall or learn the anchors, and put them into the learner.
+        """Stage 1: load, recall, learn or make the anchors, and put them into the learner.
 
         Args:
             steps: of an epoch.
@@ -73,6 +73,9 @@ class AnchorOPT:
         if path:
             anchors = AnchorTokens.load(path)
             print(f"Stage 1: anchors loaded from {path}")
+        elif self.settings.anchor != LEARNED:
+            anchors = self._made()
+            print(f"Stage 1: left out, the anchors are {self.settings.anchor}")
         else:
             anchors = self._recalled_or_learned(steps, images)
         found, wanted = tuple(anchors.values.shape), tuple(self.position.anchors.shape)
@@ -82,6 +85,12 @@ class AnchorOPT:
                 "with another ANCHOR_LEN or on another backbone"
             )
         self.position.anchors.copy_(anchors.values)
+
+    def _made(self) -> AnchorTokens:
+        wanted, length = self.settings.anchor, self.settings.anchor_len
+        if wanted == RANDOM:
+            return AnchorTokens.random(self.tower, length)
+        return AnchorTokens.of_words(self.tower, wanted, length)
 
     def _recalled_or_learned(self, steps: int, images: stage_one.ImageBatches) -> AnchorTokens:
         settings = self.settings
@@ -158,6 +167,12 @@ class AnchorOPT:
             divergence = distillation(logits, self.logits(), settings.kd_temperature)
             loss = loss + settings.kd_weight * divergence
         return loss
+
+    def test_logits(self, logits: Tensor, subsample: str) -> Tensor:
+        """What a test counts: the prompt's l_n (B, C), their average with l_a, or l_a alone."""
+        if self.settings.ensemble == "anchors":
+            return self.logits()
+        return average(logits, self.logits()) if self.averages(subsample) else logits
 
     def averages(self, subsample: str) -> bool:
         """Whether test logits are averaged with l_a: where a class was not trained on.

@@ -6,44 +6,39 @@ tower sees each of them once; 0 draws every view anew.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from demo import COOP, Demo, Method, accuracy
-from report import markdown, results_table
-from rich.progress import track
-
-VIEWS = (0, 16, 4, 1)
+VIEWS = (16, 4, 1)
 
 
 def main() -> int:
-    """Train, test and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=REPOSITORY / "data", help="data folder")
-    parser.add_argument("--output-dir", type=Path, default=REPOSITORY / "output/cached_views")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    args = parser.parse_args()
-    demo = Demo(args.root, args.output_dir)
-    methods = [
-        Method(
-            f"{trainer}, {views or 'new'} views", trainer, ["DATALOADER.CACHE_VIEWS", str(views)]
-        )
-        for trainer in (COOP.trainer, f"{COOP.trainer}_AnchorOPT")
-        for views in VIEWS
-    ]
-    rows = []
-    for method, seed in track([(m, s) for m in methods for s in args.seeds], "training"):
-        demo.train(method, seed, lambda epoch, epochs: None)
-        tests = {c: demo.logits(method, seed, c) for c in ("base", "new")}
-        scores = {c: accuracy(test["logits"], test["labels"]) for c, test in tests.items()}
-        rows.append({"method": method.name, "seed": seed, **scores})
-    print(markdown(results_table(rows)))
-    return 0
+    """Train, test and report."""
+    from experiments.command import Experiment, build_parser, parse, run_experiment
+    from experiments.factors import varied
+    from experiments.plan import host_method
+    from experiments.protocols import read_protocol
+
+    args = parse(build_parser("cached_views.py", __doc__), None)
+    args.output_dir = args.output_dir or REPOSITORY / "output" / "cached_views"
+    changes = {"datasets": args.datasets or ["digits"], "seeds": args.seeds or [1, 2, 3, 4, 5]}
+    protocol = read_protocol(args.protocol or "base2new").with_changes(
+        {**changes, "shots": args.shots}
+    )
+    methods = []
+    for anchoropt in (False, True):
+        default = host_method("CoOp", "tiny", anchoropt)
+        default, *others = varied(default, {"DATALOADER.CACHE_VIEWS": VIEWS}, True, "digits")
+        methods.append(default)
+        methods += [replace(m, name=f"{default.name}, {m.name}") for m in others]
+    return run_experiment(Experiment("Augmented views kept", __doc__, protocol, methods), args)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # processes of single runs import this file, too
+    from anchoropt_plugin.command_line import status_of
+
+    sys.exit(status_of(main))

@@ -20,7 +20,7 @@ CLASSES = "classes.json"
 """The class names, in the order of their labels."""
 
 # These may change when a run goes on: what is trained does not depend on them.
-_FREE = {
+FREE = {
     "OUTPUT_DIR",
     "RESUME",
     "USE_CUDA",
@@ -88,5 +88,5 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flattened(values)
-        if key not in _FREE and not key.startswith("TEST.")
+        if key not in FREE and not key.startswith("TEST.")
     }

@@ -1,0 +1,151 @@
+"""What an ablation varies: short names of config keys, grids of their values, and the methods."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import train
+from anchoropt_plugin import UserError
+from anchoropt_plugin.errors import nearest
+from anchoropt_plugin.runtime.config.check import flattened
+from anchoropt_plugin.runtime.config.merge import read_yaml
+from dassl.engine import TRAINER_REGISTRY
+
+from .files import CONFIGS, find, made_of
+from .plan import Method
+
+Grid = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A config key that is varied.
+
+    Attributes:
+        key: in full.
+        at: ``train``, or ``test`` where it can be changed after training.
+        host: the host's own key that is in force where the value is 0.
+    """
+
+    key: str
+    at: str = "train"
+    host: str = ""
+
+
+@cache
+def factors() -> dict[str, Factor]:
+    """The short names of ``configs/factors.yaml``."""
+    path = CONFIGS / "factors.yaml"
+    return {name: made_of(Factor, v, f"{path}: {name}") for name, v in read_yaml(path).items()}
+
+
+def factor_of(name: str) -> Factor:
+    """What a short name stands for; any other config key stands for itself.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if name in factors():
+        return factors()[name]
+    if "." not in name:
+        known = factors()
+        raise UserError(
+            f"unknown factor {name!r}{nearest(name, known)}: one of {', '.join(known)}, or a "
+            "config key such as OPTIM.LR"
+        )
+    return Factor(name)
+
+
+def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
+    """Read ``KEY=v1,v2`` words.
+
+    Raises:
+        UserError: one is of another form.
+
+    >>> parse_grid(["position=soft,identity"])
+    {'position': ['soft', 'identity']}
+    """
+    grid = {}
+    for word in words:
+        name, sign, values = word.partition("=")
+        if not sign or not all(values.split(",")):
+            raise UserError(f"--grid {word} is not of the form KEY=v1,v2")
+        grid[name] = values.split(",")
+    return grid
+
+
+def varied(default: Method, grid: Grid, one_at_a_time: bool, dataset: str) -> list[Method]:
+    """The default with the values it has for all factors, and the methods that differ from it.
+
+    Args:
+        default: the method that the others are compared with.
+        grid: the values of each factor.
+        one_at_a_time: vary each factor alone, or take all combinations.
+        dataset: on which the default's values are read.
+
+    Raises:
+        UserError: a factor that is unknown.
+    """
+    defaults = _values_of(default, list(grid), dataset)
+    default = replace(default, defaults=defaults)
+    changes: list[dict[str, Any]] = []
+    if one_at_a_time:
+        changes = [{name: value} for name, values in grid.items() for value in values]
+    else:
+        changes = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
+    methods = [default]
+    for change in changes:
+        differing = {n: v for n, v in change.items() if not _equal(v, defaults[n])}
+        if differing:
+            methods.append(_changed(default, differing))
+    return methods
+
+
+def _changed(default: Method, change: Mapping[str, Any]) -> Method:
+    def part(at: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        names = {n: v for n, v in change.items() if factor_of(n).at == at}
+        return names, {factor_of(n).key: v for n, v in names.items()}
+
+    (in_training, settings), (at_test, settings_at_test) = part("train"), part("test")
+    return replace(
+        default,
+        name=", ".join(f"{name}={value}" for name, value in change.items()),
+        settings={**default.settings, **settings},
+        at_test=settings_at_test,
+        reference=default.name,
+        factors=in_training,
+        factors_at_test=at_test,
+        defaults={},
+    )
+
+
+def _values_of(method: Method, names: Sequence[str], dataset: str) -> dict[str, Any]:
+    words = [
+        *("--dataset-config-file", str(find(CONFIGS / "datasets", dataset, "data set"))),
+        *("--config-file", str(method.config)),
+        *(word for pair in method.settings.items() for word in map(str, pair)),
+    ]
+    settings = dict(flattened(train.setup_cfg(train.build_parser().parse_args(words))))
+    node = getattr(TRAINER_REGISTRY.get(method.trainer), "node", "")
+    values = {}
+    for name in names:
+        factor = factor_of(name)
+        if factor.key not in settings:
+            raise UserError(f"unknown config key {factor.key}{nearest(factor.key, settings)}")
+        values[name] = settings[factor.key]
+        if factor.host and not values[name]:
+            values[name] = settings.get(f"TRAINER.{node}.{factor.host}", 0)
+    return values
+
+
+def _equal(value: Any, default: Any) -> bool:
+    try:
+        return float(value) == float(default)
+    except (TypeError, ValueError):
+        return str(value) == str(default)

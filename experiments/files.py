@@ -1,0 +1,59 @@
+"""The yaml files in ``configs/``: found by name, and read into dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anchoropt_plugin import UserError
+from anchoropt_plugin.errors import nearest
+from anchoropt_plugin.runtime.config.merge import read_yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = REPOSITORY / "configs"
+
+Record = TypeVar("Record")
+
+
+def find(folder: Path, name: str, what: str) -> Path:
+    """Return the yaml file called ``name`` in a folder of ``configs/``.
+
+    Raises:
+        UserError: There is none; the nearest one is named.
+    """
+    path = folder / f"{name}.yaml"
+    if Path(name).name == name and path.is_file():
+        return path
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    raise UserError(
+        f"unknown {what} {name!r}{nearest(name, known)}: one of {', '.join(known) or 'none'}"
+    )
+
+
+def read_as(kind: type[Record], path: Path) -> Record:
+    """Read a yaml file into a dataclass whose fields are its keys.
+
+    Raises:
+        UserError: A key is unknown or missing.
+    """
+    return made_of(kind, read_yaml(path), str(path))
+
+
+def made_of(kind: type[Record], values: Any, where: str) -> Record:
+    """Make a dataclass of a yaml section; lists become tuples.
+
+    Raises:
+        UserError: It is no section, or a key is unknown or missing.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: `key: value` lines are wanted, not {values!r}")
+    names = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), names)}")
+    for name, field in names.items():
+        optional = field.default is not MISSING or field.default_factory is not MISSING
+        if name not in values and not optional:
+            raise UserError(f"{where}: the key {name!r} is missing")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,180 @@
+"""Pictures of results: bars, few-shot curves, ablation lines, training, position matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # a page needs no screen
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .history import read_log, read_positions
+from .plan import Run
+from .tables import Cell, Table
+
+MOMENTS = 5
+"""Position matrices are shown at so many moments of training,"""
+MATRICES = 8
+"""and of so many methods, the first ones."""
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list]]:
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", squeeze=False
+    )
+    return figure, axes.tolist()
+
+
+def bars(table: Table) -> Figure:
+    """A group of bars for each column, one a method, with deviations and published numbers."""
+    figure, ((axis,),) = _figure(1, 1, 10, 3.8)
+    width = 0.85 / max(len(table.rows), 1)
+    lowest = 100.0
+    for number, (method, row) in enumerate(table.rows.items()):
+        shift = (number - (len(table.rows) - 1) / 2) * width
+        places = [place for place, column in enumerate(table.columns) if column in row]
+        cells = [row[table.columns[place]] for place in places]
+        lowest = min([lowest, *(cell.mean - (cell.std or 0) for cell in cells)])
+        x = [place + shift for place in places]
+        axis.bar(
+            x,
+            [cell.mean for cell in cells],
+            width,
+            yerr=[cell.std or 0 for cell in cells],
+            label=method,
+            error_kw={"elinewidth": 0.8},
+        )
+        known = [
+            (place, c.published.value) for place, c in zip(x, cells, strict=True) if c.published
+        ]
+        if known:
+            axis.scatter(*zip(*known, strict=True), marker="D", color="black", s=14, zorder=3)
+    axis.set_xticks(range(len(table.columns)), table.columns)
+    axis.set(ylabel="accuracy, %", title=table.title, ylim=(max(0.0, lowest - 5), None))
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _line(axis: Axes, x: Sequence[float], cells: Sequence[Cell], label: str, style: str) -> None:
+    deviations = [cell.std or 0 for cell in cells]
+    axis.errorbar(x, [c.mean for c in cells], deviations, fmt=style, label=label, capsize=2)
+
+
+def few_shot_curves(table: Table) -> Figure:
+    """Accuracy over the pictures a class, a line for each method."""
+    figure, ((axis,),) = _figure(1, 1, 8, 4)
+    for method, row in table.rows.items():
+        shots = [column for column in table.columns[:-1] if column in row]
+        _line(
+            axis, [int(column) for column in shots], [row[column] for column in shots], method, "o-"
+        )
+    axis.set_xscale("log", base=2)
+    ticks = [int(column) for column in table.columns[:-1]]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set(xlabel="pictures a class", ylabel="accuracy, %", title=table.title)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Figure | None:
+    """The last column over the values of each factor that has two or more.
+
+    Args:
+        table: of an ablation.
+        factors: for each factor, from its values in order to the methods that have them.
+    """
+    known = {
+        name: {value: table.rows[method] for value, method in of.items() if method in table.rows}
+        for name, of in factors.items()
+    }
+    last = table.columns[-1]
+    known = {
+        name: {v: row[last] for v, row in of.items() if last in row} for name, of in known.items()
+    }
+    known = {name: of for name, of in known.items() if len(of) > 1}
+    if not known:
+        return None
+    columns = min(3, len(known))
+    rows = -(-len(known) // columns)
+    figure, axes = _figure(rows, columns, 10, 2.6 * rows)
+    flat = [axis for line in axes for axis in line]
+    for axis, (name, cells) in zip(flat, known.items(), strict=False):
+        style = "o-" if all(map(_is_number, cells)) else "o"  # names have no order
+        _line(axis, range(len(cells)), list(cells.values()), name, style)
+        axis.set_xticks(
+            range(len(cells)),
+            [value or "–" for value in cells],
+            rotation=20 if len(cells) > 3 else 0,
+        )
+        axis.set(title=name, ylabel=f"{last}, %")
+    for axis in flat[len(known) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
+    """Training loss and accuracy over the epochs of each method's runs; bands span the seeds."""
+    histories = {name: [read_log(folder) for folder in folders] for name, folders in runs.items()}
+    histories = {name: parts for name, parts in histories.items() if any(map(len, parts))}
+    if not histories:
+        return None
+    figure, ((left, right),) = _figure(1, 2, 11, 3.6)
+    for name, parts in histories.items():
+        epochs = pd.concat(parts).groupby("epoch")
+        for axis, column in ((left, "loss"), (right, "accuracy")):
+            mean = epochs[column].mean()
+            axis.plot(mean.index, mean, label=name if column == "loss" else None)
+            low, high = epochs[column].min(), epochs[column].max()
+            axis.fill_between(mean.index, low, high, alpha=0.2)
+            axis.set(xlabel="epoch", ylabel=f"training {column}")
+    left.set_yscale("log")
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
+    """The relaxed position matrix at some moments of training, a row for each method."""
+    found = {name: read_positions(folder) for name, folder in runs.items()}
+    histories = dict([entry for entry in found.items() if entry[1][0]][:MATRICES])
+    if not histories:
+        return None
+    figure, axes = _figure(len(histories), MOMENTS, 10, 2.3 * len(histories) + 0.4)
+    for row, (name, (history, n_soft)) in zip(axes, histories.items(), strict=True):
+        moments = sorted({round(i * (len(history) - 1) / (MOMENTS - 1)) for i in range(MOMENTS)})
+        n_slots = len(history[0]["P"])
+        tokens = [f"v{i + 1}" if i < n_soft else f"A{i + 1 - n_soft}" for i in range(n_slots)]
+        for axis, moment in zip(row, moments, strict=False):
+            picture = axis.imshow(history[moment]["P"], vmin=0, vmax=1, cmap="viridis")
+            axis.set_title(f"epoch {history[moment]['epoch']}", fontsize="small")
+            axis.set_xticks(range(n_slots), tokens, fontsize="x-small")
+            axis.set_yticks(
+                range(n_slots), [str(i + 1) for i in range(n_slots)], fontsize="x-small"
+            )
+        for axis in row[len(moments) :]:
+            axis.set_axis_off()
+        row[0].set_ylabel(name, fontsize="small")
+    figure.colorbar(picture, ax=[axis for row in axes for axis in row], shrink=0.6)
+    return figure
+
+
+def folders_of(runs: Iterator[Run] | Sequence[Run], group: str) -> dict[str, list[Path]]:
+    """The output folders of each method's trainings on a data set."""
+    found: dict[str, list[Path]] = {}
+    for run in runs:
+        if run.trains and run.group == group:
+            found.setdefault(run.method.name, []).append(run.folder)
+    return found

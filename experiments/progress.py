@@ -1,0 +1,55 @@
+"""How far an experiment is, live, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .execution import Event
+from .results import newest_log
+
+
+def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]:
+    """Show a bar over all ``total`` runs and one for each at work; return those that failed."""
+    failed: list[Event] = []
+    bars: dict[Path, TaskID] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, *times, console=console, refresh_per_second=4) as progress:
+        everything = progress.add_task("[bold]all runs", total=total)
+        for event in events:
+            name = escape(str(event.run))
+            if event.kind == "started":
+                bars[event.run.folder] = progress.add_task(name, total=None)
+            elif event.kind == "at":
+                progress.update(bars[event.run.folder], completed=event.epoch, total=event.epochs)
+            else:
+                if event.run.folder in bars:
+                    progress.remove_task(bars.pop(event.run.folder))
+                progress.advance(everything)
+                if event.kind == "failed":
+                    failed.append(event)
+                    progress.console.print(f"[red]failed[/red] {name}: {escape(event.error)}")
+                elif not console.is_terminal:
+                    progress.console.print(f"finished {name}")
+    return failed
+
+
+def tell_failures(failed: Iterable[Event], console: Console) -> None:
+    """A line for each run that failed: why, and where its log is."""
+    for event in failed:
+        log = newest_log(event.run.folder)
+        place = f" (log: {log})" if log else ""
+        console.print(f"failed: {escape(f'{event.run}: {event.error}{place}')}", soft_wrap=True)

@@ -1,0 +1,75 @@
+"""What is published: the settings of each host and data set, and the numbers they gave."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from anchoropt_plugin import UserError
+from anchoropt_plugin.runtime.config.merge import read_yaml
+
+from .files import CONFIGS, find
+from .plan import Settings
+
+FOLDER = CONFIGS / "published"
+ANCHORS = "anchors"
+"""The file with the settings of stage 1, which all hosts share."""
+
+
+class Number(NamedTuple):
+    """A published accuracy in per cent, and where it is published."""
+
+    value: float
+    source: str
+
+
+def published_settings(host: str) -> tuple[str, dict[str, Settings]]:
+    """The config file of a host, and for each data set the keys of its run with AnchorOPT.
+
+    Raises:
+        UserError: nothing is published for this host.
+
+    >>> published_settings("CoOp")[1]["caltech101"]["OPTIM.MAX_EPOCH"]
+    100
+    """
+    path = find(FOLDER, host, "host with published settings")
+    if host in (ANCHORS, "numbers"):
+        raise UserError(f"unknown host with published settings {host!r}")
+    of_host, of_anchors = read_yaml(path), read_yaml(FOLDER / f"{ANCHORS}.yaml")
+    settings = {
+        dataset: {**_row(of_anchors, dataset), **_row(of_host, dataset)}
+        for dataset in of_host["datasets"]
+    }
+    return of_host["config"], settings
+
+
+def _row(table: dict[str, Any], dataset: str) -> dict[str, Any]:
+    return dict(zip(table["keys"], table["datasets"][dataset], strict=True))
+
+
+@cache
+def _numbers() -> list[dict[str, Any]]:
+    return read_yaml(FOLDER / "numbers.yaml")["tables"]
+
+
+def published_numbers(method: str, **place: str | int) -> dict[str, Number]:
+    """The published accuracies of a row, by column.
+
+    Args:
+        method: a trainer's name.
+        place: ``protocol``, ``backbone``, ``shots`` and ``datasets``; the last is a data set, or
+            the sorted names of those averaged over, with blanks in between.
+
+    >>> place = dict(protocol="base2new", backbone="ViT-B/16", shots=16, datasets="dtd")
+    >>> published_numbers("AnchorOPT, anchors alone", **place)["new"].value
+    62.56
+    """
+    found = {}
+    for table in _numbers():
+        names = table["datasets"]
+        of = " ".join(sorted(names)) if isinstance(names, list) else names
+        if {**place} == {**{key: table[key] for key in place if key != "datasets"}, "datasets": of}:
+            row = table["numbers"].get(method, [])
+            numbers = [Number(float(value), table["source"]) for value in row]
+            found.update(zip(table["columns"], numbers, strict=False))
+    return found

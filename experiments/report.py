@@ -1,0 +1,177 @@
+"""The report: results.csv, the tables in three formats, and a page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from anchoropt_plugin.checkpoints import atomic_write
+from anchoropt_plugin.plugin import SUFFIX
+
+from . import pictures
+from .execution import Event
+from .plan import Job
+from .results import newest_log
+from .tables import Table
+from .text import caption_of, csv_of, html_table, latex_table, markdown_table, sources
+
+if TYPE_CHECKING:
+    from .command import Experiment
+
+PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+
+
+def write_report(
+    experiment: Experiment,
+    jobs: Sequence[Job],
+    results: pd.DataFrame,
+    made: Sequence[Table],
+    failed: Sequence[Event],
+    folder: Path,
+    command: str,
+    seconds: float,
+) -> Path:
+    """Write everything that is told of an experiment into ``folder``; return its page.
+
+    Each file is written whole or not at all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "results.csv", results.to_csv(index=False))
+    _write(folder / "tables.csv", csv_of(made))
+    _write(folder / "tables.md", "\n".join(markdown_table(table) for table in made))
+    _write(folder / "tables.tex", "\n".join(latex_table(table) for table in made))
+    figures = []
+    for name, says, figure in _figures(experiment, jobs, made):
+        png = _png(figure)
+        with atomic_write(folder / f"{name}.png") as file:
+            file.write(png)
+        figures.append(
+            f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,'
+            f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(says)}</figcaption>'
+            "</figure>"
+        )
+    strong = {method.name for method in experiment.methods if method.trainer.endswith(SUFFIX)}
+    strong -= {method.name for method in experiment.methods if method.factors}
+    page = folder / "report.html"
+    _write(
+        page,
+        PAGE.substitute(
+            title=html.escape(experiment.title),
+            about=html.escape(experiment.about),
+            failures=_failures(failed),
+            tables="\n".join(
+                f'<div class="wide">{html_table(table, strong.__contains__)}</div>'
+                for table in made
+            ),
+            caption=html.escape(caption_of(experiment)),
+            sources="".join(
+                f'<p class="note">Published numbers (◆ in the pictures): {html.escape(source)}.</p>'
+                for source in sources(made)
+            ),
+            figures="\n".join(figures),
+            command=html.escape(command),
+            made=html.escape(_made(results, seconds)),
+        ),
+    )
+    return page
+
+
+def _figures(
+    experiment: Experiment, jobs: Sequence[Job], made: Sequence[Table]
+) -> Iterator[tuple[str, str, Figure]]:
+    """Pictures with their names and what they show."""
+    factors = _factors(experiment)
+    for table in made:
+        title = table.title.replace(" ", "_")
+        lines = pictures.ablation_lines(table, factors)
+        if lines is not None:
+            says = f"{table.title}: each factor alone, the others at their default"
+            yield f"ablation_{title}", says, lines
+        elif len(table.columns) > 2 and all(name.isdecimal() for name in table.columns[:-1]):
+            says = f"{table.title}: accuracy over the pictures a class"
+            yield f"few_shot_{title}", says, pictures.few_shot_curves(table)
+        else:
+            says = f"{table.title}: accuracy; black bars show the deviation"
+            yield f"bars_{title}", says, pictures.bars(table)
+    group = experiment.protocol.datasets[0]
+    runs = pictures.folders_of([run for job in jobs for run in job.runs], group)
+    curves = None if factors else pictures.training_curves(runs)
+    if curves is not None:
+        says = (
+            f"Training on {group}: loss and accuracy at each epoch; the band spans the seeds. The "
+            "losses are different objectives: AnchorOPT's adds a distillation."
+        )
+        yield "training", says, curves
+    matrices = pictures.position_matrices({name: folders[0] for name, folders in runs.items()})
+    if matrices is not None:
+        says = (
+            f"The relaxed position matrix over training on {group}, first seed: row by row, how "
+            "likely which soft token (v) or anchor (A) stands in that slot of the context. What is "
+            "used is a draw from it in training, and the likeliest order in tests."
+        )
+        yield "positions", says, matrices
+
+
+def _factors(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """For each factor that is varied alone, from its values, in order, to the methods' names."""
+    found: dict[str, dict[str, str]] = {}
+    for default in experiment.methods:
+        for name, value in default.defaults.items():
+            found[name] = {str(value): default.name}
+    for method in experiment.methods:
+        varied = {**method.factors, **method.factors_at_test}
+        if len(varied) == 1 and found.keys() >= varied.keys():
+            for name, value in varied.items():
+                found[name][str(value)] = method.name
+    return {name: dict(sorted(of.items(), key=_by_number)) for name, of in found.items()}
+
+
+def _by_number(item: tuple[str, str]) -> tuple[bool, float, str]:
+    try:
+        return False, float(item[0]), ""
+    except ValueError:
+        return True, 0.0, item[0]
+
+
+def _failures(failed: Sequence[Event]) -> str:
+    if not failed:
+        return ""
+    lines = []
+    for event in failed:
+        log = newest_log(event.run.folder)
+        place = f" ({log})" if log else ""
+        lines.append(f"<li>{html.escape(f'{event.run}: {event.error}{place}')}</li>")
+    return f"<h2>Failed</h2><ul>{''.join(lines)}</ul>"
+
+
+def _made(results: pd.DataFrame, seconds: float) -> str:
+    def of(column: str) -> str:
+        known = results[column].dropna() if column in results else []
+        return ", ".join(sorted({str(value) for value in known if value})) or "unknown"
+
+    total = results["seconds"].sum() if "seconds" in results else 0.0
+    return (
+        f"{len(results)} runs of {total:.0f} s in all, this report after {seconds:.0f} s; commit "
+        f"{of('commit')}, torch {of('torch')}, Python {of('python')}, {of('device')}"
+    )
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,109 @@
+r"""Mean and deviation of the accuracies in the log.txt files of several seeds.
+
+    python scripts/parse_test_res.py output/my_run                  # folders seed1, seed2, …
+    python scripts/parse_test_res.py output/my_run --test-log       # of --eval-only runs
+    python scripts/parse_test_res.py output/my_runs --multi-exp     # folders of such folders
+
+Flags and output lines are those of CoOp's script of the same name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from anchoropt_plugin import UserError
+from anchoropt_plugin.command_line import Parser, status_of
+from anchoropt_plugin.runtime.utils.tools import listdir_nohidden, read_text
+
+AFTER_TRAINING, AFTER_TEST = "Finish training", "=> result"
+
+
+def value_in(log: str, keyword: str, signal: str) -> float | None:
+    """The last ``* keyword: number%`` below the line ``signal``, or None.
+
+    >>> value_in("=> result\\n* accuracy: 91.8%", "accuracy", AFTER_TEST)
+    91.8
+    """
+    number = re.compile(rf"\* {re.escape(keyword)}: ([\d.eE+-]+)%")
+    found, below = None, False
+    for line in log.splitlines():
+        below = below or line.strip() == signal
+        match = number.search(line)
+        if below and match:
+            found = float(match[1])
+    return found
+
+
+def spread(values: Sequence[float], ci95: bool) -> float:
+    """The deviation of some values (over n, not n − 1), or the half-width of a 95 % interval.
+
+    >>> spread([1.0, 3.0], ci95=False)
+    1.0
+    """
+    deviation = statistics.pstdev(values)
+    return 1.96 * deviation / len(values) ** 0.5 if ci95 else deviation
+
+
+def summarise(folder: Path, args: argparse.Namespace, signal: str) -> float:
+    """Print the value of each seed's folder, their mean and deviation; return the mean.
+
+    Raises:
+        UserError: no folder, one without a log, or no value in any.
+    """
+    print(f"Parsing files in {folder}")
+    values = []
+    for name in _subfolders(folder):
+        log = folder / name / "log.txt"
+        value = value_in(read_text(log), args.keyword, signal)
+        if value is not None:
+            print(f"file: {log}. {args.keyword}: {value:.2f}%. ")
+            values.append(value)
+    if not values:
+        raise UserError(
+            f"no '* {args.keyword}: …%' below a line {signal!r} in {folder}/*/log.txt; "
+            "--test-log is for runs of --eval-only, --multi-exp for folders of such folders"
+        )
+    mean = statistics.fmean(values)
+    print("===")
+    print(f"Summary of directory: {folder}")
+    print(f"* {args.keyword}: {mean:.2f}% +- {spread(values, args.ci95):.2f}%")
+    print("===")
+    return mean
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    return listdir_nohidden(folder, sort=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("directory", type=Path, help="folder of one folder a seed, each with a log.txt")
+    add("--ci95", action="store_true", help="half-width of the 95 %% interval, not the deviation")
+    add("--test-log", action="store_true", help="logs of runs that only tested")
+    add("--multi-exp", action="store_true", help="several such folders, with a mean over them")
+    add("--keyword", default="accuracy", help="which number (default: accuracy)")
+    args = parser.parse_args(argv)
+    signal = AFTER_TEST if args.test_log else AFTER_TRAINING
+    if not args.multi_exp:
+        summarise(args.directory, args, signal)
+        return
+    means = [summarise(args.directory / n, args, signal) for n in _subfolders(args.directory)]
+    if not means:
+        raise UserError(f"{args.directory} is empty")
+    print("Average performance")
+    print(f"* {args.keyword}: {statistics.fmean(means):.2f}%")
+
+
+if __name__ == "__main__":
+    sys.exit(status_of(main))

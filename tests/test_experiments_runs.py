@@ -1,0 +1,294 @@
+"""Experiments that really run, shortened: what they write, go on with, share and survive."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import train
+from experiments import ablate, compare, execution, worker
+from experiments.files import REPOSITORY
+from experiments.plan import host_method, plan
+from experiments.protocols import read_protocol
+from experiments.results import outcome
+
+SHORT = ["OPTIM.MAX_EPOCH", "2", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]
+HOST = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits", "--shots", "2"]
+KEPT = "TRAINER.ANCHOROPT.ANCHOR_CACHE"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def compared_in(out, root, *words, opts=()):
+    places = ["--root", str(root), "--output-dir", str(out)]
+    return compare.main("", [*HOST, *places, *words, *SHORT, KEPT, str(out / "cache"), *opts])
+
+
+@pytest.fixture(scope="module")
+def compared(root, tmp_path_factory):
+    """The output folder of CoOp with and without AnchorOPT, two seeds, two at a time."""
+    out = tmp_path_factory.mktemp("compared")
+    assert compared_in(out, root, "--seeds", "1", "2", "--jobs", "2") == 0
+    return out
+
+
+def train_folder(out, trainer, seed, config="tiny"):
+    return out / f"base2new/train_base/digits/shots_2/{trainer}/{config}/seed{seed}"
+
+
+def learned(folder):
+    file = folder / "prompt_learner/model.pth.tar-2"
+    return torch.load(file, weights_only=True)["state_dict"]
+
+
+def assert_same_weights(one, other):
+    ours, theirs = learned(one), learned(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def logs(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("log.txt*")}
+
+
+def accuracy_in(folder):
+    return float(re.findall(r"\* accuracy: ([\d.]+)%", (folder / "log.txt").read_text())[-1])
+
+
+# ---------------------------------------------------------------------- what is written
+def test_a_row_for_each_run_with_the_numbers_of_its_log(compared):
+    table = pd.read_csv(compared / "results.csv")
+    assert sorted(zip(table["method"], table["score"], table["seed"], strict=True)) == sorted(
+        [("ZeroshotCLIP", score, 1) for score in ("base", "new")]
+        + [
+            (method, score, seed)
+            for method in ("CoOp", "CoOp_AnchorOPT")
+            for score in ("base", "new")
+            for seed in (1, 2)
+        ]
+    )
+    for row in table.itertuples():
+        assert row.accuracy == pytest.approx(accuracy_in(Path(row.folder)), abs=0.051)
+        assert row.accuracy == 100 * row.correct / row.total
+    assert (table["OPTIM.MAX_EPOCH"] == 2).all() and (table["DATASET.NUM_SHOTS"] == 2).all()
+    assert (table["seconds"] > 0).all() and (table["peak_memory_mb"] > 100).all()
+    assert (table["torch"] == torch.__version__).all()
+
+
+def test_the_page_needs_nothing_beside_it(compared):
+    page = (compared / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
+    assert page.count("data:image/png;base64,") == 3  # bars, training curves, position matrices
+    for method in ("ZeroshotCLIP", "CoOp", "CoOp_AnchorOPT"):
+        assert f"<td>{method}</td>" in page
+    assert "$" not in re.sub(r"base64,[^\"]+", "", page)
+    for name in ("tables.md", "tables.tex", "tables.csv"):
+        assert "CoOp" in (compared / name).read_text()
+
+
+def test_anchors_are_learned_once_and_shared(compared):
+    said = [path.read_text() for path in compared.rglob("log.txt")]
+    assert sum("Stage 1: learning" in text for text in said) == 1
+    assert sum("Stage 1: anchors recalled" in text for text in said) == 1
+
+
+# ---------------------------------------------------------------------- the same numbers
+def test_what_is_finished_is_not_run_again(compared, root, capsys):
+    before = logs(compared)
+    page = compared / "results.md"
+    words = ["--seeds", "1", "2", "--jobs", "2", "--markdown", str(page)]
+    assert compared_in(compared, root, *words) == 0
+    assert logs(compared) == before
+    assert "10 runs, 10 of them finished; 0 to do" in capsys.readouterr().out
+    assert "| CoOp_AnchorOPT |" in page.read_text()
+
+
+def test_one_at_a_time_gives_the_same(compared, root, tmp_path):
+    words = ["--seeds", "1", "2", "--jobs", "1", "--anchoropt", "with"]
+    assert compared_in(tmp_path, root, *words) == 0
+    for seed in (1, 2):
+        folders = (train_folder(out, "CoOp_AnchorOPT", seed) for out in (compared, tmp_path))
+        assert_same_weights(*folders)
+
+
+def test_train_py_alone_gives_the_same(compared, root, tmp_path):
+    words = [
+        *("--root", str(root), "--trainer", "CoOp_AnchorOPT", "--seed", "2"),
+        *("--dataset-config-file", "configs/datasets/digits.yaml"),
+        *("--config-file", "configs/trainers/CoOp/tiny.yaml"),
+        *("--output-dir", str(tmp_path / "out"), "DATASET.SUBSAMPLE_CLASSES", "base"),
+        *("DATASET.NUM_SHOTS", "2", *SHORT, KEPT, str(tmp_path / "cache")),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "train.py", *words]
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    ours = train_folder(compared, "CoOp_AnchorOPT", 2)
+    assert_same_weights(ours, tmp_path / "out")
+    for number in ("correct", "macro_f1"):
+        lines = [
+            re.findall(rf"\* {number}: .*", (folder / "log.txt").read_text())
+            for folder in (ours, tmp_path / "out")
+        ]
+        assert lines[0] == lines[1] != []
+
+
+# ---------------------------------------------------------------------- what counts as finished
+@pytest.fixture
+def job(compared, root):
+    """A training and its test, both finished."""
+    protocol = read_protocol("base2new").with_changes(
+        {"datasets": ["digits"], "shots": [2], "seeds": [1]}
+    )
+    method = host_method("CoOp", "tiny", anchoropt=False)
+    opts = [*SHORT, KEPT, str(compared / "cache")]
+    (job,) = plan(protocol, [method], root, compared, opts)
+    return job
+
+
+def test_a_finished_run_is_known_by_its_end_and_its_settings(job):
+    for run in job.runs:
+        assert outcome(run)["accuracy"] == pytest.approx(accuracy_in(run.folder), abs=0.051)
+        log, record = run.folder / "log.txt", run.folder / "config.yaml"
+        for path, begins in ((log, "* macro_f1"), (record, "OPTIM:")):
+            text, times = path.read_text(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+            path.write_text(text[: text.rindex(begins)])
+            assert not outcome(run)
+            path.write_text(text)
+            os.utime(path, ns=times)
+        assert outcome(run)
+    text = (job.runs[0].folder / "log.txt").read_text()
+    assert text.rstrip().splitlines()[-1].startswith("Elapsed: ")
+
+
+def test_a_test_is_not_finished_once_its_model_was_trained_again(job):
+    trained, tested = job.runs
+    (checkpoint,) = trained.folder.glob("*/checkpoint")
+    times = checkpoint.stat().st_atime_ns, checkpoint.stat().st_mtime_ns
+    later = (tested.folder / "log.txt").stat().st_mtime_ns + 10**9
+    os.utime(checkpoint, ns=(later, later))
+    assert not outcome(tested) and execution.left(job) == [tested]
+    os.utime(checkpoint, ns=times)
+    assert execution.left(job) == []
+
+
+# ---------------------------------------------------------------------- what goes wrong
+def test_a_failure_is_told_at_the_end_and_the_rest_is_done(root, tmp_path, capsys):
+    blocked = train_folder(tmp_path, "CoOp", 1)
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder is to be")
+    assert compared_in(tmp_path, root, "--seeds", "1", "--anchoropt", "without") == 1
+    said = capsys.readouterr().out
+    last = said[said.rindex("finished") :]
+    assert re.search(r"failed: CoOp, digits base, seed 1: train: .*exists", last)
+    assert "test: left out: CoOp, digits base, seed 1: train failed" in last
+    assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"ZeroshotCLIP"}
+    assert "<h2>Failed</h2>" in (tmp_path / "report.html").read_text()
+    blocked.unlink()
+    assert compared_in(tmp_path, root, "--seeds", "1", "--anchoropt", "without") == 0
+    assert "<h2>Failed</h2>" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_fault_of_the_program_s_is_one_line_with_its_trace_in_the_log(job, tmp_path, monkeypatch):
+    run = job.runs[0]
+    (tmp_path / "log.txt").write_text("so far\n")
+    monkeypatch.setattr(train, "main", lambda argv: 1 / 0)
+    object.__setattr__(run, "folder", tmp_path)
+    receive, send = execution.multiprocessing.Pipe(duplex=False)
+    worker.perform(run, send, {}, "")
+    assert receive.recv() == ("failed", "ZeroDivisionError: division by zero")
+    assert "Traceback (most recent call last)" in (tmp_path / "log.txt").read_text()
+
+
+def start(root, out):
+    words = [*HOST, "--seeds", "1", "2", "3", "--root", str(root), "--output-dir", str(out)]
+    words += ["--jobs", "2", *SHORT, KEPT, str(out / "cache")]
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "scripts/compare.py"), *words],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(holds, seconds=120):
+    end = time.time() + seconds
+    while not holds():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+def nobody_in(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_kill_loses_no_finished_run(root, tmp_path):
+    process = start(root, tmp_path)
+    wait_for(lambda: len(list(tmp_path.rglob("run.json"))) >= 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
+    assert len(finished) < 14
+    assert compared_in(tmp_path, root, "--seeds", "1", "2", "3", "--jobs", "2") == 0
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 14
+    again = [path for path, then in finished.items() if path.stat().st_mtime_ns != then]
+    assert not again
+    assert all(len(list(path.parent.glob("log.txt*"))) == 1 for path in finished)
+
+
+def test_runs_end_with_the_process_that_asked_for_them(root, tmp_path):
+    process = start(root, tmp_path)
+    wait_for(lambda: logs(tmp_path))
+    process.kill()
+    process.wait()
+    wait_for(lambda: nobody_in(process.pid), seconds=30)
+
+
+# ---------------------------------------------------------------------- plans and places
+def test_a_dry_run_estimates_and_writes_nothing(root, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compared_in(out, root, "--seeds", "1", "--anchoropt", "without", "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 runs, 0 of them finished; 4 to do" in said
+    assert re.search(r"about \d+ min \d\d s, by a step timed now", said)
+    assert not out.exists()
+
+
+def test_gpus_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert execution.default_workers() == 2
+    assert execution._Machine(3).free == ["2", "3", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert execution._Machine(2).free == ["", ""]
+
+
+def test_an_ablation_from_training_to_report(root, tmp_path):
+    words = ["--host", "CoOp", *HOST[2:], "--seeds", "1", "--root", str(root)]
+    words += ["--output-dir", str(tmp_path), "--jobs", "2", "--one-at-a-time"]
+    words += ["--grid", "position=sinkhorn,identity", "--grid", "averaging=never,anchors"]
+    assert ablate.main("", [*words, *SHORT, KEPT, str(tmp_path / "cache")]) == 0
+    table = pd.read_csv(tmp_path / "results.csv")
+    rows = ["ZeroshotCLIP", "CoOp", "CoOp_AnchorOPT", "position=identity"]
+    assert set(table["method"]) == {*rows, "averaging=never", "averaging=anchors"}
+    never = table[table["method"] == "averaging=never"].set_index("score")
+    assert set(never["does"]) == {"test"} and set(never.index) == {"base", "new"}
+    assert set(never["TRAINER.ANCHOROPT.ENSEMBLE"]) == {"never"}
+    default = table[table["method"] == "CoOp_AnchorOPT"].set_index("score")
+    # On base classes the default does not average, so it is the same test of the same model.
+    assert never.loc["base", "correct"] == default.loc["base", "correct"]
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 2

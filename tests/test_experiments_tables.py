@@ -1,0 +1,139 @@
+"""Tables of experiments against the same numbers worked out by hand, and in their formats."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.plan import Method
+from experiments.protocols import read_protocol
+from experiments.tables import tables
+from experiments.text import csv_of, html_table, latex_table, markdown_table
+
+BASE = {"CoOp": [80.0, 82.0, 84.0], "CoOp_AnchorOPT": [81.0, 85.0, 85.5]}
+NEW = {"CoOp": [60.0, 61.0, 59.0], "CoOp_AnchorOPT": [70.0, 74.0, 66.0]}
+
+
+def rows(group="digits", base=BASE, new=NEW, backbone="tiny"):
+    return [
+        {
+            "method": method,
+            "reference": "CoOp" if method == "CoOp_AnchorOPT" else "",
+            "trainer": method,
+            "group": group,
+            "score": score,
+            "shots": 16,
+            "seed": seed,
+            "trained": True,
+            "accuracy": value,
+            "MODEL.BACKBONE.NAME": backbone,
+        }
+        for score, of in (("base", base), ("new", new))
+        for method, values in of.items()
+        for seed, value in enumerate(values, start=1)
+    ]
+
+
+def made(entries, protocol="base2new"):
+    return tables(pd.DataFrame(entries), read_protocol(protocol))
+
+
+def harmonic(a, b):
+    return 2 * a * b / (a + b)
+
+
+def test_means_deviations_differences_and_p():
+    (table,) = made(rows())
+    assert table.columns == ["base", "new", "HM"]
+    ours, theirs = table.rows["CoOp_AnchorOPT"], table.rows["CoOp"]
+    assert (
+        theirs["base"].mean == 82.0 and theirs["base"].std == 2.0 and theirs["base"].delta is None
+    )
+    assert ours["new"].mean == 70.0 and ours["new"].delta == 10.0
+    # The harmonic mean of the means; its deviation is that of the seeds' own.
+    assert ours["HM"].mean == pytest.approx(harmonic(np.mean([81.0, 85.0, 85.5]), 70.0))
+    per_seed = {m: [harmonic(*pair) for pair in zip(BASE[m], NEW[m], strict=True)] for m in BASE}
+    assert ours["HM"].std == pytest.approx(np.std(per_seed["CoOp_AnchorOPT"], ddof=1))
+    assert ours["HM"].delta == pytest.approx(ours["HM"].mean - theirs["HM"].mean)
+    differences = np.subtract(per_seed["CoOp_AnchorOPT"], per_seed["CoOp"])
+    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(3))
+    # Student's t with two degrees of freedom, in closed form.
+    assert ours["HM"].p == pytest.approx(1 - abs(t) / math.sqrt(2 + t * t))
+
+
+def test_pairs_are_by_seed_and_missing_ones_are_told():
+    entries = [row for row in rows() if not (row["method"] == "CoOp" and row["seed"] == 2)]
+    (table,) = made(entries)
+    assert table.rows["CoOp"]["base"].seeds == 2
+    differences = np.array([1.0, 1.5])
+    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(2))
+    expected = 1 - 2 / math.pi * math.atan(t)  # one degree of freedom
+    assert table.rows["CoOp_AnchorOPT"]["base"].p == pytest.approx(expected)
+    assert "| CoOp (2 of 3 seeds) |" in markdown_table(table)
+
+
+def test_one_seed_has_no_deviation_and_no_p():
+    (table,) = made([row for row in rows() if row["seed"] == 1])
+    cell = table.rows["CoOp_AnchorOPT"]["base"]
+    assert (cell.mean, cell.std, cell.delta, cell.p) == (81.0, None, 1.0, None)
+
+
+def test_over_data_sets_the_averages_are_averaged():
+    other = {"CoOp": [50.0, 52.0, 54.0], "CoOp_AnchorOPT": [60.0, 62.0, 64.0]}
+    *single, average = made(rows() + rows("shapes", base=other, new=other))
+    assert [table.title for table in single] == ["digits", "shapes"]
+    assert average.title == "average of 2 data sets"
+    ours = average.rows["CoOp"]
+    assert ours["base"].mean == pytest.approx((82.0 + 52.0) / 2)
+    assert ours["HM"].mean == pytest.approx(harmonic((82 + 52) / 2, (60 + 52) / 2))
+    assert ours["base"].std == pytest.approx(2.0)  # of the seeds' averages 65, 67, 69
+
+
+def test_a_method_that_lacks_a_data_set_has_no_average():
+    only = {"CoOp": [50.0, 52.0, 54.0]}
+    *_, average = made(rows() + rows("shapes", base=only, new=only))
+    assert list(average.rows) == ["CoOp"]
+
+
+def test_published_numbers_stand_beside_the_average_of_the_eleven():
+    names = read_protocol("base2new").datasets
+    *_, average = made([row for n in names for row in rows(n, backbone="ViT-B/16")])
+    assert average.rows["CoOp_AnchorOPT"]["HM"].published.value == 78.68
+    assert "81.24 / 76.27 / 78.68" in markdown_table(average)
+    *_, other = made([row for n in names for row in rows(n)])
+    assert not other.published
+
+
+def test_cross_dataset_averages_the_targets_alone():
+    entries = rows("imagenet")
+    for row in entries:
+        row["score"] = {"base": "imagenet", "new": "dtd"}[row["score"]]
+    more = [{**row, "score": "sun397", "accuracy": 40.0} for row in rows("imagenet")[:6]]
+    (table,) = made(entries + more, "cross_dataset")
+    assert table.columns == ["imagenet", "dtd", "sun397", "average"]
+    assert table.rows["CoOp"]["average"].mean == pytest.approx((60.0 + 40.0) / 2)
+
+
+def test_formats():
+    entries = rows()
+    (table,) = made(entries)
+    text = markdown_table(table)
+    assert "| method | base | new | HM | Δ HM |" in text
+    assert "| CoOp | 82.0 ± 2.0 | 60.0 ± 1.0 |" in text
+    latex = latex_table(table)
+    assert r"CoOp\_AnchorOPT & 83.8 $\pm$ 2.5" in latex and latex.count(r"\\") == 3
+    page = html_table(table, lambda method: method == "CoOp")
+    assert '<tr class="strong"><td>CoOp</td>' in page and page.count("<tr>") == 2
+    cells = pd.read_csv(io.StringIO(csv_of([table])))
+    assert len(cells) == 6
+    found = cells.set_index(["method", "column"]).loc[("CoOp", "base")]
+    assert (found["mean"], found["std"], found["seeds"]) == (82.0, 2.0, 3)
+
+
+def test_what_the_tables_do_not_know_is_not_compared():
+    assert made([]) == []
+    assert Method("m", "CoOp_AnchorOPT", None).host == "CoOp"
