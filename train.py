@@ -21,12 +21,13 @@ from typing import NoReturn
 
 if __name__ == "__main__":
 
-    def _stop(*_: object) -> NoReturn:
+    def _stop(number: int, _: object) -> NoReturn:
         """Answer ctrl-C while the imports below run: they take seconds, and catch exceptions."""
         print("interrupted", file=sys.stderr)
-        os._exit(130)
+        os._exit(128 + number)
 
     signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
 
 from yacs.config import CfgNode
 
@@ -249,4 +250,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command has one of its own
     sys.exit(main())

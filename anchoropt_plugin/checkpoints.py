@@ -8,9 +8,14 @@ tensor or a plain container becomes an inert :class:`Foreign` object.
 from __future__ import annotations
 
 import collections
+import contextlib
+import io
 import os
 import pickle
+import platform
+import reprlib
 import types
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +80,11 @@ class Foreign:
         """Take an item of a pickled set subclass, and drop it."""
 
 
-class _SafeUnpickler(pickle.Unpickler):
+# The one written in Python: the one in C takes gigabytes where a few bytes of a pickle ask for it.
+_PlainUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _SafeUnpickler(_PlainUnpickler):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> Any:
         found = _SAFE_GLOBALS.get((module, name))
         return type(name, (Foreign,), {}) if found is None else found
@@ -116,6 +125,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
     path = Path(path)
     _check_first_bytes(path)
     try:
+        check_archive(path)
         checkpoint = _load(path, map_location)
     except Exception as error:  # torch answers a broken file with a dozen different exceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -137,18 +147,45 @@ def _fault_in(checkpoint: dict[str, Any]) -> str:
     """What is wrong with the parts of a checkpoint that are used by their names, or nothing."""
     epoch, state = checkpoint.get("epoch", 0), checkpoint.get("state_dict", {})
     if type(epoch) is not int or epoch < 0:
-        return f"its epoch is {epoch!r}"
+        return f"its epoch is {reprlib.repr(epoch)}"  # a few bytes can make gigabytes of a repr
     if not isinstance(state, dict):
         return f"its state_dict is a {type(state).__name__}"
     for name, value in state.items():
         if not isinstance(name, str):
-            return f"{name!r} in its state_dict is no name"
+            return f"{reprlib.repr(name)} in its state_dict is no name"
         if not isinstance(value, torch.Tensor):
             return f"{name!r} in its state_dict is a {type(value).__name__}, not a tensor"
     for name, value in (*state.items(), *checkpoint.items()):  # a bare state dict has none in it
-        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.layout is not torch.strided or value.device.type == "meta":
+            return f"{name} in it has no values of its own"
+        # A view that repeats what it holds can claim any size.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            return f"{name} in it is {tuple(value.shape)}, more than the file holds"
+        if not torch.isfinite(value).all():
             return f"{name} in it is not finite"
     return ""
+
+
+def check_archive(path: Path) -> None:
+    """Check that the records of a zip archive, if it is one, are as large as they claim to be.
+
+    Raises:
+        ValueError: one is packed, as torch never packs what it reads; unpacking could fill memory.
+        zipfile.BadZipFile: the archive is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    room = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            is_read = info.filename.endswith(".pkl") or "/data/" in info.filename
+            if info.file_size > room or (is_read and info.compress_type != zipfile.ZIP_STORED):
+                raise ValueError(
+                    f"{info.filename!r} in it claims {info.file_size} bytes, the whole file has "
+                    f"{room}"
+                )
 
 
 def _check_first_bytes(path: Path) -> None:
@@ -181,13 +218,19 @@ def save(obj: Any, path: str | Path) -> None:
     Raises:
         OSError: The folder cannot be written to; a file that was there is as before.
     """
+    # Into memory first: on a full disk torch's own writer raises an error that does not say so.
+    content = io.BytesIO()
+    torch.save(obj, content)
     with atomic_write(path) as file:
-        torch.save(obj, file)
+        file.write(content.getbuffer())
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only when the block ends without an error.
+
+    Its content is on the disk before that, and its name is when this returns. What a process that
+    was killed has left of the same file is removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +240,8 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     ['note.txt']
     """
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove_unfinished(path)
+    unfinished = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
         with unfinished.open("wb") as file:
             yield file
@@ -207,6 +251,39 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what processes of this machine that are no more have left of ``path``."""
+    start = f".{path.name}.{platform.node()}."
+    with contextlib.suppress(OSError):  # no such folder: opening the file will say so
+        for name in os.listdir(path.parent):
+            number = name.removeprefix(start).removesuffix(".part")
+            if name == f"{start}{number}.part" and number.isdecimal() and not _lives(int(number)):
+                (path.parent / name).unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    if os.name != "posix":  # there os.kill ends it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        pass
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder written to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 class FewShotItem(NamedTuple):
@@ -229,7 +306,7 @@ class _Datum:
         self.item = FewShotItem(*(state[name] for name in kinds))
 
 
-class _FewShotUnpickler(pickle.Unpickler):
+class _FewShotUnpickler(_PlainUnpickler):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) != ("dassl.data.datasets.base_dataset", "Datum"):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")

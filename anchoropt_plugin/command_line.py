@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -34,20 +37,21 @@ def status_of(
 ) -> int:
     """Run a command and return its exit status: 0, or what it returns.
 
-    An error that is the user's to mend is one line on stderr and status 2; ctrl-C gives 130. Where
-    nobody reads what is printed any more, as after ``| head``, it ends quietly with 1.
+    An error that is the user's to mend is one line on stderr and status 2; ctrl-C gives 130, and
+    SIGTERM, which batch systems send ahead of SIGKILL, 143. Where nobody reads what is printed any more, as after ``| head``, it ends quietly with 1.
 
     Args:
         command: what is run.
         room: what to do where a file cannot be written or read, such as "give another folder".
-        interrupted: what is said after ctrl-C.
+        interrupted: what is said after ctrl-C and SIGTERM.
 
     >>> status_of(lambda: None)
     0
     """
     stdout = sys.stdout
     try:
-        status = command()
+        with _sigterm_raises():
+            status = command()
         sys.stdout.flush()
     except UserError as error:
         return _failed(str(error))
@@ -64,11 +68,39 @@ def status_of(
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    except _Terminated:
+        print(interrupted, file=sys.stderr)
+        return 128 + signal.SIGTERM
     finally:
         if sys.stdout is not stdout:  # a copy to a log file
-            sys.stdout.close()
+            with contextlib.suppress(OSError):  # of a full disk, which was told already
+                sys.stdout.close()
             sys.stdout = stdout
     return status or 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """End the block by an exception at SIGTERM, so that nothing is left half written."""
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+
+    def stop(*_: object) -> NoReturn:
+        raise _Terminated
+
+    if is_ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def imported(name: str) -> ModuleType:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .anchors import PUBLISHED_FILE, AnchorTokens
 from .config import AnchorOPTConfig
 from .errors import UserError
+from .finite import check_weights, checked_step, finite
 from .objective import PromptLoss
 from .runtime.config.record import write_record
 from .stages import AnchorOPT
@@ -91,14 +92,20 @@ class TwoStages:
         super().before_epoch()  # type: ignore[misc]
 
     def after_epoch(self: Any) -> None:
+        check_weights(self)
         self.anchoropt.write_history(Path(self.output_dir), self.epoch)
         super().after_epoch()  # type: ignore[misc]
 
     def forward_backward(self: Any, *batch: Any) -> Any:
         self.anchoropt.features.clear()
         run = self.anchoropt
-        with PromptLoss(run.loss, run.is_prompt_logits, run.settings.prompt_ce_weight) as seen:
-            summary = super().forward_backward(*batch)  # type: ignore[misc]
+
+        def objective(cross_entropy: Tensor, logits: Tensor) -> Tensor:
+            return finite(run.loss(cross_entropy, logits))
+
+        step = super().forward_backward  # type: ignore[misc]
+        with PromptLoss(objective, run.is_prompt_logits, run.settings.prompt_ce_weight) as seen:
+            summary = checked_step(self, step, *batch)
         if not seen.replaced:
             raise UserError(
                 f"{self.anchoropt_host.__name__} computes no F.cross_entropy over the logits of "
@@ -117,10 +124,12 @@ class TwoStages:
         return run.test_logits(logits, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
 
     def save_model(self: Any, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
-        super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
+        # First, as a checkpoint without them would be tested by other rules. Again, where train.py
+        # writes the second: others do not.
+        Path(directory).mkdir(parents=True, exist_ok=True)
         self.anchoropt.write_record(Path(directory), self.cfg)
-        # Again, where train.py does so too: others do not.
         write_record(self.anchoropt_cfg, directory, self.anchoropt.classes)
+        super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 
     def load_model(self: Any, directory: str, epoch: int | None = None) -> None:
         if directory:

@@ -223,6 +223,13 @@ class AnchorPositionModule(nn.Module):
         with torch.autocast(context.device.type, enabled=False):
             return matrix @ torch.cat([context, anchors], -2)
 
+    # In soft relaxation the temperature is part of the model: a checkpoint has to bring it.
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.temperature, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.temperature = float(state)
+
     def __getstate__(self) -> dict[str, Any]:
         # The drawn matrix is part of an autograd graph, which can be neither copied nor pickled.
         return {**self.__dict__, "_drawn": None}

@@ -15,7 +15,7 @@ from anchoropt_plugin.clip_models import load_clip, to_precision, tokenize, unkn
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.hooks import CHILD
 from anchoropt_plugin.kept_features import keep_image_features
-from anchoropt_plugin.runtime.utils.torchtools import is_of_classes
+from anchoropt_plugin.runtime.utils.torchtools import is_of_classes, named_in
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -329,7 +329,7 @@ def _checkpoint(folder: Path, epoch: int | None) -> Path:
         return folder / "model-best.pth.tar"
     last = folder / "checkpoint"  # a text file with the last one's name
     if epoch < 0 and last.exists():
-        return folder / last.read_text(encoding="utf-8").strip()
+        return folder / named_in(folder)
     return folder / f"model.pth.tar-{epoch}"
 
 

@@ -114,6 +114,14 @@ class _Loader(DataLoader[Any]):
             # its workers running takes torch ten seconds.
             error.__traceback__ = None
             raise UserError(message.rpartition("UserError: ")[2]) from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{reason} If memory ran out, lower DATALOADER.NUM_WORKERS; the same command goes "
+                "on from the last checkpoint"
+            ) from None
 
 
 @contextmanager

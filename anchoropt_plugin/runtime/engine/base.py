@@ -14,7 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import UserError
 from ..utils.tools import random_state, tolist_if_not
-from ..utils.torchtools import load_checkpoint, resume_from_checkpoint, save_checkpoint
+from ..utils.torchtools import (
+    load_checkpoint,
+    newest_of_all,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
 from ..utils.writer import SummaryWriter
 
 Names = str | Sequence[str] | None
@@ -89,6 +94,7 @@ class TrainerBase:
             val_result: What the validation set gave.
             model_name: A file name to use instead.
         """
+        scaler = getattr(self, "scaler", None)  # of amp, in hosts that have one
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -101,6 +107,8 @@ class TrainerBase:
                 # interrupted.
                 "rng": random_state(),
             }
+            if scaler is not None and scaler.is_enabled():
+                state["scaler"] = scaler.state_dict()
             save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
 
     def resume_model_if_exist(self, directory: str) -> int:
@@ -117,9 +125,11 @@ class TrainerBase:
             print("No checkpoint found, train from scratch")
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
+        file_name = newest_of_all(folders.values())
+        scaler = getattr(self, "scaler", None)
         epochs = {
             resume_from_checkpoint(
-                folder, self._models[name], self._optims[name], self._scheds[name]
+                folder, self._models[name], self._optims[name], self._scheds[name], scaler, file_name
             )
             for name, folder in folders.items()
         }

@@ -15,6 +15,7 @@ from rich.progress import track
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ...finite import check_weights, checked_step
 from ..data import DataManager
 from ..evaluation import build_evaluator
 from ..utils.meters import AverageMeter, MetricMeter
@@ -82,6 +83,8 @@ class SimpleTrainer(TrainerBase):
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
         self._recall_best_result(directory)
+        if directory == self.output_dir:
+            self._save_what_was_due()
         for name in self.get_model_names():  # now, not when there is something to lose
             mkdir_if_missing(Path(self.output_dir, name))
         writer_dir = str(Path(self.output_dir, "tensorboard"))
@@ -90,11 +93,28 @@ class SimpleTrainer(TrainerBase):
         self.time_start = time.time()
 
     def _recall_best_result(self, directory: str) -> None:
-        # Else the first epoch after resuming would count as the best, whatever it gives.
-        best = Path(directory, self.get_model_names()[0], BEST_MODEL)
-        if self.start_epoch and best.is_file():
-            val_result = load_checkpoint(best).get("val_result")
-            self.best_result = val_result if isinstance(val_result, float) else -math.inf
+        # Else the first epoch after resuming would count as the best, whatever it gives. A best
+        # one that is still to come, or not there of all models, will be found again.
+        paths = [Path(directory, name, BEST_MODEL) for name in self.get_model_names()]
+        if not (self.start_epoch and all(path.is_file() for path in paths)):
+            return
+        best = [load_checkpoint(path) for path in paths]
+        epochs = {checkpoint["epoch"] for checkpoint in best}
+        val_result = best[0].get("val_result")
+        if len(epochs) == 1 and max(epochs) <= self.start_epoch and isinstance(val_result, float):
+            self.best_result = val_result
+
+    def _save_what_was_due(self) -> None:
+        """Write the checkpoint of the last epoch where a kill came between the best one and it."""
+        done = self.start_epoch
+        name = f"model.pth.tar-{done}"
+        paths = [Path(self.output_dir, model, name) for model in self.get_model_names()]
+        if done and self._is_due(done) and not all(path.exists() for path in paths):
+            self.save_model(done - 1, self.output_dir)
+
+    def _is_due(self, done: int) -> bool:
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        return done == self.max_epoch or (frequency > 0 and done % frequency == 0)
 
     def after_train(self) -> None:
         """Test, unless ``TEST.NO_TEST``, and tell the time it all took."""
@@ -120,8 +140,7 @@ class SimpleTrainer(TrainerBase):
                 self.save_model(
                     self.epoch, self.output_dir, val_result=result, model_name=BEST_MODEL
                 )
-        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
-        if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
+        if self._is_due(done):
             self.save_model(self.epoch, self.output_dir)
 
     @torch.no_grad()
@@ -184,7 +203,7 @@ class TrainerX(SimpleTrainer):
         for batch_idx, batch in enumerate(self.train_loader_x):
             self.batch_idx = batch_idx
             data_time.update(time.time() - end)
-            losses.update(self.forward_backward(batch))
+            losses.update(checked_step(self, self.forward_backward, batch))
             batch_time.update(time.time() - end)
             if (self.batch_idx + 1) % frequency == 0 or self.num_batches < frequency:
                 self._print_progress(batch_time, data_time, losses)
@@ -193,6 +212,7 @@ class TrainerX(SimpleTrainer):
                 self.write_scalar(f"train/{name}", meter.avg, step)
             self.write_scalar("train/lr", self.get_current_lr(), step)
             end = time.time()
+        check_weights(self)
 
     def _print_progress(
         self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter

@@ -76,8 +76,16 @@ def resume_from_checkpoint(
     model: nn.Module,
     optimizer: Optimizer | None = None,
     scheduler: LRScheduler | None = None,
+    scaler: Any = None,
+    file_name: str = "",
 ) -> int:
-    """Restore a run from the checkpoint that the text file ``checkpoint`` in ``fdir`` names.
+    """Restore a run from a checkpoint in ``fdir``.
+
+    Args:
+        fdir: The folder.
+        model, optimizer, scheduler: What is restored.
+        scaler: The gradient scaler, where amp is used.
+        file_name: The checkpoint; by default the one that the text file ``checkpoint`` names.
 
     Returns:
         The number of epochs done.
@@ -86,13 +94,15 @@ def resume_from_checkpoint(
         UserError: A file cannot be read, or belongs to another model or other classes.
     """
     folder = Path(fdir)
-    path = folder / (folder / "checkpoint").read_text(encoding="utf-8", errors="replace").strip()
+    path = folder / (file_name or named_in(folder))
     print(f"Loading checkpoint from {path}")
     checkpoint = load_checkpoint(path)
     try:
         _check_classes(checkpoint["state_dict"], model.state_dict())
         model.load_state_dict(checkpoint["state_dict"])
-        for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        parts = ("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)
+        for name, part in parts:
             if part is not None and checkpoint.get(name) is not None:
                 _check_kinds(checkpoint[name], part.state_dict(), name)
                 part.load_state_dict(checkpoint[name])
@@ -108,6 +118,37 @@ def resume_from_checkpoint(
         ) from error
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
+
+
+def named_in(folder: str | Path) -> str:
+    """Return the file name that the text file ``checkpoint`` in ``folder`` holds.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
+    noted = Path(folder, "checkpoint")
+    try:
+        name = noted.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        raise UserError(f"cannot open {noted}: {error.strerror}") from error
+    if not name or Path(name).name != name or not name.isprintable():
+        raise UserError(
+            f"{noted} holds {name[:100]!r}, not the name of a file beside it; write that of the "
+            "last checkpoint into it, or remove it"
+        )
+    return name
+
+
+def newest_of_all(folders: Iterable[Path]) -> str:
+    """Return the file name in the text files ``checkpoint`` of several models.
+
+    A run that was killed while it saved has named a newer one for some of them: then it is the
+    one that all have.
+    """
+    folders = list(folders)
+    names = dict.fromkeys(map(named_in, folders))
+    whole = [name for name in names if all((folder / name).is_file() for folder in folders)]
+    return whole[-1] if len(names) > 1 and whole else next(iter(names))
 
 
 def _check_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
