@@ -124,13 +124,11 @@ def named_in(folder: str | Path) -> str:
     """Return the file name that the text file ``checkpoint`` in ``folder`` holds.
 
     Raises:
-        UserError: It cannot be read, or holds something else.
+        UserError: It holds something else.
+        OSError: It cannot be read.
     """
     noted = Path(folder, "checkpoint")
-    try:
-        name = noted.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError as error:
-        raise UserError(f"cannot open {noted}: {error.strerror}") from error
+    name = noted.read_text(encoding="utf-8", errors="replace").strip()
     if not name or Path(name).name != name or not name.isprintable():
         raise UserError(
             f"{noted} holds {name[:100]!r}, not the name of a file beside it; write that of the "
