@@ -24,6 +24,7 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from .errors import UserError
+from .torchscript import is_torchscript
 
 _SAFE_GLOBALS: dict[tuple[str, str], Any] = {
     ("__builtin__", "set"): set,  # Python 2's name, which torch's pickle protocol 2 writes
@@ -200,6 +201,8 @@ def _check_first_bytes(path: Path) -> None:
 
 
 def _load(path: Path, map_location: str | torch.device) -> Any:
+    if is_torchscript(path):  # some versions of torch would run it
+        raise ValueError("it is a TorchScript archive, a program with weights")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError:
@@ -328,6 +331,8 @@ def load_fewshot_pickle(path: str | Path) -> dict[str, list[FewShotItem]]:
             lists = _FewShotUnpickler(file).load()
         return {str(name): [datum.item for datum in items] for name, items in lists.items()}
     except Exception as error:  # a broken pickle can raise almost anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{path} is not a few-shot file ({error!r}); delete it to have the shots drawn anew"
+            f"{path} is not a few-shot file ({type(error).__name__}: {reason}); delete it to have "
+            "the shots drawn anew"
         ) from error

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anchoropt_plugin.checkpoints import check_archive
 from anchoropt_plugin.errors import UserError, nearest
 from anchoropt_plugin.torchscript import is_torchscript, read_torchscript
 
@@ -46,6 +47,9 @@ PRECISIONS = ("fp16", "fp32", "amp")
 
 _TINY_FILE = Path(__file__).parent / "assets" / "tiny_clip.pt"
 _VOCABULARY = 49408
+_LONGEST_TEXT = 10_000
+"""Letters that are still split into tokens, in a time that grows with their square."""
+_SHOWN = 500
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _log = logging.getLogger("anchoropt_plugin")
 
@@ -103,11 +107,16 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     [49406, 320, 1125, 539, 320, 1565, 269, 49407]
     """
     for text in texts:
+        if len(text) > _LONGEST_TEXT:
+            raise UserError(
+                f"a text has {len(text)} letters, and CLIP reads {CONTEXT_LENGTH} tokens at most; "
+                f"shorten it: {text[:_SHOWN]!r} …"
+            )
         count = len(_tokenizer().encode(text)) + 2
         if count > CONTEXT_LENGTH:
             raise UserError(
                 f"a text has {count} tokens, CLIP reads {CONTEXT_LENGTH} at most; "
-                f"shorten it: {text!r}"
+                f"shorten it: {text[:_SHOWN]!r}{' …' if len(text) > _SHOWN else ''}"
             )
     return clip.tokenize(list(texts), context_length=CONTEXT_LENGTH)
 
@@ -200,6 +209,7 @@ def _download(name: str, root: str | None) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """The dictionary of tensors in a file of either kind."""
     try:
+        check_archive(path)
         if is_torchscript(path):
             return read_torchscript(path)
         with warnings.catch_warnings():

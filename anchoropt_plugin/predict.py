@@ -17,7 +17,9 @@ from .on_demand import two_stages_on_demand
 from .plugin import TwoStages
 from .runtime.config.record import CLASSES, RECORD, merge_record
 from .runtime.utils.tools import read_image, read_json, to_rgb
+from .runtime.utils.torchtools import named_in
 from .stages import RECORD as TWO_STAGES_RECORD
+from .stages import read_record
 from .stand_in import without_data
 
 Picture = str | Path | Image.Image
@@ -135,7 +137,7 @@ def _recorded_cfg(folder: Path) -> Any:
     cfg.MODEL.INIT_WEIGHTS = ""  # the checkpoint has all that was trained
     if (folder / TWO_STAGES_RECORD).is_file():
         # config.yaml does not tell given values from defaults, which @anchoropt's arguments change.
-        record = read_json(folder / TWO_STAGES_RECORD)
+        record = read_record(folder / TWO_STAGES_RECORD)
         for name, value in record["settings"].items():
             cfg.TRAINER.ANCHOROPT[name.upper()] = value
     cfg.freeze()
@@ -145,7 +147,10 @@ def _recorded_cfg(folder: Path) -> Any:
 def _recorded_classes(folder: Path) -> list[str]:
     if not (folder / CLASSES).is_file():
         raise UserError(f"{folder} has no {CLASSES}: name the classes")
-    return list(read_json(folder / CLASSES))
+    names = read_json(folder / CLASSES)
+    if not isinstance(names, list):
+        raise UserError(f"{folder / CLASSES} is not a list of class names: name the classes")
+    return names
 
 
 def _checked(names: list[str]) -> list[str]:
@@ -178,7 +183,7 @@ def _tested_epoch(trainer: Any, folder: Path) -> int | None:
     if trainer.cfg.TEST.FINAL_MODEL == "best_val":
         return None
     last = folder / trainer.get_model_names()[0] / "checkpoint"
-    number = re.search(r"-(\d+)\s*$", last.read_text()) if last.is_file() else None
+    number = re.search(r"-(\d{1,9})$", named_in(last.parent)) if last.is_file() else None
     if number is None:
         raise UserError(f"{last} names no checkpoint: give the epoch to load")
     return int(number[1])

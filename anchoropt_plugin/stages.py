@@ -18,6 +18,7 @@ from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
 from .image_features import FirstFeatures
 from .objective import average, distillation
+from .runtime.utils.tools import read_json, read_text
 from .text_encoder import TextTower
 from .wiring import HostParts
 
@@ -193,8 +194,8 @@ class AnchorOPT:
         A run that was resumed writes over the lines of the epochs it does again.
         """
         path = folder / HISTORY
-        lines = path.read_text(encoding="utf-8").splitlines() if epoch and path.exists() else []
-        lines = [line for line in lines if json.loads(line)["epoch"] <= epoch]
+        before = read_history(path) if epoch and path.exists() else []
+        lines = [json.dumps(entry) for entry in before if entry["epoch"] <= epoch]
         matrix = [[round(x, 4) for x in row] for row in self.position.relaxed().tolist()]
         temperature = self.position.temperature
         lines.append(json.dumps({"epoch": epoch + 1, "temperature": temperature, "P": matrix}))
@@ -220,13 +221,10 @@ class AnchorOPT:
                 path,
             )
             return
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            backbone, classes = record["backbone"], frozenset(record["classes"])
-            settings = {**AnchorOPTConfig().to_dict(), **record["settings"]}
-            trained = {name: settings[name] for name in READ_AT_TEST}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"cannot read {path}: {error!r}; delete it or copy it anew") from error
+        record = read_record(path)
+        backbone = record["backbone"]
+        settings = {**AnchorOPTConfig().to_dict(), **record["settings"]}
+        trained = {name: settings[name] for name in READ_AT_TEST}
         if backbone != cfg.MODEL.BACKBONE.NAME:
             raise UserError(
                 f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
@@ -239,7 +237,42 @@ class AnchorOPT:
                     f"{folder} was trained with TRAINER.ANCHOROPT.{name.upper()} {value}, this run "
                     f"has {present}: give the value it was trained with"
                 )
-        self.trained_classes = classes
+        self.trained_classes = frozenset(record["classes"])
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what an ``anchoropt.json`` holds.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    record = read_json(path)
+    match record:
+        case {"backbone": str(), "classes": list(classes), "settings": dict()} if all(
+            isinstance(name, str) for name in classes
+        ):
+            return dict(record)
+    raise UserError(f"{path} is not the record of a run: delete it or copy it anew")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a ``position.jsonl``: epoch (from 1), temperature, relaxed matrix.
+
+    Raises:
+        UserError: it cannot be read, or is something else; the line is named.
+    """
+    entries = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        match entry:
+            case {"epoch": int(), "temperature": int() | float(), "P": list()}:
+                entries.append(dict(entry))
+            case _:
+                raise UserError(f"{path}, line {number}: not an epoch's matrix: remove the file")
+    return entries
 
 
 def _write(text: str, path: Path) -> None:

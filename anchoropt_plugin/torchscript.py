@@ -91,7 +91,11 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
-class _TensorUnpickler(pickle.Unpickler):
+# The one written in Python: see checkpoints.py.
+_PlainUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _TensorUnpickler(_PlainUnpickler):  # type: ignore[misc]
     """An unpickler to whom the only callables are ``_Module``, ``_view``, ``_first`` and dict."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, pickled: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 import sys
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
@@ -40,11 +42,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it is not text"
         raise UserError(f"{path}{line}: not valid yaml: {problem}") from error
+    _check_size(values, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config file holds `KEY: value` lines, not a {_kind(values)}")
     return values
+
+
+_LARGEST = 100_000
+"""Values in a config file, those of ``*alias`` counted where they are repeated."""
+
+
+def _check_size(values: Any, source: str) -> None:
+    """Check that aliases, each of which repeats what it names, do not make a file endless."""
+    sizes: dict[int, float] = {}
+
+    def size(value: Any) -> float:
+        if not isinstance(value, (dict, list, tuple, set)):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = math.inf  # until it is known: then it does not hold itself
+            parts = [*value, *value.values()] if isinstance(value, dict) else list(value)
+            sizes[id(value)] = 1 + sum(map(size, parts))
+        return sizes[id(value)]
+
+    if size(values) > _LARGEST:
+        raise UserError(
+            f"{source}: not a config file: its aliases make it {_LARGEST} values or more"
+        )
 
 
 def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
@@ -107,7 +133,7 @@ def _coerced(value: Any, old: Any, where: str) -> Any:
         return float(value)
     if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):
         return type(old)(value)
-    raise UserError(f"{where} takes a {_kind(old)}, but {value!r} is a {_kind(value)}")
+    raise UserError(f"{where} takes a {_kind(old)}, but {reprlib.repr(value)} is a {_kind(value)}")
 
 
 def _kind(value: Any) -> str:

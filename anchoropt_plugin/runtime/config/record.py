@@ -54,11 +54,18 @@ def merge_record(cfg: CfgNode, folder: str | Path) -> None:
 def _merge_or_add(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
     for key, value in values.items():
         if key not in cfg:
-            cfg[key] = CfgNode(value) if isinstance(value, Mapping) else value
+            cfg[key] = _node(value, f"{source}: {key}") if isinstance(value, Mapping) else value
         elif isinstance(cfg[key], CfgNode) and isinstance(value, Mapping):
             _merge_or_add(cfg[key], value, source)
         else:
             merge_dict(cfg, {key: value}, source)
+
+
+def _node(value: Mapping[str, Any], where: str) -> CfgNode:
+    try:
+        return CfgNode(dict(value))
+    except AssertionError as error:  # so yacs answers a key or a value that it does not take
+        raise UserError(f"{where} is not a section of a config: {error}") from error
 
 
 def check_same_run(cfg: CfgNode, folder: str | Path) -> None:

@@ -20,6 +20,8 @@ from ...checkpoints import atomic_write
 from ...errors import UserError
 
 _WHITE_OF_16_BITS = 65535
+# PIL hands PostScript to a program that runs it.
+_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def mkdir_if_missing(dirname: str | Path) -> None:
@@ -84,12 +86,13 @@ def read_image(path: str | Path) -> Image.Image:
         UserError: It is missing, truncated, too large, or not a picture with a known white.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             return to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"the picture {path} is missing; put it back, or mend the split") from error
     except Exception as error:  # PIL answers a broken file with a dozen different exceptions
-        raise UserError(f"cannot read the picture {path}: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read the picture {path}: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
