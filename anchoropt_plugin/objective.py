@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -22,6 +23,16 @@ def average(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
     tensor([[2., 2.]])
     """
     return (prompt_logits.float() + anchor_logits.float()) / 2
+
+
+def in_full(loss: Tensor) -> Tensor:
+    """A host's loss in float32 at least: in half precision 65504 is the largest number.
+
+    >>> import torch
+    >>> (1000 * in_full(torch.tensor(100.0).half())).item()
+    100000.0
+    """
+    return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
 def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: float) -> Tensor:
@@ -97,6 +108,6 @@ class PromptLoss(TorchFunctionMode):
             return out
         logits = args[0] if args else (kwargs or {})["input"]
         if self.replaced or not self.is_prompts(logits):
-            return self.weight * out
+            return self.weight * in_full(out)
         self.replaced = True
         return self.replace(out, logits)

@@ -17,7 +17,7 @@ from .anchors import AnchorPrompts, AnchorTokens
 from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
 from .image_features import FirstFeatures
-from .objective import average, distillation
+from .objective import average, distillation, in_full
 from .runtime.utils.tools import read_json, read_text
 from .text_encoder import TextTower
 from .wiring import HostParts
@@ -163,7 +163,7 @@ class AnchorOPT:
     def loss(self, cross_entropy: Tensor, logits: Tensor) -> Tensor:
         """The objective of stage 2, given the host's cross-entropy and its logits l_n (B, C)."""
         settings = self.settings
-        loss = settings.prompt_ce_weight * cross_entropy
+        loss = settings.prompt_ce_weight * in_full(cross_entropy)
         if settings.kd_weight:
             divergence = distillation(logits, self.logits(), settings.kd_temperature)
             loss = loss + settings.kd_weight * divergence

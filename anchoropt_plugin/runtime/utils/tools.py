@@ -21,7 +21,7 @@ from ...errors import UserError
 
 _WHITE_OF_16_BITS = 65535
 # PIL hands PostScript to a program that runs it.
-_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def mkdir_if_missing(dirname: str | Path) -> None:
