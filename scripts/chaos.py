@@ -37,6 +37,7 @@ import train
 from anchoropt_plugin import checkpoints
 from anchoropt_plugin.command_line import Parser, status_of
 from anchoropt_plugin.errors import UserError
+from datasets.embedded import write_digits
 
 # Relative paths: a round runs in a folder of its own.
 _COMMAND = [
@@ -176,7 +177,7 @@ def ways(rng: random.Random, reference: Reference) -> dict[str, Callable[[Path, 
     """The ways to end a run, each at a place drawn anew."""
     seconds = rng.uniform(0, reference.seconds)
     count, after = rng.randint(1, reference.calls), rng.random() < 0.5
-    size = rng.randint(0, reference.largest)
+    size = round(reference.largest ** rng.random())  # small files are as likely as large ones
 
     def killed_at_call() -> None:
         _end_myself(signal.SIGKILL)
@@ -206,7 +207,7 @@ def is_proper(way: str, end: Ended) -> bool:
         line = end.said.startswith("interrupted; the same command goes on")
         return (end.status == 128 + signal.SIGTERM and line) or end.status == -signal.SIGTERM
     if way == "full disk":
-        line = end.said.startswith("error: ") and end.said.count("\n") == 1
+        line = end.said.startswith("error: ") and end.said.find("\n") == len(end.said) - 1
         return end.status == 2 and line
     return end.status in (-signal.SIGKILL, -signal.SIGXFSZ)
 
@@ -320,9 +321,6 @@ def chaos(scratch: Path, kills: int, seed: int, names: list[str] | None = None) 
     rng = random.Random(seed)
     names = list(RUNS) if names is None else names
     digits = scratch / "digits"
-    train.DATASET_REGISTRY  # noqa: B018  (registered by importing train)
-    from datasets.embedded import write_digits
-
     write_digits(digits)
     references: dict[str, Reference] = {}
     outcome = Outcome(Counter(), 0, 0, [])

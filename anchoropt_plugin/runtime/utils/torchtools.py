@@ -146,7 +146,7 @@ def newest_of_all(folders: Iterable[Path]) -> str:
     folders = list(folders)
     names = dict.fromkeys(map(named_in, folders))
     whole = [name for name in names if all((folder / name).is_file() for folder in folders)]
-    return whole[-1] if len(names) > 1 and whole else next(iter(names))
+    return next(iter([*whole, *names]))
 
 
 def _check_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
