@@ -49,6 +49,7 @@ from anchoropt_plugin.runtime.utils import (
     collect_env_info,
     set_random_seed,
     setup_logger,
+    withdraw_log,
 )
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -218,9 +219,14 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     print(cfg)
     print(f"** System info **\n{collect_env_info()}\n")
 
-    trainer = build_trainer(cfg)
+    try:
+        trainer = build_trainer(cfg)
+        if args.eval_only:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    except UserError:
+        withdraw_log()
+        raise
     if args.eval_only:
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()
     elif not args.no_train:
         write_record(cfg, cfg.OUTPUT_DIR, trainer.dm.dataset.classnames)

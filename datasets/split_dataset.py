@@ -58,6 +58,7 @@ class SplitDataset(DatasetBase):
         self.seed = cfg.SEED
         # One stream for all that is drawn, as in public code; apart from everybody else's.
         self.rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
+        self._drawn: tuple[dict[str, Any], Path] | None = None
         split = self.make_split()
         if not self.test_only:
             if cfg.DATASET.NUM_SHOTS >= 1:
@@ -69,6 +70,7 @@ class SplitDataset(DatasetBase):
         super().__init__(
             train_x=self._data(split.train), val=self._data(split.val), test=self._data(split.test)
         )
+        self._note_draw()
 
     def make_split(self) -> Split:
         """Return the split of the whole data set, by default from ``split_file``."""
@@ -104,12 +106,19 @@ class SplitDataset(DatasetBase):
                 return drawn
             print(f"{own} was drawn from another split; the pictures are drawn anew")
         split = draw_shots(split, shots, self.rng)
+        self._drawn = {"split": key, "train": split.train, "val": split.val}, own
+        return split
+
+    def _note_draw(self) -> None:
+        """Write down which pictures were drawn, now that they were found to be there."""
+        if self._drawn is None:
+            return
+        content, path = self._drawn
         try:
-            write_json({"split": key, "train": split.train, "val": split.val}, own)
-            print(f"Few-shot pictures are noted in {own}")
+            write_json(content, path)
+            print(f"Few-shot pictures are noted in {path}")
         except OSError:
             pass  # a read-only data set: the same seed draws the same pictures again
-        return split
 
 
 _PARTS = ("train", "val")

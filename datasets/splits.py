@@ -38,13 +38,22 @@ def read_split(path: Path) -> Split:
     """Read ``{"train": [[relative path, label, class name], ...], "val": ..., "test": ...}``.
 
     Raises:
-        UserError: The file is missing or malformed, or :func:`check_classes` refuses it.
+        UserError: The file is missing or malformed, :func:`check_classes` refuses it, or two
+            labels have one name.
     """
     parts = read_json(path)
     if not isinstance(parts, dict) or not {"train", "test"} <= parts.keys():
         raise UserError(f'{path}: a split is {{"train": [...], "val": [...], "test": [...]}}')
     split = Split(*(items_of(parts.get(part, []), f"{path}: {part}") for part in Split._fields))
     check_classes(split, str(path))
+    labels: dict[str, int] = {}
+    for item in split.train:
+        other = labels.setdefault(item.classname, item.label)
+        if other != item.label:
+            raise UserError(
+                f"{path}: labels {other} and {item.label} are both named {item.classname[:200]!r}: "
+                "to CLIP that is one class; rename one, or join the two"
+            )
     return split
 
 
@@ -104,6 +113,11 @@ def check_classes(split: Split, where: str) -> None:
                 f"{where}: label {item.label} has two names, {known!r} and {item.classname!r}"
             )
     for label, name in names.items():
+        if len(name) > _LONGEST_NAME:
+            raise UserError(
+                f"{where}: the name of label {label}, {name[:50]!r} …, has {len(name)} letters: "
+                f"shorten it to {_LONGEST_NAME} at most"
+            )
         if not name.strip() or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
             raise UserError(
                 f"{where}: the name of label {label}, {name!r}, is empty or has control characters"
@@ -176,11 +190,22 @@ def digest(split: Split) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_LONGEST_PART = 255
+"""Bytes in the name of a file or folder."""
+_LONGEST_NAME = 1000
+"""Letters in the name of a class; CLIP reads fewer."""
+
+
 def _can_be_a_path(name: str) -> bool:
     try:
-        return b"\0" not in os.fsencode(name)
+        encoded = os.fsencode(name)
     except UnicodeEncodeError:
         return False
+    if b"\0" in encoded:
+        return False
+    return len(encoded) <= _LONGEST_PART or all(
+        len(part) <= _LONGEST_PART for part in encoded.split(b"/")
+    )
 
 
 def _mode(path: str) -> int:
@@ -213,9 +238,9 @@ def check_files(split: Split, image_dir: Path, linked: Iterable[str] = ()) -> No
     used = dict.fromkeys(item.path for part in split for item in part)
     for name in used:
         if not _can_be_a_path(name):
-            raise UserError(f"the path {name!r} in the split can be no file's; mend the split")
+            raise UserError(f"the path {name[:200]!r} in the split can be no file's; mend the split")
         if os.path.isabs(name) or (".." in name and ".." in Path(name).parts):  # noqa: PTH117
-            raise UserError(f"the path {name!r} in the split leads out of {image_dir}")
+            raise UserError(f"the path {name[:200]!r} in the split leads out of {image_dir}")
         folder = name.rpartition("/")[0]
         if folder not in parents:
             parents[folder] = is_inside(image_dir / folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .logger import Logger, log_to_stdout, setup_logger
+from .logger import Logger, log_to_stdout, setup_logger, withdraw_log
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry, check_availability
 from .tools import (
@@ -44,6 +44,7 @@ __all__ = [
     "save_checkpoint",
     "set_random_seed",
     "setup_logger",
+    "withdraw_log",
     "tolist_if_not",
     "write_json",
 ]

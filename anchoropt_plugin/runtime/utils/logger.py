@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import sys
@@ -25,7 +26,8 @@ class Logger:
             self.console.reconfigure(errors="backslashreplace")
         Path(fpath).parent.mkdir(parents=True, exist_ok=True)
         # By lines, so that the log of a run that is killed is there up to its last line.
-        self.file = Path(fpath).open(  # noqa: SIM115
+        self.path = Path(fpath)
+        self.file = self.path.open(  # noqa: SIM115
             "a", encoding="utf-8", errors="backslashreplace", buffering=1
         )
 
@@ -62,6 +64,20 @@ def setup_logger(output: str | None = None) -> None:
         path = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
     sys.stdout = Logger(path)
     log_to_stdout()
+
+
+def withdraw_log() -> None:
+    """Take back what ``setup_logger`` has begun, and the folder that it made if nothing is in it.
+
+    For faults that are found before anything is done: the line on stderr says it all.
+    """
+    logger = sys.stdout
+    if isinstance(logger, Logger):
+        sys.stdout = logger.console
+        logger.close()
+        logger.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            logger.path.parent.rmdir()
 
 
 class _PrintHandler(logging.Handler):
