@@ -5,13 +5,14 @@ ENV    := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(ENV)/bin/python
 READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench chaos clean
 
 help:
 	@echo "make demo   zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits, with a report"
 	@echo "make test   linters, type checker, tests and doctests, with coverage"
 	@echo "make lint   linters and type checker alone"
 	@echo "make bench  the plain way and ours side by side: time, memory, equality (about eight minutes)"
+	@echo "make chaos  kill runs at random places and go on: what they leave is compared (minutes)"
 	@echo "make clean  remove .venv, output/ and caches"
 
 $(PYTHON):
@@ -40,6 +41,10 @@ bench: $(READY)
 	$(PYTHON) benchmarks/train_step.py --json output/bench/train_step.json
 	$(PYTHON) benchmarks/stage1.py --json output/bench/stage1.json
 	$(PYTHON) benchmarks/evaluate.py --json output/bench/evaluate.json
+
+# Fails where a run that was killed leaves anything else than one that was not; docs/reliability.md.
+chaos: $(READY)
+	OMP_NUM_THREADS=1 $(PYTHON) scripts/chaos.py
 
 clean:
 	rm -rf .venv output .pytest_cache .ruff_cache .mypy_cache .coverage

@@ -11,7 +11,13 @@ class UserError(Exception):
 
     Commands print it as it stands and exit with status 2; a library user catches it like any
     other exception.
+
+    >>> UserError("names of files\\nmay have line breaks")
+    UserError('names of files may have line breaks')
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
