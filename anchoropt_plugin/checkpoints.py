@@ -82,10 +82,10 @@ class Foreign:
 
 
 # The one written in Python: the one in C takes gigabytes where a few bytes of a pickle ask for it.
-_PlainUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_PlainUnpickler: Any = pickle._Unpickler
 
 
-class _SafeUnpickler(_PlainUnpickler):  # type: ignore[misc]
+class _SafeUnpickler(_PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _SAFE_GLOBALS.get((module, name))
         return type(name, (Foreign,), {}) if found is None else found
@@ -261,10 +261,11 @@ def _remove_unfinished(path: Path) -> None:
     """Remove what processes of this machine that are no more have left of ``path``."""
     start = f".{path.name}.{platform.node()}."
     with contextlib.suppress(OSError):  # no such folder: opening the file will say so
-        for name in os.listdir(path.parent):
-            number = name.removeprefix(start).removesuffix(".part")
-            if name == f"{start}{number}.part" and number.isdecimal() and not _lives(int(number)):
-                (path.parent / name).unlink(missing_ok=True)
+        for other in path.parent.iterdir():
+            number = other.name.removeprefix(start).removesuffix(".part")
+            is_one = other.name == f"{start}{number}.part" and number.isdecimal()
+            if is_one and not _lives(int(number)):
+                other.unlink(missing_ok=True)
 
 
 def _lives(pid: int) -> bool:
@@ -309,7 +310,7 @@ class _Datum:
         self.item = FewShotItem(*(state[name] for name in kinds))
 
 
-class _FewShotUnpickler(_PlainUnpickler):  # type: ignore[misc]
+class _FewShotUnpickler(_PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) != ("dassl.data.datasets.base_dataset", "Datum"):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")

@@ -38,7 +38,8 @@ def status_of(
     """Run a command and return its exit status: 0, or what it returns.
 
     An error that is the user's to mend is one line on stderr and status 2; ctrl-C gives 130, and
-    SIGTERM, which batch systems send ahead of SIGKILL, 143. Where nobody reads what is printed any more, as after ``| head``, it ends quietly with 1.
+    SIGTERM, which batch systems send ahead of SIGKILL, 143. Where nobody reads what is printed any
+    more, as after ``| head``, it ends quietly with 1.
 
     Args:
         command: what is run.

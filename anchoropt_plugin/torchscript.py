@@ -92,10 +92,10 @@ def _first(value: object, *_: object) -> object:
 
 
 # The one written in Python: see checkpoints.py.
-_PlainUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_PlainUnpickler: Any = pickle._Unpickler
 
 
-class _TensorUnpickler(_PlainUnpickler):  # type: ignore[misc]
+class _TensorUnpickler(_PlainUnpickler):
     """An unpickler to whom the only callables are ``_Module``, ``_view``, ``_first`` and dict."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, pickled: bytes) -> None:

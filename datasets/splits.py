@@ -238,7 +238,9 @@ def check_files(split: Split, image_dir: Path, linked: Iterable[str] = ()) -> No
     used = dict.fromkeys(item.path for part in split for item in part)
     for name in used:
         if not _can_be_a_path(name):
-            raise UserError(f"the path {name[:200]!r} in the split can be no file's; mend the split")
+            raise UserError(
+                f"the path {name[:200]!r} in the split can be no file's; mend the split"
+            )
         if os.path.isabs(name) or (".." in name and ".." in Path(name).parts):  # noqa: PTH117
             raise UserError(f"the path {name[:200]!r} in the split leads out of {image_dir}")
         folder = name.rpartition("/")[0]

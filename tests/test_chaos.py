@@ -153,7 +153,9 @@ assert not chaos.is_proper("full disk", chaos.Ended(2, "error: x\\nTraceback"))
 def test_the_tool_finds_files_that_are_written_in_place(tmp_path):
     words = [sys.executable, "-c", _BROKEN, str(ROOT), str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["found"]), done.stdout + done.stderr
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["found"]), (
+        done.stdout + done.stderr
+    )
 
 
 def test_content_and_name_are_on_the_disk_before_a_write_counts(tmp_path, monkeypatch):

@@ -129,7 +129,12 @@ class TrainerBase:
         scaler = getattr(self, "scaler", None)
         epochs = {
             resume_from_checkpoint(
-                folder, self._models[name], self._optims[name], self._scheds[name], scaler, file_name
+                folder,
+                self._models[name],
+                self._optims[name],
+                self._scheds[name],
+                scaler,
+                file_name,
             )
             for name, folder in folders.items()
         }
