@@ -126,6 +126,7 @@ class TwoStages:
         if directory:
             self.anchoropt.read_record(Path(directory), self.cfg)
         super().load_model(directory, epoch)  # type: ignore[misc]
+        self.anchoropt.condition()
 
 
 def _with_soft_tokens(cfg: Any, node: str, n_ctx: int) -> Any:
