@@ -565,7 +565,8 @@ def test_the_arguments_of_the_decorator_are_those_of_the_run(trained, command, r
     assert "trainer 'Usual_AnchorOPT' is not registered" in line
 
 
-def test_pictures_and_folders(runs, tmp_path, capsys):
+def test_pictures_and_folders(runs, tmp_path, capsys, caplog):
+    caplog.set_level("WARNING", logger="anchoropt_plugin")
     paths = evaluated(runs, "CoOp", "base")[0]
     inside = tmp_path / "pictures" / "more"
     inside.mkdir(parents=True)
