@@ -102,7 +102,8 @@ class TwoStages:
         if not seen.replaced:
             raise UserError(
                 f"{self.anchoropt_host.__name__} computes no F.cross_entropy over the logits of "
-                f"its {len(run.classes)} classes: AnchorOPT cannot put its objective there"
+                f"its {len(run.classes)} classes, where AnchorOPT puts its objective: compute its "
+                "loss as F.cross_entropy(output, label) with output (pictures, classes)"
             )
         return summary
 
