@@ -5,15 +5,17 @@ ENV    := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(ENV)/bin/python
 READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test lint bench chaos clean
+.PHONY: help demo compare ablate test lint bench chaos clean
 
 help:
-	@echo "make demo   zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits, with a report"
-	@echo "make test   linters, type checker, tests and doctests, with coverage"
-	@echo "make lint   linters and type checker alone"
-	@echo "make bench  the plain way and ours side by side: time, memory, equality (about eight minutes)"
-	@echo "make chaos  kill runs at random places and go on: what they leave is compared (minutes)"
-	@echo "make clean  remove .venv, output/ and caches"
+	@echo "make demo     zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits, with a report"
+	@echo "make compare  every host with and without AnchorOPT on the embedded data, with a report"
+	@echo "make ablate   AnchorOPT part by part, on the embedded digits"
+	@echo "make test     linters, type checker, tests and doctests, with coverage"
+	@echo "make lint     linters and type checker alone"
+	@echo "make bench    the plain way and ours side by side: time, memory, equality (about eight minutes)"
+	@echo "make chaos    kill runs at random places and go on: what they leave is compared (minutes)"
+	@echo "make clean    remove .venv, output/ and caches"
 
 $(PYTHON):
 	python3 -m venv $(ENV)
@@ -24,6 +26,12 @@ $(READY): $(PYTHON) pyproject.toml
 
 demo: $(READY)
 	$(PYTHON) scripts/demo.py
+
+compare: $(READY)
+	$(PYTHON) scripts/compare.py --preset embedded
+
+ablate: $(READY)
+	$(PYTHON) scripts/ablate.py --preset embedded
 
 lint: $(READY)
 	$(PYTHON) -m pip check

@@ -91,13 +91,27 @@ class FastForward:
         with torch.autocast(prompts.device.type, enabled=False), Looking(self.encoder) as looking:
             self._own_forward(prompts[:2], tokens[:2], *deep)
         try:
-            self._deep[len(given)] = self.hook.deep_prompts(looking, given)
+            found = self._deep[len(given)] = self.hook.deep_prompts(looking, given)
+            self._check_rows(found, given)
         except UserError as error:
             if self.position is not None:
                 raise
             self._deep[len(given)] = ()
             self.in_use = False
             log.warning("%s: its own forward stays", error)
+
+    def _check_rows(self, found: Sequence[DeepPrompt], given: Sequence[Tensor]) -> None:
+        """Raise ``UserError`` where a deep prompt goes beyond the context."""
+        if self.position is None:
+            return
+        for deep in found:
+            stop = deep.first + len(deep.read(self.encoder, given))
+            if deep.first < FIRST or stop > FIRST + self.position.n_ctx:
+                raise UserError(
+                    f"{type(self.encoder).__name__} writes a deep prompt over rows {deep.first} to "
+                    f"{stop - 1} before text block {deep.block}, but the context has "
+                    f"{self.position.n_ctx} tokens from row {FIRST} on"
+                )
 
     def _unread_forward(self, *args: Any, **named: Any) -> Any:
         """The host's own forward, called in a way of its own."""

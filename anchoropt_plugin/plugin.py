@@ -109,7 +109,8 @@ class TwoStages:
         if not seen.replaced:
             raise UserError(
                 f"{self.anchoropt_host.__name__} computes no F.cross_entropy over the logits of "
-                f"its {len(run.classes)} classes: AnchorOPT cannot put its objective there"
+                f"its {len(run.classes)} classes, where AnchorOPT puts its objective: compute its "
+                "loss as F.cross_entropy(output, label) with output (pictures, classes)"
             )
         return summary
 
@@ -135,6 +136,7 @@ class TwoStages:
         if directory:
             self.anchoropt.read_record(Path(directory), self.cfg)
         super().load_model(directory, epoch)  # type: ignore[misc]
+        self.anchoropt.condition()
 
 
 def _with_soft_tokens(cfg: Any, node: str, n_ctx: int) -> Any:

@@ -141,7 +141,7 @@ class AnchorOPT:
 
     def condition(self) -> None:
         """Tell the position matrix of the task, where it is conditioned on that."""
-        if self.settings.position_task:
+        if self.settings.position_task and self.has_anchors:
             self.position.task.copy_(self._class_features().mean(0))
 
     @torch.no_grad()

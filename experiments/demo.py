@@ -63,7 +63,8 @@ def averaged_with_zero_shot(jobs: Sequence[Job], results: pd.DataFrame) -> pd.Da
         results: of their runs.
     """
     runs = {run.folder: run for job in jobs for run in job.runs}
-    rows = results[results["method"] == "CoOp"].copy()
+    facts = ["seconds", "cpu_seconds", "peak_memory_mb"]  # of the runs, and these are none
+    rows = results[results["method"] == "CoOp"].drop(columns=facts, errors="ignore")
     zero_shot = results[results["method"] == "ZeroshotCLIP"].set_index("score")["folder"]
     rows["method"], rows["reference"], rows["does"] = AVERAGED, "", "test"
     for index, row in rows[rows["score"] == "new"].iterrows():

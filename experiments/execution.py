@@ -57,7 +57,8 @@ def gpus() -> list[str]:
 
 def default_workers() -> int:
     """One a GPU; without any, one a core."""
-    return len(gpus()) or len(os.sched_getaffinity(0))
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone tells which cores are ours
+    return len(gpus()) or (len(allowed(0)) if allowed else os.cpu_count() or 1)
 
 
 def run_locally(jobs: Sequence[Job], workers: int) -> Iterator[Event]:

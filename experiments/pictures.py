@@ -47,6 +47,7 @@ def bars(table: Table) -> Figure:
             [cell.mean for cell in cells],
             width,
             yerr=[cell.std or 0 for cell in cells],
+            color=matplotlib.colormaps["tab20"](number % 20),
             label=method,
             error_kw={"elinewidth": 0.8},
         )

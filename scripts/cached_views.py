@@ -30,11 +30,11 @@ def main() -> int:
         {**changes, "shots": args.shots}
     )
     methods = []
-    for anchoropt in (False, True):
-        default = host_method("CoOp", "tiny", anchoropt)
+    for trainer, anchoropt in (("CoOp", False), ("CoOp_AnchorOPT", True)):
+        default = host_method("CoOp", "tiny", anchoropt, name=f"{trainer}, new views")
         default, *others = varied(default, {"DATALOADER.CACHE_VIEWS": VIEWS}, True, "digits")
-        methods.append(default)
-        methods += [replace(m, name=f"{default.name}, {m.name}") for m in others]
+        named = zip(others, VIEWS, strict=True)
+        methods += [default, *(replace(m, name=f"{trainer}, {views} views") for m, views in named)]
     return run_experiment(Experiment("Augmented views kept", __doc__, protocol, methods), args)
 
 

@@ -337,7 +337,7 @@ def test_a_record_is_there_before_the_checkpoint_is(words, tmp_path, monkeypatch
     save = checkpoints.save
 
     def note(state, path):
-        if "prompt_learner" == Path(path).parent.name:
+        if Path(path).parent.name == "prompt_learner":
             there.append((tmp_path / "out/anchoropt.json").is_file())
         save(state, path)
 

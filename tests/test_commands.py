@@ -458,7 +458,7 @@ def test_check_takes_keys_and_trainers_without_a_train_py(command, repository, t
     ("trainer", "wanted"),
     [
         ("visual:Visual", ["Visual learns no context of texts", "token_prefix", "as CoOp's"]),
-        ("odd:Odd", ["Odd computes no F.cross_entropy", "(4, 8)", "seen: none"]),
+        ("odd:Odd", ["Odd computes no F.cross_entropy", "its 8 classes", "(output, label)"]),
         ("broken:Broken", ["Broken fails, still without AnchorOPT", "trainers/broken.py:"]),
         ("unimportable:X", ["importing trainers.unimportable fails", "a_module_that_is_nowhere"]),
         ("usual:Usaul", ["no trainer 'Usaul' (did you mean 'Usual'?)", "it registers Usual"]),
@@ -565,7 +565,8 @@ def test_the_arguments_of_the_decorator_are_those_of_the_run(trained, command, r
     assert "trainer 'Usual_AnchorOPT' is not registered" in line
 
 
-def test_pictures_and_folders(runs, tmp_path, capsys):
+def test_pictures_and_folders(runs, tmp_path, capsys, caplog):
+    caplog.set_level("WARNING", logger="anchoropt_plugin")
     paths = evaluated(runs, "CoOp", "base")[0]
     inside = tmp_path / "pictures" / "more"
     inside.mkdir(parents=True)

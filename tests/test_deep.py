@@ -236,6 +236,15 @@ def test_what_is_written_over_in_an_unknown_way_is_told_where_anchors_would_be_l
         forward.encoder(prompts(), tokens)
 
 
+def test_a_deep_prompt_longer_than_the_context_is_told():
+    clip = deep_clip()
+    tokens, prompts, _, deep = parts(clip, M + K)
+    (forward,) = accelerate(DeepEncoder(clip))
+    forward.position = AnchorPositionModule(M - 1, torch.randn(K + 1, 64))
+    with pytest.raises(UserError, match="over rows 1 to 3 before text block 1, but"):
+        forward.encoder(prompts(), tokens, deep)
+
+
 def test_the_layout_reaches_the_position_logits_at_every_block():
     clip, position = deep_clip(), position_module()
     tokens, prompts, _, deep = parts(clip, M + K)

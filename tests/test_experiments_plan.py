@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from anchoropt_plugin import UserError
+from anchoropt_plugin.runtime.config.merge import read_yaml
 from experiments import ablate, compare
 from experiments.factors import parse_grid, varied
 from experiments.files import CONFIGS
@@ -116,7 +117,7 @@ def test_factors_vary_alone_or_together():
     }
 
 
-@pytest.mark.parametrize("host", ["CoOp", "CoCoOp", "MaPLe"])
+@pytest.mark.parametrize("host", ["CoOp", "CoCoOp", "MaPLe", "DePT"])
 def test_published_settings_are_those_of_a_run(tmp_path, host, monkeypatch):
     config, settings = published_settings(host)
     assert len(settings) == 11
@@ -126,8 +127,31 @@ def test_published_settings_are_those_of_a_run(tmp_path, host, monkeypatch):
     node = job.runs[0].settings
     assert node["MODEL.BACKBONE.NAME"] == "ViT-B/16"
     assert node["TRAINER.ANCHOROPT.ANCHOR_EPOCHS"] == 20
-    assert node["TRAINER.ANCHOROPT.N_CTX"] == {"CoOp": 8, "CoCoOp": 8, "MaPLe": 4}[host]
-    assert node["TRAINER.ANCHOROPT.KD_WEIGHT"] == {"CoOp": 1, "CoCoOp": 1000, "MaPLe": 1000}[host]
+    tokens, distillation = {
+        "CoOp": (8, 1),
+        "CoCoOp": (8, 1000),
+        "MaPLe": (4, 1000),
+        "DePT": (8, 0),
+    }[host]
+    assert node["TRAINER.ANCHOROPT.N_CTX"] == tokens
+    assert node["TRAINER.ANCHOROPT.KD_WEIGHT"] == distillation
+
+
+def test_the_published_preset_names_what_is_here(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+    words = ["--preset", "published", "--datasets", "caltech101", "dtd", *places, "--dry-run"]
+    assert compare.main("", words) == 0
+    # Four hosts with and without AnchorOPT, five seeds, two data sets, train and test; zero-shot.
+    assert f"{4 * 2 * 5 * 2 * 2 + 4} runs, 0 of them finished" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_presets_name_what_is_here(tmp_path):
+    for path in sorted((CONFIGS / "presets" / "compare").glob("*.yaml")):
+        for host in read_yaml(path)["hosts"]:
+            folder = CONFIGS / "trainers" / host
+            assert folder.is_dir() and (path.stem != "embedded" or (folder / "tiny.yaml").is_file())
 
 
 def test_published_numbers_need_the_same_place():

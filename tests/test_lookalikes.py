@@ -39,7 +39,7 @@ class PromptedBlock(nn.Module):
 
     def forward(self, x):
         if self.VPT_shallow is not None:
-            prompt = self.VPT_shallow.half()[:, None].expand(-1, x.shape[1], -1)
+            prompt = self.VPT_shallow.half().to(x.dtype)[:, None].expand(-1, x.shape[1], -1)
             if self.text_layer:
                 x = torch.cat([x[:1], prompt, x[1 + len(prompt) :]])
             else:
@@ -60,21 +60,20 @@ class PromptedVision(nn.Module):
 
     def forward(self, x):
         x = self.conv1(x).flatten(2).permute(0, 2, 1)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
-        x = torch.cat([x + self.positional_embedding, self.VPT.expand(len(x), -1, -1)], 1)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        prompts = self.VPT.to(x.dtype).expand(len(x), -1, -1)
+        x = torch.cat([x + self.positional_embedding.to(x.dtype), prompts], 1)
         x = self.transformer(self.ln_pre(x).permute(1, 0, 2))
         return self.ln_post(x[0]) @ self.proj
 
 
-def forked(clip):
+def forked(clip, n_prompts=M):
     """The CLIP with deep prompts in the blocks of both towers."""
     clip.visual = PromptedVision(clip.visual)
-    for tower, n_prompts, text in (
-        (clip.transformer, M, True),
-        (clip.visual.transformer, 2, False),
-    ):
+    towers = (clip.transformer, n_prompts, True), (clip.visual.transformer, 2, False)
+    for tower, n, text in towers:
         blocks = [
-            PromptedBlock(block, n_prompts if 0 < i < DEPTH else 0, text)
+            PromptedBlock(block, n if 0 < i < DEPTH else 0, text)
             for i, block in enumerate(tower.resblocks)
         ]
         tower.resblocks = nn.Sequential(*blocks)

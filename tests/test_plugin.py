@@ -359,7 +359,6 @@ def test_the_position_matrix_may_depend_on_the_task(root, tmp_path):
     for classes in ("base", "new"):
         trainer = build(root, tmp_path / classes, classes=classes, keys=keys)
         trainer.load_model(str(tmp_path / "base"), epoch=3)
-        trainer.anchoropt_stage_one()
         tasks.append(trainer.anchoropt.position.task)
         features = trainer.anchoropt.prompts.encode(trainer.anchoropt.position.anchors)
         torch.testing.assert_close(tasks[-1], features.mean(0))

@@ -15,6 +15,7 @@ import pytest
 from scipy.io import savemat
 
 import datasets  # noqa: F401  (registers the data sets)
+import train
 from anchoropt_plugin import UserError
 from anchoropt_plugin.runtime.config import merge_file
 from dassl.config import get_cfg_default
@@ -74,6 +75,7 @@ A_PICTURE = {
 
 def make_cfg(root, name, shots=-1, seed=1, subsample="all"):
     cfg = get_cfg_default()
+    train.extend_cfg(cfg)
     cfg.DATASET.SUBSAMPLE_CLASSES = subsample
     merge_file(cfg, str(ROOT / f"configs/datasets/{ROWS[name].config}.yaml"))
     assert name == cfg.DATASET.NAME

@@ -28,6 +28,7 @@ BATCH = 4
 
 SMALL = {
     "DATASET.NAME": "Caltech101",  # hosts look up templates by it
+    "DATASET.SUBSAMPLE_CLASSES": "base",  # what is trained on: hosts test new classes otherwise
     "MODEL.BACKBONE.NAME": "ViT-B/16",
     "INPUT.SIZE": (224, 224),
     "OPTIM.NAME": "sgd",

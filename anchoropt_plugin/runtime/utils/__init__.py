@@ -44,7 +44,7 @@ __all__ = [
     "save_checkpoint",
     "set_random_seed",
     "setup_logger",
-    "withdraw_log",
     "tolist_if_not",
+    "withdraw_log",
     "write_json",
 ]

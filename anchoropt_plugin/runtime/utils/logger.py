@@ -27,9 +27,7 @@ class Logger:
         Path(fpath).parent.mkdir(parents=True, exist_ok=True)
         # By lines, so that the log of a run that is killed is there up to its last line.
         self.path = Path(fpath)
-        self.file = self.path.open(  # noqa: SIM115
-            "a", encoding="utf-8", errors="backslashreplace", buffering=1
-        )
+        self.file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def write(self, text: str) -> int:
         """Write ``text`` to the console and to the file."""
