@@ -162,7 +162,7 @@ def test_content_and_name_are_on_the_disk_before_a_write_counts(tmp_path, monkey
     synced = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(
-        os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
+        os, "fsync", lambda number: synced.append(str(Path(f"/proc/self/fd/{number}").readlink()))
     )
     monkeypatch.setattr(
         os, "replace", lambda *names: (synced.append("replace"), replace(*names))[1]

@@ -201,7 +201,7 @@ def test_other_errors_of_a_host_stay_what_they_are():
     def step():
         raise ValueError("sizes differ")
 
-    with pytest.raises(ValueError, match="^sizes differ$"):
+    with pytest.raises(ValueError, match=r"^sizes differ$"):
         checked_step(trainer, step)
 
 

@@ -1,4 +1,4 @@
-"""Whatever is in a file, its reader returns what it should or raises a ``UserError`` of one line."""
+"""Whatever is in a file, its reader returns what it should, or raises a one-line ``UserError``."""
 
 from __future__ import annotations
 
