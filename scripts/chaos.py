@@ -153,14 +153,15 @@ def run(
         strike: a signal, and after how many seconds it is sent.
     """
     sys.stdout.flush()
+    errors, to_parent = os.pipe()  # no file: a disk that is full has no room for what is said of it
     child = os.fork()
     if child == 0:
         status = 70  # a fault of this tool, or of what catches no exception
         try:
             os.chdir(folder)
-            with open("err.txt", "wb") as errors, open(os.devnull, "wb") as null:  # noqa: PTH123
+            with open(os.devnull, "wb") as null:  # noqa: PTH123
                 os.dup2(null.fileno(), 1)
-                os.dup2(errors.fileno(), 2)
+            os.dup2(to_parent, 2)
             prepare()
             status = train.main(words)
         finally:
@@ -169,8 +170,10 @@ def run(
         number, seconds = strike
         time.sleep(seconds)
         os.kill(child, number)  # not waited for yet, so nobody else can have its number
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return Ended(status, (folder / "err.txt").read_text(encoding="utf-8"))
+    os.close(to_parent)
+    with open(errors, encoding="utf-8") as file:
+        said = file.read()  # until the run has ended
+    return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said)
 
 
 def ways(rng: random.Random, reference: Reference) -> dict[str, Callable[[Path, list[str]], Ended]]:
