@@ -8,6 +8,7 @@ tensor or a plain container becomes an inert :class:`Foreign` object.
 from __future__ import annotations
 
 import collections
+import io
 import os
 import pickle
 import types
@@ -18,6 +19,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
+from .distributed import is_main
 from .errors import UserError
 
 _SAFE_GLOBALS: dict[tuple[str, str], Any] = {
@@ -189,6 +191,8 @@ def save(obj: Any, path: str | Path) -> None:
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only when the block ends without an error.
 
+    Of several processes the main one writes; in the others what is written is dropped.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with atomic_write(f"{folder}/note.txt") as file:
@@ -196,6 +200,9 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     ...     os.listdir(folder)
     ['note.txt']
     """
+    if not is_main():
+        yield io.BytesIO()
+        return
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -9,6 +9,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from .distributed import copy_from_main
+
 SINKHORN_ITERATIONS = 20
 
 
@@ -192,7 +194,9 @@ class AnchorPositionModule(nn.Module):
         with torch.autocast(self.logits.device.type, enabled=False):
             scores = self._scores()
             if noisy and (self.training or self.sample_at_eval):
-                scores = scores + _gumbel(scores)
+                noise = _gumbel(scores)
+                # Of one batch that several processes share, one P.
+                scores = scores + (copy_from_main(noise) if self.training else noise)
             relaxed = soft(scores / self.temperature)
             self._drawn = _StraightThrough.apply(hard(scores), relaxed) if hard else relaxed
         return self._drawn
