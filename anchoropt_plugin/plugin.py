@@ -54,7 +54,7 @@ class TwoStages:
         parts = HostParts(self.anchoropt_host.__name__, self.anchoropt_learner, settings)
         if distributed.is_launched() and not distributed.is_started():
             raise UserError(
-                "the installed Dassl knows nothing of torchrun: give python in place of torchrun, or "
+                "the installed Dassl knows nothing of torchrun: give python in place of that, or "
                 "uninstall Dassl, which this package's own runtime stands in for"
             )
         with parts.watching():

@@ -10,6 +10,7 @@ import os
 import pickle
 import socket
 import traceback
+from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.test_distributed"])
@@ -63,5 +64,4 @@ def _one(rank, n, port, cache, function, folder, args):
     except Exception:
         traceback.print_exc()
         os._exit(1)
-    with open(f"{folder}/{rank}.pickle", "wb") as file:
-        pickle.dump(result, file)
+    Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(result))

@@ -24,6 +24,7 @@ from trainers.host import TextEncoder
 
 ROOT = Path(train.__file__).parent
 GUMBEL = ("TRAINER.ANCHOROPT.POSITION", "gumbel", "TRAINER.ANCHOROPT.GUMBEL_TEMP", "0.5")
+PLAIN = ("INPUT.TRANSFORMS", "['normalize']")
 SPLIT = ("TRAINER.ANCHOROPT.SPLIT_CLASSES", "True")
 HOSTS = {
     "CoOp": (),
@@ -74,7 +75,8 @@ def train_hosts(data, out):
     found = {}
     for name, opts in HOSTS.items():
         train.setup_logger(str(out / name))
-        opts = (*opts, "INPUT.TRANSFORMS", "['normalize']", "INPUT.NO_TRANSFORM", "False")
+        cache = str(out / name / "anchors")
+        opts = (*opts, *PLAIN, "TRAINER.ANCHOROPT.ANCHOR_CACHE", cache)
         trainer = trained(cfg_of(name, data, out / name, *opts))
         found[name] = weights(trainer), trainer.test()
     return found
@@ -305,7 +307,7 @@ def test_an_installed_dassl_is_told_of(data, tmp_path, monkeypatch):
 
 
 def test_torchrun(alone, data, tmp_path):
-    words = words_of("CoOp", data, tmp_path / "out", "INPUT.TRANSFORMS", "['normalize']")
+    words = words_of("CoOp", data, tmp_path / "out", *PLAIN)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

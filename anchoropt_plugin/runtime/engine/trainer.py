@@ -103,9 +103,7 @@ class SimpleTrainer(TrainerBase):
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
         if len(set(distributed.gathered(self.start_epoch))) > 1:
-            raise UserError(
-                f"not all processes see the checkpoints in {directory}: share that folder"
-            )
+            raise UserError(f"some processes do not see the checkpoints in {directory}: share it")
         self._recall_best_result(directory)
         for name in self.get_model_names():  # now, not when there is something to lose
             mkdir_if_missing(Path(self.output_dir, name))

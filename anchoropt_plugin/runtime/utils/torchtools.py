@@ -40,21 +40,16 @@ def save_checkpoint(
         remove_module_from_keys: Strip ``module.``, which DataParallel puts before names.
         model_name: The file's name; by default ``model.pth.tar-{epoch}``.
     """
+    state = dict(state)
+    if remove_module_from_keys:
+        state["state_dict"] = _without_module(state["state_dict"])
     if distributed.is_main():
-        _write_checkpoint(dict(state), Path(save_dir), is_best, remove_module_from_keys, model_name)
+        _write_checkpoint(state, Path(save_dir), is_best, model_name)
     # So that none looks for it before it is there.
     distributed.barrier()
 
 
-def _write_checkpoint(
-    state: dict[str, Any],
-    folder: Path,
-    is_best: bool,
-    remove_module_from_keys: bool,
-    model_name: str,
-) -> None:
-    if remove_module_from_keys:
-        state["state_dict"] = _without_module(state["state_dict"])
+def _write_checkpoint(state: dict[str, Any], folder: Path, is_best: bool, model_name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (model_name or f"model.pth.tar-{state['epoch']}")
     checkpoints.save(state, path)
