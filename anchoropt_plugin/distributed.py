@@ -88,7 +88,7 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UserError(
             "lost the other processes: one of them ended, and said why, or was silent for "
             f"{TIMEOUT.total_seconds() / 60:g} minutes ({reason})"

@@ -103,7 +103,8 @@ class AnchorPositionModule(nn.Module):
     Shapes:
         input (…, M, d) → output (…, M + K, d), of the input's dtype. ``logits`` is a parameter
         (M + K, M + K) and is relaxed in float32 at least. P is drawn once per forward while
-        training; in evaluation it is the mode of the distribution.
+        training; in evaluation it is the mode of the distribution. Processes that train together
+        (``torch.distributed``) draw the same P.
 
     Raises:
         ValueError: an unknown relaxation, a temperature that is not positive, or a shape that does

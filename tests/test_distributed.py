@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,9 @@ import torch
 from torch import nn
 
 import train
-from anchoropt_plugin import UserError, accelerate, distributed
+from anchoropt_plugin import UserError, accelerate, anchoropt, distributed, fast_text
 from anchoropt_plugin.clip_models import load_clip, tokenize
+from anchoropt_plugin.config import AnchorOPTConfig
 from anchoropt_plugin.gradients import GradientAverage
 from anchoropt_plugin.runtime.utils.tools import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -175,10 +179,15 @@ def encode_split(n_classes, chunk):
     fast.split, fast.chunk = True, chunk
     prompts = torch.cat([frame[:, :1], ctx.expand(n_classes, -1, -1), frame[:, 4:]], 1)
     encoder(prompts, tokens)  # checks itself
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: kept.append(x.nbytes) or x, lambda x: x
-    ):
+    kept = {}
+    weights = {parameter.data_ptr() for parameter in encoder.parameters()}
+
+    def keep(tensor):
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         features = encoder(prompts, tokens)
     # Each process has a loss of its own, over two or three of five pictures.
     generator = torch.Generator().manual_seed(0)
@@ -188,10 +197,10 @@ def encode_split(n_classes, chunk):
     GradientAverage([ctx])
     loss = ((features.pow(2) - mine).square()).mean()
     loss.backward()
-    return features.detach(), ctx.grad.clone(), sum(kept)
+    return features.detach(), ctx.grad.clone(), sum(kept.values())
 
 
-@pytest.mark.parametrize(("n", "n_classes", "chunk"), [(2, 33, 0), (4, 34, 3), (4, 3, 0)])
+@pytest.mark.parametrize(("n", "n_classes", "chunk"), [(2, 101, 0), (4, 34, 3), (4, 3, 0)])
 def test_classes_split_over_processes(n, n_classes, chunk, tmp_path):
     features, gradient, kept = encode_split(n_classes, chunk)
     results, statuses = together(n, encode_split, tmp_path, n_classes, chunk)
@@ -235,21 +244,22 @@ def dying(data, out, how):
                 if how == "killed":
                     os._exit(9)
                 if how == "silent":
-                    os.kill(os.getpid(), 19)  # stopped, as good as hanging
+                    time.sleep(3)
+                    os._exit(9)
                 raise UserError("the picture x.jpg is missing")
+            if how == "silent" and self.batch_idx == 1:
+                warnings.simplefilter("ignore")  # not a public name
+                timeout = datetime.timedelta(seconds=1)
+                torch.distributed.distributed_c10d._set_pg_timeout(timeout)
             return super().forward_backward(batch)
 
-    if how == "silent":
-        from datetime import timedelta
-
-        distributed.TIMEOUT = timedelta(seconds=4)
     TRAINER_REGISTRY._obj_map["CoOp"] = Dying
     errors = open(out / f"stderr{distributed.rank()}", "w", buffering=1)  # noqa: SIM115, PTH123
     sys.stderr = errors
     return train.main(words_of("CoOp", data, out / "out"))
 
 
-@pytest.mark.parametrize("how", ["killed", "fails"])
+@pytest.mark.parametrize("how", ["killed", "fails", "silent"])
 def test_a_dead_process_ends_the_run(data, how, tmp_path):
     results, statuses = together(2, dying, tmp_path, data, tmp_path, how)
     message = (tmp_path / "stderr0").read_text()
@@ -260,6 +270,11 @@ def test_a_dead_process_ends_the_run(data, how, tmp_path):
         assert (tmp_path / "stderr1").read_text() == (
             "error in rank 1 of 2: the picture x.jpg is missing\n"
         )
+
+
+def test_split_classes_needs_the_fast_text_branch():
+    with pytest.raises(UserError, match=r"SPLIT_CLASSES .* needs FAST_TEXT True"):
+        AnchorOPTConfig(split_classes=True, fast_text=False)
 
 
 def test_too_small_batches(data, tmp_path, monkeypatch):
@@ -279,8 +294,6 @@ class Parallel(CoOp):
 
 
 def test_data_parallel_is_refused(data, tmp_path, monkeypatch):
-    from anchoropt_plugin import anchoropt, fast_text
-
     registry = dict(TRAINER_REGISTRY._obj_map)
     monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", registry)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -298,10 +311,10 @@ def test_data_parallel_is_refused(data, tmp_path, monkeypatch):
 
 
 def test_an_installed_dassl_is_told_of(data, tmp_path, monkeypatch):
-    # Dassl's trainers start no processes' group: ours do, so without one it is Dassl's.
-    monkeypatch.setattr(distributed, "is_launched", lambda: True)
-    monkeypatch.setattr(distributed, "start", lambda use_cuda: None)
-    monkeypatch.setattr(distributed, "main_first", __import__("contextlib").nullcontext)
+    monkeypatch.setattr(distributed, "start", lambda use_cuda: None)  # Dassl's trainers have none
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="Dassl knows nothing of torchrun"):
         build_trainer(cfg_of("CoOp_AnchorOPT", data, tmp_path))
 
