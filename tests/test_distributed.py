@@ -16,7 +16,14 @@ import torch
 from torch import nn
 
 import train
-from anchoropt_plugin import UserError, accelerate, anchoropt, distributed, fast_text
+from anchoropt_plugin import (
+    AnchorPositionModule,
+    UserError,
+    accelerate,
+    anchoropt,
+    distributed,
+    fast_text,
+)
 from anchoropt_plugin.clip_models import load_clip, tokenize
 from anchoropt_plugin.config import AnchorOPTConfig
 from anchoropt_plugin.gradients import GradientAverage
@@ -141,20 +148,26 @@ def assert_near(line, expected):
 
 def augmented(data, out):
     """Weights after two epochs with random views, at once and in two runs, and each rank's view."""
-    views = []
+    views, tested = [], []
 
     class Watching(CoOp):
+        def model_inference(self, images):
+            tested.append(len(images))
+            return super().model_inference(images)
+
         def forward_backward(self, batch):
             views.append(batch["img"].sum().item())
             return super().forward_backward(batch)
 
     TRAINER_REGISTRY._obj_map["CoOp"] = Watching
     opts = ("TRAIN.CHECKPOINT_FREQ", "1", "TEST.NO_TEST", "True")
-    at_once = weights(trained(cfg_of("CoOp", data, out / "at_once", *opts)))
+    trainer = trained(cfg_of("CoOp", data, out / "at_once", *opts))
+    at_once = weights(trainer)
+    trainer.test()
     n_views = len(views)
     cfg = cfg_of("CoOp", data, out / "in_two", *opts)
     trained(cfg, epochs=1)
-    return at_once, weights(trained(cfg)), views[:n_views], views[n_views:]
+    return at_once, weights(trained(cfg)), views[:n_views], views[n_views:], tested
 
 
 def test_random_views_and_resuming(data, tmp_path):
@@ -165,6 +178,20 @@ def test_random_views_and_resuming(data, tmp_path):
         assert torch.equal(other[0][key], value), "ranks stay together, whatever each has drawn"
         assert torch.equal(one[1][key], value), "a run that went on is the run at once"
     assert one[2] != other[2] and one[2] == one[3]
+    assert (one[4], other[4]) == ([100, 70], [100]), "they take turns at a test"
+
+
+def draw_position():
+    """The position matrix, where the random numbers of the processes differ."""
+    distributed.start(use_cuda=False)
+    torch.manual_seed(distributed.rank())
+    module = AnchorPositionModule(4, torch.ones(1, 2), relaxation="gumbel", init=0.0)
+    return module.draw().detach(), torch.rand(())
+
+
+def test_one_position_matrix_for_all(tmp_path):
+    ((one, drawn), (other, drawn_there)), _ = together(2, draw_position, tmp_path)
+    assert torch.equal(one, other) and drawn != drawn_there
 
 
 def encode_split(n_classes, chunk):
@@ -275,6 +302,12 @@ def test_a_dead_process_ends_the_run(data, how, tmp_path):
 def test_split_classes_needs_the_fast_text_branch():
     with pytest.raises(UserError, match=r"SPLIT_CLASSES .* needs FAST_TEXT True"):
         AnchorOPTConfig(split_classes=True, fast_text=False)
+
+
+def test_a_seed_is_needed(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    with pytest.raises(UserError, match="give --seed"):
+        build_trainer(cfg_of("CoOp", data, tmp_path, "SEED", "-1"))
 
 
 def test_too_small_batches(data, tmp_path, monkeypatch):

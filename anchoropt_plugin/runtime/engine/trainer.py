@@ -56,6 +56,8 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
+        if distributed.is_launched() and cfg.SEED < 0:
+            raise UserError("give --seed: without one each process would draw shots of its own")
         distributed.start(cfg.USE_CUDA)
         with distributed.main_first():  # which may write the shots that it draws
             self.build_data_loader()

@@ -59,16 +59,16 @@ def setup_logger(output: str | None = None) -> None:
     """
     if output is None:
         return
-    if not is_main():
+    if is_main():
+        path = Path(output)
+        if path.suffix not in (".txt", ".log"):
+            path = path / "log.txt"
+        if path.exists():
+            path = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
+        sys.stdout = Logger(path)
+    else:
         warnings.simplefilter("ignore")
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        return
-    path = Path(output)
-    if path.suffix not in (".txt", ".log"):
-        path = path / "log.txt"
-    if path.exists():
-        path = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
-    sys.stdout = Logger(path)
     log_to_stdout()
 
 
