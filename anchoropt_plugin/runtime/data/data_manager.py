@@ -105,13 +105,6 @@ class _Loader(DataLoader[Any]):
     def __init__(self, *args: Any, is_train: bool = False, **named: Any) -> None:
         super().__init__(*args, **named)
         self.is_train = is_train
-        smallest = min(self.batch_size or 1, len(self.dataset))  # type: ignore[arg-type]
-        if is_train and smallest < distributed.world_size():
-            raise UserError(
-                f"{distributed.world_size()} processes cannot share batches of {smallest} "
-                "picture(s): raise DATALOADER.TRAIN_X.BATCH_SIZE, which is that of all together, "
-                "or start fewer"
-            )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
@@ -141,10 +134,15 @@ class _Loader(DataLoader[Any]):
         share_randomness()
         torch.empty((), dtype=torch.int64).random_()  # DataLoader draws a seed for its workers
         order = list(self.batch_sampler)  # type: ignore[arg-type]
+        smallest, n = min(map(len, order)), distributed.world_size()
+        if smallest < n:
+            raise UserError(
+                f"{n} processes cannot share a batch of {smallest} picture(s): raise "
+                "DATALOADER.TRAIN_X.BATCH_SIZE, which is that of all together, or start fewer"
+            )
         parts = [batch[distributed.part_of(len(batch))] for batch in order]
         own = OwnRandomness()
-        with own.active(), _ctrl_c_waits():
-            batches = iter(self._of(parts))
+        batches = iter(self._of(parts))  # begins, and makes its workers, with the first batch
         for whole, part in zip(order, parts, strict=True):
             with own.active():
                 batch = next(batches)
