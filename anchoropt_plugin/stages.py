@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import anchors as stage_one
-from . import checkpoints, descriptions
+from . import checkpoints, descriptions, distributed
 from .anchors import AnchorPrompts, AnchorTokens
 from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
@@ -85,7 +85,7 @@ class AnchorOPT:
                 f"the anchors in {path} are {found}, this run needs {wanted}: they were learned "
                 "with another ANCHOR_LEN or on another backbone"
             )
-        self.position.anchors.copy_(anchors.values)
+        distributed.copy_from_main(self.position.anchors.copy_(anchors.values))
 
     def _made(self) -> AnchorTokens:
         wanted, length = self.settings.anchor, self.settings.anchor_len
@@ -108,6 +108,8 @@ class AnchorOPT:
         key = stage_one.content_key(self.tower, self.classes, texts, wanted)
         wanted_shape = tuple(self.position.anchors.shape)
         anchors = stage_one.recall(folder, key, wanted_shape) if share else None
+        # Of several processes one may look after another has kept them.
+        anchors = distributed.from_main(anchors)
         if anchors is not None:
             print(f"Stage 1: anchors recalled from {folder} (key {key})")
             return anchors
