@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A Slurm cluster of this machine alone, to try --executor slurm on: scripts/start_slurm.sh FOLDER
-# It runs until it is ended (ctrl-C), with all that it keeps in FOLDER. Once FOLDER/ready is there:
+# It runs until it is ended (ctrl-C), or the shell that started it is, and keeps all in FOLDER. Once
+# FOLDER/ready is there:
 #     export SLURM_CONF=FOLDER/slurm.conf; sinfo
 # Root, and Debian's packages slurmctld, slurmd, slurm-client and munge are needed.
 set -euo pipefail
@@ -47,7 +48,7 @@ SlurmctldPort=$controller_port
 SlurmdPort=$node_port
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$socket/socket,cred_expire=3
+AuthInfo=socket=$socket/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
@@ -85,7 +86,11 @@ for _ in $(seq 150); do
     if timeout 5 sinfo --noheader --format=%T 2>/dev/null | grep -qx idle; then
         touch "$folder/ready"
         echo "ready: export SLURM_CONF=$SLURM_CONF"
-        wait -n "${started[@]}" || true
+        while kill -0 "${started[@]}" 2>/dev/null; do
+            kill -0 "$PPID" 2>/dev/null || exit 0  # whoever started it is gone
+            sleep 1 &
+            wait $!
+        done
         echo "error: a daemon ended; $folder/*.log tells why" >&2
         exit 1
     fi
