@@ -16,7 +16,10 @@ started=()
 end() {
     # Steps at work outlive slurmd: their jobs are cancelled first.
     timeout 5 scancel --full --signal=KILL --user=root 2>/dev/null || true
+    timeout 5 bash -c 'while squeue --noheader | grep -q .; do sleep 0.2; done' 2>/dev/null || true
     kill "${started[@]}" 2>/dev/null || true
+    sleep 0.5
+    kill -KILL "${started[@]}" 2>/dev/null || true
     wait 2>/dev/null || true
     rm -rf "$socket"
 }

@@ -101,6 +101,13 @@ def jobs_in(out):
     return sorted(ids, key=lambda id: int(id.partition("_")[0]))
 
 
+def training_in(out):
+    """The id of the one job that trains."""
+    records = [json.loads(path.read_text()) for path in (out / "slurm").glob("*.json")]
+    (record,) = [record for record in records if "--eval-only" not in record["runs"][0]]
+    return record["id"]
+
+
 class Meanwhile(threading.Thread):
     """Does something as soon as something else holds, while the test's own thread is at work."""
 
@@ -147,12 +154,7 @@ def test_a_requeued_job_goes_on_and_the_same_command_attaches_to_it(cluster, tmp
     assert stopped.done
     said = capsys.readouterr().out
     assert re.search(r"jobs go on in Slurm.*`scancel \d+` cancels them", said)
-    (record,) = [
-        json.loads(path.read_text())
-        for path in (out / "slurm").glob("*.json")
-        if "CoOp" in path.read_text()
-    ]
-    ask("scontrol", "requeue", record["id"])
+    ask("scontrol", "requeue", training_in(out))
     before = jobs_in(out)
     with pytest.raises(UserError, match="is at work in .* with other settings: wait for it, or"):
         compared_in(out, *words, epochs=epochs + 1)
@@ -163,15 +165,13 @@ def test_a_requeued_job_goes_on_and_the_same_command_attaches_to_it(cluster, tmp
     assert_same_weights(folder, train_folder(tmp_path / "here", "CoOp", 1), epochs)
 
 
-def test_a_cancelled_job_is_told_with_its_log_and_submitted_again(cluster, tmp_path, capsys):
+def test_a_cancelled_job_is_told_with_its_log(cluster, tmp_path, capsys):
     words = ["--seeds", "1", "--anchoropt", "without", "--executor", "slurm"]
     folder = train_folder(tmp_path, "CoOp", 1)
 
-    def cancel():
-        record = next(p for p in (tmp_path / "slurm").glob("*.json") if "/CoOp/" in p.read_text())
-        ask("scancel", json.loads(record.read_text())["id"])
-
-    cancelled = Meanwhile(lambda: list(folder.glob("log.txt")), cancel)
+    cancelled = Meanwhile(
+        lambda: list(folder.glob("log.txt")), lambda: ask("scancel", training_in(tmp_path))
+    )
     assert compared_in(tmp_path, *words, epochs=300) == 1
     assert cancelled.done
     said = capsys.readouterr().out
