@@ -1,4 +1,4 @@
-"""Asking a language model for class descriptions, over any endpoint that speaks OpenAI's protocol."""
+"""Asking a language model for class descriptions, where it is served by OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sentences_in(answer: str, count: int) -> list[str]:
     >>> sentences_in('Sure:\\n1. "A red panda climbs."\\n\\n2. A red panda eats bamboo.', 2)
     ['A red panda climbs.', 'A red panda eats bamboo.']
     """
-    lines = [_MARK.sub("", line).strip().strip("\"“”*") for line in answer.splitlines()]
+    lines = [_MARK.sub("", line).strip().strip('"“”*') for line in answer.splitlines()]
     sentences = [line for line in lines if " " in line and not line.endswith(":")]
     return sentences[:count] if len(sentences) >= count else []
 

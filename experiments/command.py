@@ -21,10 +21,9 @@ from anchoropt_plugin.command_line import Parser
 from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.runtime.config.merge import read_yaml
 
-from . import slurm
 from .estimate import Estimate, estimate
 from .execution import left
-from .executors import EXECUTORS
+from .executors import EXECUTORS, add_arguments
 from .files import REPOSITORY, find
 from .plan import Job, Method, plan
 from .progress import follow, tell_failures
@@ -69,7 +68,7 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--jobs", type=int, metavar="N", help="at a time (default: one a GPU, or one a CPU core)")
     add("--dry-run", action="store_true", help="tell what would be run, and how long it takes")
     add("--markdown", type=Path, metavar="FILE", help="write the tables there too")
-    slurm.add_arguments(parser)
+    add_arguments(parser)
     return parser
 
 

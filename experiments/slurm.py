@@ -8,12 +8,9 @@ that submitted them: the same command attaches to those that are queued or at wo
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import importlib.util
 import json
 import multiprocessing.forkserver
-import shutil
 import signal
 import subprocess
 import time
@@ -25,23 +22,12 @@ from typing import Any
 from anchoropt_plugin import UserError
 from anchoropt_plugin.checkpoints import atomic_write
 
-from .execution import Event, Executor, left, prepare_server, run_locally
+from .execution import Event, left, prepare_server, run_locally
 from .plan import Job, Run
 from .results import outcome
 
-FLAGS: dict[str, tuple[str, type, str, str]] = {
-    "--partition": ("partition", str, "NAME", "to submit to (default: the cluster's)"),
-    "--time": ("time", int, "MINUTES", "of a job, after which it is requeued (default: 240)"),
-    "--gpus": ("gpus_per_node", int, "N", "of a job"),
-    "--cpus": ("cpus_per_task", int, "N", "cores of a job"),
-    "--memory": ("mem", str, "SIZE", "of a job, as 16G"),
-}
-"""Flags, and submitit's parameters for them."""
-TIME = 240
 TIMEOUTS = 100
 """How many times a job is requeued that reached its time."""
-AT_ONCE = 256
-"""Tasks of an array that Slurm may start at a time, where nobody says."""
 CHECKPOINTS = 10
 """Checkpoints of a training, where TRAIN.CHECKPOINT_FREQ asks for none."""
 EVENTS_EVERY, STATES_EVERY = 1.0, 10.0
@@ -51,53 +37,6 @@ ENDED = {
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 """Slurm's states of jobs that are over, unless they are requeued a moment later."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``--executor slurm``."""
-    group = parser.add_argument_group("with --executor slurm, where --jobs limits its arrays")
-    for flag, (parameter, kind, metavar, says) in FLAGS.items():
-        group.add_argument(flag, dest=f"slurm_{parameter}", type=kind, metavar=metavar, help=says)
-    group.add_argument(
-        "--sbatch",
-        dest="slurm_further",
-        action="append",
-        metavar="KEY=VALUE",
-        help="a further option of sbatch, as account=me; may be repeated",
-    )
-
-
-def given(args: argparse.Namespace) -> list[str]:
-    """The flags of ``--executor slurm`` that are on the command line."""
-    dests = {flag: f"slurm_{parameter}" for flag, (parameter, *_) in FLAGS.items()}
-    dests["--sbatch"] = "slurm_further"
-    return [flag for flag, dest in dests.items() if getattr(args, dest) is not None]
-
-
-def slurm_executor(args: argparse.Namespace) -> Executor:
-    """The executor that the command line asks for.
-
-    Raises:
-        UserError: submitit or Slurm's commands are missing, or an option cannot be.
-    """
-    if importlib.util.find_spec("submitit") is None:
-        raise UserError("--executor slurm needs submitit: pip install -e '.[slurm]'")
-    for program in ("sbatch", "squeue"):
-        if shutil.which(program) is None:
-            raise UserError(
-                f"--executor slurm: there is no {program} here; log in where jobs are submitted"
-            )
-    parameters = {"time": TIME}
-    for parameter, *_ in FLAGS.values():
-        value = getattr(args, f"slurm_{parameter}")
-        if value is not None:
-            parameters[parameter] = value
-    further = [pair.removeprefix("--").partition("=") for pair in args.slurm_further or ()]
-    for key, equals, _ in further:
-        if not key or not equals:
-            raise UserError(f"--sbatch {key or equals!r}: KEY=VALUE is wanted, as account=me")
-    options = {**parameters, "additional_parameters": {key: value for key, _, value in further}}
-    return Slurm(options, Path(args.output_dir).absolute() / "slurm")
 
 
 @dataclass
@@ -339,8 +278,8 @@ def _states() -> dict[str, str] | None:
         answer = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return None
-    pairs = (line.split() for line in answer.stdout.splitlines())
-    return {id: state for id, state in pairs}
+    pairs = (line.partition(" ") for line in answer.stdout.splitlines())
+    return {id: state.strip() for id, _, state in pairs}
 
 
 def _parting(ids: Sequence[str]) -> str:

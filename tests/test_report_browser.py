@@ -97,7 +97,7 @@ def opened(browser, page, tmp_path, width):
     title = re.search(r"<title>(.*?)</title>", done.stdout)[1]
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     # What the browser asks its makers is not the page's doing.
-    asked = re.findall(r'"network_isolation_key":"file:[^}]*"url":"([^"]*)"', net.read_text())
+    asked = re.findall(r'"network_isolation_key":"file:.*?"url":"([^"]*)"', net.read_text())
     return json.loads(title), said, set(asked)
 
 

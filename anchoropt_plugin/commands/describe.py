@@ -110,7 +110,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--timeout is {args.timeout}: more than 0 seconds")
     sources = [bool(args.names), bool(args.classes_file), bool(args.dataset_config_file)]
     if sum(sources) != 1:
-        raise UserError("give class names, or --classes-file, or --dataset-config-file: one of them")
+        raise UserError(
+            "give class names, or --classes-file, or --dataset-config-file: one of them"
+        )
     try:
         filled = args.template.format(name="\0", count=args.per_class)
     except (KeyError, IndexError, ValueError) as error:
