@@ -73,7 +73,11 @@ class TwoStages:
     def anchoropt_stage_one(self: Any) -> None:
         """Run stage 1 unless a checkpoint brought anchors; a vanilla one of the host has none."""
         if not self.anchoropt.has_anchors:
-            self.anchoropt.find_anchors(len(self.train_loader_x), self._image_batches)
+            self.anchoropt.find_anchors(
+                len(self.train_loader_x),
+                self._image_batches,
+                lambda epoch, loss: self.write_scalar("anchoropt/stage_1_loss", loss, epoch),
+            )
         self.anchoropt.condition()
 
     def _image_batches(self: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -104,7 +108,13 @@ class TwoStages:
 
     def after_epoch(self: Any) -> None:
         check_weights(self)
-        self.anchoropt.write_history(Path(self.output_dir), self.epoch)
+        run = self.anchoropt
+        run.write_history(Path(self.output_dir), self.epoch)
+        if self._writer is not None:
+            for name, value in run.scalars().items():
+                self.write_scalar(f"anchoropt/{name}", value, self.epoch)
+            picture = run.position.relaxed().float().cpu()
+            self._writer.add_image("anchoropt/position", picture, self.epoch, dataformats="HW")
         super().after_epoch()  # type: ignore[misc]
 
     def forward_backward(self: Any, *batch: Any) -> Any:
