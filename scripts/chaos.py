@@ -171,7 +171,7 @@ def run(
         time.sleep(seconds)
         os.kill(child, number)  # not waited for yet, so nobody else can have its number
     os.close(to_parent)
-    with open(errors, encoding="utf-8") as file:
+    with os.fdopen(errors, encoding="utf-8") as file:
         said = file.read()  # until the run has ended
     return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said)
 
