@@ -21,7 +21,7 @@ $(PYTHON):
 	python3 -m venv $(ENV)
 
 $(READY): $(PYTHON) pyproject.toml
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[report,dev]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[report,slurm,describe,dev]'
 	touch $@
 
 demo: $(READY)

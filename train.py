@@ -34,7 +34,7 @@ from yacs.config import CfgNode
 import anchoropt_plugin  # first: it makes `import dassl` work
 import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
-from anchoropt_plugin import UserError
+from anchoropt_plugin import UserError, distributed
 from anchoropt_plugin.command_line import Parser, status_of
 from anchoropt_plugin.plugin import TwoStages
 from anchoropt_plugin.runtime.config import (
@@ -246,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = setup_cfg(args)
         check(cfg, args)
         run(cfg, args)
+        distributed.stop()
 
     return status_of(
         command,

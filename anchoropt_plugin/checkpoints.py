@@ -23,6 +23,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
+from .distributed import is_main
 from .errors import UserError
 from .torchscript import is_torchscript
 
@@ -234,6 +235,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
 
     Its content is on the disk before that, and its name is when this returns. What a process that
     was killed has left of the same file is removed.
+    Of several processes the main one writes; in the others what is written is dropped.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -242,6 +244,9 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     ...     os.listdir(folder)
     ['note.txt']
     """
+    if not is_main():
+        yield io.BytesIO()
+        return
     path = Path(path)
     _remove_unfinished(path)
     unfinished = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")

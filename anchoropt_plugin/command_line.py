@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from .distributed import is_main, rank, world_size
 from .errors import UserError, nearest
 
 
@@ -66,8 +67,13 @@ def status_of(
         parts = error.filename2 or error.filename, error.strerror or error
         reason = ": ".join(str(part) for part in parts if part)
         return _failed(f"{reason}; {room}" if room else reason)
+    except Exception:
+        if world_size() > 1:  # what Python prints of them is mixed with what the others print
+            print(f"error in rank {rank()} of {world_size()}:", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        if is_main():
+            print(interrupted, file=sys.stderr)
         return 130
     except _Terminated:
         print(interrupted, file=sys.stderr)
@@ -140,5 +146,6 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _failed(message: str) -> int:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    who = f" in rank {rank()} of {world_size()}" if world_size() > 1 else ""
+    print(f"error{who}: {' '.join(message.splitlines())}", file=sys.stderr)
     return 2

@@ -39,6 +39,8 @@ class AnchorOPTConfig:
         fast_text: put the exact fast text branch in place of the host's text encoder.
         class_chunk: so many classes are encoded at once, and their activations computed again in
             the backward pass: for thousands of classes; 0 takes all at once.
+        split_classes: of several processes (torchrun), each encodes a part of the classes, and so
+            keeps that part of the text branch's activations: for very many classes.
         keep_features: keep the image features of pictures that are seen again.
         use_anchoropt: accepted from published scripts; the trainer's name says whether it is used.
         n_ctx: soft tokens of the host, where it has ``TRAINER.<HOST>.N_CTX``; 0 keeps the host's.
@@ -75,6 +77,7 @@ class AnchorOPTConfig:
 
     fast_text: bool = True
     class_chunk: int = 0
+    split_classes: bool = False
     keep_features: bool = True
     use_anchoropt: bool = False
     n_ctx: int = 0
@@ -133,6 +136,8 @@ class AnchorOPTConfig:
             faults.append(f"ANCHOR is {self.anchor!r}: {LEARNED}, {RANDOM}, or words")
         if self.anchor_weights and self.anchor != LEARNED:
             faults.append(f"ANCHOR_WEIGHTS holds learned anchors: it excludes ANCHOR {self.anchor}")
+        if self.split_classes and not self.fast_text:
+            faults.append("SPLIT_CLASSES is done by the fast text branch: it needs FAST_TEXT True")
         if faults:
             raise UserError("TRAINER.ANCHOROPT: " + "; ".join(faults))
 

@@ -23,7 +23,12 @@ TEMPLATES = (
 )
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A class name without what may differ between files: case, and ``_`` for a blank.
+
+    >>> plain("Golden_Retriever")
+    'golden retriever'
+    """
     return " ".join(name.replace("_", " ").lower().split())
 
 
@@ -37,16 +42,11 @@ def from_templates(class_names: Sequence[str], limit: int) -> list[list[str]]:
     return [[template.format(name) for template in TEMPLATES[:limit]] for name in names]
 
 
-def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -> list[list[str]]:
-    """For each class its first ``limit`` sentences of a json ``{class name: [sentence, …], …}``.
-
-    A class name there may differ in case and in ``_`` for a blank; names of other classes do no
-    harm. There is no falling back on templates for single classes: stage 1 would learn from two
-    kinds of texts, and nobody would see it in the numbers.
+def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Read a json ``{class name: [sentence, …], …}``.
 
     Raises:
-        UserError: no such file, not such a json, a class that is there twice, or classes without
-            a sentence (all are named).
+        UserError: no such file, or not such a json.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -63,16 +63,31 @@ def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -
             f"the descriptions {path} are not of the form {{class name: [sentence, …], …}}: "
             "every value is a list of sentences"
         )
+    return dict(content)
+
+
+def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -> list[list[str]]:
+    """For each class its first ``limit`` sentences of a json ``{class name: [sentence, …], …}``.
+
+    A class name there may differ in case and in ``_`` for a blank; names of other classes do no
+    harm. There is no falling back on templates for single classes: stage 1 would learn from two
+    kinds of texts, and nobody would see it in the numbers.
+
+    Raises:
+        UserError: no such file, not such a json, a class that is there twice, or classes without
+            a sentence (all are named).
+    """
+    content = load(path)
     names: dict[str, str] = {}
     for name in content:
-        other = names.setdefault(_plain(name), name)
+        other = names.setdefault(plain(name), name)
         if other != name:
             raise UserError(f"{path} describes {other!r} and {name!r}, one class: join the two")
-    sentences_of = {_plain(name): sentences for name, sentences in content.items()}
-    missing = [name for name in class_names if not sentences_of.get(_plain(name))]
+    sentences_of = {plain(name): sentences for name, sentences in content.items()}
+    missing = [name for name in class_names if not sentences_of.get(plain(name))]
     if missing:
         raise UserError(
             f"{path} has no description of {len(missing)} classes ({', '.join(missing)}): add "
             "them, or leave TRAINER.ANCHOROPT.DESCRIPTIONS empty to use templates"
         )
-    return [sentences_of[_plain(name)][:limit] for name in class_names]
+    return [sentences_of[plain(name)][:limit] for name in class_names]

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import distributed
 from .deep import FIRST, DeepPrompt, Looking, arranged, overwriting
 from .errors import UserError
+from .gradients import all_classes
 from .hooks import PromptHook
 from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
@@ -47,6 +49,7 @@ class FastForward:
         position: the module on the host's learner, whose layout deep prompts must keep, or None.
         hook: of that learner; it may say where deep prompts are.
         chunk: classes encoded at once, for very many of them; 0 takes all.
+        split: whether several processes share the classes while training.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -57,6 +60,7 @@ class FastForward:
         self.position: AnchorPositionModule | None = None
         self.hook = PromptHook()
         self.chunk = 0
+        self.split = False
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
         self._structure: Sharing | None = None
         self._last = LastFeatures()
@@ -186,6 +190,19 @@ class FastForward:
         return self._encode(prompts, eot, *sharing, rewrite)
 
     def _encode(self, prompts: Tensor, eot: list[int], *more: Any) -> Tensor:
+        """All classes, of which this process may have a part only.
+
+        Prompts of each image's own are not split: no other process has those. Nor is an
+        evaluation, which encodes once, and keeps no activations.
+        """
+        n_classes = len(eot)
+        splits = self.split and torch.is_grad_enabled() and prompts.dim() == 3
+        if not splits or not 1 < distributed.world_size() <= n_classes:
+            return self._encode_here(prompts, eot, *more)
+        part = distributed.part_of(n_classes)
+        return all_classes(self._encode_here(prompts[part], eot[part], *more), n_classes)
+
+    def _encode_here(self, prompts: Tensor, eot: list[int], *more: Any) -> Tensor:
         """All classes at once, or in chunks whose activations the backward pass computes again."""
         if not self.chunk or len(eot) <= self.chunk:
             return self.tower.encode(prompts, eot, *more)
@@ -335,6 +352,7 @@ def fast_text(trainer: Trainer) -> Trainer:
 
     def build_fast_model(self: Any) -> None:
         build_model(self)
+        distributed.refuse_data_parallel(self.model, type(self).__name__)
         accelerate(self.model)
 
     trainer.build_model = build_fast_model  # type: ignore[attr-defined]

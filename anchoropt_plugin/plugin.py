@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from . import distributed
 from .anchors import PUBLISHED_FILE, AnchorTokens
 from .config import AnchorOPTConfig
 from .errors import UserError
@@ -52,8 +53,15 @@ class TwoStages:
     def build_model(self: Any) -> None:
         settings = AnchorOPTConfig.from_cfg(self.cfg, **self.anchoropt_arguments)
         parts = HostParts(self.anchoropt_host.__name__, self.anchoropt_learner, settings)
+        if distributed.is_launched() and not distributed.is_started():
+            raise UserError(
+                "the installed Dassl knows nothing of torchrun: give python in place of that, or "
+                "uninstall Dassl, which this package's own runtime stands in for"
+            )
         with parts.watching():
             super().build_model()  # type: ignore[misc]
+        self.model = distributed.without_data_parallel(self.model)
+        distributed.refuse_data_parallel(self.model, self.anchoropt_host.__name__)
         parts.position.requires_grad_(True)  # some hosts freeze all that is not named "ctx"
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames)
         for name in self.get_model_names():
@@ -65,7 +73,11 @@ class TwoStages:
     def anchoropt_stage_one(self: Any) -> None:
         """Run stage 1 unless a checkpoint brought anchors; a vanilla one of the host has none."""
         if not self.anchoropt.has_anchors:
-            self.anchoropt.find_anchors(len(self.train_loader_x), self._image_batches)
+            self.anchoropt.find_anchors(
+                len(self.train_loader_x),
+                self._image_batches,
+                lambda epoch, loss: self.write_scalar("anchoropt/stage_1_loss", loss, epoch),
+            )
         self.anchoropt.condition()
 
     def _image_batches(self: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -76,7 +88,10 @@ class TwoStages:
             features.clear()
             with torch.no_grad():
                 self.model(images)
-            yield features.value, labels
+            # Of a batch that several processes share all of it.
+            parts = zip(*distributed.gathered((features.value.cpu(), labels.cpu())), strict=True)
+            whole = [torch.cat(part).to(labels.device) for part in parts]
+            yield whole[0], whole[1]
 
     def before_train(self: Any) -> None:
         super().before_train()  # type: ignore[misc]
@@ -93,7 +108,13 @@ class TwoStages:
 
     def after_epoch(self: Any) -> None:
         check_weights(self)
-        self.anchoropt.write_history(Path(self.output_dir), self.epoch)
+        run = self.anchoropt
+        run.write_history(Path(self.output_dir), self.epoch)
+        if self._writer is not None:
+            for name, value in run.scalars().items():
+                self.write_scalar(f"anchoropt/{name}", value, self.epoch)
+            picture = run.position.relaxed().float().cpu()
+            self._writer.add_image("anchoropt/position", picture, self.epoch, dataformats="HW")
         super().after_epoch()  # type: ignore[misc]
 
     def forward_backward(self: Any, *batch: Any) -> Any:

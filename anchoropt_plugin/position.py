@@ -9,6 +9,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from .distributed import copy_from_main
+
 SINKHORN_ITERATIONS = 20
 
 
@@ -101,7 +103,8 @@ class AnchorPositionModule(nn.Module):
     Shapes:
         input (…, M, d) → output (…, M + K, d), of the input's dtype. ``logits`` is a parameter
         (M + K, M + K) and is relaxed in float32 at least. P is drawn once per forward while
-        training; in evaluation it is the mode of the distribution.
+        training; in evaluation it is the mode of the distribution. Processes that train together
+        (``torch.distributed``) draw the same P.
 
     Raises:
         ValueError: an unknown relaxation, a temperature that is not positive, or a shape that does
@@ -192,7 +195,9 @@ class AnchorPositionModule(nn.Module):
         with torch.autocast(self.logits.device.type, enabled=False):
             scores = self._scores()
             if noisy and (self.training or self.sample_at_eval):
-                scores = scores + _gumbel(scores)
+                noise = _gumbel(scores)
+                # Of one batch that several processes share, one P.
+                scores = scores + (copy_from_main(noise) if self.training else noise)
             relaxed = soft(scores / self.temperature)
             self._drawn = _StraightThrough.apply(hard(scores), relaxed) if hard else relaxed
         return self._drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from . import anchors as stage_one
-from . import checkpoints, descriptions
+from . import checkpoints, descriptions, distributed
 from .anchors import AnchorPrompts, AnchorTokens
 from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
 from .image_features import FirstFeatures
 from .objective import average, distillation, in_full
 from .runtime.utils.tools import read_json, read_text
+from .scalars import Means, agreement, entropy
 from .text_encoder import TextTower
 from .wiring import HostParts
 
@@ -41,6 +42,7 @@ class AnchorOPT:
         classes: names of the classes at hand.
         trained_classes: names of those the prompt was trained on, or None where nothing says so.
         features: of the images last seen.
+        means: of what the steps of this epoch computed.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class AnchorOPT:
         parts.image_encoder.register_forward_hook(self.features)
         self.tower = TextTower(parts.clip)
         self.prompts = AnchorPrompts(self.tower, class_names, settings.anchor_len)
+        self.means = Means()
         self._encoded: tuple[int, Tensor] | None = None
 
     # ------------------------------------------------------------------ stage 1
@@ -63,12 +66,18 @@ class AnchorOPT:
         """Whether anchors were learned or loaded: until then zeros stand in for them."""
         return bool(self.position.anchors.any())
 
-    def find_anchors(self, steps: int, images: stage_one.ImageBatches) -> None:
+    def find_anchors(
+        self,
+        steps: int,
+        images: stage_one.ImageBatches,
+        on_loss: Callable[[int, float], None],
+    ) -> None:
         """Stage 1: load, recall, learn or make the anchors, and put them into the learner.
 
         Args:
             steps: of an epoch.
             images: one epoch of image features and labels; read only if ANCHOR_CE_WEIGHT asks.
+            on_loss: takes each epoch (from 0) and its loss, where anchors are learned.
         """
         path = self.settings.anchor_weights
         if path:
@@ -78,14 +87,14 @@ class AnchorOPT:
             anchors = self._made()
             print(f"Stage 1: left out, the anchors are {self.settings.anchor}")
         else:
-            anchors = self._recalled_or_learned(steps, images)
+            anchors = self._recalled_or_learned(steps, images, on_loss)
         found, wanted = tuple(anchors.values.shape), tuple(self.position.anchors.shape)
         if found != wanted:
             raise UserError(
                 f"the anchors in {path} are {found}, this run needs {wanted}: they were learned "
                 "with another ANCHOR_LEN or on another backbone"
             )
-        self.position.anchors.copy_(anchors.values)
+        distributed.copy_from_main(self.position.anchors.copy_(anchors.values))
 
     def _made(self) -> AnchorTokens:
         wanted, length = self.settings.anchor, self.settings.anchor_len
@@ -93,7 +102,12 @@ class AnchorOPT:
             return AnchorTokens.random(self.tower, length)
         return AnchorTokens.of_words(self.tower, wanted, length)
 
-    def _recalled_or_learned(self, steps: int, images: stage_one.ImageBatches) -> AnchorTokens:
+    def _recalled_or_learned(
+        self,
+        steps: int,
+        images: stage_one.ImageBatches,
+        on_loss: Callable[[int, float], None],
+    ) -> AnchorTokens:
         settings = self.settings
         limit = settings.max_template_length
         if settings.descriptions:
@@ -108,6 +122,8 @@ class AnchorOPT:
         key = stage_one.content_key(self.tower, self.classes, texts, wanted)
         wanted_shape = tuple(self.position.anchors.shape)
         anchors = stage_one.recall(folder, key, wanted_shape) if share else None
+        # Of several processes one may look after another has kept them.
+        anchors = distributed.from_main(anchors)
         if anchors is not None:
             print(f"Stage 1: anchors recalled from {folder} (key {key})")
             return anchors
@@ -115,6 +131,7 @@ class AnchorOPT:
         every = max(1, wanted.epochs // 10)
 
         def report(epoch: int, loss: float) -> None:
+            on_loss(epoch, loss)
             if (epoch + 1) % every == 0 or epoch + 1 == wanted.epochs:
                 rate = wanted.lr_at(epoch)
                 print(f"stage 1 epoch [{epoch + 1}/{wanted.epochs}] loss {loss:.6f} lr {rate:.4e}")
@@ -165,9 +182,20 @@ class AnchorOPT:
         settings = self.settings
         loss = settings.prompt_ce_weight * in_full(cross_entropy)
         if settings.kd_weight:
-            divergence = distillation(logits, self.logits(), settings.kd_temperature)
+            anchor_logits = self.logits()
+            divergence = distillation(logits, anchor_logits, settings.kd_temperature)
             loss = loss + settings.kd_weight * divergence
+            self.means.add(distillation=divergence, agreement=agreement(logits, anchor_logits))
+        self.means.add(cross_entropy=cross_entropy)
         return loss
+
+    def scalars(self) -> dict[str, float]:
+        """What is told of an epoch: means over its steps, and the position matrix after it.
+
+        ``distillation`` and ``agreement``, the share of images to which l_n and l_a give the same
+        class, are there where KD_WEIGHT is not 0: without it no step computes l_a.
+        """
+        return {**self.means.take(), "position_entropy": entropy(self.position.relaxed()).item()}
 
     def test_logits(self, logits: Tensor, subsample: str) -> Tensor:
         """What a test counts: the prompt's l_n (B, C), their average with l_a, or l_a alone."""

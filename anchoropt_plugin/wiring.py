@@ -71,6 +71,7 @@ class HostParts:
             for forward in accelerate(module):
                 forward.in_use = self.settings.fast_text
                 forward.chunk = self.settings.class_chunk
+                forward.split = self.settings.split_classes
                 self._text_forwards.append(forward)
         elif self._position is None and self._is_learner(name, module):
             hook = self.hook = hook_for(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shlex
 import sys
@@ -21,7 +22,8 @@ from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.runtime.config.merge import read_yaml
 
 from .estimate import Estimate, estimate
-from .execution import EXECUTORS, default_workers, left
+from .execution import left
+from .executors import EXECUTORS, add_arguments
 from .files import REPOSITORY, find
 from .plan import Job, Method, plan
 from .progress import follow, tell_failures
@@ -66,6 +68,7 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--jobs", type=int, metavar="N", help="at a time (default: one a GPU, or one a CPU core)")
     add("--dry-run", action="store_true", help="tell what would be run, and how long it takes")
     add("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    add_arguments(parser)
     return parser
 
 
@@ -128,7 +131,9 @@ def run_experiment(
         UserError: the plan cannot be; nothing is written.
     """
     console = Console()
-    workers = default_workers() if args.jobs is None else args.jobs
+    place = EXECUTORS[args.executor]
+    executor = place.executor(args)
+    workers = place.workers() if args.jobs is None else args.jobs
     if workers < 1:
         raise UserError(f"--jobs is {workers}: at least one run at a time")
     jobs = plan(experiment.protocol, experiment.methods, args.root, args.output_dir, args.opts)
@@ -139,7 +144,8 @@ def run_experiment(
         return 0
     started = time.time()
     todo = sum(len(left(job)) for job in jobs)
-    failed = follow(EXECUTORS[args.executor](jobs, workers), todo, console) if todo else []
+    with contextlib.closing(executor(jobs, workers)) as events:
+        failed = follow(events, todo, console) if todo else []
     table = results(jobs)
     tell_failures(failed, console)
     if table.empty:
@@ -162,6 +168,6 @@ def run_experiment(
 
 def _of_plan(jobs: Sequence[Job], total: int, workers: int, cost: Estimate) -> str:
     todo = sum(len(left(job)) for job in jobs)
-    at_once = f"{workers} at a time" if workers > 1 else "one after another"
+    at_once = f"{min(workers, todo)} at a time" if workers > 1 else "one after another"
     text = f"{total} runs, {total - todo} of them finished; {todo} to do, {at_once}"
     return f"{text}; {cost}" if todo else text

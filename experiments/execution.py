@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ class Event(NamedTuple):
     error: str = ""
 
 
-Executor = Callable[[Sequence[Job], int], Iterator[Event]]
+Executor = Callable[[Sequence[Job], int], Generator[Event, None, None]]
 
 
 def gpus() -> list[str]:
@@ -61,7 +61,7 @@ def default_workers() -> int:
     return len(gpus()) or (len(allowed(0)) if allowed else os.cpu_count() or 1)
 
 
-def run_locally(jobs: Sequence[Job], workers: int) -> Iterator[Event]:
+def run_locally(jobs: Sequence[Job], workers: int) -> Generator[Event, None, None]:
     """Do jobs on this machine, ``workers`` at a time; those that are finished cost nothing.
 
     A run's process computes with one thread unless OMP_NUM_THREADS says otherwise, so that numbers
@@ -70,9 +70,6 @@ def run_locally(jobs: Sequence[Job], workers: int) -> Iterator[Event]:
     """
     with _Machine(workers) as machine:
         yield from machine.events(list(jobs))
-
-
-EXECUTORS: dict[str, Executor] = {"local": run_locally}
 
 
 @dataclass

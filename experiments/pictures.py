@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .history import read_log, read_positions
 from .plan import Run
@@ -142,6 +143,7 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
             low, high = epochs[column].min(), epochs[column].max()
             axis.fill_between(mean.index, low, high, alpha=0.2)
             axis.set(xlabel="epoch", ylabel=f"training {column}")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_yscale("log")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
@@ -153,9 +155,11 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
     histories = dict([entry for entry in found.items() if entry[1][0]][:MATRICES])
     if not histories:
         return None
-    figure, axes = _figure(len(histories), MOMENTS, 10, 2.3 * len(histories) + 0.4)
+    columns = min(MOMENTS, max(len(history) for history, _ in histories.values()))
+    figure, axes = _figure(len(histories), columns, 2 * columns, 2.3 * len(histories) + 0.4)
     for row, (name, (history, n_soft)) in zip(axes, histories.items(), strict=True):
-        moments = sorted({round(i * (len(history) - 1) / (MOMENTS - 1)) for i in range(MOMENTS)})
+        steps = max(columns - 1, 1)
+        moments = sorted({round(i * (len(history) - 1) / steps) for i in range(columns)})
         n_slots = len(history[0]["P"])
         tokens = [f"v{i + 1}" if i < n_soft else f"A{i + 1 - n_soft}" for i in range(n_slots)]
         for axis, moment in zip(row, moments, strict=False):

@@ -262,3 +262,5 @@ _WRITERS: dict[str, tuple[str, str, Callable[[Path], Parts]]] = {
     "ImageNetA": ("imagenet-adversarial", "imagenet-a", _some_of_imagenet),
     "ImageNetR": ("imagenet-rendition", "imagenet-r", _some_of_imagenet),
 }
+
+NAMES = tuple(_WRITERS)

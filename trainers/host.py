@@ -259,6 +259,7 @@ class PromptTrainer(TrainerX):
         if cfg.TRAINER.ANCHOROPT.FAST_TEXT:
             for forward in accelerate(self.model):
                 forward.chunk = cfg.TRAINER.ANCHOROPT.CLASS_CHUNK
+                forward.split = cfg.TRAINER.ANCHOROPT.SPLIT_CLASSES
         if cfg.TRAINER.ANCHOROPT.KEEP_FEATURES:
             keep_image_features(self.model.image_encoder)
         name, trained = self.checkpointed()

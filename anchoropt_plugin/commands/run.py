@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .. import distributed
 from ..config import extend_cfg
 from ..errors import UserError
 from ..on_demand import two_stages_on_demand
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     with _in_place_of_python(script, args.arguments), two_stages_on_demand(), _keeping_our_keys():
         try:
             runpy.run_path(str(script), run_name="__main__")
+            distributed.stop()
         except (UserError, BrokenPipeError):
             raise
         except Exception as error:

@@ -13,7 +13,9 @@ import torchvision.transforms as T
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
+from ... import distributed
 from ...errors import UserError
+from ..utils.randomness import OwnRandomness, share_randomness
 from ..utils.tools import read_image
 from .datasets import DatasetBase, Datum, build_dataset
 from .pictures import Pictures
@@ -71,6 +73,7 @@ class DataManager:
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
                 drop_last=is_train and len(source) >= section.BATCH_SIZE,
                 pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
+                is_train=is_train,
             )
 
         sections = cfg.DATALOADER
@@ -99,11 +102,18 @@ class DataManager:
 
 
 class _Loader(DataLoader[Any]):
+    def __init__(self, *args: Any, is_train: bool = False, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.is_train = is_train
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             if self.num_workers and isinstance(self.dataset, DatasetWrapper):
                 # Workers live for an epoch, so what they read is lost; what is read here is not.
                 self.dataset.read_pictures()
+            if self.is_train and distributed.is_started():
+                yield from self._parts()
+                return
             with _ctrl_c_waits():
                 batches = super().__iter__()
             yield from batches
@@ -122,6 +132,48 @@ class _Loader(DataLoader[Any]):
                 f"{reason} If memory ran out, lower DATALOADER.NUM_WORKERS; the same command goes "
                 "on from the last checkpoint"
             ) from None
+
+    def _parts(self) -> Iterator[Any]:
+        """Of every batch the part of this process.
+
+        The order is drawn by all processes alike, as one alone would draw it; the views of the
+        pictures by each for itself, so that all go on drawing alike.
+        """
+        share_randomness()
+        torch.empty((), dtype=torch.int64).random_()  # DataLoader draws a seed for its workers
+        order = list(self.batch_sampler)  # type: ignore[arg-type]
+        smallest, n = min(map(len, order)), distributed.world_size()
+        if smallest < n:
+            raise UserError(
+                f"{n} processes cannot share a batch of {smallest} picture(s): raise "
+                "DATALOADER.TRAIN_X.BATCH_SIZE, which is that of all together, or start fewer"
+            )
+        parts = [batch[distributed.part_of(len(batch))] for batch in order]
+        own = OwnRandomness()
+        batches = iter(self._of(parts))  # begins, and makes its workers, with the first batch
+        for whole, part in zip(order, parts, strict=True):
+            with own.active():
+                batch = next(batches)
+            distributed.set_share(len(part) / len(whole))
+            yield batch
+
+    def in_turns(self) -> Iterator[Any]:
+        """Every n-th batch of n processes, from this one's first; None where the last round ends.
+
+        So the batches are those of one process.
+        """
+        order = list(self.batch_sampler)  # type: ignore[arg-type]
+        mine = iter(self._of(order[distributed.rank() :: distributed.world_size()]))
+        for _ in range(0, len(order), distributed.world_size()):
+            yield next(mine, None)
+
+    def _of(self, batches: list[list[int]]) -> DataLoader[Any]:
+        return _Loader(
+            self.dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ... import distributed
 from ...errors import UserError
 from ..utils.tools import random_state, tolist_if_not
 from ..utils.torchtools import (
@@ -207,7 +208,7 @@ class TrainerBase:
 
     def init_writer(self, log_dir: str) -> None:
         """Open the TensorBoard writer, where it is not open yet."""
-        if self._writer is None:
+        if self._writer is None and distributed.is_main():
             print(f"Initialize tensorboard (log_dir={log_dir})")
             self._writer = SummaryWriter(log_dir=log_dir)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ from rich.progress import track
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ... import distributed
+from ...errors import UserError
 from ...finite import check_weights, checked_step
+from ...gradients import GradientAverage, trained_parameters
 from ..data import DataManager
 from ..evaluation import build_evaluator
 from ..utils.meters import AverageMeter, MetricMeter
+from ..utils.randomness import share_randomness
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint
 from ..utils.writer import SummaryWriter
@@ -51,10 +57,27 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
-        self.build_data_loader()
+        if distributed.is_launched() and cfg.SEED < 0:
+            raise UserError("give --seed: without one each process would draw shots of its own")
+        distributed.start(cfg.USE_CUDA)
+        with distributed.main_first():  # which may write the shots that it draws
+            self.build_data_loader()
+        share_randomness()
         self.build_model()
+        if distributed.is_started():
+            self._be_alike()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = -math.inf
+
+    def _be_alike(self) -> None:
+        """Several processes start from the main one's weights, and step on the same gradients."""
+        self.model = distributed.without_data_parallel(self.model)
+        for name, model in self._models.items():
+            self._models[name] = model = distributed.without_data_parallel(model)
+            distributed.refuse_data_parallel(model, type(self).__name__)
+            for tensor in itertools.chain(model.parameters(), model.buffers()):
+                distributed.copy_from_main(tensor)
+        GradientAverage(trained_parameters(self._optims.values()))
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Check that the configuration suits this trainer."""
@@ -82,6 +105,8 @@ class SimpleTrainer(TrainerBase):
         """Resume, where there is something to resume, and open the writer."""
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
+        if len(set(distributed.gathered(self.start_epoch))) > 1:
+            raise UserError(f"some processes do not see the checkpoints in {directory}: share it")
         self._recall_best_result(directory)
         if directory == self.output_dir:
             self._save_what_was_due()
@@ -163,15 +188,33 @@ class SimpleTrainer(TrainerBase):
             split, loader = "test", self.test_loader
         print(f"Evaluate on the *{split}* set")
         progress = Console(stderr=True)
-        for batch in track(
-            loader, "evaluate", console=progress, transient=True, disable=not sys.stderr.isatty()
+        for output in track(
+            self._outputs(loader),
+            "evaluate",
+            total=len(loader),
+            console=progress,
+            transient=True,
+            disable=not (sys.stderr.isatty() and distributed.is_main()),
         ):
-            images, labels = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(images), labels)
+            self.evaluator.process(*output)
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))
+
+    def _outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels of each batch, in order; several processes take turns, and get all."""
+        if not (distributed.is_started() and hasattr(loader, "in_turns")):
+            for batch in loader:
+                images, labels = self.parse_batch_test(batch)
+                yield self.model_inference(images), labels
+            return
+        for batch in loader.in_turns():
+            output = None
+            if batch is not None:
+                images, labels = self.parse_batch_test(batch)
+                output = self.model_inference(images).cpu(), labels.cpu()
+            yield from (other for other in distributed.gathered(output) if other is not None)
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Return the logits (B, C) of images (B, 3, H, W)."""
@@ -203,7 +246,8 @@ class TrainerX(SimpleTrainer):
         for batch_idx, batch in enumerate(self.train_loader_x):
             self.batch_idx = batch_idx
             data_time.update(time.time() - end)
-            losses.update(checked_step(self, self.forward_backward, batch))
+            step = checked_step(self, self.forward_backward, batch)
+            losses.update(distributed.averaged(step))
             batch_time.update(time.time() - end)
             if (self.batch_idx + 1) % frequency == 0 or self.num_batches < frequency:
                 self._print_progress(batch_time, data_time, losses)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, TextIO
+
+from ...distributed import is_main
 
 
 class Logger:
@@ -51,16 +55,20 @@ def setup_logger(output: str | None = None) -> None:
     """Copy what is printed from now on to ``output`` (a .txt or .log file), or its ``log.txt``.
 
     A log that is there already is kept: the new one gets the time in its name. ``None`` does
-    nothing.
+    nothing. Of several processes the main one has a log, and the others print nothing.
     """
     if output is None:
         return
-    path = Path(output)
-    if path.suffix not in (".txt", ".log"):
-        path = path / "log.txt"
-    if path.exists():
-        path = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
-    sys.stdout = Logger(path)
+    if is_main():
+        path = Path(output)
+        if path.suffix not in (".txt", ".log"):
+            path = path / "log.txt"
+        if path.exists():
+            path = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
+        sys.stdout = Logger(path)
+    else:
+        warnings.simplefilter("ignore")
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     log_to_stdout()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ... import checkpoints
+from ... import checkpoints, distributed
 from ...errors import UserError
 from .tools import random_state, restore_random_state
 
@@ -43,7 +43,13 @@ def save_checkpoint(
     state = dict(state)
     if remove_module_from_keys:
         state["state_dict"] = _without_module(state["state_dict"])
-    folder = Path(save_dir)
+    if distributed.is_main():
+        _write_checkpoint(state, Path(save_dir), is_best, model_name)
+    # So that none looks for it before it is there.
+    distributed.barrier()
+
+
+def _write_checkpoint(state: dict[str, Any], folder: Path, is_best: bool, model_name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (model_name or f"model.pth.tar-{state['epoch']}")
     checkpoints.save(state, path)

@@ -20,6 +20,9 @@ except ImportError:
         def add_scalar(self, *args: Any, **kwargs: Any) -> None:
             """Take a scalar, and drop it."""
 
+        def add_image(self, *args: Any, **kwargs: Any) -> None:
+            """Take a picture, and drop it."""
+
         def close(self) -> None:
             """Do nothing."""
 

@@ -1,0 +1,149 @@
+"""Ask a language model for the class descriptions of stage 1, and write them as json.
+
+    python -m anchoropt_plugin describe --model gpt-4o-mini --output pets.json \\
+        --dataset-config-file configs/datasets/oxford_pets.yaml --root DATA
+    python -m anchoropt_plugin describe --base-url http://localhost:8000/v1 --model llama \\
+        --output pets.json "red fox" badger
+
+The endpoint is any that speaks OpenAI's protocol; its key is read from OPENAI_API_KEY. Each answer
+is written as it comes: the same command goes on with the classes that are missing. The file is for
+TRAINER.ANCHOROPT.DESCRIPTIONS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from ..asking import TEMPLATE, Descriptions, ask_for_all
+from ..command_line import imported
+from ..errors import UserError
+from ..runtime.utils.tools import read_text
+
+HELP = "ask a language model for class descriptions"
+KEY = "OPENAI_API_KEY"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="class name")
+    add("--classes-file", metavar="FILE", help="class names, one in each line")
+    add("--dataset-config-file", metavar="FILE", help="of a data set, whose classes are meant")
+    add("--root", help="folder of the data sets")
+    add("--output", required=True, type=Path, metavar="FILE", help="the json to write or complete")
+    add("--model", required=True, help="the endpoint's name of the language model")
+    add("--base-url", metavar="URL", help="of the endpoint (default: OpenAI's)")
+    add("--per-class", type=int, default=10, metavar="N", help="sentences a class (default: 10)")
+    add("--jobs", type=int, default=4, metavar="N", help="requests at a time (default: 4)")
+    add("--retries", type=int, default=5, metavar="N", help="of a request (default: 5)")
+    add("--timeout", type=float, default=60.0, metavar="S", help="of a request (default: 60)")
+    add(
+        "--template",
+        default=TEMPLATE,
+        metavar="TEXT",
+        help="the question, with {name} and {count} in it, asking for a sentence a line "
+        f"(default: {TEMPLATE})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, write, and print a summary; 1 where classes are left without descriptions.
+
+    Raises:
+        UserError: an argument cannot be, `openai` is missing, or the endpoint refuses.
+    """
+    try:
+        import openai
+    except ImportError:
+        raise UserError("describe needs openai: pip install 'anchoropt-plugin[describe]'") from None
+    _check(args)
+    names = _class_names(args)
+    into = Descriptions(args.output, args.per_class)
+    todo = into.missing(names)
+    key = os.environ.get(KEY)
+    if not key and not args.base_url:
+        raise UserError(f"{KEY} is not set: OpenAI's endpoint needs it; or give a --base-url")
+    failed: dict[str, str] = {}
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("classes", total=len(todo))
+
+        def on_class(name: str, why: str) -> None:
+            progress.advance(bar)
+            if why:
+                failed[name] = why
+                progress.console.print(f"failed {escape(name)}: {escape(why)}", soft_wrap=True)
+
+        async def ask() -> None:
+            async with openai.AsyncOpenAI(
+                api_key=key or "none",
+                base_url=args.base_url,
+                timeout=args.timeout,
+                max_retries=args.retries,
+            ) as client:
+                await ask_for_all(
+                    client, args.model, todo, into, args.template, args.jobs, on_class
+                )
+
+        if todo:
+            asyncio.run(ask())
+    described = len(todo) - len(failed)
+    print(f"{described} classes described, {len(names) - len(todo)} were before: {args.output}")
+    if failed:
+        print(f"{len(failed)} failed: {', '.join(failed)}; the same command asks for them again")
+    return 1 if failed else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag, low in (("per_class", 1), ("jobs", 1), ("retries", 0)):
+        if getattr(args, flag) < low:
+            raise UserError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}: {low} or more")
+    if not args.timeout > 0:
+        raise UserError(f"--timeout is {args.timeout}: more than 0 seconds")
+    sources = [bool(args.names), bool(args.classes_file), bool(args.dataset_config_file)]
+    if sum(sources) != 1:
+        raise UserError(
+            "give class names, or --classes-file, or --dataset-config-file: one of them"
+        )
+    try:
+        filled = args.template.format(name="\0", count=args.per_class)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"--template: {{name}} and {{count}} are known, not {error}") from error
+    if "\0" not in filled:
+        raise UserError("--template: {name} is missing in it, where the class name is put")
+    folder = args.output.parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output: the folder {folder} is not there, or cannot be written to")
+
+
+def _class_names(args: argparse.Namespace) -> list[str]:
+    names = args.names
+    if args.classes_file:
+        names = [line.strip() for line in read_text(args.classes_file).splitlines()]
+    if args.dataset_config_file:
+        names = _of_dataset(args.dataset_config_file, args.root)
+    names = [name for name in names if name.strip()]
+    if not names:
+        raise UserError(f"there is no class name in {args.classes_file}")
+    return names
+
+
+def _of_dataset(config: str, root: str | None) -> list[str]:
+    if not Path("datasets", "__init__.py").is_file() or not Path("train.py").is_file():
+        raise UserError(
+            f"{Path.cwd()} is not a checkout of anchoropt-plugin, which knows the data sets: "
+            "change into one, or give class names"
+        )
+    train = imported("train")
+    words = ["--dataset-config-file", config, *(["--root", root] if root else [])]
+    cfg = train.setup_cfg(train.build_parser().parse_args([*words, "VERBOSE", "False"]))
+    build = importlib.import_module("dassl.data.datasets").build_dataset
+    return list(build(cfg).classnames)

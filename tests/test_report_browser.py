@@ -1,0 +1,132 @@
+"""The report as a browser shows it: nothing fetched, nothing complained of, nothing cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+
+from experiments.command import Experiment
+from experiments.execution import Event
+from experiments.pictures import position_matrices, training_curves
+from experiments.plan import host_method, plan
+from experiments.protocols import read_protocol
+from experiments.report import write_report
+from experiments.tables import tables
+
+BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
+PROBE = """<script>
+addEventListener("load", () => {
+  const pictures = [...document.images];
+  document.title = JSON.stringify({
+    width: document.documentElement.scrollWidth - innerWidth,
+    pictures: pictures.length,
+    broken: pictures.filter(picture => !picture.naturalWidth).length,
+  });
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"there is no browser here: {', '.join(BROWSERS)}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A report of made-up numbers, with long names, a long command, and a failure."""
+    out = tmp_path_factory.mktemp("report")
+    protocol = read_protocol("base2new").with_changes({"datasets": ["digits"], "shots": [2]})
+    methods = [
+        host_method("CoOp", "tiny", anchoropt=False),
+        host_method("CoOp", "tiny", anchoropt=True, reference="CoOp"),
+    ]
+    jobs = plan(protocol, methods, out / "data", out, [])
+    rows = []
+    for run in (run for job in jobs for run in job.runs):
+        accuracy = 70.0 + len(rows)
+        log = [f"epoch [{n}/2] batch [1/1] loss 1.0 ({n}.0) acc 50.0 (5{n}.0)" for n in (1, 2)]
+        run.folder.mkdir(parents=True)
+        (run.folder / "log.txt").write_text("\n".join(log))
+        rows.append(
+            {
+                **{"method": run.method.name, "reference": run.method.reference},
+                **{"host": run.method.host, "trainer": run.method.trainer, "group": run.group},
+                **{"dataset": run.dataset, "score": run.score, "shots": 2, "seed": run.seed},
+                **{"trained": True, "accuracy": accuracy, "macro_f1": accuracy},
+                **{"correct": int(accuracy), "total": 100, "does": "train", "seconds": 1.0},
+                **{"commit": "0" * 40, "torch": "2", "python": "3", "device": "cpu"},
+                **{"folder": str(run.folder), **run.settings},
+            }
+        )
+    table = pd.DataFrame(rows)
+    failed = [Event("failed", jobs[0].runs[0], error="no <memory> & " + "x" * 200)]
+    experiment = Experiment("A <report>", "About & about.", protocol, methods)
+    command = "python scripts/compare.py " + "--output-dir /a/long/folder " * 20
+    made = tables(table, protocol)
+    return write_report(experiment, jobs, table, made, failed, out, command, 3.0)
+
+
+def opened(browser, page, tmp_path, width):
+    """What a browser says of a page, the addresses that the page asks for, and its own words."""
+    probed = tmp_path / "page.html"
+    probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
+    net = tmp_path / "net.json"
+    words = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+        *("--enable-logging=stderr", f"--log-net-log={net}", f"--user-data-dir={tmp_path / 'me'}"),
+        *(f"--window-size={width},900", "--virtual-time-budget=2000", "--dump-dom"),
+    ]
+    done = subprocess.run(
+        [browser, *words, probed.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    title = re.search(r"<title>(.*?)</title>", done.stdout)[1]
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    # What the browser asks its makers is not the page's doing.
+    asked = re.findall(r'"network_isolation_key":"file:.*?"url":"([^"]*)"', net.read_text())
+    return json.loads(title), said, set(asked)
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_shows_all_of_it_and_fetches_nothing(browser, page, tmp_path, width):
+    seen, said, asked = opened(browser, page, tmp_path, width)
+    assert seen["pictures"] >= 2 and seen["broken"] == 0
+    assert seen["width"] <= 0  # no scrolling sideways
+    assert said == [] and asked == set()
+
+
+def test_a_page_that_fetches_and_complains_is_seen(browser, page, tmp_path):
+    bad = tmp_path / "bad.html"
+    extra = '<img src="http://127.0.0.1:9/x.png"><script>console.error("oh")</script><pre>'
+    bad.write_text(page.read_text().replace("<pre>", f'{extra}<div style="width:3000px">.</div>'))
+    seen, said, asked = opened(browser, bad, tmp_path, 1200)
+    assert seen["broken"] == 1 and seen["width"] > 0
+    assert any("oh" in line for line in said)
+    assert asked == {"http://127.0.0.1:9/x.png"}
+
+
+def test_pictures_have_no_empty_places_and_whole_epochs(tmp_path):
+    lines = [json.dumps({"epoch": n, "temperature": 1.0, "P": [[1, 0], [0, 1]]}) for n in (1, 2)]
+    (tmp_path / "position.jsonl").write_text("\n".join(lines))
+    (tmp_path / "anchoropt.json").write_text(json.dumps({"settings": {"anchor_len": 1}}))
+    log = [f"epoch [{n}/2] batch [1/1] loss 1.0 ({n}.0) acc 50.0 (5{n}.0)" for n in (1, 2)]
+    (tmp_path / "log.txt").write_text("\n".join(log))
+    figure = position_matrices({"one": tmp_path})
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["epoch 1", "epoch 2"]
+    assert len(figure.axes) == 3  # and the colour bar
+    figure = training_curves({"one": [tmp_path]})
+    assert all(tick == round(tick) for axis in figure.axes for tick in axis.get_xticks())
