@@ -76,7 +76,8 @@ def status_of(
             print(interrupted, file=sys.stderr)
         return 130
     except _Terminated:
-        print(interrupted, file=sys.stderr)
+        if is_main():
+            print(interrupted, file=sys.stderr)
         return 128 + signal.SIGTERM
     finally:
         if sys.stdout is not stdout:  # a copy to a log file

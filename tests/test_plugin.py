@@ -107,7 +107,8 @@ def test_anchors_stay_and_the_rest_moves(trained, root, tmp_path):
     assert not torch.equal(state["ctx"], start["ctx"])
     assert not torch.equal(state["anchoropt.logits"], start["anchoropt.logits"])
     assert set(state) == {
-        *("ctx", "token_prefix", "token_suffix", "anchoropt.logits", "anchoropt.anchors")
+        *("ctx", "token_prefix", "token_suffix", "anchoropt.logits", "anchoropt.anchors"),
+        "anchoropt._extra_state",  # the temperature
     }
 
 
