@@ -328,7 +328,8 @@ def test_models_by_name(cfg):
 
     trainer.save_model(0, cfg.OUTPUT_DIR)
     trainer.save_model(1, cfg.OUTPUT_DIR)
-    Path(cfg.OUTPUT_DIR, "frozen", "checkpoint").write_text("model.pth.tar-1\n")
+    folder = Path(cfg.OUTPUT_DIR, "frozen")
+    (folder / "model.pth.tar-1").replace(folder / "model.pth.tar-2")
     with pytest.raises(UserError, match=r"different epochs \[1, 2\]"):
         trainer.resume_model_if_exist(cfg.OUTPUT_DIR)
 
