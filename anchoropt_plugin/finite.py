@@ -118,6 +118,8 @@ def _scale(trainer: Any) -> float:
 
 
 def _count_left_out(trainer: Any, scale: float) -> None:
+    if not scale:  # without amp none is
+        return
     if not scale:
         return
     trainer.steps_left_out = getattr(trainer, "steps_left_out", 0) + (_scale(trainer) < scale)
