@@ -263,3 +263,28 @@ def test_an_evaluation_encodes_its_prompts_once(clip, prompts, monkeypatch):
     encoder(prompts.behind(context + 1e-6), prompts.tokens)
     assert len(encoded) == 4  # with gradients enabled it is always computed
     assert copy.deepcopy(fast)._last._features is None
+
+
+def test_features_that_a_host_changes_in_place_are_not_those_kept(clip, prompts):
+    encoder = TextEncoder(clip)
+    accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with torch.no_grad():
+        plain = encoder(*given).clone()
+        for _ in range(3):
+            features = encoder(*given)
+            assert torch.equal(features, plain)
+            features *= 100
+
+
+def test_features_kept_in_inference_mode_serve_a_graph_later(clip, prompts):
+    encoder = TextEncoder(clip)
+    accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with torch.inference_mode():
+        encoder(*given)
+    with torch.no_grad():
+        features = encoder(*given)
+    weight = torch.ones(32, requires_grad=True)
+    (weight * features).sum().backward()
+    assert weight.grad is not None
