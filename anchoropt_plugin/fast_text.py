@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +23,7 @@ from .gradients import all_classes
 from .hooks import PromptHook
 from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
-from .sharing import Sharing, equal_tokens, sharing_in_gradient
+from .sharing import Sharing, equal_tokens, origin, sharing_in_gradient
 from .text_encoder import TextTower
 
 log = logging.getLogger("anchoropt_plugin")
@@ -32,6 +32,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative error of features against the host's own encoder, by the tower's dtype."""
 HALF_TOLERANCE = 3e-2
 CHECKED_CLASSES = 64
+REMEMBERED = 16
+"""Ways in which prompts are computed, of which it is remembered what they share."""
 
 Trainer = TypeVar("Trainer", bound=type)
 
@@ -62,7 +64,7 @@ class FastForward:
         self.chunk = 0
         self.split = False
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
-        self._structure: Sharing | None = None
+        self._sharing: dict[Hashable, Sharing] = {}
         self._last = LastFeatures()
 
     @property
@@ -266,9 +268,12 @@ class FastForward:
         shared = equal_tokens(prompts[..., :limit, :])
         if not (prompts.requires_grad and torch.is_grad_enabled()):
             return Sharing(shared, rest_is_constant=False)
-        if self._structure is None:
-            self._structure = sharing_in_gradient(prompts, shared)
-        n_tokens, rest_is_constant = self._structure
+        source = origin(prompts)
+        if source not in self._sharing:
+            if len(self._sharing) == REMEMBERED:  # as where every step makes new leaves
+                self._sharing.clear()
+            self._sharing[source] = sharing_in_gradient(prompts, shared)
+        n_tokens, rest_is_constant = self._sharing[source]
         # Where fewer are equal now, some of the rest may carry a gradient.
         return Sharing(min(shared, n_tokens), rest_is_constant and shared >= n_tokens)
 
