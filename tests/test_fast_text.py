@@ -338,3 +338,59 @@ def test_what_prompts_share_is_remembered_for_a_few_origins(clip, prompts):
     for context in kept:
         encoder(prompts.behind(context), prompts.tokens)
     assert len(fast._sharing) == 2
+
+
+class Adapted(nn.Linear):
+    """A frozen linear map with a low-rank addition that starts at zero."""
+
+    def __init__(self, plain):
+        super().__init__(plain.in_features, plain.out_features)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.down = nn.Parameter(torch.randn(2, plain.in_features))
+        self.up = nn.Parameter(torch.zeros(plain.out_features, 2))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.down.t() @ self.up.t()
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_an_adapter_that_starts_at_zero_is_not_left_out(clip, prompts, caplog, mode):
+    for block in clip.transformer.resblocks:
+        block.mlp.c_fc = Adapted(block.mlp.c_fc)
+    encoder = TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with mode():
+        encoder(*given)
+    assert not fast.in_use and "does not read transformer.resblocks.0.mlp.c_fc.up" in caplog.text
+    encoder(*given).sum().backward()
+    assert clip.transformer.resblocks[0].mlp.c_fc.up.grad.any()
+
+
+def test_dropout_after_a_first_call_in_evaluation_is_not_left_out(clip, prompts):
+    class Dropping(TextEncoder):
+        def __init__(self, clip):
+            super().__init__(clip)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, prompts, tokenized_prompts):
+            return self.drop(super().forward(prompts, tokenized_prompts))
+
+    encoder = Dropping(clip).eval()
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    encoder(*given)
+    assert not fast.in_use and (encoder.train()(*given) == 0).any()
+
+
+def test_an_encoder_that_is_trained_itself_keeps_the_fast_branch(clip, prompts):
+    clip.ln_final.requires_grad_()
+    plain, encoder = TextEncoder(clip), TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    found = []
+    for branch in (plain, encoder):
+        clip.ln_final.weight.grad = None
+        branch(*given).sum().backward()
+        found.append(clip.ln_final.weight.grad)
+    assert fast.in_use and (found[0] - found[1]).norm() <= 1e-5 * found[0].norm()
