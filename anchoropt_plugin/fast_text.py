@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +23,7 @@ from .gradients import all_classes
 from .hooks import PromptHook
 from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
-from .sharing import Sharing, equal_tokens, sharing_in_gradient
+from .sharing import Sharing, equal_tokens, origin, sharing_in_gradient
 from .text_encoder import TextTower
 
 log = logging.getLogger("anchoropt_plugin")
@@ -32,6 +32,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative error of features against the host's own encoder, by the tower's dtype."""
 HALF_TOLERANCE = 3e-2
 CHECKED_CLASSES = 64
+REMEMBERED = 16
+"""Ways in which prompts are computed, of which it is remembered what they share."""
 
 Trainer = TypeVar("Trainer", bound=type)
 
@@ -62,7 +64,7 @@ class FastForward:
         self.chunk = 0
         self.split = False
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
-        self._structure: Sharing | None = None
+        self._sharing: dict[Hashable, Sharing] = {}
         self._last = LastFeatures()
 
     @property
@@ -252,25 +254,72 @@ class FastForward:
         self.error = float((features.float() - want).norm() / want.norm())
         # A comparison that is false for NaN as well.
         self.in_use = self.error <= TOLERANCE.get(self.tower.dtype, HALF_TOLERANCE)
-        if self.in_use:
-            log.info("fast text branch in place of %s (relative error %.0e)", name, self.error)
-        else:
+        if not self.in_use:
             log.warning(
                 "the fast text branch differs from %s by %.1e: its own forward stays",
                 name,
                 self.error,
             )
+            return
+        unread = self._unread(prompts, tokens, *deep)
+        if unread:
+            self.in_use = False
+            log.warning(
+                "the fast text branch does not read %s of %s: its own forward stays",
+                unread[0],
+                name,
+            )
+            return
+        log.info("fast text branch in place of %s (relative error %.0e)", name, self.error)
+
+    @torch.inference_mode(False)
+    def _unread(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> list[str]:
+        """What may change features later, though it does not yet: dropout, adapters from zero.
+
+        Returns:
+            Names of dropouts, and of trained parameters that get a gradient by the encoder's own
+            forward alone.
+        """
+        unread = [name for name, module in self.encoder.named_modules() if _draws(module)]
+        trained = {n: p for n, p in self.encoder.named_parameters() if p.requires_grad}
+        prompts = prompts.clone()  # one of inference mode is in no graph
+
+        def reached(branch: Callable[..., Tensor | None]) -> set[str]:
+            with torch.enable_grad():
+                features = branch(prompts, tokens, *deep)
+            if features is None or not features.requires_grad:
+                return set()
+            upstream = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+            gradients = torch.autograd.grad(
+                features, list(trained.values()), upstream.to(features), allow_unused=True
+            )
+            found = zip(trained, gradients, strict=True)
+            return {name for name, gradient in found if gradient is not None and gradient.any()}
+
+        if trained:
+            unread += sorted(reached(self.host_forward) - reached(self._fast))
+        return unread
 
     def _shared(self, prompts: Tensor, limit: int) -> Sharing:
         """How many leading tokens all classes share, in value, and in gradient where that flows."""
         shared = equal_tokens(prompts[..., :limit, :])
         if not (prompts.requires_grad and torch.is_grad_enabled()):
             return Sharing(shared, rest_is_constant=False)
-        if self._structure is None:
-            self._structure = sharing_in_gradient(prompts, shared)
-        n_tokens, rest_is_constant = self._structure
+        source = origin(prompts)
+        if source not in self._sharing:
+            if len(self._sharing) == REMEMBERED:  # as where every step makes new leaves
+                self._sharing.clear()
+            self._sharing[source] = sharing_in_gradient(prompts, shared)
+        n_tokens, rest_is_constant = self._sharing[source]
         # Where fewer are equal now, some of the rest may carry a gradient.
         return Sharing(min(shared, n_tokens), rest_is_constant and shared >= n_tokens)
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether ``module`` drops something at random while it trains."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.dropout > 0
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
 
 
 def _is_deep(argument: Any) -> bool:

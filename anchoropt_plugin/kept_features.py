@@ -8,6 +8,7 @@ picture is new, as under random crops, it soon gives up.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ PATIENCE = 20_000
 """So many pictures without one that was seen before, and nothing more is kept."""
 
 _SHIFT = 1 << 63
+
+_CHANGING = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
+"""Modules that give the same picture other features each time while they train."""
 
 
 def state_of(module: nn.Module) -> tuple[Any, ...]:
@@ -38,16 +42,17 @@ class LastFeatures:
         self._features: Tensor | None = None
 
     def recall(self, inputs: list[Tensor], state: Any) -> Tensor | None:
-        """The features kept for equal ``inputs`` and ``state``, or None."""
+        """A copy of the features kept for equal ``inputs`` and ``state``, or None."""
         if self._features is None or state != self._state or len(inputs) != len(self._inputs):
             return None
         pairs = zip(inputs, self._inputs, strict=True)
-        return self._features if all(torch.equal(a, b) for a, b in pairs) else None
+        # A host may change what it gets in place; outside inference mode a copy is a plain tensor.
+        return self._features.clone() if all(torch.equal(a, b) for a, b in pairs) else None
 
     def keep(self, inputs: list[Tensor], state: Any, features: Tensor) -> None:
         """Keep ``features``, and drop those from before."""
         self._inputs, self._state = [tensor.clone() for tensor in inputs], state
-        self._features = features
+        self._features = features.clone()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model starts with nothing kept.
@@ -58,8 +63,9 @@ class KeptFeatures:
     """Stands in for the ``forward`` of one image encoder, pictures (B, 3, R, R) → features (B, e).
 
     The encoder's own forward is called for pictures not seen before; always where something in it
-    is trained, where batch statistics are used, or where visual prompts come along. A change of
-    weights or precision drops all that was kept.
+    is trained, draws, uses batch statistics or is looked at by a hook, where it gives anything but
+    features (B, e), or where more than pictures comes along. A change of weights or precision drops
+    all that was kept.
 
     Attributes:
         hits: pictures that were found.
@@ -69,14 +75,14 @@ class KeptFeatures:
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder = encoder
         self.hits = self.misses = 0
+        self._fits = True
         self._features: dict[int, Tensor] = {}
         self._signature: Any = None
         self._modules = list(encoder.modules())
         self._weights: Tensor | None = None
 
     def __call__(self, images: Tensor, *prompts: Any, **named: Any) -> Any:
-        prompted = any(given is not None and len(given) for given in prompts)
-        if named or prompted or not self._may_keep(images):
+        if named or not all(map(_is_nothing, prompts)) or not self._may_keep(images):
             return type(self.encoder).forward(self.encoder, images, *prompts, **named)
         keys = self._keys(images)
         new = [row for row, key in enumerate(keys) if key not in self._features]
@@ -86,6 +92,9 @@ class KeptFeatures:
             # What is kept must serve in training too, even if a test in inference mode is first.
             with torch.inference_mode(False), torch.no_grad():
                 features = type(self.encoder).forward(self.encoder, given, *prompts)
+            self._fits = isinstance(features, Tensor) and features.dim() == 2
+            if not self._fits:
+                return type(self.encoder).forward(self.encoder, images, *prompts)
             found.update(zip((keys[row] for row in new), features, strict=True))
         self.hits += len(keys) - len(new)
         self.misses += len(new)
@@ -94,13 +103,16 @@ class KeptFeatures:
         return torch.stack([found[key] for key in keys])
 
     def _may_keep(self, images: Tensor) -> bool:
+        if not self._fits:
+            return False
         if not self.hits and self.misses > PATIENCE:
             self._features.clear()
             return False
-        batch_norm = nn.modules.batchnorm._BatchNorm
         if images.requires_grad or any(p.requires_grad for p in self.encoder.parameters()):
             return False
-        if any(module.training and isinstance(module, batch_norm) for module in self._modules):
+        if any(module.training and isinstance(module, _CHANGING) for module in self._modules):
+            return False
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self._modules[1:]):
             return False
         autocast = torch.is_autocast_enabled(images.device.type)
         signature = (*state_of(self.encoder), images.dtype, images.shape[1:], autocast)
@@ -131,6 +143,11 @@ class KeptFeatures:
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model starts with nothing kept.
         return {**self.__dict__, "_features": {}, "_weights": None}
+
+
+def _is_nothing(argument: Any) -> bool:
+    """Whether a further argument of an image encoder is left out: None, or prompts of no tokens."""
+    return argument is None or (isinstance(argument, (Tensor, Sized)) and not len(argument))
 
 
 def keep_image_features(encoder: nn.Module) -> KeptFeatures:

@@ -18,7 +18,7 @@ from .finite import check_weights, checked_step, finite
 from .objective import PromptLoss
 from .runtime.config.record import write_record
 from .stages import AnchorOPT
-from .wiring import HostParts, own_learning_rate
+from .wiring import HostParts, holds, own_learning_rate
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -95,6 +95,14 @@ class TwoStages:
 
     def before_train(self: Any) -> None:
         super().before_train()  # type: ignore[misc]
+        optimizers = [x for x in vars(self).values() if isinstance(x, torch.optim.Optimizer)]
+        optimizers += filter(None, self._optims.values())
+        if not any(holds(optimizer, self.anchoropt.position) for optimizer in optimizers):
+            raise UserError(
+                f"no optimiser of {self.anchoropt_host.__name__} holds what is added to its prompt "
+                "learner: hand all parameters of the learner to the optimiser, and leave "
+                "requires_grad of those with 'prompt_learner' in their name"
+            )
         self.anchoropt_stage_one()
         self.anchoropt.trained_classes = frozenset(self.anchoropt.classes)
         anchors = AnchorTokens(self.anchoropt.position.anchors.detach().float().cpu())
@@ -132,6 +140,12 @@ class TwoStages:
                 f"{self.anchoropt_host.__name__} computes no F.cross_entropy over the logits of "
                 f"its {len(run.classes)} classes, where AnchorOPT puts its objective: compute its "
                 "loss as F.cross_entropy(output, label) with output (pictures, classes)"
+            )
+        if not run.position.in_force:
+            raise UserError(
+                f"{self.anchoropt_host.__name__} takes its prompts from its learner without "
+                "calling it, so no anchors are in them: call it as prompt_learner(), not by a "
+                "method of it"
             )
         return summary
 

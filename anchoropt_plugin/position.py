@@ -170,6 +170,11 @@ class AnchorPositionModule(nn.Module):
         """Anchor tokens K."""
         return len(self.anchors)
 
+    @property
+    def in_force(self) -> bool:
+        """Whether a P was drawn: not before the first forward."""
+        return self._drawn is not None
+
     def relaxed(self) -> Tensor:
         """The soft matrix (M + K, M + K) of the present logits, without noise: how sure they are.
 

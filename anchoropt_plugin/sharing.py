@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,19 @@ def equal_tokens(prompts: Tensor) -> int:
     """
     equal = (prompts == prompts[..., :1, :, :]).all(-1).flatten(0, -2).all(0)
     return int(equal.long().cumprod(0).sum())
+
+
+def origin(prompts: Tensor) -> Hashable:
+    """How ``prompts`` were computed: prompts of the same origin share the same in gradient.
+
+    Another learner's have another, and those of the same learner once more of it is trained.
+
+    >>> one, other = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    >>> origin(one + 1) == origin(one + 2), origin(one + 1) == origin(other + 1)
+    (True, False)
+    """
+    steps = tuple(node.name() for node in _nodes(prompts))
+    return steps, tuple((id(leaf), leaf.shape) for leaf in _leaves(prompts))
 
 
 def sharing_in_gradient(prompts: Tensor, n: int) -> Sharing:
@@ -79,13 +92,16 @@ def _leaves(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors that require a gradient and that ``tensor`` was computed from."""
     if tensor.grad_fn is None:
         yield tensor
-        return
+    yield from (node.variable for node in _nodes(tensor) if hasattr(node, "variable"))
+
+
+def _nodes(tensor: Tensor) -> Iterator[Any]:
+    """The nodes of the graph that ``tensor`` was computed by, always in the same order."""
     seen, stack = set(), [tensor.grad_fn]
     while stack:
         node: Any = stack.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack += [following for following, _ in node.next_functions if following is not None]
+        yield node
+        stack += [following for following, _ in node.next_functions]

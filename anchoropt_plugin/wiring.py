@@ -120,6 +120,12 @@ class HostParts:
         return self.clip.visual if self._image_encoder is None else self._image_encoder
 
 
+def holds(optimizer: Any, module: nn.Module) -> bool:
+    """Whether ``optimizer`` holds a parameter of ``module``."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return any(id(parameter) in held for parameter in module.parameters())
+
+
 def own_learning_rate(
     optimizer: Any, scheduler: Any, parameters: Sequence[nn.Parameter], lr: float
 ) -> bool:

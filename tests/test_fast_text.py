@@ -11,6 +11,7 @@ from torch import nn
 
 from anchoropt_plugin import accelerate, fast_text, restore
 from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.fast_text import REMEMBERED
 from trainers.host import TextEncoder
 
 from .conftest import random_clip
@@ -65,7 +66,7 @@ def test_features_and_gradient_of_shared_and_class_specific_contexts(
     encoder = TextEncoder(clip)
     (fast,) = accelerate(encoder)
     ours = features_and_gradient(encoder, prompts, context, upstream)
-    assert fast.in_use and fast._structure == (shared, shared > 1)
+    assert fast.in_use and list(fast._sharing.values()) == [(shared, shared > 1)]
     for got, want in zip(ours, plain, strict=True):
         assert (got - want).norm() <= 1e-5 * want.norm()
 
@@ -75,7 +76,7 @@ def test_without_a_graph_sharing_goes_by_value(clip, prompts):
     (fast,) = accelerate(encoder)
     with torch.no_grad():
         features = encoder(prompts.behind(torch.zeros(len(NAMES), N_CTX, 64)), prompts.tokens)
-    assert fast._structure is None and fast.in_use and len(features) == len(NAMES)
+    assert not fast._sharing and fast.in_use and len(features) == len(NAMES)
 
 
 def test_groups_of_classes_with_their_own_contexts_share_none(clip, prompts):
@@ -263,3 +264,133 @@ def test_an_evaluation_encodes_its_prompts_once(clip, prompts, monkeypatch):
     encoder(prompts.behind(context + 1e-6), prompts.tokens)
     assert len(encoded) == 4  # with gradients enabled it is always computed
     assert copy.deepcopy(fast)._last._features is None
+
+
+def test_features_that_a_host_changes_in_place_are_not_those_kept(clip, prompts):
+    encoder = TextEncoder(clip)
+    accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with torch.no_grad():
+        plain = encoder(*given).clone()
+        for _ in range(3):
+            features = encoder(*given)
+            assert torch.equal(features, plain)
+            features *= 100
+
+
+def test_features_kept_in_inference_mode_serve_a_graph_later(clip, prompts):
+    encoder = TextEncoder(clip)
+    accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with torch.inference_mode():
+        encoder(*given)
+    with torch.no_grad():
+        features = encoder(*given)
+    weight = torch.ones(32, requires_grad=True)
+    (weight * features).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("second", ["another learner", "unfrozen later"])
+def test_class_names_learned_by_some_prompts_alone_get_their_gradient(clip, prompts, second):
+    """What the prompts of the first call share says nothing about those of another origin."""
+    upstream = torch.randn(len(NAMES), 32)
+    results = []
+    for encoder in (TextEncoder(clip), TextEncoder(clip)):
+        if results:
+            (fast,) = accelerate(encoder)
+        torch.manual_seed(0)
+        context = nn.Parameter(0.02 * torch.randn(1, N_CTX, 64))
+        names = nn.Parameter(torch.zeros(len(NAMES), 76 - N_CTX, 64), requires_grad=False)
+
+        def behind(context=context, names=names):
+            x = prompts.behind(context)
+            return torch.cat([x[:, : 1 + N_CTX], x[:, 1 + N_CTX :] + names], 1)
+
+        first = prompts.behind(context) if second == "another learner" else behind()
+        encoder(first, prompts.tokens).sum().backward()
+        names.requires_grad_()
+        (encoder(behind(), prompts.tokens) * upstream).sum().backward()
+        results.append((context.grad, names.grad))
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+    assert len(fast._sharing) == 2
+
+
+def test_equal_contexts_of_each_class_behind_a_shared_one(clip, prompts):
+    upstream = torch.randn(len(NAMES), 32)
+    encoder = TextEncoder(clip)
+    shared = (0.02 * torch.randn(1, N_CTX, 64)).requires_grad_()
+    own = shared.detach().expand(len(NAMES), -1, -1)
+    plain = features_and_gradient(encoder, prompts, own, upstream)
+    accelerate(encoder)
+    encoder(prompts.behind(shared), prompts.tokens).sum().backward()
+    for got, want in zip(
+        features_and_gradient(encoder, prompts, own, upstream), plain, strict=True
+    ):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+def test_what_prompts_share_is_remembered_for_a_few_origins(clip, prompts):
+    encoder = TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    kept = [torch.randn(1, N_CTX, 64, requires_grad=True) for _ in range(REMEMBERED + 2)]
+    for context in kept:
+        encoder(prompts.behind(context), prompts.tokens)
+    assert len(fast._sharing) == 2
+
+
+class Adapted(nn.Linear):
+    """A frozen linear map with a low-rank addition that starts at zero."""
+
+    def __init__(self, plain):
+        super().__init__(plain.in_features, plain.out_features)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.down = nn.Parameter(torch.randn(2, plain.in_features))
+        self.up = nn.Parameter(torch.zeros(plain.out_features, 2))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.down.t() @ self.up.t()
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_an_adapter_that_starts_at_zero_is_not_left_out(clip, prompts, caplog, mode):
+    for block in clip.transformer.resblocks:
+        block.mlp.c_fc = Adapted(block.mlp.c_fc)
+    encoder = TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with mode():
+        encoder(*given)
+    assert not fast.in_use and "does not read transformer.resblocks.0.mlp.c_fc.up" in caplog.text
+    encoder(*given).sum().backward()
+    assert clip.transformer.resblocks[0].mlp.c_fc.up.grad.any()
+
+
+def test_dropout_after_a_first_call_in_evaluation_is_not_left_out(clip, prompts):
+    class Dropping(TextEncoder):
+        def __init__(self, clip):
+            super().__init__(clip)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, prompts, tokenized_prompts):
+            return self.drop(super().forward(prompts, tokenized_prompts))
+
+    encoder = Dropping(clip).eval()
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    encoder(*given)
+    assert not fast.in_use and (encoder.train()(*given) == 0).any()
+
+
+def test_an_encoder_that_is_trained_itself_keeps_the_fast_branch(clip, prompts):
+    clip.ln_final.requires_grad_()
+    plain, encoder = TextEncoder(clip), TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    found = []
+    for branch in (plain, encoder):
+        clip.ln_final.weight.grad = None
+        branch(*given).sum().backward()
+        found.append(clip.ln_final.weight.grad)
+    assert fast.in_use and (found[0] - found[1]).norm() <= 1e-5 * found[0].norm()

@@ -131,3 +131,54 @@ def test_copies_start_with_nothing_kept_and_restore_ends_it(encoder):
     assert not copied.forward._features and copied.forward.encoder is copied
     restore(encoder)
     assert "forward" not in vars(encoder)
+
+
+class Odd(nn.Module):
+    """An image encoder that gives more than features (B, e)."""
+
+    def __init__(self, give):
+        super().__init__()
+        self.give = give
+
+    def forward(self, images, flag=False):
+        return self.give(images.flatten(1)[:, :4] * (2 if flag else 1))
+
+
+@pytest.mark.parametrize(
+    "give", [lambda x: (x, x + 1), lambda x: torch.stack([x, x + 1, x + 2])], ids=["pair", "tokens"]
+)
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_what_is_not_one_feature_a_picture_passes_through(give, n):
+    """Also where the numbers of outputs or tokens and of pictures happen to agree."""
+    encoder, pictures = Odd(give), torch.randn(n, 3, 4, 4)
+    keep_image_features(encoder)
+    for given in (pictures, pictures.flip(0)):
+        want = Odd.forward(encoder, given)
+        got = encoder(given)
+        assert type(got) is type(want)
+        for one, other in zip(got, want, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_further_argument_goes_to_the_encoder():
+    encoder, pictures = Odd(lambda x: x), torch.randn(2, 3, 4, 4)
+    keep_image_features(encoder)
+    plain = encoder(pictures)
+    assert torch.equal(encoder(pictures, True), 2 * plain)
+
+
+def test_dropout_draws_anew_while_it_trains():
+    encoder = nn.Sequential(nn.Flatten(), nn.Dropout(0.5)).eval()
+    pictures = torch.randn(2, 3, 4, 4)
+    keep_image_features(encoder)
+    encoder(pictures)
+    assert (encoder.train()(pictures) == 0).any()
+
+
+def test_a_hook_inside_sees_every_picture(encoder):
+    keep_image_features(encoder)
+    seen = []
+    encoder.encoder.transformer.resblocks[-1].register_forward_hook(lambda *_: seen.append(1))
+    pictures = torch.randn(2, 3, 32, 32)
+    encoder(pictures), encoder(pictures)
+    assert len(seen) == 2

@@ -470,6 +470,36 @@ def test_a_loss_that_is_not_a_cross_entropy_is_told(root, tmp_path, capsys):
     assert "HostC computes no F.cross_entropy" in capsys.readouterr().err
 
 
+def test_a_host_that_optimises_its_context_alone_is_told(root, tmp_path, capsys):
+    """Otherwise the position matrix would stay as it was, and nobody would notice."""
+
+    def build_model(self):
+        TRAINER_REGISTRY.get("CoOp").build_model(self)
+        (name,) = self._models
+        self.optim = torch.optim.SGD([self.model.prompt_learner.ctx], lr=0.1)
+        self._optims[name] = self.optim
+
+    anchoropt(host_like("HostH", build_model=build_model))
+    assert train.main(command(root, tmp_path, "HostH_AnchorOPT")) == 2
+    assert "no optimiser of HostH holds what is added" in capsys.readouterr().err
+
+
+def test_a_learner_that_is_not_called_is_told(root, tmp_path, capsys):
+    """Hooks do not run on ``learner.forward()``, so its prompts are without anchors."""
+
+    def forward_backward(self, batch):
+        images, labels = self.parse_batch_train(batch)
+        model = self.model
+        prompts = model.prompt_learner.forward()
+        texts = model.text_encoder(prompts, model.tokenized_prompts)
+        loss = F.cross_entropy(model.logits(model.image_encoder(images), texts), labels)
+        return {"loss": loss.item()}
+
+    anchoropt(host_like("HostI", forward_backward=forward_backward))
+    assert train.main(command(root, tmp_path, "HostI_AnchorOPT")) == 2
+    assert "HostI takes its prompts from its learner without calling it" in capsys.readouterr().err
+
+
 def test_position_logits_learn_in_a_host_that_trains_only_what_is_named_ctx(root, tmp_path):
     def build_model(self):
         TRAINER_REGISTRY.get("CoOp").build_model(self)
