@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .linear import frozen_linear
 from .packing import Packing
@@ -38,27 +39,36 @@ def attend(attention: Any, x: Tensor, packing: Packing, n_sets: int, only_eot: b
         """(n · tokens, kinds · d) → (kinds, n, heads, tokens, width)."""
         return rows.view(n, tokens, kinds, n_heads, d // n_heads).permute(2, 0, 3, 1, 4)
 
-    cut, length = n_sets * n_prefix, packing.mask.shape[2]
-    prefix = heads(keys_values[:cut], 2, n_sets, n_prefix)
-    own = heads(keys_values[cut:], 2, n_sets * n_tiles, length)
-    every = prefix[:, :, None].expand(-1, -1, n_tiles, -1, -1, -1).flatten(1, 2)
-    keys, values = torch.cat([every, own], -2)
+    cut = n_sets * n_prefix
 
-    def look(queries: Tensor, mask: Tensor) -> Tensor:
+    def look(queries: Tensor, mask: Tensor, keys_values: Tensor) -> Tensor:
         """Each tile's queries, (sets · tiles · tokens, d), mixed to (sets, tiles · tokens, d)."""
-        query = heads(queries, 1, n_sets * n_tiles, mask.shape[2])[0]
+        n = n_sets * n_tiles
+        shared = heads(keys_values[:cut], 2, n_sets, n_prefix)[:, :, None]
+        shared = shared.expand(-1, -1, n_tiles, -1, -1, -1).flatten(1, 2)
+        own = heads(keys_values[cut:], 2, n, packing.mask.shape[2])
+        keys, values = torch.cat([shared, own], -2)
+        query = heads(queries, 1, n, mask.shape[2])[0]
         mask = mask.repeat(n_sets, 1, 1, 1)
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         return mixed.transpose(1, 2).reshape(n_sets, -1, d)
 
+    def looked(queries: Tensor, mask: Tensor) -> Tensor:
+        # Computed again in the backward pass: little work, and less to keep than it took.
+        mixed: Tensor = checkpoint(
+            look, queries, mask, keys_values, use_reentrant=False, preserve_rng_state=False
+        )
+        return mixed
+
     if only_eot:
-        queries = queries.view(n_sets, -1, d)[:, packing.eot_slots]
-        mixed = look(queries.flatten(0, 2), packing.eot_mask)[:, packing.eot_order].flatten(0, 1)
+        queries = queries.view(n_sets, -1, d)[:, packing.eot_slots].flatten(0, 2)
+        mixed = looked(queries, packing.eot_mask)[:, packing.eot_order].flatten(0, 1)
     else:
-        mixed = look(queries[cut:], packing.mask).flatten(0, 1)
+        mixed = looked(queries[cut:], packing.mask).flatten(0, 1)
         if n_prefix:
             query = heads(queries[:cut], 1, n_sets, n_prefix)[0]
-            ahead = F.scaled_dot_product_attention(query, prefix[0], prefix[1], is_causal=True)
+            key, value = heads(keys_values[:cut], 2, n_sets, n_prefix)
+            ahead = F.scaled_dot_product_attention(query, key, value, is_causal=True)
             mixed = torch.cat([ahead.transpose(1, 2).reshape(cut, d), mixed])
     return frozen_linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
 

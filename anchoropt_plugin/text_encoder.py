@@ -131,17 +131,34 @@ class TextTower:
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def _mlp(mlp: Any, x: Tensor) -> Tensor:
-    """CLIP's MLP, its QuickGELU y · sigmoid(1.702 y) written as one fused function.
+class _QuickGELU(torch.autograd.Function):
+    """y · sigmoid(1.702 y) as silu(1.702 y) / 1.702, whose derivative is silu's at 1.702 y.
 
-    Its backward keeps one hidden activation where the usual form keeps two.
+    ``y`` is written over: no backward pass of a linear map needs what it returned. One hidden
+    activation is kept, where the usual form keeps two.
     """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        scaled = y.mul_(1.702)
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).div_(1.702)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (scaled,) = ctx.saved_tensors
+        out: Tensor = torch.ops.aten.silu_backward(grad, scaled)
+        return out
+
+
+def _mlp(mlp: Any, x: Tensor) -> Tensor:
+    """CLIP's MLP."""
     # By name: public repositories carry copies of CLIP, each with a class of its own.
     if type(mlp.gelu).__name__ != "QuickGELU":
         return mlp(x)
-    # In place: no backward pass needs what is written over.
-    hidden = frozen_linear(x, mlp.c_fc.weight, mlp.c_fc.bias).mul_(1.702)
-    return frozen_linear(F.silu(hidden).div_(1.702), mlp.c_proj.weight, mlp.c_proj.bias)
+    hidden = _QuickGELU.apply(frozen_linear(x, mlp.c_fc.weight, mlp.c_fc.bias))
+    return frozen_linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)
 
 
 def _block(block: Any, x: Tensor, packing: Packing, n_sets: int, only_eot: bool) -> Tensor:
