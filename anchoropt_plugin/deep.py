@@ -127,26 +127,24 @@ def _states(given: Any) -> Tensor:
     return states
 
 
-def arranged(
-    position: AnchorPositionModule | None, deep: Tensor, slots: Tensor, first: int = 0
-) -> Tensor:
+def arranged(matrix: Tensor | None, deep: Tensor, slots: Tensor, first: int = 0) -> Tensor:
     """What takes the place of the context's hidden states before a prompted block.
 
     Args:
-        position: the module on the host's learner, or None for the host alone.
+        matrix: the P in force, (M + K, M + K), or None for the host alone.
         deep: the block's prompt, (n, d).
         slots: hidden states of the context, (…, M + K, d), or (…, M, d) without anchors.
         first: the deep prompt stands for the soft tokens from this one on.
 
     Returns:
-        Like ``slots``: ``P · tokens`` with the P in force, where the hidden state of a token that
+        Like ``slots``: ``P · tokens``, where the hidden state of a token that
         is not written over is read at the slot where P has put it.
     """
     deep = deep.to(slots.dtype).expand(*slots.shape[:-2], -1, -1)
     stop = first + deep.shape[-2]
-    if position is None:
+    if matrix is None:
         return torch.cat([slots[..., :first, :], deep, slots[..., stop:, :]], -2)
-    matrix = position.matrix().to(slots.dtype)
+    matrix = matrix.to(slots.dtype)
     # Where a token stands in several slots their mean is read; a lost one is not read at all.
     where = matrix.detach()
     where = where / where.sum(0).clamp_min(torch.finfo(where.dtype).tiny)
@@ -168,6 +166,7 @@ def overwriting(
     (L, C, d), or a list that begins with them.
     """
     stop = FIRST + position.n_ctx + position.n_anchors
+    matrix = position.matrix()
 
     def forward_with(block: Any, deep: DeepPrompt) -> Callable[..., Any]:
         prompt = deep.read(encoder, given)
@@ -175,7 +174,7 @@ def overwriting(
         def forward(states: Any) -> Any:
             x = _states(states)
             context = x[FIRST:stop].transpose(0, 1)
-            context = arranged(position, prompt, context, deep.first - FIRST)
+            context = arranged(matrix, prompt, context, deep.first - FIRST)
             x = torch.cat([x[:FIRST], context.transpose(0, 1), x[stop:]])
             x = x + block.attention(block.ln_1(x))
             x = x + block.mlp(block.ln_2(x))

@@ -181,12 +181,14 @@ class FastForward:
             start, stop = FIRST, FIRST + position.n_ctx + position.n_anchors
         if sharing.n_tokens < stop:
             return None
+        # Taken now: a chunk's activations are computed again when another P may be in force.
+        matrix = position.matrix() if position is not None else None
 
         def rewrite(number: int, prefix: Tensor) -> Tensor:
             if number not in prompted:
                 return prefix
             first = prompted[number].first - start
-            context = arranged(position, found[number], prefix[:, start:stop], first)
+            context = arranged(matrix, found[number], prefix[:, start:stop], first)
             return torch.cat([prefix[:, :start], context, prefix[:, stop:]], 1)
 
         return self._encode(prompts, eot, *sharing, rewrite)

@@ -79,7 +79,10 @@ def finite(loss: Tensor) -> Tensor:
 
 def _check_losses(summary: Mapping[str, Any] | None) -> None:
     for name, value in (summary or {}).items():
-        if "loss" in name and not math.isfinite(value):
+        is_number = isinstance(value, (int, float)) or (
+            isinstance(value, Tensor) and value.numel() == 1
+        )
+        if "loss" in name and is_number and not math.isfinite(value):
             raise FloatingPointError(f"{name} is {float(value)}")
 
 

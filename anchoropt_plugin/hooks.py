@@ -9,6 +9,7 @@ hook arranges it there, so no line, parameter name or checkpoint of the learner 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, cast
@@ -20,6 +21,8 @@ from .deep import DeepPrompt, Looking
 from .errors import UserError
 from .image_features import unprompted
 from .position import AnchorPositionModule
+
+log = logging.getLogger("anchoropt_plugin")
 
 CHILD = "anchoropt"
 """The name under which the module is added to a learner."""
@@ -187,6 +190,7 @@ def attach(
     if pooling == "eot":
         _shift(tokens, hook.first(learner), n_anchors)
     module.shifted_tokens = pooling == "eot"
+    module.is_followed_as_told = False
     learner.add_module(CHILD, module)
     module.hook_handle = learner.register_forward_hook(_arrange)
     return cast(AnchorPositionModule, module)
@@ -228,9 +232,35 @@ def _arrange(learner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     module = attached(learner)
     assert module is not None
     first = hook_for(learner).first(learner)
-    prompts = output[0] if isinstance(output, tuple) else output
+    prompts = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(prompts, Tensor):
+        raise UserError(
+            f"{type(learner).__name__} returns a {type(output).__name__}: want prompts "
+            "(..., classes, tokens, width), alone or first in a tuple"
+        )
     length = prompts.shape[-2]
+    _tell_what_follows(learner, module, prompts[..., first + module.n_ctx :, :])
     context = prompts[..., first : first + module.n_ctx, :]
     rest = prompts[..., first + module.n_ctx : length - module.n_anchors, :]
     prompts = torch.cat([prompts[..., :first, :], module(context), rest], -2)
-    return (prompts, *output[1:]) if isinstance(output, tuple) else prompts
+    if isinstance(output, (tuple, list)):
+        outputs = [prompts, *output[1:]]
+        return outputs if isinstance(output, list) else tuple(outputs)
+    return prompts
+
+
+def _tell_what_follows(learner: Any, module: Any, rest: Tensor) -> None:
+    """Warn, once, where the context is not followed by the class names as they are."""
+    suffix = getattr(learner, "token_suffix", None)
+    if module.is_followed_as_told or not isinstance(suffix, Tensor):
+        return
+    module.is_followed_as_told = True
+    if rest.shape[-3:] == suffix.shape and not torch.equal(
+        rest.flatten(0, -4)[0] if rest.dim() > 3 else rest, suffix.to(rest)
+    ):
+        log.warning(
+            "the prompts of %s do not go on with token_suffix behind %d soft tokens: if its class "
+            "names stand elsewhere, the position matrix moves their tokens",
+            type(learner).__name__,
+            module.n_ctx,
+        )

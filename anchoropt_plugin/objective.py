@@ -75,6 +75,7 @@ class PromptLoss(TorchFunctionMode):
 
     Attributes:
         replaced: whether it has been seen.
+        passed_over: further ones that ``is_prompts`` accepts, as of a second view.
 
     >>> import torch
     >>> with PromptLoss(lambda loss, logits: loss * 10, lambda logits: len(logits) == 1) as mode:
@@ -95,6 +96,7 @@ class PromptLoss(TorchFunctionMode):
         self.is_prompts = is_prompts
         self.weight = weight
         self.replaced = False
+        self.passed_over = 0
 
     def __torch_function__(
         self,
@@ -107,7 +109,10 @@ class PromptLoss(TorchFunctionMode):
         if func is not F.cross_entropy:
             return out
         logits = args[0] if args else (kwargs or {})["input"]
-        if self.replaced or not self.is_prompts(logits):
+        if not self.is_prompts(logits):
+            return self.weight * in_full(out)
+        if self.replaced:
+            self.passed_over += 1
             return self.weight * in_full(out)
         self.replaced = True
         return self.replace(out, logits)

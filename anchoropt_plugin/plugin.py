@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import distributed
 from .anchors import PUBLISHED_FILE, AnchorTokens
@@ -16,6 +16,7 @@ from .config import AnchorOPTConfig
 from .errors import UserError
 from .finite import check_weights, checked_step, finite
 from .objective import PromptLoss
+from .position import AnchorPositionModule
 from .runtime.config.record import write_record
 from .stages import AnchorOPT
 from .wiring import HostParts, holds, own_learning_rate
@@ -39,6 +40,7 @@ class TwoStages:
     anchoropt_node: str
     anchoropt_arguments: dict[str, Any]
     anchoropt: AnchorOPT
+    _told_of_others = False
 
     def __init__(self, cfg: Any) -> None:
         self.anchoropt_cfg = cfg
@@ -79,6 +81,10 @@ class TwoStages:
                 lambda epoch, loss: self.write_scalar("anchoropt/stage_1_loss", loss, epoch),
             )
         self.anchoropt.condition()
+        anchors = self.anchoropt.position.anchors
+        for module in _position_modules(self):  # copies too, as for averages of weights
+            if not module.has_anchors and module.anchors.shape == anchors.shape:
+                module.anchors.copy_(anchors)
 
     def _image_batches(self: Any) -> Iterator[tuple[Tensor, Tensor]]:
         features = self.anchoropt.features
@@ -117,6 +123,11 @@ class TwoStages:
     def after_epoch(self: Any) -> None:
         check_weights(self)
         run = self.anchoropt
+        if not run.is_in_training:
+            raise UserError(
+                f"{self.anchoropt_host.__name__} trained an epoch without its forward_backward: "
+                "AnchorOPT puts its objective there"
+            )
         run.write_history(Path(self.output_dir), self.epoch)
         if self._writer is not None:
             for name, value in run.scalars().items():
@@ -141,6 +152,13 @@ class TwoStages:
                 f"its {len(run.classes)} classes, where AnchorOPT puts its objective: compute its "
                 "loss as F.cross_entropy(output, label) with output (pictures, classes)"
             )
+        if seen.passed_over and not self._told_of_others:
+            self._told_of_others = True
+            log.warning(
+                "%s computes more than one cross-entropy of its prompt's logits in a step: the "
+                "first gets AnchorOPT's objective, the others stay cross-entropies",
+                self.anchoropt_host.__name__,
+            )
         if not run.position.in_force:
             raise UserError(
                 f"{self.anchoropt_host.__name__} takes its prompts from its learner without "
@@ -151,7 +169,17 @@ class TwoStages:
 
     def test(self: Any, split: str | None = None) -> Any:
         self.anchoropt_stage_one()
-        return super().test(split)  # type: ignore[misc]
+        result = super().test(split)  # type: ignore[misc]
+        run = self.anchoropt
+        subsample = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        if run.averages(subsample) and not run.is_in_test:
+            log.warning(
+                "%s tests without its model_inference: its logits were not averaged with the "
+                "anchors', as ENSEMBLE %s wants it",
+                self.anchoropt_host.__name__,
+                run.settings.ensemble,
+            )
+        return result
 
     def model_inference(self: Any, *inputs: Any) -> Any:
         run = self.anchoropt
@@ -172,6 +200,13 @@ class TwoStages:
             self.anchoropt.read_record(Path(directory), self.cfg)
         super().load_model(directory, epoch)  # type: ignore[misc]
         self.anchoropt.condition()
+
+
+def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:
+    """Those in all models that a trainer holds."""
+    for value in vars(trainer).values():
+        if isinstance(value, nn.Module):
+            yield from (m for m in value.modules() if isinstance(m, AnchorPositionModule))
 
 
 def _with_soft_tokens(cfg: Any, node: str, n_ctx: int) -> Any:

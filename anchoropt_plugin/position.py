@@ -171,6 +171,11 @@ class AnchorPositionModule(nn.Module):
         return len(self.anchors)
 
     @property
+    def has_anchors(self) -> bool:
+        """Whether there are anchors: zeros stand for those that are not learned yet."""
+        return bool(self.anchors.any())
+
+    @property
     def in_force(self) -> bool:
         """Whether a P was drawn: not before the first forward."""
         return self._drawn is not None

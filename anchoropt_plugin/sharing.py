@@ -43,7 +43,7 @@ def origin(prompts: Tensor) -> Hashable:
     (True, False)
     """
     steps = tuple(node.name() for node in _nodes(prompts))
-    return steps, tuple((id(leaf), leaf.shape) for leaf in _leaves(prompts))
+    return steps, tuple((id(leaf), leaf.shape) for leaf in leaves(prompts))
 
 
 def sharing_in_gradient(prompts: Tensor, n: int) -> Sharing:
@@ -56,7 +56,7 @@ def sharing_in_gradient(prompts: Tensor, n: int) -> Sharing:
         prompts: (…, C, L, d), with the graph they were computed by, which is kept.
         n: leading tokens to look at; the answer is all of them, the first, or none.
     """
-    leaves = list(_leaves(prompts))
+    sources = list(leaves(prompts))
     limit = 1e-2 if prompts.dtype in FULL_PRECISION else 1e-1  # half rounds each class's part
     generator = torch.Generator().manual_seed(0)
 
@@ -67,10 +67,10 @@ def sharing_in_gradient(prompts: Tensor, n: int) -> Sharing:
     probe = random(*prompts.shape[-2:])
 
     def gradients(value: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(value, sources, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(leaves, found, strict=True)
+            for leaf, g in zip(sources, found, strict=True)
         ]
 
     def is_shared(length: int) -> bool:
@@ -88,7 +88,7 @@ def sharing_in_gradient(prompts: Tensor, n: int) -> Sharing:
     return Sharing(length, rest_is_constant=not any(bool(g.any()) for g in rest))
 
 
-def _leaves(tensor: Tensor) -> Iterator[Tensor]:
+def leaves(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors that require a gradient and that ``tensor`` was computed from."""
     if tensor.grad_fn is None:
         yield tensor

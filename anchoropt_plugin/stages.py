@@ -20,6 +20,7 @@ from .image_features import FirstFeatures
 from .objective import average, distillation, in_full
 from .runtime.utils.tools import read_json, read_text
 from .scalars import Means, agreement, entropy
+from .sharing import leaves
 from .text_encoder import TextTower
 from .wiring import HostParts
 
@@ -52,19 +53,21 @@ class AnchorOPT:
         self.position = parts.position
         self.classes = list(class_names)
         self.trained_classes: frozenset[str] | None = None
+        self.is_in_training = self.is_in_test = False
         self.hook = parts.hook
+        self._learned = {id(parameter) for parameter in parts.learner.parameters()}
         self.features = FirstFeatures(self.hook.plain_features)
         parts.image_encoder.register_forward_hook(self.features)
         self.tower = TextTower(parts.clip)
         self.prompts = AnchorPrompts(self.tower, class_names, settings.anchor_len)
         self.means = Means()
-        self._encoded: tuple[int, Tensor] | None = None
+        self._encoded: tuple[tuple[int, int], Tensor] | None = None
 
     # ------------------------------------------------------------------ stage 1
     @property
     def has_anchors(self) -> bool:
         """Whether anchors were learned or loaded: until then zeros stand in for them."""
-        return bool(self.position.anchors.any())
+        return self.position.has_anchors
 
     def find_anchors(
         self,
@@ -150,10 +153,11 @@ class AnchorOPT:
         """L2-normalised features (C, e) of the anchor prompts, in float32; encoded once."""
         anchors = self.position.anchors
         # A tensor's version counts its in-place changes: loading weights is one of them.
-        if self._encoded is None or self._encoded[0] != anchors._version:
+        version = anchors._version, self.tower.version()
+        if self._encoded is None or self._encoded[0] != version:
             # What is kept must serve in training too, even if a test in inference mode is first.
             with torch.inference_mode(False), torch.no_grad():
-                self._encoded = anchors._version, self.prompts.encode(anchors)
+                self._encoded = version, self.prompts.encode(anchors)
         return self._encoded[1]
 
     def condition(self) -> None:
@@ -165,7 +169,12 @@ class AnchorOPT:
     def logits(self) -> Tensor:
         """l_a (B, C) of the images last seen, in float32."""
         images = self.features.value
-        assert images is not None, "the image encoder has not been called"
+        if images is None:
+            raise UserError(
+                "the host's image encoder has not been called since the step began: AnchorOPT has "
+                "no image features; a copy of the model, such as an average of its weights, has "
+                "an encoder of its own"
+            )
         with torch.autocast(images.device.type, enabled=False):
             scale = self.tower.clip.logit_scale.exp().float()
             return scale * images @ self._class_features().t()
@@ -173,9 +182,10 @@ class AnchorOPT:
     def is_prompt_logits(self, logits: Tensor) -> bool:
         """Whether a host's cross-entropy is over l_n (B, C) of the images last seen."""
         images = self.features.value
-        if images is None:
+        if images is None or not self.hook.is_prompt_logits(logits, len(images), len(self.classes)):
             return False
-        return self.hook.is_prompt_logits(logits, len(images), len(self.classes))
+        # A zero-shot head's logits, or an image head's, have the same shape.
+        return any(id(leaf) in self._learned for leaf in leaves(logits))
 
     def loss(self, cross_entropy: Tensor, logits: Tensor) -> Tensor:
         """The objective of stage 2, given the host's cross-entropy and its logits l_n (B, C)."""
@@ -187,6 +197,7 @@ class AnchorOPT:
             loss = loss + settings.kd_weight * divergence
             self.means.add(distillation=divergence, agreement=agreement(logits, anchor_logits))
         self.means.add(cross_entropy=cross_entropy)
+        self.is_in_training = True
         return loss
 
     def scalars(self) -> dict[str, float]:
@@ -199,6 +210,7 @@ class AnchorOPT:
 
     def test_logits(self, logits: Tensor, subsample: str) -> Tensor:
         """What a test counts: the prompt's l_n (B, C), their average with l_a, or l_a alone."""
+        self.is_in_test = True
         if self.settings.ensemble == "anchors":
             return self.logits()
         return average(logits, self.logits()) if self.averages(subsample) else logits

@@ -70,6 +70,15 @@ class TextTower:
         """The width d of a token."""
         return self.clip.positional_embedding.shape[1]
 
+    def version(self) -> int:
+        """Counts the changes of the weights that are read: loading or training them."""
+        clip = self.clip
+        parts = [clip.ln_final]
+        for block in clip.transformer.resblocks:
+            parts += [block.ln_1, block.attn, block.ln_2, block.mlp]
+        weights = [weight for part in parts for weight in part.parameters()]
+        return sum(w._version for w in [*weights, clip.positional_embedding, clip.text_projection])
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings (n, L, d) of ``tokens`` (n, L), on ``device`` and of ``dtype``."""
         table = self.clip.token_embedding

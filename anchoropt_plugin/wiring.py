@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from .fast_text import FastForward, accelerate, is_text_encoder
 from .hooks import PromptHook, attach, hook_for, is_prompt_learner
 from .kept_features import keep_image_features
 from .position import AnchorPositionModule
+
+log = logging.getLogger("anchoropt_plugin")
 
 
 class HostParts:
@@ -31,6 +34,7 @@ class HostParts:
 
     Attributes:
         hook: that of the host's learner.
+        learner: the host's prompt learner, once it is registered.
     """
 
     def __init__(self, host: str, learner_name: str, settings: AnchorOPTConfig) -> None:
@@ -38,9 +42,11 @@ class HostParts:
         self.learner_name = learner_name
         self.settings = settings
         self.hook = PromptHook()
-        self._clip: Any = None
+        self._clips: list[Any] = []
+        self._owner: nn.Module | None = None
+        self.learner: Any = None
         self._position: AnchorPositionModule | None = None
-        self._image_encoder: nn.Module | None = None
+        self._image_encoders: list[tuple[nn.Module, nn.Module]] = []
         self._text_forwards: list[FastForward] = []
 
     @contextlib.contextmanager
@@ -61,10 +67,10 @@ class HostParts:
         # Hosts read OpenAI's archive with torch.jit before they build the CLIP they use from it.
         if module is None or isinstance(owner, torch.jit.ScriptModule):
             return
-        if name == "token_embedding" and self._clip is None:
-            self._clip = owner
-        elif name == "image_encoder" and self._image_encoder is None:
-            self._image_encoder = module
+        if name == "token_embedding":
+            self._clips.append(owner)
+        elif name == "image_encoder":
+            self._image_encoders.append((owner, module))
             if self.settings.keep_features:
                 keep_image_features(module)
         elif is_text_encoder(module):
@@ -73,7 +79,13 @@ class HostParts:
                 forward.chunk = self.settings.class_chunk
                 forward.split = self.settings.split_classes
                 self._text_forwards.append(forward)
-        elif self._position is None and self._is_learner(name, module):
+        elif self._is_learner(name, module) and module is not self.learner:
+            if self.learner is not None:
+                log.warning(
+                    "%s has a second prompt learner, %s: it stays without anchors", self.host, name
+                )
+                return
+            self.learner, self._owner = module, owner
             hook = self.hook = hook_for(module)
             hook.check(module)
             settings = self.settings
@@ -95,13 +107,23 @@ class HostParts:
 
     @property
     def clip(self) -> Any:
-        """The host's CLIP, with its ``token_embedding``."""
-        if self._clip is None:
+        """The host's CLIP: of several, as where a host has a teacher, that of the prompts."""
+        if not self._clips:
             raise UserError(
                 f"{self.host} built no CLIP in build_model: AnchorOPT needs the one whose "
                 "token_embedding made the prompts"
             )
-        return self._clip
+        return next((clip for clip in self._clips if self._embedded_by(clip)), self._clips[0])
+
+    def _embedded_by(self, clip: Any) -> bool:
+        """Whether SOS of the learner's prompts is embedded as ``clip`` does it."""
+        prefix = getattr(self.learner, "token_prefix", None)
+        if prefix is None or prefix.shape[-1] != clip.token_embedding.weight.shape[1]:
+            return False
+        sos = self.hook.tokens(self.learner)[0, 0]
+        embedded = clip.token_embedding.weight[sos.to(clip.token_embedding.weight.device)]
+        # In float16 they are the same whatever the precision of either.
+        return torch.equal(embedded.detach().half().cpu(), prefix[0, 0].detach().half().cpu())
 
     @property
     def position(self) -> AnchorPositionModule:
@@ -116,8 +138,10 @@ class HostParts:
 
     @property
     def image_encoder(self) -> nn.Module:
-        """The host's image encoder; CLIP's own where it has none of that name."""
-        return self.clip.visual if self._image_encoder is None else self._image_encoder
+        """The host's image encoder, beside its learner; CLIP's own where none has that name."""
+        beside = [module for owner, module in self._image_encoders if owner is self._owner]
+        others = [module for _, module in self._image_encoders]
+        return next(iter([*beside, *others]), None) or self.clip.visual
 
 
 def holds(optimizer: Any, module: nn.Module) -> bool:

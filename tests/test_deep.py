@@ -263,7 +263,7 @@ def test_soft_and_repeated_anchors_are_read_where_they_stand():
         # Slots 0 and 2 hold anchor 0, slot 1 the soft token; anchor 1 is lost.
         position.logits.copy_(torch.tensor([[0.0, 9, 0], [9, 0, 0], [0, 9, 0]]))
     mean = (slots[0] + slots[2]) / 2
-    assert torch.equal(arranged(position, deep, slots), torch.stack([mean, deep[0], mean]))
+    assert torch.equal(arranged(position.matrix(), deep, slots), torch.stack([mean, deep[0], mean]))
     assert torch.equal(arranged(None, deep, slots[:1]), deep)
 
 

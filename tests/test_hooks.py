@@ -126,7 +126,8 @@ def test_a_learner_with_anchors_can_be_copied_pickled_and_detached_there(learner
 def test_vanilla_parameters_keep_their_names(learner):
     names = set(learner.state_dict())
     attach(learner, torch.zeros(1, 64))
-    assert set(learner.state_dict()) - names == {"anchoropt.logits", "anchoropt.anchors"}
+    own = {"anchoropt.logits", "anchoropt.anchors", "anchoropt._extra_state"}
+    assert set(learner.state_dict()) - names == own
 
 
 def test_gradients_reach_context_and_logits_and_not_the_anchors(learner):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anchoropt_plugin import anchoropt, register_hook
+import train
+from anchoropt_plugin import UserError, anchoropt, register_hook
 from anchoropt_plugin.clip_models import load_clip
 from anchoropt_plugin.hooks import PromptHook
 from dassl.engine import TRAINER_REGISTRY, TrainerX
@@ -15,7 +18,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from trainers.coop import PromptLearner
 from trainers.host import PromptedCLIP, PromptTrainer
 
-from .test_plugin import build, root, run, weights
+from .test_plugin import build, command, root, run, weights
 
 __all__ = ["root"]
 
@@ -198,3 +201,115 @@ def test_a_hook_says_which_loss_is_the_prompt_s_and_which_features_are_plain(roo
     plain = F.cross_entropy(summary["logits"], batch["label"]).item()
     assert summary["prompt"] == pytest.approx(3 * plain, rel=1e-5)
     assert trainer.anchoropt.features.value.unique().numel() == 1
+
+
+def odd_host(name, **members):
+    """CoOp under another name, with some members replaced, and AnchorOPT on it."""
+    host = TRAINER_REGISTRY.get("CoOp")
+    anchoropt(TRAINER_REGISTRY.register()(type(name, (host,), {"node": "COOP", **members})))
+    return f"{name}_AnchorOPT"
+
+
+def test_of_several_clips_the_one_of_the_prompts_is_taken(root, tmp_path):
+    def build_model(self):
+        self.teacher = load_clip("tiny")
+        self.teacher.image_encoder = self.teacher.visual
+        for parameter in self.teacher.parameters():
+            parameter.data.mul_(1.5)
+        TRAINER_REGISTRY.get("CoOp").build_model(self)
+
+    trainer = build(root, tmp_path, trainer=odd_host("TeacherFirst", build_model=build_model))
+    embedding = trainer.anchoropt.tower.clip.token_embedding.weight
+    assert torch.equal(embedding, load_clip("tiny").token_embedding.weight)
+    images = torch.randn(2, 3, 32, 32)
+    trainer.anchoropt.features.clear()
+    trainer.teacher.visual(images)
+    assert trainer.anchoropt.features.value is None
+    trainer.model.image_encoder(images)
+    assert trainer.anchoropt.features.value is not None
+
+
+def test_the_loss_of_another_head_is_not_the_prompt_s(root, tmp_path, caplog):
+    def forward_backward(self, batch):
+        image, label = self.parse_batch_train(batch)
+        output = self.model(image)
+        head = torch.ones_like(output, requires_grad=True)  # learned, and not from prompts
+        losses = [F.cross_entropy(logits, label) for logits in (head.relu(), output, output)]
+        return {"plain": output.detach(), "losses": [loss.item() for loss in losses]}
+
+    name = odd_host("HeadFirst", forward_backward=forward_backward)
+    keys = ["TRAINER.ANCHOROPT.KD_WEIGHT", "1000"]
+    trainer = build(root, tmp_path, trainer=name, keys=keys)
+    trainer.anchoropt_stage_one()
+    batch = next(iter(trainer.train_loader_x))
+    summary = trainer.forward_backward(batch)
+    plain = F.cross_entropy(summary["plain"], batch["label"]).item()
+    head, prompt, second = summary["losses"]
+    assert head == pytest.approx(F.cross_entropy(torch.ones(1, 5), torch.zeros(1).long()).item())
+    assert prompt > plain + 1e-3 and second == pytest.approx(plain, rel=1e-5)
+    assert "more than one cross-entropy of its prompt's logits" in caplog.text
+
+
+def test_a_copy_of_the_model_gets_the_anchors_too(root, tmp_path):
+    def build_model(self):
+        TRAINER_REGISTRY.get("CoOp").build_model(self)
+        self.average = copy.deepcopy(self.model)
+
+    trainer = build(root, tmp_path, trainer=odd_host("WithAverage", build_model=build_model))
+    trainer.anchoropt_stage_one()
+    learners = trainer.model.prompt_learner, trainer.average.prompt_learner
+    assert torch.equal(*(learner.anchoropt.anchors for learner in learners))
+    assert learners[1].anchoropt.has_anchors
+
+
+def test_a_host_that_goes_round_forward_backward_or_model_inference_is_told(
+    root, tmp_path, capsys, caplog
+):
+    def run_epoch(self):
+        self.num_batches, self.batch_idx = 1, 0
+
+    name = odd_host("OwnLoop", run_epoch=run_epoch)
+    assert train.main(command(root, tmp_path / "a", name)) == 2
+    assert "trained an epoch without its forward_backward" in capsys.readouterr().err
+    trainer = build(
+        root,
+        tmp_path / "b",
+        trainer=odd_host("OwnTest", test=lambda self, split=None: 0.5),
+        classes="new",
+    )
+    assert trainer.test() == 0.5
+    assert "OwnTest tests without its model_inference" in caplog.text
+
+
+def test_a_second_learner_and_class_names_elsewhere_are_told(root, tmp_path, caplog):
+    class Rolled(PromptLearner):
+        def forward(self):
+            prompts = super().forward()
+            return torch.cat([prompts[:, :1], prompts[:, 1:].roll(2, 1)], 1)
+
+    class Twice(PromptedCLIP):
+        def __init__(self, learner, clip):
+            super().__init__(learner, clip)
+            self.other_learner = copy.copy(learner)
+
+    name = odd_host(
+        "RolledTwice",
+        build_learner=lambda self, names, clip: Rolled(self.cfg, names, clip),
+        build_prompted_clip=lambda self, learner, clip: Twice(learner, clip),
+    )
+    trainer = build(root, tmp_path, trainer=name)
+    assert "has a second prompt learner, other_learner" in caplog.text
+    trainer.model.prompt_learner()
+    trainer.model.prompt_learner()
+    assert caplog.text.count("do not go on with token_suffix") == 1
+
+
+def test_prompts_in_a_dict_are_told(root, tmp_path):
+    class Dict(PromptLearner):
+        def forward(self):
+            return {"prompts": super().forward()}
+
+    name = odd_host("DictHost", build_learner=lambda self, names, clip: Dict(self.cfg, names, clip))
+    trainer = build(root, tmp_path, trainer=name)
+    with pytest.raises(UserError, match="Dict returns a dict: want prompts"):
+        trainer.model.prompt_learner()
