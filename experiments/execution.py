@@ -130,7 +130,9 @@ class _Machine:
         return None
 
     def _start(self, place: _Place) -> Event:
-        environment = {"CUDA_VISIBLE_DEVICES": place.device} if place.device else {}
+        environment = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
+        if place.device:
+            environment["CUDA_VISIBLE_DEVICES"] = place.device
         place.messages, to_parent = self.context.Pipe(duplex=False)
         place.process = self.context.Process(
             target=perform, args=(place.run, to_parent, environment, self.commit)

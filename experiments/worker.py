@@ -59,6 +59,8 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
         commit: of the repository.
     """
     os.environ.update(environment)
+    # The server that this is forked from may have been started before the variable was set.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]))
     _end_with_parent()
     errors = io.StringIO()
     started = time.time()

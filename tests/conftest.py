@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from clip.model import CLIP
+
+# A shell's background jobs, and what they start, ignore it; some tests press ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def random_clip(seed: int = 0) -> CLIP:

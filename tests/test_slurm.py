@@ -140,7 +140,7 @@ def test_the_numbers_are_those_of_this_machine(cluster, tmp_path, capsys):
     logs = [path.read_text() for path in (tmp_path / "slurm").rglob("log.txt")]
     assert sum("Stage 1: learning" in text for text in logs) == 1
     assert compared_in(tmp_path / "slurm", *words, "--executor", "slurm") == 0
-    assert "0 to do" in capsys.readouterr().out and len(jobs_in(tmp_path / "slurm")) == 3
+    assert "0 to do" in capsys.readouterr().out and len(jobs_in(tmp_path / "slurm")) == 4
 
 
 def test_a_requeued_job_goes_on_and_the_same_command_attaches_to_it(cluster, tmp_path, capsys):
