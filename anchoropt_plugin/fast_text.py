@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -23,15 +23,12 @@ from .gradients import all_classes
 from .hooks import PromptHook
 from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
+from .self_check import compare
 from .sharing import Sharing, equal_tokens, origin, sharing_in_gradient
 from .text_encoder import TextTower
 
 log = logging.getLogger("anchoropt_plugin")
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest relative error of features against the host's own encoder, by the tower's dtype."""
-HALF_TOLERANCE = 3e-2
-CHECKED_CLASSES = 64
 REMEMBERED = 16
 """Ways in which prompts are computed, of which it is remembered what they share."""
 
@@ -226,81 +223,15 @@ class FastForward:
         ]
         return torch.cat(parts, -2)
 
-    @torch.no_grad()
-    def _check(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> None:
-        """Compare with the host's encoder on (some of) the classes, the longest name among them."""
-        # Both sides in full: autocast rounds them differently, by much more than the tolerance.
-        with torch.autocast(prompts.device.type, enabled=False):
-            self._compare(prompts.detach(), tokens, *deep)
-
-    def _compare(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> None:
-        n_classes = len(tokens)
-        some = torch.linspace(0, n_classes - 1, min(n_classes, CHECKED_CLASSES)).long()
-        some[-1] = tokens.argmax(-1).argmax()
-        prompts = prompts.flatten(0, -4)[0] if prompts.dim() > 3 else prompts
-        prompts, tokens = prompts[some.to(prompts.device)], tokens[some.to(tokens.device)]
+    def _check(self, *given: Any) -> None:
+        """Stay in use only where the encoder's own forward gives the same on the real classes."""
         name = type(self.encoder).__name__
-        want = self.host_forward(prompts, tokens, *deep).float()
-        try:
-            features = self._fast(prompts, tokens, *deep)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            self.in_use = False
-            log.warning(
-                "the fast text branch cannot read %s (%s): its own forward stays", name, error
-            )
-            return
-        if features is None:
-            self.in_use = False
-            log.info("deep prompts and contexts of each class: %s keeps its own forward", name)
-            return
-        self.error = float((features.float() - want).norm() / want.norm())
-        # A comparison that is false for NaN as well.
-        self.in_use = self.error <= TOLERANCE.get(self.tower.dtype, HALF_TOLERANCE)
-        if not self.in_use:
-            log.warning(
-                "the fast text branch differs from %s by %.1e: its own forward stays",
-                name,
-                self.error,
-            )
-            return
-        unread = self._unread(prompts, tokens, *deep)
-        if unread:
-            self.in_use = False
-            log.warning(
-                "the fast text branch does not read %s of %s: its own forward stays",
-                unread[0],
-                name,
-            )
-            return
-        log.info("fast text branch in place of %s (relative error %.0e)", name, self.error)
-
-    @torch.inference_mode(False)
-    def _unread(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> list[str]:
-        """What may change features later, though it does not yet: dropout, adapters from zero.
-
-        Returns:
-            Names of dropouts, and of trained parameters that get a gradient by the encoder's own
-            forward alone.
-        """
-        unread = [name for name, module in self.encoder.named_modules() if _draws(module)]
-        trained = {n: p for n, p in self.encoder.named_parameters() if p.requires_grad}
-        prompts = prompts.clone()  # one of inference mode is in no graph
-
-        def reached(branch: Callable[..., Tensor | None]) -> set[str]:
-            with torch.enable_grad():
-                features = branch(prompts, tokens, *deep)
-            if features is None or not features.requires_grad:
-                return set()
-            upstream = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
-            gradients = torch.autograd.grad(
-                features, list(trained.values()), upstream.to(features), allow_unused=True
-            )
-            found = zip(trained, gradients, strict=True)
-            return {name for name, gradient in found if gradient is not None and gradient.any()}
-
-        if trained:
-            unread += sorted(reached(self.host_forward) - reached(self._fast))
-        return unread
+        self.error, objection = compare(self.encoder, self.host_forward, self._fast, *given)
+        self.in_use = not objection
+        if objection:
+            log.warning("the fast text branch: %s; its own forward stays", objection)
+        else:
+            log.info("fast text branch in place of %s (relative error %.0e)", name, self.error)
 
     def _shared(self, prompts: Tensor, limit: int) -> Sharing:
         """How many leading tokens all classes share, in value, and in gradient where that flows."""
@@ -315,13 +246,6 @@ class FastForward:
         n_tokens, rest_is_constant = self._sharing[source]
         # Where fewer are equal now, some of the rest may carry a gradient.
         return Sharing(min(shared, n_tokens), rest_is_constant and shared >= n_tokens)
-
-
-def _draws(module: nn.Module) -> bool:
-    """Whether ``module`` drops something at random while it trains."""
-    if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
-    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
 
 
 def _is_deep(argument: Any) -> bool:

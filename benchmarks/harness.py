@@ -73,6 +73,15 @@ class Outcome(NamedTuple):
     gradients: Sequence[Tensor] = ()
 
 
+class Observed(NamedTuple):
+    """A step that was looked at: its peak memory in bytes, FLOPs as PyTorch counts them, time."""
+
+    outcome: Outcome
+    memory: int
+    flops: int
+    seconds: float
+
+
 class Side(NamedTuple):
     """One way of doing a step."""
 
@@ -184,19 +193,21 @@ class Bench:
                 best = max(best, 2 * n * k * m / min(seconds))
         return best
 
-    def observed(self, step: Callable[[], Outcome]) -> tuple[Outcome, int, float]:
-        """The outcome of a step, the peak memory that it took, and how long it took."""
+    def observed(self, step: Callable[[], Outcome]) -> Observed:
+        """One step, looked at all over."""
         torch.manual_seed(0)
+        counter = flop_counter()
         begun = time.perf_counter()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            outcome = step()
+            with counter:
+                outcome = step()
             torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated() - before
-            return outcome, peak, time.perf_counter() - begun
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            return Observed(outcome, peak, counter.get_total_flops(), time.perf_counter() - begun)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, counter:
             outcome = step()
             seconds = time.perf_counter() - begun
         events = profiler.profiler.kineto_results.events()
@@ -205,27 +216,18 @@ class Bench:
         for _, change in sorted(changes, key=lambda event: event[0]):
             now += change
             peak = max(peak, now)
-        return outcome, peak, seconds
-
-    def counted(self, step: Callable[[], Outcome]) -> int:
-        """The FLOPs of a step, as PyTorch counts them, after another one to warm up."""
-        torch.manual_seed(0)
-        step()
-        with flop_counter() as counter:
-            step()
-        return counter.get_total_flops()
+        return Observed(outcome, peak, counter.get_total_flops(), seconds)
 
     def measure(self, case: Case) -> list[Row]:
         """Compare the sides of a case, then time them in turns."""
         sides = [case.plain, *case.ours] if case.plain else list(case.ours)
         if case.plain and self.device.type == "cuda":
             case.plain.step()
-        counted = {case.plain: 0} | {side: self.counted(side.step) for side in case.ours}
-        outcomes, memory, seconds_observed = zip(
-            *(self.observed(side.step) for side in sides), strict=True
-        )
-        # In a step that long, recording its memory takes no time to speak of: it is timed by that.
-        times = [[s] if s > self.seconds else [] for s in seconds_observed]
+        for side in case.ours:  # the first call is the self-check's
+            side.step()
+        seen = [self.observed(side.step) for side in sides]
+        # In a step that long, being observed takes no time to speak of: it is timed by that.
+        times = [[one.seconds] if one.seconds > self.seconds else [] for one in seen]
         ceilings: list[float] = []
         begun = time.perf_counter()
         while len(ceilings) < self.rounds and (
@@ -239,15 +241,15 @@ class Bench:
         ceiling = statistics.median(ceilings)
         medians = [statistics.median(spent) for spent in times]
         rows = []
-        for number, side in enumerate(sides):
-            seconds = medians[number]
+        first = seen[0]
+        for side, one, seconds in zip(sides, seen, medians, strict=True):
             against_plain: dict[str, float | None] = {}
-            if number:
+            if one is not first:
                 against_plain = {
                     "faster": medians[0] / seconds,
-                    "leaner": memory[0] / memory[number],
-                    "feature_error": _error([outcomes[number].features], [outcomes[0].features]),
-                    "gradient_error": _error(outcomes[number].gradients, outcomes[0].gradients),
+                    "leaner": first.memory / one.memory,
+                    "feature_error": _error([one.outcome.features], [first.outcome.features]),
+                    "gradient_error": _error(one.outcome.gradients, first.outcome.gradients),
                 }
             rows.append(
                 Row(
@@ -256,10 +258,10 @@ class Bench:
                     side.cost.text_tokens,
                     side.cost.flops,
                     seconds,
-                    memory[number],
+                    one.memory,
                     side.cost.flops / seconds / ceiling,
                     self.dtype == torch.float32,
-                    counted[side],
+                    one.flops,
                     **against_plain,
                 )
             )
