@@ -21,7 +21,7 @@ from anchoropt_plugin.anchors import INIT_STD, MOMENTUM, WEIGHT_DECAY, AnchorPro
 from anchoropt_plugin.text_encoder import TextTower
 from benchmarks import harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
-from trainers.host import embed_prompts
+from trainers.prompted_clip import embed_prompts
 
 BATCH = 32
 DESCRIPTIONS = 10

@@ -18,7 +18,7 @@ from anchoropt_plugin import accelerate
 from anchoropt_plugin.clip_models import CLIP
 from benchmarks import harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
-from trainers.host import embed_prompts
+from trainers.prompted_clip import embed_prompts
 
 N_CTX = 5
 

@@ -36,7 +36,7 @@ from benchmarks import harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from dassl.config import get_cfg_default
 from trainers import cocoop, coop, maple
-from trainers.host import PromptedCLIP, embed_prompts
+from trainers.prompted_clip import PromptedCLIP, embed_prompts
 
 N_CTX = 4
 PROMPT_DEPTH = 9

@@ -17,7 +17,7 @@ from anchoropt_plugin.runtime.utils import set_random_seed
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from trainers import atprompt, cocoop, coop, maple
-from trainers.host import PromptedCLIP
+from trainers.prompted_clip import PromptedCLIP
 
 from .test_hosts import cosine_logits, image_feature, shapes
 
@@ -300,8 +300,7 @@ def bare():
     source = (ROOT / "trainers/atprompt.py").read_text()
     assert source.count("@anchoropt\n") == 3
     source = source.replace("@anchoropt\n", "").replace("_ATP(", "_ATP_Bare(")
-    source = source.replace("from .host", "from trainers.host").replace("from . ", "from trainers ")
-    exec(compile(source, "bare.py", "exec"), {"__name__": "bare"})
+    exec(compile(source, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -31,7 +31,7 @@ from anchoropt_plugin.runtime.utils.tools import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.several_processes import together
 from trainers.coop import CoOp
-from trainers.host import TextEncoder
+from trainers.prompted_clip import TextEncoder
 
 ROOT = Path(train.__file__).parent
 GUMBEL = ("TRAINER.ANCHOROPT.POSITION", "gumbel", "TRAINER.ANCHOROPT.GUMBEL_TEMP", "0.5")

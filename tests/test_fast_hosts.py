@@ -11,7 +11,7 @@ from anchoropt_plugin import accelerate, attach
 from anchoropt_plugin.runtime.config import merge_list
 from dassl.config import get_cfg_default
 from trainers import atprompt, cocoop, coop, dept, maple
-from trainers.host import PromptedCLIP
+from trainers.prompted_clip import PromptedCLIP
 
 from .test_lookalikes import forked
 

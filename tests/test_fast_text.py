@@ -12,7 +12,7 @@ from torch import nn
 from anchoropt_plugin import accelerate, fast_text, restore
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.fast_text import REMEMBERED
-from trainers.host import TextEncoder
+from trainers.prompted_clip import TextEncoder
 
 from .conftest import random_clip
 

@@ -18,7 +18,7 @@ from anchoropt_plugin.runtime.utils import set_random_seed
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from trainers import cocoop, maple
-from trainers.host import TextEncoder
+from trainers.prompted_clip import TextEncoder
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["cat", "red_dog", "long haired horse"]
@@ -276,8 +276,7 @@ def test_the_decorator_leaves_the_host_s_numbers(trained, root, tmp_path):
     source = (ROOT / f"trainers/{host.lower()}.py").read_text()
     assert source.count("@anchoropt\n") == 1
     bare = source.replace("@anchoropt\n", "").replace(f"class {host}(", f"class {host}_Bare(")
-    bare = bare.replace("from .host", "from trainers.host")
-    exec(compile(bare, "bare.py", "exec"), {"__name__": "bare"})
+    exec(compile(bare, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})
     assert train.main(command(root, tmp_path, f"{host}_Bare")) == 0
     ours, theirs = weights(trained), weights((host, tmp_path))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

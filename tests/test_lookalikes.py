@@ -16,7 +16,8 @@ from anchoropt_plugin.hooks import PromptHook
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from trainers.coop import PromptLearner
-from trainers.host import PromptedCLIP, PromptTrainer
+from trainers.host import PromptTrainer
+from trainers.prompted_clip import PromptedCLIP
 
 from .test_plugin import build, command, root, run, weights
 

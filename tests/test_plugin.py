@@ -269,8 +269,7 @@ def test_the_host_gives_the_same_numbers_with_and_without_the_decorator(root, tm
     source = (ROOT / "trainers/coop.py").read_text()
     assert source.count("@anchoropt\n") == 1
     plain = source.replace("@anchoropt\n", "").replace("class CoOp(", "class BareCoOp(")
-    plain = plain.replace("from .host", "from trainers.host")
-    exec(compile(plain, "bare_coop.py", "exec"), {"__name__": "bare_coop"})
+    exec(compile(plain, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})
     run(root, tmp_path / "decorated", trainer="CoOp")
     run(root, tmp_path / "bare", trainer="BareCoOp")
     ours, theirs = weights(tmp_path / "decorated"), weights(tmp_path / "bare")

@@ -20,7 +20,8 @@ from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 
 from . import cocoop, coop, maple
-from .host import ContextLearner, PromptTrainer, warn_of_unknown_words
+from .host import PromptTrainer
+from .prompted_clip import ContextLearner, warn_of_unknown_words
 
 ATTRIBUTES_AT_MOST = 3
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from anchoropt_plugin import anchoropt
 from dassl.engine import TRAINER_REGISTRY
 
-from .host import ContextLearner, PromptedCLIP, PromptTrainer, initial_context
+from .host import PromptTrainer
+from .prompted_clip import ContextLearner, PromptedCLIP, initial_context
 
 PROMPTS_AT_ONCE = 2048
 """At test a batch has B · C prompts; more than these are not held at once."""

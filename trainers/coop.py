@@ -12,7 +12,8 @@ from anchoropt_plugin import anchoropt
 from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 
-from .host import ContextLearner, PromptTrainer, initial_context
+from .host import PromptTrainer
+from .prompted_clip import ContextLearner, initial_context
 
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 

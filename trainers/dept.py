@@ -19,7 +19,7 @@ from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp
-from .host import PromptedCLIP
+from .prompted_clip import PromptedCLIP
 
 TYPES = ("linear", "similarity")
 SECOND_HEAD = ("film_lp_img", "film_lp_text", "linear_probe_proj")

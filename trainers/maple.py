@@ -13,7 +13,8 @@ from anchoropt_plugin import anchoropt
 from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 
-from .host import ContextLearner, PromptedCLIP, PromptTrainer, initial_context, run_blocks
+from .host import PromptTrainer
+from .prompted_clip import ContextLearner, PromptedCLIP, initial_context, run_blocks
 
 WORDS_AT_MOST = 4
 """A longer context is drawn at random, whatever CTX_INIT is."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from anchoropt_plugin.text_encoder import TextTower
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 
-from .host import load_host_clip, warn_of_unknown_words
+from .prompted_clip import load_host_clip, warn_of_unknown_words
 
 
 @TRAINER_REGISTRY.register()

@@ -1,0 +1,203 @@
+"""CLIP behind a prompt learner: what the models of all hosts are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anchoropt_plugin.clip_models import load_clip, to_precision, tokenize, unknown_words
+from anchoropt_plugin.errors import UserError
+
+
+def load_host_clip(cfg: Any, precision: str, device: torch.device) -> nn.Module:
+    """The plain CLIP of ``MODEL.BACKBONE.NAME`` in the precision that the host asks for.
+
+    It is on the CPU still, where prompts are embedded; ``device`` is where it is to run.
+
+    Raises:
+        UserError: an unknown backbone, or one whose pictures are of another size than INPUT.SIZE.
+    """
+    print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
+    clip = load_clip(cfg.MODEL.BACKBONE.NAME)
+    size, wanted = tuple(cfg.INPUT.SIZE), clip.visual.input_resolution
+    if size != (wanted, wanted):
+        raise UserError(
+            f"INPUT.SIZE is {size}, but {cfg.MODEL.BACKBONE.NAME} takes pictures of "
+            f"{wanted} x {wanted}: set INPUT.SIZE ({wanted},{wanted})"
+        )
+    return to_precision(clip, precision, device).cpu()
+
+
+def warn_of_unknown_words(clip: nn.Module, texts: Sequence[str], what: str = "class names") -> None:
+    """Say which words of ``texts`` the backbone was never trained on."""
+    words = unknown_words(clip, texts)
+    if words:
+        print(
+            f"Warning: the backbone never saw {len(words)} word(s) of the {what} "
+            f"({', '.join(words)}): these mean nothing to it"
+        )
+
+
+def run_blocks(transformer: nn.Module, x: Tensor, deep: Sequence[Tensor], first: int) -> Tensor:
+    """CLIP's transformer over ``x`` (L, N, d), with prompts written into it on the way.
+
+    Before block i = 1, 2, … ``deep[i - 1]`` (n, d) overwrites the n rows from ``first`` on; without
+    deep prompts it is ``transformer(x)``.
+    """
+    for index, block in enumerate(transformer.resblocks):
+        if 0 < index <= len(deep):
+            prompt = deep[index - 1].type(x.dtype)[:, None].expand(-1, x.shape[1], -1)
+            x = torch.cat([x[:first], prompt, x[first + len(prompt) :]])
+        x = block(x)
+    return x
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text transformer over prompts that are embedded already.
+
+    (…, C, 77, d) prompts and (C, 77) tokens → (…, C, e) features, read at EOT. ``deep`` holds
+    prompts (n, d) that overwrite n slots before the text blocks 1, 2, … (MaPLe).
+
+    Attributes:
+        deep_start: the first slot they overwrite; slot 0 is the one behind SOS.
+    """
+
+    deep_start = 0
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.transformer = clip.transformer
+        self.positional_embedding = clip.positional_embedding
+        self.ln_final = clip.ln_final
+        self.text_projection = clip.text_projection
+        self.dtype = clip.dtype
+
+    def forward(
+        self, prompts: Tensor, tokenized_prompts: Tensor, deep: Sequence[Tensor] = ()
+    ) -> Tensor:
+        x = prompts.flatten(0, -3) + self.positional_embedding.type(self.dtype)
+        x = run_blocks(self.transformer, x.permute(1, 0, 2), deep, first=1 + self.deep_start)
+        x = x.permute(1, 0, 2)
+        x = self.ln_final(x).type(self.dtype).unflatten(0, prompts.shape[:-2])
+        eot = tokenized_prompts.argmax(dim=-1)
+        return x[..., torch.arange(len(eot)), eot, :] @ self.text_projection
+
+
+class PromptedCLIP(nn.Module):
+    """CLIP whose text features come from a prompt learner: images (B, 3, R, R) → logits (B, C).
+
+    Args:
+        prompt_learner: what ``build_learner`` of a ``PromptTrainer`` makes.
+        clip: the plain CLIP.
+        image_encoder: in place of CLIP's own.
+    """
+
+    def __init__(
+        self, prompt_learner: nn.Module, clip: nn.Module, image_encoder: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.prompt_learner = prompt_learner
+        self.tokenized_prompts = self.prompt_learner.tokenized_prompts
+        self.image_encoder = clip.visual if image_encoder is None else image_encoder
+        self.text_encoder = TextEncoder(clip)
+        self.logit_scale = clip.logit_scale
+        self.dtype = clip.dtype
+
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the images (B, e) and of the prompts (C, e), not normalised."""
+        image_features = self.image_encoder(image.type(self.dtype))
+        return image_features, self.text_encoder(self.prompt_learner(), self.tokenized_prompts)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.logits(*self.features(image))
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosines (B, C) of images (B, e) and texts (C, e), or (B, C, e) of each image."""
+        image_features = image_features / image_features.norm(dim=-1, keepdim=True)
+        text_features = text_features / text_features.norm(dim=-1, keepdim=True)
+        return (self.logit_scale.exp() * image_features[:, None] @ text_features.mT)[:, 0]
+
+
+def embed_prompts(
+    clip: nn.Module, class_names: Sequence[str], context_words: str
+) -> tuple[Tensor, Tensor]:
+    """Tokens (C, 77) and embeddings (C, 77, d) of ``<context words> <class name>.``"""
+    names = [name.replace("_", " ") for name in class_names]
+    tokens = tokenize([f"{context_words} {name}." for name in names])
+    with torch.no_grad():
+        return tokens, clip.token_embedding(tokens).type(clip.dtype)
+
+
+def initial_context(clip: nn.Module, words: str, n_ctx: int, *sets: int) -> tuple[str, Tensor]:
+    """The words that a context starts from, and their embeddings.
+
+    Args:
+        clip: the plain CLIP, on the CPU.
+        words: every token of theirs becomes a soft token, ``_`` reads as a blank; "" draws
+            N(0, 0.02²) in place of them.
+        n_ctx: soft tokens M, where there are no words.
+        sets: leading dimensions of a drawn context.
+
+    Returns:
+        The words ("X X …" stand for what is drawn) and the context (*sets, M, d), or (M, d) of
+        given words.
+    """
+    if words:
+        words = words.replace("_", " ")
+        tokens = tokenize([words])
+        with torch.no_grad():
+            ctx = clip.token_embedding(tokens)[0, 1 : int(tokens.argmax())].type(clip.dtype)
+        return words, ctx.clone()
+    shape = (*sets, n_ctx, clip.ln_final.weight.shape[0])
+    ctx = nn.init.normal_(torch.empty(shape, dtype=clip.dtype), std=0.02)
+    return " ".join(["X"] * n_ctx), ctx
+
+
+class ContextLearner(nn.Module):
+    """Soft tokens before the class names: what the prompt learners of all hosts hold.
+
+    Args:
+        clip: the plain CLIP, on the CPU.
+        class_names: of C classes.
+        words: that the soft tokens stand for.
+        ctx: their initial values, (M, d) or (C, M, d).
+
+    Attributes:
+        tokenized_prompts: (C, 77), of ``<words> <class name>.``
+    """
+
+    def __init__(
+        self, clip: nn.Module, class_names: Sequence[str], words: str, ctx: Tensor
+    ) -> None:
+        super().__init__()
+        n_ctx = ctx.shape[-2]
+        print(f'Initial context: "{words}"')
+        print(f"Number of context words (tokens): {n_ctx}")
+        self.ctx = nn.Parameter(ctx)
+        self.frame(clip, class_names, words, n_ctx)
+
+    def frame(
+        self, clip: nn.Module, class_names: Sequence[str], words: str, n_slots: int
+    ) -> Tensor:
+        """Make the tokens and what stands around ``n_slots`` slots, which the words hold.
+
+        Returns:
+            The embeddings (C, n_slots, d) of the words in these slots.
+        """
+        self.tokenized_prompts, embedding = embed_prompts(clip, class_names, words)
+        self.register_buffer("token_prefix", embedding[:, :1])
+        self.register_buffer("token_suffix", embedding[:, 1 + n_slots :])
+        return embedding[:, 1 : 1 + n_slots]
+
+    def context(self, ctx: Tensor) -> Sequence[Tensor]:
+        """What stands in the slots one after the other, each part (…, n, d)."""
+        return (ctx,)
+
+    def prompts(self, ctx: Tensor) -> Tensor:
+        """``[SOS] ctx [class name] . [EOT]``: (M, d), (C, M, d) or (B, 1, M, d) → (…, C, 77, d)."""
+        parts = self.token_prefix, *self.context(ctx), self.token_suffix
+        sets = torch.broadcast_shapes(*(part.shape[:-2] for part in parts))
+        return torch.cat([part.expand(*sets, -1, -1) for part in parts], -2)
