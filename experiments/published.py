@@ -56,12 +56,12 @@ def published_numbers(method: str, **place: str | int) -> dict[str, Number]:
     """The published accuracies of a row, by column.
 
     Args:
-        method: a trainer's name.
+        method: a trainer's name, or what an ablation calls a row.
         place: ``protocol``, ``backbone``, ``shots`` and ``datasets``; the last is a data set, or
             the sorted names of those averaged over, with blanks in between.
 
     >>> place = dict(protocol="base2new", backbone="ViT-B/16", shots=16, datasets="dtd")
-    >>> published_numbers("AnchorOPT, anchors alone", **place)["new"].value
+    >>> published_numbers("averaging=anchors", **place)["new"].value
     62.56
     """
     found = {}

@@ -154,6 +154,13 @@ def test_presets_name_what_is_here(tmp_path):
             assert folder.is_dir() and (path.stem != "embedded" or (folder / "tiny.yaml").is_file())
 
 
+def test_the_anchors_alone_of_an_ablation_stand_beside_the_published_ones():
+    _, alone = varied(coop()[1], {"averaging": ["anchors"]}, True, "dtd")
+    place = {"protocol": "base2new", "backbone": "ViT-B/16", "shots": 16, "datasets": "dtd"}
+    numbers = published_numbers(alone.name, **place)
+    assert [numbers[score].value for score in ("base", "new")] == [55.787, 62.56]
+
+
 def test_published_numbers_need_the_same_place():
     eleven = " ".join(sorted(read_protocol("base2new").datasets))
     place = {"protocol": "base2new", "backbone": "ViT-B/16", "shots": 16, "datasets": eleven}
