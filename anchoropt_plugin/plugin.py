@@ -196,10 +196,17 @@ class TwoStages:
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 
     def load_model(self: Any, directory: str, epoch: int | None = None) -> None:
-        if directory:
-            self.anchoropt.read_record(Path(directory), self.cfg)
+        run = self.anchoropt
+        is_ours = bool(directory) and run.read_record(Path(directory), self.cfg)
+        run.position.is_loaded = False
         super().load_model(directory, epoch)  # type: ignore[misc]
-        self.anchoropt.condition()
+        if is_ours and not run.position.is_loaded:
+            raise UserError(
+                f"load_model of {self.anchoropt_host.__name__} leaves out what AnchorOPT has saved "
+                f"in {directory}: it must load all that the checkpoint has of the prompt learner "
+                "but token_prefix and token_suffix"
+            )
+        run.condition()
 
 
 def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:

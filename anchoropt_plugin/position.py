@@ -100,6 +100,9 @@ class AnchorPositionModule(nn.Module):
             linear map of them, ``task_map`` (M + K, M + K, task_dim), which starts at zero, is
             added to the logits. 0 leaves it out.
 
+    Attributes:
+        is_loaded: whether the last state that was loaded had its logits and anchors.
+
     Shapes:
         input (…, M, d) → output (…, M + K, d), of the input's dtype. ``logits`` is a parameter
         (M + K, M + K) and is relaxed in float32 at least. P is drawn once per forward while
@@ -164,6 +167,7 @@ class AnchorPositionModule(nn.Module):
             # Another task brings its own, so it is not saved.
             self.register_buffer("task", self.logits.new_zeros(task_dim), persistent=False)
         self._drawn: Tensor | None = None
+        self.is_loaded = False
 
     @property
     def n_anchors(self) -> int:
@@ -244,6 +248,13 @@ class AnchorPositionModule(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.temperature = float(state)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
+        there = [f"{prefix}{name}" in state_dict for name in ("logits", "anchors")]
+        self.is_loaded = all(there)
+        # A checkpoint of the host alone has nothing of this, and lacks nothing.
+        if any(there):
+            super()._load_from_state_dict(state_dict, prefix, *more)
 
     def __getstate__(self) -> dict[str, Any]:
         # The drawn matrix is part of an autograd graph, which can be neither copied nor pickled.

@@ -251,8 +251,8 @@ class AnchorOPT:
         }
         _write(json.dumps(record, indent=1), folder / RECORD)
 
-    def read_record(self, folder: Path, cfg: Any) -> None:
-        """Learn from ``anchoropt.json`` which classes a checkpoint was trained on."""
+    def read_record(self, folder: Path, cfg: Any) -> bool:
+        """Learn from ``anchoropt.json`` which classes a checkpoint was trained on; is it there?"""
         path = folder / RECORD
         if not path.exists():
             log.warning(
@@ -260,7 +260,7 @@ class AnchorOPT:
                 "(base: all, otherwise: not all)",
                 path,
             )
-            return
+            return False
         record = read_record(path)
         backbone = record["backbone"]
         settings = {**AnchorOPTConfig().to_dict(), **record["settings"]}
@@ -278,6 +278,7 @@ class AnchorOPT:
                     f"has {present}: give the value it was trained with"
                 )
         self.trained_classes = frozenset(record["classes"])
+        return True
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -3,9 +3,10 @@
     python -m anchoropt_plugin check trainers.coop:CoOp
     python -m anchoropt_plugin check trainers.mine:Mine TRAINER.MINE.N_CTX 4
 
-The trainer is built on a small CLIP with random weights and takes a step on random pictures:
-nothing is downloaded and no data set is needed. Run it in the trainer's repository. Its keys are
-those of a train.py there, or those of public trainers, and what KEY VALUE adds.
+The trainer is built on a small CLIP with random weights, takes a step on random pictures, and loads
+again what it saves: nothing is downloaded and no data set is needed. Run it in the trainer's
+repository. Its keys are those of a train.py there, or those of public trainers, and what KEY VALUE
+adds.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from ..errors import UserError
 from ..fast_text import FastForward
@@ -38,10 +38,12 @@ from ..trial.host import (
     quiet,
     take_step,
     tested,
+    trained_by,
     trial_cfg,
 )
 from ..trial.measure import LossSpy, SeenLoss, TextCalls, gain_of
 from ..trial.random_clip import LAYERS, standing_in
+from ..trial.round_trip import loads_again, save
 
 HELP = "tell whether a trainer works with AnchorOPT"
 
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         except HostError:  # some hosts work in half precision alone
             cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts)
             found = _trial(host, with_anchoropt, cfg)
-        _report(host.__name__, *found)
+        _report(host.__name__, found)
     return 0
 
 
@@ -86,7 +88,16 @@ def _errors_alone() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _trial(host: type, with_anchoropt: type, cfg: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
+class Found(NamedTuple):
+    """What came of a trial: the trainer, its losses, its text encoders' calls, what it loads."""
+
+    trainer: Any
+    losses: list[SeenLoss]
+    calls: TextCalls
+    loads: str
+
+
+def _trial(host: type, with_anchoropt: type, cfg: Any) -> Found:
     """Build the host, alone and with AnchorOPT, and let it take a step."""
     name = host.__name__
     give = "mend it, or give the keys that it wants as KEY VALUE or with --config-file"
@@ -101,9 +112,12 @@ def _trial(host: type, with_anchoropt: type, cfg: Any) -> tuple[Any, list[SeenLo
             "token_prefix, token_suffix and tokenized_prompts; AnchorOPT needs a prompt "
             "learner with these, as CoOp's, or a PromptHook for it (register_hook)"
         )
-    del alone
     with host_errors(f"{name} works, but not with AnchorOPT: ", "please report it"):
-        return _step(name, build(with_anchoropt, cfg))
+        trainer, losses, calls = _step(name, build(with_anchoropt, cfg))
+        folder = Path(cfg.OUTPUT_DIR)
+        checkpoints = save(alone, folder / "alone"), save(trainer, folder / "ours")
+        loads = loads_again(host, with_anchoropt, *checkpoints, cfg)
+    return Found(trainer, losses, calls, loads)
 
 
 def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
@@ -115,7 +129,7 @@ def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
     with spy:
         take_step(trainer)
     position = trainer.anchoropt.position
-    if not any(parameter is position.logits for parameter in _trained(trainer).values()):
+    if not any(parameter is position.logits for parameter in trained_by(trainer).values()):
         raise UserError(
             f"{name} does not train what is added to its prompt learner: hand all parameters of "
             "it to the optimiser, and leave requires_grad of those with 'prompt_learner' in their "
@@ -136,32 +150,9 @@ def _stand_ins(trainer: Any) -> list[FastForward]:
     return list(dict.fromkeys(x for x in forwards if isinstance(x, FastForward)))
 
 
-def _trained(trainer: Any) -> dict[str, nn.Parameter]:
-    """What the optimisers hold and a gradient reached, by its name in the model.
-
-    A parameter without a gradient, such as one of a block that the small CLIP lacks, is left out.
-    """
-    held = {
-        id(parameter)
-        for optimizer in trainer._optims.values()
-        if optimizer is not None
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    named = (
-        (f"{name}.{own}", parameter)
-        for name, model in trainer._models.items()
-        for own, parameter in model.named_parameters()
-    )
-    return {
-        name: parameter
-        for name, parameter in named
-        if id(parameter) in held and parameter.grad is not None
-    }
-
-
 # ---------------------------------------------------------------------- what is printed
-def _report(name: str, trainer: Any, losses: list[SeenLoss], calls: TextCalls) -> None:
+def _report(name: str, found: Found) -> None:
+    trainer, losses, calls, loads = found
     console = Console()
     console = Console(width=console.width if console.is_terminal else 120, highlight=False)
     learners = {n: module for n, module in learners_of(trainer).items() if attached(module)}
@@ -179,11 +170,12 @@ def _report(name: str, trainer: Any, losses: list[SeenLoss], calls: TextCalls) -
         table.add_row("", f"{len(others)} more stay as they are: {others[0].place}")
     anchors = trainer.anchoropt.position.anchors
     table.add_row("stage 1 learns", f"{len(anchors)} anchor token of width {anchors.shape[1]}")
-    trained = _trained(trainer)
+    trained = trained_by(trainer)
     total = sum(parameter.numel() for parameter in trained.values())
     table.add_row("stage 2 trains", f"{total:,} numbers in {len(trained)} tensors")
     for path, parameter in trained.items():
         table.add_row("", f"{path} {tuple(parameter.shape)}")
+    table.add_row("checkpoints load", loads)
     table.add_row("fast text branch", "\n".join(_fast_branch(trainer, calls)))
     console.print(table)
 

@@ -168,11 +168,11 @@ def generated_batch(cfg: Any) -> dict[str, Any]:
     }
 
 
-def build(trainer: type, cfg: Any) -> Any:
+def build(trainer: type, cfg: Any, classes: Sequence[str] = CLASSES) -> Any:
     """Build a trainer of the generated data; what it prints is dropped."""
     torch.manual_seed(0)
     with quiet():
-        return without_data(trainer, CLASSES, [generated_batch(cfg)])(cfg)
+        return without_data(trainer, classes, [generated_batch(cfg)])(cfg)
 
 
 def take_step(trainer: Any) -> None:
@@ -222,6 +222,30 @@ def modules_of(trainer: Any) -> dict[str, nn.Module]:
         for attribute, value in vars(trainer).items()
         if isinstance(value, nn.Module)
         for name, module in value.named_modules()
+    }
+
+
+def trained_by(trainer: Any) -> dict[str, nn.Parameter]:
+    """What the optimisers hold and a gradient reached, by its model and name in it.
+
+    A parameter without a gradient, such as one of a block that the small CLIP lacks, is left out.
+    """
+    held = {
+        id(parameter)
+        for optimizer in trainer._optims.values()
+        if optimizer is not None
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    named = (
+        (f"{name}.{own}", parameter)
+        for name, model in trainer._models.items()
+        for own, parameter in model.named_parameters()
+    )
+    return {
+        name: parameter
+        for name, parameter in named
+        if id(parameter) in held and parameter.grad is not None
     }
 
 

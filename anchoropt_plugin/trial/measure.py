@@ -94,17 +94,25 @@ def gain_of(forward: FastForward, args: tuple[Any, ...]) -> Gain:
         args: of the host's call: prompts (…, C, L, d), tokens (C, L), and further ones.
     """
     prompts, tokens, *deep = args
+    prompts = prompts.detach()
     sets = prompts.shape[:-3].numel()
     lengths = tokens.argmax(-1) + 1
     shared = equal_tokens(prompts[..., : int(lengths.min()), :])
     computed = shared + int((lengths - shared).sum())
-    own = _cost(lambda x: forward.host_forward(x, tokens, *deep), prompts, forward.encoder)
-    fast = _cost(lambda x: forward(x, tokens, *deep), prompts, forward.encoder)
+    # What all classes share is learned once; a context of each class is learned with its prompt.
+    learned = prompts[..., :1, :shared, :] if shared > 1 else prompts
+
+    def given(leaf: Tensor) -> Tensor:
+        head = leaf.expand(*prompts.shape[:-2], -1, -1)
+        return torch.cat([head, prompts[..., leaf.shape[-2] :, :]], -2)
+
+    own = _cost(lambda x: forward.host_forward(given(x), tokens, *deep), learned, forward.encoder)
+    fast = _cost(lambda x: forward(given(x), tokens, *deep), learned, forward.encoder)
     return Gain((sets * tokens.numel(), sets * computed), (own[0], fast[0]), (own[1], fast[1]))
 
 
 def _cost(
-    branch: Callable[[Tensor], Tensor], prompts: Tensor, encoder: nn.Module
+    branch: Callable[[Tensor], Tensor], learned: Tensor, encoder: nn.Module
 ) -> tuple[float, int]:
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
     for _ in range(2):  # the first one warms up
@@ -116,7 +124,7 @@ def _cost(
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        leaf = prompts.detach().clone().requires_grad_()
+        leaf = learned.detach().clone().requires_grad_()
         begun = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             features = branch(leaf)
