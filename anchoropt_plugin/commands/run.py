@@ -46,7 +46,12 @@ def run(args: argparse.Namespace) -> int:
     script = Path(args.script)
     if not script.is_file():
         raise UserError(f"there is no script {script}: give the path of the repository's train.py")
-    with _in_place_of_python(script, args.arguments), two_stages_on_demand(), _keeping_our_keys(), _alone():
+    with (
+        _in_place_of_python(script, args.arguments),
+        two_stages_on_demand(),
+        _keeping_our_keys(),
+        _alone(),
+    ):
         try:
             runpy.run_path(str(script), run_name="__main__")
             distributed.stop()
