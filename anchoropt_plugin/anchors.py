@@ -289,18 +289,25 @@ def content_key(
 
 
 def cache_folder(setting: str = "") -> Path:
-    """Where learned anchors are kept: the setting, $ANCHOROPT_CACHE, or the user's cache folder."""
+    """Where learned anchors are kept: the setting, $ANCHOROPT_CACHE, or the user's cache folder.
+
+    Raises:
+        UserError: it is in a home folder, and there is none.
+    """
     chosen = setting or os.environ.get("ANCHOROPT_CACHE", "")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "anchoropt_plugin" / "anchors"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(base).expanduser() / "anchoropt_plugin" / "anchors"
+    except RuntimeError as error:
+        raise UserError(f"{chosen or base}: {error}: set HOME, or ANCHOROPT_CACHE") from error
 
 
 def recall(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:
     """The anchors (K, d) kept under ``key``, or None; a damaged file is learned again."""
     path = folder / f"{key}.pth.tar"
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  (that of a Path raises where it may not look)
         return None
     try:
         anchors = AnchorTokens.load(path)

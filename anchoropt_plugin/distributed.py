@@ -75,10 +75,16 @@ def start(use_cuda: bool) -> None:
         dist.init_process_group(backend, timeout=TIMEOUT)
 
 
+_parted: list[Any] = []
+
+
 def stop() -> None:
     """Part from the other processes, when all have come to this point."""
     if is_started():
         barrier()
+        # Kept until Python ends: where it goes at once, torch 2.4 holds Python's lock while it
+        # waits for the group's threads, of which one may wait for that lock.
+        _parted.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

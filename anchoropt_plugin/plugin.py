@@ -15,6 +15,7 @@ from .anchors import PUBLISHED_FILE, AnchorTokens
 from .config import AnchorOPTConfig
 from .errors import UserError
 from .finite import check_weights, checked_step, finite
+from .folder_lock import alone_in
 from .objective import PromptLoss
 from .position import AnchorPositionModule
 from .runtime.config.record import write_record
@@ -98,6 +99,10 @@ class TwoStages:
             parts = zip(*distributed.gathered((features.value.cpu(), labels.cpu())), strict=True)
             whole = [torch.cat(part).to(labels.device) for part in parts]
             yield whole[0], whole[1]
+
+    def train(self: Any) -> None:
+        with alone_in(self.output_dir):
+            super().train()  # type: ignore[misc]
 
     def before_train(self: Any) -> None:
         super().before_train()  # type: ignore[misc]

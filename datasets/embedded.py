@@ -97,6 +97,18 @@ def _shapes() -> Iterator[_Picture]:
 def _write_once(folder: Path, split_file: str, pictures: Callable[[], Iterator[_Picture]]) -> None:
     if (folder / split_file).is_file():
         return
+    try:
+        _write_beside(folder, split_file, pictures)
+    except OSError as error:
+        raise UserError(
+            f"{folder}, which is written on first use, cannot be: {error.strerror}; give another "
+            "--root"
+        ) from error
+
+
+def _write_beside(
+    folder: Path, split_file: str, pictures: Callable[[], Iterator[_Picture]]
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A hidden sibling is on the same file system, so the last step is one rename.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from rich.console import Console
 from anchoropt_plugin import UserError
 from anchoropt_plugin.command_line import Parser
 from anchoropt_plugin.errors import nearest
+from anchoropt_plugin.folder_lock import alone_in
 from anchoropt_plugin.runtime.config.merge import read_yaml
 
 from .estimate import Estimate, estimate
-from .execution import left
+from .execution import Event, left
 from .executors import EXECUTORS, add_arguments
 from .files import REPOSITORY, find
 from .plan import Job, Method, plan
@@ -128,7 +129,7 @@ def run_experiment(
         more: makes further rows of those of the runs.
 
     Raises:
-        UserError: the plan cannot be; nothing is written.
+        UserError: the plan cannot be, or another command works in that folder; nothing is written.
     """
     console = Console()
     place = EXECUTORS[args.executor]
@@ -142,9 +143,21 @@ def run_experiment(
     console.print(_of_plan(jobs, total, workers, estimate(jobs, workers, args.dry_run)))
     if args.dry_run:
         return 0
+    with alone_in(args.output_dir):
+        return _run_and_report(experiment, args, jobs, executor(jobs, workers), more, console)
+
+
+def _run_and_report(
+    experiment: Experiment,
+    args: argparse.Namespace,
+    jobs: Sequence[Job],
+    happenings: Generator[Event, None, None],
+    more: Callable[[Sequence[Job], pd.DataFrame], pd.DataFrame] | None,
+    console: Console,
+) -> int:
     started = time.time()
     todo = sum(len(left(job)) for job in jobs)
-    with contextlib.closing(executor(jobs, workers)) as events:
+    with contextlib.closing(happenings) as events:
         failed = follow(events, todo, console) if todo else []
     table = results(jobs)
     tell_failures(failed, console)

@@ -14,6 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if __name__ == "__main__":  # processes of single runs import this file, too
     from anchoropt_plugin.command_line import status_of
-    from experiments.demo import main
 
-    sys.exit(status_of(lambda: main(__doc__), interrupted="interrupted; run it again to go on"))
+    def _main() -> int:
+        # In here, as a package may be missing.
+        from experiments.demo import main
+
+        return main(__doc__)
+
+    sys.exit(status_of(_main, interrupted="interrupted; run it again to go on"))

@@ -20,6 +20,7 @@ from typing import Any
 from .. import distributed
 from ..config import extend_cfg
 from ..errors import UserError
+from ..folder_lock import alone_in
 from ..on_demand import two_stages_on_demand
 
 HELP = "run a repository's own train.py with --trainer X_AnchorOPT"
@@ -45,7 +46,12 @@ def run(args: argparse.Namespace) -> int:
     script = Path(args.script)
     if not script.is_file():
         raise UserError(f"there is no script {script}: give the path of the repository's train.py")
-    with _in_place_of_python(script, args.arguments), two_stages_on_demand(), _keeping_our_keys():
+    with (
+        _in_place_of_python(script, args.arguments),
+        two_stages_on_demand(),
+        _keeping_our_keys(),
+        _alone(),
+    ):
         try:
             runpy.run_path(str(script), run_name="__main__")
             distributed.stop()
@@ -95,6 +101,26 @@ def _keeping_our_keys() -> Iterator[None]:
         yield
     finally:
         config.clean_cfg = clean_cfg
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """The script's log is the first thing that it writes: by then its output folder is locked."""
+    utils: Any = importlib.import_module("dassl.utils")
+    setup_logger = utils.setup_logger
+    with contextlib.ExitStack() as locks:
+
+        def lock_and_set_up(output: str | None = None) -> None:
+            if output is not None:
+                is_file = output.endswith((".txt", ".log"))
+                locks.enter_context(alone_in(Path(output).parent if is_file else output))
+            setup_logger(output)
+
+        utils.setup_logger = lock_and_set_up
+        try:
+            yield
+        finally:
+            utils.setup_logger = setup_logger
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -9,17 +9,22 @@ import os
 import sys
 import time
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any, TextIO
 
 from ...distributed import is_main
+from ...folder_lock import alone_in
 
 
 class Logger:
-    """A stand-in for ``sys.stdout`` that also writes to a file.
+    """A stand-in for ``sys.stdout`` that also writes to a file, in a folder that is no one else's.
 
     Args:
-        fpath: The file; its folder is made where it is missing.
+        fpath: The file; its folder is made where it is missing, and locked until this is closed.
+
+    Raises:
+        UserError: Another process has the folder; nothing is written.
     """
 
     def __init__(self, fpath: str | Path) -> None:
@@ -28,9 +33,11 @@ class Logger:
         if isinstance(self.console, io.TextIOWrapper):
             # Class names are in any script, terminals are not.
             self.console.reconfigure(errors="backslashreplace")
-        Path(fpath).parent.mkdir(parents=True, exist_ok=True)
-        # By lines, so that the log of a run that is killed is there up to its last line.
         self.path = Path(fpath)
+        lock = contextlib.ExitStack()
+        lock.enter_context(alone_in(self.path.parent))
+        self._unlock = weakref.finalize(self, lock.close)  # at the latest when Python ends
+        # By lines, so that the log of a run that is killed is there up to its last line.
         self.file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def write(self, text: str) -> int:
@@ -44,8 +51,11 @@ class Logger:
         self.console.flush()
 
     def close(self) -> None:
-        """Close the file; the console stays open."""
-        self.file.close()
+        """Close the file and unlock its folder; the console stays open."""
+        try:
+            self.file.close()
+        finally:
+            self._unlock()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.console, name)
@@ -56,6 +66,9 @@ def setup_logger(output: str | None = None) -> None:
 
     A log that is there already is kept: the new one gets the time in its name. ``None`` does
     nothing. Of several processes the main one has a log, and the others print nothing.
+
+    Raises:
+        UserError: A run of another process has its log in that folder; nothing is written.
     """
     if output is None:
         return

@@ -1,0 +1,185 @@
+"""Without packages that are optional, without a home, without room to write: what does not need
+them works, and what does says so in one line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import train
+from anchoropt_plugin import UserError, anchors
+
+ROOT = Path(train.__file__).parent
+DIGITS = str(ROOT / "configs/datasets/digits.yaml")
+TINY = str(ROOT / "configs/trainers/CoOp/tiny.yaml")
+
+COMPARE = ["scripts/compare.py", "--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
+FEATURES = {
+    "pandas": (COMPARE, "experiments need pandas for their report: pip install -e '.[report]'"),
+    "matplotlib": (
+        ["scripts/demo.py"],
+        "experiments need matplotlib for their report: pip install -e '.[report]'",
+    ),
+    "submitit": (
+        [*COMPARE, "--executor", "slurm"],
+        "--executor slurm needs submitit: pip install -e '.[slurm]'",
+    ),
+    "openai": (
+        ["anchoropt_plugin", "describe", "cat", "--model", "x", "--output", "cat.json"],
+        "describe needs openai: pip install 'anchoropt-plugin[describe]'",
+    ),
+}
+"""By optional package: a command that needs it, and what that says without it."""
+
+
+def test_every_optional_package_is_here():
+    metadata = pytest.importorskip("tomllib", reason="Python 3.10 reads no toml")
+    extras = metadata.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    names = {Requirement(text).name for extra in extras.keys() - {"dev"} for text in extras[extra]}
+    assert names == FEATURES.keys()
+
+
+_ONE_BY_ONE = """
+import contextlib, io, json, runpy, sys
+root, features = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, root)
+for package, (argv, _) in features.items():
+    sys.modules[package] = None  # importing it fails now as if it were not installed
+    sys.argv = argv
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            if argv[0].endswith(".py"):
+                runpy.run_path(f"{root}/{argv[0]}", run_name="__main__")
+            else:
+                runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    del sys.modules[package]
+    print(json.dumps([package, status, errors.getvalue()]))
+"""
+
+
+def test_what_needs_a_package_says_what_to_install(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _ONE_BY_ONE, str(ROOT), json.dumps(FEATURES)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    wanted = [[package, 2, f"error: {line}\n"] for package, (_, line) in FEATURES.items()]
+    assert said == wanted
+    assert list(tmp_path.iterdir()) == []
+
+
+def words(tmp_path, *keys, root="data"):
+    return [
+        *("--root", str(tmp_path / root), "--output-dir", str(tmp_path / "out"), "--seed", "1"),
+        *("--dataset-config-file", DIGITS, "--config-file", TINY, "--trainer", "CoOp_AnchorOPT"),
+        *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"),
+        *("TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", *keys),
+    ]
+
+
+def test_a_run_without_any_of_them_nor_tensorboard(tmp_path):
+    packages = ["tensorboard", *FEATURES]
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({packages}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words(tmp_path)],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("TensorBoard is missing (pip install tensorboard)") == 1
+    assert "* accuracy: " in done.stdout
+    assert list((tmp_path / "out/tensorboard").iterdir()) == []
+
+
+def test_only_what_an_installation_brings_is_imported_by_the_package():
+    """Optional packages are imported where they are needed, in functions."""
+    for path in (*ROOT.glob("anchoropt_plugin/**/*.py"), *ROOT.glob("datasets/**/*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} & FEATURES.keys(), path
+
+
+@pytest.mark.parametrize("home", ["a file", "nowhere", "read-only"])
+def test_a_run_without_a_home_says_once_that_anchors_are_not_kept(
+    tmp_path, monkeypatch, capsys, home
+):
+    (tmp_path / "a file").touch()
+    homes = {"a file": tmp_path / "a file", "nowhere": Path("/proc/nowhere"), "read-only": "/proc"}
+    monkeypatch.setenv("HOME", str(homes[home]))
+    for name in ("ANCHOROPT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert train.main(words(tmp_path)) == 0
+    said = capsys.readouterr()
+    assert said.out.count(f"cannot keep the anchors in {homes[home]}/.cache/anchoropt_plugin") == 1
+    assert said.out.count("they are learned anew") == 1
+    assert said.err == ""
+
+
+def test_nobody_has_a_home(monkeypatch):
+    def expanduser(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ANCHOROPT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    with pytest.raises(UserError, match=r"home directory.*: set HOME, or ANCHOROPT_CACHE"):
+        anchors.cache_folder()
+
+
+def test_a_cache_that_may_not_be_looked_into_has_nothing():
+    assert anchors.recall(Path("x" * 300), "key", (1, 8)) is None  # the kernel refuses to look
+
+
+def test_pictures_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert train.main(words(tmp_path, root="file/data")) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/file/data/digits, which is written on first use, cannot be: "
+        "Not a directory; give another --root\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_may_not_be_written_to(tmp_path, capsys):
+    """Pictures and split are there; the draw cannot be noted, and is the same again."""
+
+    def results():
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]
+
+    assert train.main(words(tmp_path)) == 0
+    noted = results()
+    draws = tmp_path / "data/digits/split_fewshot"
+    shutil.rmtree(draws)
+    draws.touch()  # a file in the way, for whoever runs this as root
+    before = sorted((tmp_path / "data").rglob("*"))
+    assert train.main(words(tmp_path, "OUTPUT_DIR", str(tmp_path / "again"))) == 0
+    assert results() == noted
+    assert sorted((tmp_path / "data").rglob("*")) == before

@@ -1,0 +1,262 @@
+"""Of two commands at once in one output folder the second is refused; a killed one stops nobody."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import dassl.utils
+import train
+from anchoropt_plugin import UserError, folder_lock
+from anchoropt_plugin.__main__ import main as command
+from anchoropt_plugin.folder_lock import LOCK, alone_in
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from experiments.compare import main as compare
+from trainers.coop import CoOp
+
+ROOT = Path(train.__file__).parent
+
+
+@contextmanager
+def child(work):
+    """A process that calls ``work`` with a function which says that it has come so far, and waits.
+
+    Gives its number once it has; it is killed at the end.
+    """
+    said, say = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+
+        def wait():
+            os.write(say, b"!")
+            signal.pause()
+
+        try:
+            os.close(said)
+            work(wait)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(say)
+    with os.fdopen(said, "rb") as file:
+        arrived = file.read(1)
+    try:
+        assert arrived, "it ended before it came so far"
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def holder(folder):
+    """A process that holds the lock of ``folder``."""
+
+    def work(wait):
+        with alone_in(folder):
+            wait()
+
+    return child(work)
+
+
+def state_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def words(tmp_path):
+    def build(*flags, out="out", trainer="CoOp"):
+        return [
+            *("--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / out)),
+            *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
+            *("--config-file", str(ROOT / "configs/trainers/CoOp/tiny.yaml"), "--seed", "1"),
+            *("--trainer", trainer, *flags, "DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "2"),
+            *("TRAIN.CHECKPOINT_FREQ", "1", "USE_CUDA", "False"),
+            *("DATASET.SUBSAMPLE_CLASSES", "base"),
+        ]
+
+    return build
+
+
+def test_the_second_run_is_refused_and_changes_nothing(words, tmp_path, monkeypatch, capsys):
+    class Waits(CoOp):
+        """Waits in its second epoch."""
+
+        def forward_backward(self, batch):
+            if self.epoch == 1:
+                wait()
+            return super().forward_backward(batch)
+
+    wait = None
+
+    def first(waits):
+        nonlocal wait
+        wait = waits
+        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "CoOp", Waits)
+        train.main(words())
+
+    out = tmp_path / "out"
+    with child(first) as pid:
+        before = state_of(out)
+        capsys.readouterr()
+        assert train.main(words()) == 2
+        assert capsys.readouterr().err == (
+            f"error: {out} is in use by process {pid} on {platform.node()}: wait until that is "
+            f"done, or give another --output-dir; if it is no more, remove {out / LOCK}\n"
+        )
+        assert state_of(out) == before
+        flags = ["--eval-only", "--model-dir", str(out), "--load-epoch", "1"]
+        assert train.main(words(*flags)) == 2
+        assert train.main(words(*flags, out="elsewhere")) == 0
+        assert state_of(out) == before
+    assert (out / LOCK).exists()
+    capsys.readouterr()
+    assert train.main(words()) == 0
+    assert "Previous epoch: 1" in capsys.readouterr().out
+    assert not list(out.rglob(".*"))
+
+
+def test_a_killed_run_holds_nothing_even_if_its_workers_live_on(tmp_path):
+    told, tell = os.pipe()
+
+    def work(wait):
+        with alone_in(tmp_path):
+            worker = os.fork()
+            if worker == 0:
+                signal.pause()
+            os.write(tell, str(worker).encode())
+            wait()
+
+    with child(work):
+        worker = int(os.read(told, 20))
+    try:
+        with alone_in(tmp_path):
+            assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.close(told), os.close(tell)
+
+
+def test_blocks_may_be_in_each_other_and_a_fork_has_none_of_them(tmp_path):
+    with alone_in(tmp_path):
+        with alone_in(tmp_path / "." / ".." / tmp_path.name):
+            pass
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                with alone_in(tmp_path):
+                    pass
+            except UserError:
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert (tmp_path / LOCK).exists()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_never_two_at_a_time(tmp_path):
+    """The lock's file comes and goes; each process counts on what it read before."""
+    (tmp_path / "count").write_text("0")
+    rounds, children = 100, []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            done = 0
+            try:
+                while done < rounds:
+                    try:
+                        with alone_in(tmp_path / "out"):
+                            count = int((tmp_path / "count").read_text())
+                            (tmp_path / "count").write_text(str(count + 1))
+                        done += 1
+                    except UserError:
+                        os.sched_yield()
+            finally:
+                os._exit(done != rounds)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    assert int((tmp_path / "count").read_text()) == 4 * rounds
+
+
+def test_of_several_processes_the_main_one_locks(tmp_path, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with holder(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with alone_in(tmp_path):
+            pass
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(UserError, match="in use by process"), alone_in(tmp_path):
+            pass
+
+
+def test_a_folder_that_cannot_be_locked_is_told(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", refuse)
+    with alone_in(tmp_path):
+        assert "see that one run writes there" in caplog.text
+
+
+def test_what_is_in_the_file_is_shown_as_text(tmp_path):
+    with holder(tmp_path):
+        (tmp_path / LOCK).write_bytes(b"\x1b[2J\n\xff" + b"x" * 9999)
+        with pytest.raises(UserError) as caught, alone_in(tmp_path):
+            pass
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_second_comparison_is_refused(tmp_path):
+    out = tmp_path / "out"
+    words = ["--hosts", "CoOp", "--datasets", "digits", "--config", "tiny", "--seeds", "1"]
+    words += ["--shots", "2", "--root", str(tmp_path), "--output-dir", str(out)]
+    with holder(out) as pid:
+        before = state_of(tmp_path)
+        with pytest.raises(UserError, match=f"out is in use by process {pid} on "):
+            compare("", words)
+        assert state_of(tmp_path) == before
+
+
+def test_a_trainer_under_another_train_py(words, tmp_path):
+    trainer = build_trainer(
+        train.setup_cfg(train.build_parser().parse_args(words(trainer="CoOp_AnchorOPT")))
+    )
+    with holder(tmp_path / "out"), pytest.raises(UserError, match="in use by process"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
+
+
+SCRIPT = """
+import argparse
+from dassl.utils import setup_logger
+parser = argparse.ArgumentParser()
+parser.add_argument("--output-dir")
+setup_logger(parser.parse_args().output_dir)
+print("at work")
+"""
+
+
+@pytest.mark.parametrize("name", ["", "log.txt", "own.log"])
+def test_the_log_of_a_dassl_that_locks_nothing(tmp_path, monkeypatch, capsys, name):
+    def setup_logger(output=None):
+        Path(output or tmp_path, "written").touch()
+
+    monkeypatch.setattr(dassl.utils, "setup_logger", setup_logger)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    words = ["run", str(tmp_path / "train.py"), "--output-dir", str(tmp_path / "out" / name)]
+    with holder(tmp_path / "out"):
+        assert command(words) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path}/out is in use by process")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
+    assert dassl.utils.setup_logger is setup_logger
