@@ -5,7 +5,7 @@ ENV    := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(ENV)/bin/python
 READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo compare ablate test lint bench chaos clean
+.PHONY: help demo compare ablate test lint bench chaos matrix clean
 
 help:
 	@echo "make demo     zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits, with a report"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint     linters and type checker alone"
 	@echo "make bench    the plain way and ours side by side: time, memory, equality (about ten minutes)"
 	@echo "make chaos    kill runs at random places and go on: what they leave is compared (minutes)"
+	@echo "make matrix   the tests on each Python of this machine, with the oldest and the newest torch"
 	@echo "make clean    remove .venv, output/ and caches"
 
 $(PYTHON):
@@ -54,5 +55,9 @@ bench: $(READY)
 chaos: $(READY)
 	OMP_NUM_THREADS=1 $(PYTHON) scripts/chaos.py
 
+# Installs gigabytes into .nox; noxfile.py says what is run, docs/reliability.md what came out.
+matrix: $(READY)
+	$(PYTHON) -m nox
+
 clean:
-	rm -rf .venv output .pytest_cache .ruff_cache .mypy_cache .coverage
+	rm -rf .venv .nox output .pytest_cache .ruff_cache .mypy_cache .coverage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,6 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from .linear import frozen_linear
 from .packing import Packing
+
+# torch 2.4 calls what it has deprecated itself.
+warnings.filterwarnings(
+    "ignore", r"`torch\.cpu\.amp\.autocast", FutureWarning, r"torch\.utils\.checkpoint"
+)
 
 
 def attend(attention: Any, x: Tensor, packing: Packing, n_sets: int, only_eot: bool) -> Tensor:

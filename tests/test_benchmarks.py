@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import flop_registry
 
 from anchoropt_plugin.anchors import AnchorPrompts
 from anchoropt_plugin.clip_models import tokenize
@@ -143,6 +144,10 @@ def test_class_names_have_one_to_eight_tokens_and_three_on_average():
     assert names == harness.class_names(50)
 
 
+@pytest.mark.skipif(
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu not in flop_registry,
+    reason="this version of torch counts no FLOPs of attention on the CPU",
+)
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_cost_model_agrees_with_counted_flops(backward, bench):
     clip = bench.clip()

@@ -1,4 +1,4 @@
-"""The two things in an installed Dassl that newer versions of torch break."""
+"""The two things in an installed Dassl that are broken: newer versions of torch break them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.optim.lr_scheduler import LRScheduler
-from torch.torch_version import TorchVersion
 
 from ..checkpoints import load
 from .optim.lr_scheduler import load_warmup_state, warmup_state
@@ -21,14 +19,14 @@ _logger = logging.getLogger("anchoropt_plugin")
 def repair_dassl() -> None:
     """Repair Dassl's warm-up schedulers and its ``load_checkpoint``, where they are broken.
 
-    The schedulers pass ``verbose``, which torch 2.7 took away; ``load_checkpoint`` cannot read
-    Dassl's own checkpoints since torch 2.6, as they hold a pickled scheduler. A second call
-    finds nothing to do. Each repair is logged as a warning, as the user should know of it.
+    The schedulers pass ``verbose``, which torch 2.7 took away; ``load_checkpoint`` runs code from
+    checkpoints before torch 2.6, and since then cannot read Dassl's own, as they hold a pickled
+    scheduler. A second call finds nothing to do. Each repair is logged as a warning, as the user
+    should know of it.
     """
     if "verbose" not in inspect.signature(LRScheduler).parameters:
         _repair_warmup()
-    if TorchVersion(torch.__version__) >= "2.6":
-        _repair_load_checkpoint()
+    _repair_load_checkpoint()
 
 
 def _warmup_init(

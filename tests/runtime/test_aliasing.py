@@ -8,9 +8,11 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from inspect import signature
 from pathlib import Path
 
 import pytest
+from torch.optim.lr_scheduler import LRScheduler
 
 import anchoropt_plugin
 from anchoropt_plugin import runtime
@@ -207,9 +209,11 @@ def test_an_installed_dassl_wins_and_is_repaired(tmp_path):
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout.splitlines()[-1])
     assert report["file"] == str(tmp_path / "dassl" / "__init__.py")
-    assert len(report["messages"]) == 2, "each repair is named once"
-    assert "dassl.optim.lr_scheduler" in report["messages"][0]
-    assert "dassl.utils.load_checkpoint" in report["messages"][1]
+    # The schedulers are broken since torch 2.7.
+    broken = ["dassl.optim.lr_scheduler"] * ("verbose" not in signature(LRScheduler).parameters)
+    broken.append("dassl.utils.load_checkpoint")
+    named = [message.removeprefix("repaired ").partition(":")[0] for message in report["messages"]]
+    assert named == broken, "each repair is named once"
     assert report["same"]
     assert report["keys"] == ["TRAINER", "NAME", "ANCHOROPT"]
     assert report["position"] == "sinkhorn"

@@ -1,0 +1,52 @@
+"""The tests on several versions of Python and torch: `make matrix`, or `nox --session lint`.
+
+What this machine has no interpreter for is skipped, and named so at the end. With the source of
+Dassl in a folder, `DASSL=<folder> make matrix` runs the tests that need it, too. `SELECTION="tests
+anchoropt_plugin datasets docs" make matrix` runs everything.
+"""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+TORCH = {"2.4": ["torch==2.4.*", "torchvision==0.19.*"], "newest": []}
+"""What is installed besides the package, whose own range takes the newest."""
+SELECTION = (
+    *("anchoropt_plugin", "tests/runtime", "tests/test_anchors.py", "tests/test_checkpoints.py"),
+    *("tests/test_environment.py", "tests/test_fast_text.py", "tests/test_folder_lock.py"),
+    *(
+        "tests/test_hooks.py",
+        "tests/test_hosts.py",
+        "tests/test_plugin.py",
+        "tests/test_position.py",
+    ),
+    *("tests/test_train_cli.py", "tests/test_train_process.py", "tests/test_distributed.py"),
+    "tests/test_with_dassl.py",
+)
+"""What depends on Python and torch; the rest depends on them through it."""
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("torch", list(TORCH))
+def tests(session: nox.Session, torch: str) -> None:
+    """Run the tests on a version of torch."""
+    if torch == "2.4" and session.python == "3.13":
+        session.skip("torch 2.4 is not made for Python 3.13")
+    session.install("-e", ".[report,slurm,describe,dev]", *TORCH[torch])
+    selection = os.environ.get("SELECTION", "").split() or SELECTION
+    session.run("pytest", "-q", "-n", "2", *selection, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check syntax and types for each Python, which needs none of their interpreters."""
+    session.install("ruff", "mypy", "-e", ".")
+    for version in PYTHONS:
+        session.run("ruff", "check", "--target-version", f"py{version.replace('.', '')}", ".")
+        session.run("mypy", "--python-version", version)
