@@ -1,6 +1,7 @@
 """On Dassl itself: a run trains, goes on, is tested, and is alone in its folder.
 
-Dassl is on no registry: `DASSL=<folder of its source> pytest tests/test_with_dassl.py`.
+Dassl is on no registry: `DASSL=<folder of its source> pytest tests/test_with_dassl.py`, with what
+it imports (gdown, tabulate) installed.
 """
 
 from __future__ import annotations
