@@ -17,7 +17,7 @@ from anchoropt_plugin import AnchorTokens, anchoropt
 from anchoropt_plugin.clip_models import load_clip, tokenize
 from anchoropt_plugin.runtime.utils import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from trainers import host
+from trainers import prompted_clip
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["OPTIM.MAX_EPOCH", "3", "TRAINER.COOP.N_CTX", "4", "DATASET.NUM_SHOTS", "8"]
@@ -413,7 +413,7 @@ def test_a_published_switch_on_a_trainer_without_anchoropt_is_told(root, tmp_pat
 def test_a_checkpoint_that_does_not_fit(
     trained, root, tmp_path, capsys, change, message, monkeypatch
 ):
-    monkeypatch.setattr(host, "load_clip", lambda name: load_clip("tiny"))
+    monkeypatch.setattr(prompted_clip, "load_clip", lambda name: load_clip("tiny"))
     flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "3"]
     assert train.main(command(root, tmp_path, flags=flags, keys=change)) == 2
     (line,) = capsys.readouterr().err.splitlines()
