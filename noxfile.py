@@ -18,16 +18,11 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 TORCH = {"2.4": ["torch==2.4.*", "torchvision==0.19.*"], "newest": []}
 """What is installed besides the package, whose own range takes the newest."""
 SELECTION = (
-    *("anchoropt_plugin", "tests/runtime", "tests/test_anchors.py", "tests/test_checkpoints.py"),
-    *("tests/test_environment.py", "tests/test_fast_text.py", "tests/test_folder_lock.py"),
-    *(
-        "tests/test_hooks.py",
-        "tests/test_hosts.py",
-        "tests/test_plugin.py",
-        "tests/test_position.py",
-    ),
-    *("tests/test_train_cli.py", "tests/test_train_process.py", "tests/test_distributed.py"),
-    "tests/test_with_dassl.py",
+    "anchoropt_plugin tests/runtime tests/test_anchors.py tests/test_checkpoints.py "
+    "tests/test_distributed.py tests/test_environment.py tests/test_fast_text.py "
+    "tests/test_folder_lock.py tests/test_hooks.py tests/test_hosts.py tests/test_loading.py "
+    "tests/test_plugin.py tests/test_position.py tests/test_train_cli.py "
+    "tests/test_train_process.py tests/test_with_dassl.py"
 )
 """What depends on Python and torch; the rest depends on them through it."""
 
@@ -41,7 +36,7 @@ def tests(session: nox.Session, torch: str) -> None:
     session.install("-e", ".[report,slurm,describe,dev]", *TORCH[torch])
     if os.environ.get("DASSL"):
         session.install("gdown", "tabulate")  # which it imports
-    selection = os.environ.get("SELECTION", "").split() or SELECTION
+    selection = os.environ.get("SELECTION", SELECTION).split()
     session.run("pytest", "-q", "-n", "2", *selection, env={"OMP_NUM_THREADS": "1"})
 
 
