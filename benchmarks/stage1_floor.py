@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
     bench = Bench(sizes, torch.device("cpu"), torch.float32, ROUNDS, 0, ())
     side = stage_one(bench, 50).ours[0]
     products = recorded(side.step)
+    if not products:
+        raise SystemExit("this build of PyTorch has no oneDNN, through which they are recorded")
 
     def again() -> None:
         for x, weight, bias in products:

@@ -14,7 +14,16 @@ from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.fast_text import FastForward
 from anchoropt_plugin.self_check import TOLERANCE
 from anchoropt_plugin.text_encoder import TextTower
-from benchmarks import evaluate, harness, many_classes, stage1, tables, text_branch, train_step
+from benchmarks import (
+    evaluate,
+    harness,
+    many_classes,
+    stage1,
+    stage1_floor,
+    tables,
+    text_branch,
+    train_step,
+)
 from benchmarks.harness import Bench, Case, Sizes
 
 SMALL = Sizes(32, 32, 2, 64, 8, 77, 49408, 64, 4, 2)
@@ -110,6 +119,16 @@ def test_a_fast_branch_that_shares_no_prefix_fails(monkeypatch, capsys):
     monkeypatch.setattr(FastForward, "_shared", lambda self, prompts, limit: (0, False))
     assert text_branch.main(QUICK, SMALL) == 1
     assert "compute more than" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_floor_of_stage_one_is_its_matrix_products(capsys):
+    side = stage1.stage_one(Bench(SMALL, torch.device("cpu"), torch.float32, 1, 0, ()), 50).ours[0]
+    products = stage1_floor.recorded(side.step)
+    flops = sum(2 * x.shape[0] * weight.numel() for x, weight, _ in products)
+    assert 0.6 * side.cost.flops < flops <= 1.25 * side.cost.flops
+    assert sum(stage1_floor.shares(side.step).values()) == pytest.approx(1)
+    assert stage1_floor.main([], SMALL) == 0
+    assert "its matrix products alone" in capsys.readouterr().out
 
 
 def test_ours_alone_where_the_plain_way_cannot_be_run(bench):
