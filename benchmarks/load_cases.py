@@ -11,7 +11,6 @@ import os
 import random
 import re
 from collections.abc import Callable, Generator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,12 +191,12 @@ def _finish_one(run: Run, left: Path, log: str) -> None:
 
 # ---------------------------------------------------------------------- descriptions
 PER_CLASS = 48
-LIMIT = 10
+LIMIT = 5
 """``MAX_TEMPLATE_LENGTH``, of which stage 1 reads each class's first."""
 
 
 def many_descriptions(n: int, folder: Path) -> Parts:
-    """A json of ``n`` bytes, 48 sentences a class: all are read, 10 of each are learned from."""
+    """A json of ``n`` bytes, 48 sentences a class: all are read, 5 of each are learned from."""
     path, names = folder / "descriptions.json", unlike(IMAGENET_21K)
     rest = "is often seen outside, in a bright place with trees, by people who know it"
     written, described = 2, []
