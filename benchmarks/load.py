@@ -3,10 +3,10 @@
     python benchmarks/load.py            # all of them; make load
     python benchmarks/load.py runs       # one
 
-Each size is measured in a process of its own. Time is a CPU core's, so that of a busy machine is the
-same; memory is the largest resident set, beyond that after the imports. The exponent is the slope
-of log time over log size: 1 where twice as much takes twice as long. It fails where the exponent of a part that takes a second
-is above 1.2, or where memory is above what the case says in ``load_cases.py``.
+Each size is measured in a process of its own. Time is a CPU core's, which a busy machine changes
+little; memory is the largest resident set, beyond that after the imports. The exponent is the slope
+of log time over log size: 1 where twice as much takes twice as long. It fails where the exponent of
+a part that takes a second is above 1.2, or where memory is above what ``load_cases.py`` allows.
 """
 
 from __future__ import annotations

@@ -142,6 +142,7 @@ def many_pictures(n: int, folder: Path) -> Parts:
 
 # ---------------------------------------------------------------------- runs
 SEEDS = 5
+EPOCHS = 20
 HOSTS = ("CoOp", "CoCoOp", "MaPLe")
 OF_A_SET = 2 * (2 * len(HOSTS) * SEEDS + 1)
 """Runs on a data set: a training and a test of each method and seed, two tests of zero-shot."""
@@ -165,26 +166,28 @@ def many_runs(n: int, folder: Path) -> Parts:
 
 
 def _finish(protocol: Protocol, out: Path, folder: Path) -> None:
-    """Leave in each run's folder what a real run has left; its numbers are drawn."""
-    one = configured(folder, folder, "digits", "OPTIM.MAX_EPOCH", "20", "DATASET.NUM_SHOTS", "1")
-    train.run(one, train.build_parser().parse_args([]))
-    left = folder / "out"
-    log = (left / "log.txt").read_text()
+    """Leave in each run's folder what a real run has left; its accuracy is drawn."""
+    keys = ["OPTIM.MAX_EPOCH", str(EPOCHS), "DATASET.NUM_SHOTS", "1"]
+    real = configured(folder, folder, "digits", *keys)
+    train.run(real, train.build_parser().parse_args([]))
+    log = (folder / "out" / "log.txt").read_text()
     draw = random.Random(0)
     methods = compare._methods(HOSTS, "tiny", {}, protocol.datasets)
     for run in (run for job in plan(protocol, methods, folder, out, []) for run in job.runs):
-        _finish_one(run, left, re.sub(r"(?<=\* correct: ).*", str(draw.randint(300, 400)), log))
+        leave(run, re.sub(r"(?<=\* correct: ).*", str(draw.randint(300, 400)), log))
+        if run.trains:
+            for name in ("position.jsonl", "anchoropt.json"):
+                (run.folder / name).write_bytes((folder / "out" / name).read_bytes())
 
 
-def _finish_one(run: Run, left: Path, log: str) -> None:
+def leave(run: Run, log: str) -> None:
+    """Leave in a run's folder what tells that it is finished."""
     run.folder.mkdir(parents=True)
     cfg = train.setup_cfg(train.build_parser().parse_args(list(run.argv)))
     (run.folder / RECORD).write_text(cfg.dump())
     if run.trains:
-        for name in ("position.jsonl", "anchoropt.json", "classes.json"):
-            (run.folder / name).write_bytes((left / name).read_bytes())
         (run.folder / "prompt_learner").mkdir()
-        (run.folder / "prompt_learner" / "checkpoint").write_text("model.pth.tar-20")
+        (run.folder / "prompt_learner" / "checkpoint").write_text(f"model.pth.tar-{EPOCHS}")
     (run.folder / "log.txt").write_text(log)
     write_facts({"seconds": 1.0, "commit": "", "device": "cpu", "torch": "2"}, run.folder)
 
