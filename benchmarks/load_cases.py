@@ -226,6 +226,6 @@ LOADS = {
     "pictures": Load(many_pictures, "pictures", (12_500, 25_000, 50_000, 100_000), 1_000),
     "runs": Load(many_runs, "runs", tuple(OF_A_SET * sets for sets in (2, 4, 8, 17)), 100_000),
     "descriptions": Load(
-        many_descriptions, "bytes", tuple(round(part * MB) for part in (12.5, 25, 50, 100)), 5
+        many_descriptions, "bytes", tuple(round(part * MB) for part in (12.5, 25, 50, 100)), 12
     ),
 }
