@@ -223,7 +223,7 @@ def many_descriptions(n: int, folder: Path) -> Parts:
 
 LOADS = {
     "classes": Load(
-        many_classes, "classes", (2_730, 5_460, 10_920, IMAGENET_21K), 200_000, 1_300 * MB
+        many_classes, "classes", (2_730, 5_460, 10_920, IMAGENET_21K), 320_000, 900 * MB
     ),
     "pictures": Load(many_pictures, "pictures", (12_500, 25_000, 50_000, 100_000), 1_000),
     "runs": Load(many_runs, "runs", tuple(OF_A_SET * sets for sets in (2, 4, 8, 17)), 100_000),
