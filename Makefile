@@ -59,6 +59,7 @@ chaos: $(READY)
 # Installs gigabytes into .nox; noxfile.py says what is run, docs/reliability.md what came out.
 matrix: $(READY)
 	$(PYTHON) -m nox
+
 # Fails where time grows faster than what there is to do, or memory beyond bounds; the same page.
 load: $(READY)
 	$(PYTHON) benchmarks/load.py
