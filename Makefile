@@ -5,7 +5,7 @@ ENV    := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(ENV)/bin/python
 READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo compare ablate test lint bench chaos matrix clean
+.PHONY: help demo compare ablate test lint bench chaos matrix load clean
 
 help:
 	@echo "make demo     zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits, with a report"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench    the plain way and ours side by side: time, memory, equality (about ten minutes)"
 	@echo "make chaos    kill runs at random places and go on: what they leave is compared (minutes)"
 	@echo "make matrix   the tests on each Python of this machine, with the oldest and the newest torch"
+	@echo "make load     very many classes, pictures, runs, descriptions: time and memory (half an hour)"
 	@echo "make clean    remove .venv, output/ and caches"
 
 $(PYTHON):
@@ -58,6 +59,10 @@ chaos: $(READY)
 # Installs gigabytes into .nox; noxfile.py says what is run, docs/reliability.md what came out.
 matrix: $(READY)
 	$(PYTHON) -m nox
+
+# Fails where time grows faster than what there is to do, or memory beyond bounds; the same page.
+load: $(READY)
+	$(PYTHON) benchmarks/load.py
 
 clean:
 	rm -rf .venv .nox output .pytest_cache .ruff_cache .mypy_cache .coverage

@@ -9,11 +9,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from . import checkpoints
 from .clip_models import tokenize
@@ -30,6 +32,10 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
 INIT_STD = 0.02
+CHUNK = 1_000
+"""Classes encoded at once: the activations of more are computed again in the backward pass."""
+SENTENCES = 512
+"""Descriptions encoded at once."""
 
 ImageBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives one epoch of (L2-normalised image features (B, e), labels (B,))."""
@@ -87,9 +93,24 @@ class AnchorPrompts:
 
     def encode(self, anchors: Tensor) -> Tensor:
         """L2-normalised text features (C, e) in float32 for ``anchors`` (K, d)."""
-        tokens = anchors.to(self.frame.dtype).expand(len(self.frame), -1, -1)
-        prompts = torch.cat([self.frame[:, :1], tokens, self.frame[:, 1 + self.length :]], 1)
-        features = self.tower.encode(prompts, self.eot, self.n_shared, rest_is_constant=True)
+        starts = range(0, len(self.eot), CHUNK)
+        if len(starts) == 1:
+            return self._encode_chunk(anchors, 0)
+        parts = [
+            # Without a graph to save for it only calls the function.
+            checkpoint(
+                self._encode_chunk, anchors, start, use_reentrant=False, preserve_rng_state=False
+            )
+            for start in starts
+        ]
+        return torch.cat(parts)
+
+    def _encode_chunk(self, anchors: Tensor, start: int) -> Tensor:
+        """The features of up to ``CHUNK`` classes from ``start`` on."""
+        frame, eot = self.frame[start : start + CHUNK], self.eot[start : start + CHUNK]
+        tokens = anchors.to(frame.dtype).expand(len(frame), -1, -1)
+        prompts = torch.cat([frame[:, :1], tokens, frame[:, 1 + self.length :]], 1)
+        features = self.tower.encode(prompts, eot, self.n_shared, rest_is_constant=True)
         return F.normalize(features.float(), dim=-1)
 
 
@@ -260,13 +281,21 @@ class AnchorTokens:
 def _targets(tower: TextTower, descriptions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
     """Mean description features (C, e), and the part of the loss that they leave out.
 
-    The mean over m of (a − t_m)² is (a − t̄)² plus the mean of t_m² − t̄², which is constant.
+    The mean over m of (a − t_m)² is (a − t̄)² plus the mean of t_m² − t̄², which is constant. A
+    sentence's feature is held until its class is complete.
     """
-    counts = [len(sentences) for sentences in descriptions]
-    features = tower.encode_texts([s for sentences in descriptions for s in sentences])
-    means = torch.stack([part.mean(0) for part in features.split(counts)])
-    squares = torch.stack([part.square().mean(0) for part in features.split(counts)])
-    return means, (squares - means.square()).mean()
+    sentences = chain.from_iterable(descriptions)
+    means, squares = [], []
+    waiting = torch.empty(0, tower.clip.text_projection.shape[1], device=tower.device)
+    for count in map(len, descriptions):
+        while len(waiting) < count:
+            batch = list(islice(sentences, SENTENCES))
+            waiting = torch.cat([waiting, tower.encode_texts(batch)])
+        features, waiting = waiting[:count], waiting[count:]
+        means.append(features.mean(0))
+        squares.append(features.square().mean(0))
+    mean = torch.stack(means)
+    return mean, (torch.stack(squares) - mean.square()).mean()
 
 
 def content_key(

@@ -106,19 +106,23 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     >>> tokenize(["a photo of a star."])[0, :8].tolist()
     [49406, 320, 1125, 539, 320, 1565, 269, 49407]
     """
-    for text in texts:
+    tokenizer = _tokenizer()
+    start, end = (tokenizer.encoder[f"<|{word}oftext|>"] for word in ("start", "end"))
+    tokens = torch.zeros(len(texts), CONTEXT_LENGTH, dtype=torch.long)
+    for row, text in zip(tokens, texts, strict=True):
         if len(text) > _LONGEST_TEXT:
             raise UserError(
                 f"a text has {len(text)} letters, and CLIP reads {CONTEXT_LENGTH} tokens at most; "
                 f"shorten it: {text[:_SHOWN]!r} …"
             )
-        count = len(_tokenizer().encode(text)) + 2
-        if count > CONTEXT_LENGTH:
+        numbers = [start, *tokenizer.encode(text), end]
+        if len(numbers) > CONTEXT_LENGTH:
             raise UserError(
-                f"a text has {count} tokens, CLIP reads {CONTEXT_LENGTH} at most; "
+                f"a text has {len(numbers)} tokens, CLIP reads {CONTEXT_LENGTH} at most; "
                 f"shorten it: {text[:_SHOWN]!r}{' …' if len(text) > _SHOWN else ''}"
             )
-    return clip.tokenize(list(texts), context_length=CONTEXT_LENGTH)
+        row[: len(numbers)] = torch.tensor(numbers)
+    return tokens
 
 
 def unknown_words(model: CLIP, texts: Sequence[str]) -> list[str]:

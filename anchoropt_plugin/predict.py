@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Predictor:
     """A trained model, and the names of its classes; ``load_predictor`` makes one.
 
     Attributes:
-        classes: names of the C classes, in the order of their labels.
+        classes: names of the C classes, in the order of their labels; some may share a name.
         batch_size: pictures encoded at once, ``DATALOADER.TEST.BATCH_SIZE``.
     """
 
@@ -48,9 +49,17 @@ class Predictor:
         Raises:
             UserError: the picture cannot be read.
         """
-        probabilities = self.probabilities([picture])[0]
-        order = probabilities.argsort(descending=True).tolist()
-        return {self.classes[label]: float(probabilities[label]) for label in order}
+        return self.by_name(self.probabilities([picture])[0])
+
+    def by_name(self, probabilities: Tensor) -> dict[str, float]:
+        """Probabilities (C) by class name, the most likely one first.
+
+        Classes of one name, as ImageNet has them, are one here, with the sum of theirs.
+        """
+        sums: dict[str, float] = {}
+        for name, probability in zip(self.classes, probabilities.tolist(), strict=True):
+            sums[name] = sums.get(name, 0.0) + probability
+        return dict(sorted(sums.items(), key=lambda entry: entry[1], reverse=True))
 
     @torch.no_grad()
     def probabilities(self, pictures: Sequence[Picture]) -> Tensor:
@@ -106,7 +115,10 @@ def load_predictor(
     """
     folder = Path(model_dir)
     cfg = _recorded_cfg(folder)
-    names = _checked(_recorded_classes(folder) if classes is None else list(classes))
+    names = _named(_recorded_classes(folder) if classes is None else list(classes))
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice and classes is not None:  # a data set may have several, as ImageNet has
+        raise UserError(f"the class {twice[0]!r} was given more than once")
     trainer = without_data(_trainer_class(cfg.TRAINER.NAME), names)(cfg)
     epoch = _tested_epoch(trainer, folder) if epoch is None else epoch
     try:
@@ -153,13 +165,10 @@ def _recorded_classes(folder: Path) -> list[str]:
     return names
 
 
-def _checked(names: list[str]) -> list[str]:
-    """The class names, each of them once."""
+def _named(names: list[str]) -> list[str]:
+    """The class names, where each is one."""
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise UserError("a class without a name was given: name one at least, and each of them")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"the class {twice[0]!r} was given more than once")
     return names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from anchoropt_plugin.errors import UserError
@@ -58,11 +59,14 @@ def read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
     Raises:
         UserError: There is no such file, or a line without a class name.
     """
-    names = {}
+    known, names = set(folders), {}
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
         if line:
-            known = [folder for folder in folders if line.startswith(f"{folder} ")]
-            folder = max(known, key=len, default=line.partition(" ")[0])
+            beginnings = [line[: blank.start()] for blank in re.finditer(" ", line)]
+            folder = next(
+                (folder for folder in reversed(beginnings) if folder in known),
+                line.partition(" ")[0],
+            )
             names[folder] = line.removeprefix(folder).strip()
             if not names[folder]:
                 raise UserError(f"{path}, line {number}: no class name after {folder!r}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 import train
@@ -254,8 +253,13 @@ class _Planner:
             tuple(argv),
             folder,
             model,
-            settings=dict(flattened(yaml.safe_load(cfg.dump()))),
+            settings={key: _as_in_yaml(value) for key, value in flattened(cfg)},
         )
+
+
+def _as_in_yaml(value: Any) -> Any:
+    """A value as a run's config.yaml has it."""
+    return [*map(_as_in_yaml, value)] if isinstance(value, (list, tuple)) else value
 
 
 def _job(runs: list[Run]) -> Job:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +75,27 @@ def outcome(run: Run) -> dict[str, float]:
 
 
 def _same_settings(run: Run) -> bool:
+    path = run.folder / RECORD
     try:
-        there = yaml.safe_load((run.folder / RECORD).read_text(encoding="utf-8"))
+        there = _recorded(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    return isinstance(there, dict) and _binding(dict(flattened(there))) == _binding(run.settings)
+    return there == _binding(run.settings)
 
 
-def _binding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in FREE}
+@lru_cache(maxsize=100_000)
+def _recorded(path: Path, changed: int) -> str:
+    """What binds in a config.yaml; it is read once, unless it was ``changed`` since."""
+    # The loader written in C where there is one: thousands of runs are looked at several times.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    there = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    return _binding(dict(flattened(there))) if isinstance(there, dict) else ""
+
+
+def _binding(settings: Mapping[str, Any]) -> str:
+    """A short text that differs where settings do that may not change when a run goes on."""
+    binding = sorted((key, repr(value)) for key, value in settings.items() if key not in FREE)
+    return hashlib.sha256(repr(binding).encode()).hexdigest()
 
 
 def write_facts(facts: Mapping[str, Any], folder: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing.forkserver
+import re
 import signal
 import subprocess
 import time
@@ -30,6 +31,8 @@ TIMEOUTS = 100
 """How many times a job is requeued that reached its time."""
 CHECKPOINTS = 10
 """Checkpoints of a training, where TRAIN.CHECKPOINT_FREQ asks for none."""
+MAX_ARRAY = 1001
+"""Tasks of an array, where Slurm does not say: its own default."""
 EVENTS_EVERY, STATES_EVERY = 1.0, 10.0
 """Seconds from one look at the events, and at Slurm's queue, to the next."""
 ENDED = {
@@ -141,7 +144,8 @@ class Slurm:
     def __call__(self, jobs: Sequence[Job], workers: int) -> Generator[Event, None, None]:
         """Yield what happens to the runs of ``jobs``; of an array ``workers`` are at work.
 
-        A job that needs another's anchors waits until that one is over.
+        More jobs than Slurm takes in an array are several arrays, which share ``workers``. A job
+        that needs another's anchors waits until that one is over.
 
         Raises:
             UserError: Slurm refuses a job, or has one in the same folder with other settings.
@@ -158,8 +162,11 @@ class Slurm:
         try:
             known = {place.job.runs[0].folder for place in places}
             new = [job for job in todo if job.runs[0].folder not in known]
-            for array, dependency in self._arrays(new, places):
-                places += self._submit(array, dependency, workers)
+            largest = _largest_array()
+            for jobs, dependency in self._arrays(new, places):
+                arrays = [jobs[at : at + largest] for at in range(0, len(jobs), largest)]
+                for array in arrays:
+                    places += self._submit(array, dependency, max(1, workers // len(arrays)))
             yield from _followed(places)
         finally:
             at_work = [place.id for place in places if place.waiting]
@@ -203,8 +210,6 @@ class Slurm:
     def _submit(self, jobs: list[Job], dependency: str, workers: int) -> list[_Place]:
         import submitit
 
-        if not jobs:
-            return []
         executor = submitit.SlurmExecutor(self.folder, max_num_timeout=TIMEOUTS)
         executor.update_parameters(
             **self.options,
@@ -280,6 +285,18 @@ def _states() -> dict[str, str] | None:
         return None
     pairs = (line.partition(" ") for line in answer.stdout.splitlines())
     return {id: state.strip() for id, _, state in pairs}
+
+
+def _largest_array() -> int:
+    """How many tasks an array may have, by Slurm's configuration."""
+    try:
+        answer = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return MAX_ARRAY
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+    return max(1, int(found[1])) if found else MAX_ARRAY
 
 
 def _parting(ids: Sequence[str]) -> str:

@@ -182,6 +182,16 @@ def test_a_cancelled_job_is_told_with_its_log(cluster, tmp_path, capsys):
     assert Path(found[1]).is_file()
 
 
+def test_an_array_is_as_large_as_slurm_takes(cluster):
+    largest = slurm._largest_array()
+    assert largest == slurm.MAX_ARRAY  # Slurm's default, which this cluster has
+    words = ["sbatch", "--hold", "--wrap", "true", "--output", "/dev/null"]
+    said = ask(*words, f"--array=0-{largest - 1}")
+    ask("scancel", said.split()[-1])
+    with pytest.raises(subprocess.CalledProcessError):
+        ask(*words, f"--array=0-{largest}")
+
+
 # ---------------------------------------------------------------------- what is submitted
 @pytest.fixture
 def submitting(tmp_path, monkeypatch):
@@ -231,6 +241,20 @@ def test_options_reach_sbatch_and_jobs_that_share_anchors_wait(submitting, capsy
     # They are in no queue: as far as is known, Slurm ended them.
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
     assert len(told) == 14 and all("(unknown to squeue), whose log is" in line for line in told)
+
+
+def test_more_jobs_than_an_array_takes_are_several(submitting):
+    scontrol = submitting / "bin" / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "MaxArraySize            = 4"\n')
+    scontrol.chmod(0o755)
+    words = ["--seeds", "1", "2", "3", "4", "5", "--executor", "slurm", "--jobs", "4"]
+    assert compared_in(submitting / "out", *words) == 1
+    kept = sorted((submitting / "submitted").iterdir())
+    submitted = [options_in(path) for path in kept]
+    # Two tests of zero-shot, five trainings of CoOp and who learns the anchors; four that wait.
+    assert [options["array"] for options in submitted] == ["0-3%2", "0-3%2", "0-3%4"]
+    assert ["dependency" in options for options in submitted] == [False, False, True]
+    assert len(set(jobs_in(submitting / "out"))) == 12
 
 
 def test_what_runs_is_attached_to(submitting, capsys):

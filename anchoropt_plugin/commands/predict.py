@@ -16,6 +16,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -66,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
         predictor = load_predictor(args.model_dir, _class_names(args), args.load_epoch)
     entries = []
     for path, probabilities in _predicted(predictor, args.pictures):
-        values, labels = probabilities.topk(min(args.top, len(probabilities)))
-        names = [predictor.classes[label] for label in labels]
-        found = dict(zip(names, values.tolist(), strict=True))
+        found = dict(islice(predictor.by_name(probabilities).items(), args.top))
         if args.json:
             entries.append({"picture": str(path), "probabilities": found})
         else:

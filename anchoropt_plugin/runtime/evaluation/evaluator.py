@@ -75,15 +75,14 @@ class Classification(EvaluatorBase):
             raise UserError("nothing to evaluate: this split of the data set has no pictures")
         true, predicted = torch.cat(self._true), torch.cat(self._predicted)
         n_labels = int(torch.maximum(true.max(), predicted.max())) + 1
-        # Row: the label, column: the prediction.
-        counts = torch.bincount(true * n_labels + predicted, minlength=n_labels**2)
-        counts = counts.reshape(n_labels, n_labels).double()
-
-        hits, support = counts.diag(), counts.sum(dim=1)
+        hits, support, guesses = (
+            torch.bincount(labels, minlength=n_labels).double()
+            for labels in (true[true == predicted], true, predicted)
+        )
         seen = support > 0
         total, correct = len(true), int(hits.sum())
         accuracy = 100.0 * correct / total
-        f1 = 2 * hits[seen] / (support + counts.sum(dim=0))[seen]
+        f1 = 2 * hits[seen] / (support + guesses)[seen]
         results = OrderedDict(
             accuracy=accuracy,
             error_rate=100.0 - accuracy,
@@ -100,9 +99,7 @@ class Classification(EvaluatorBase):
             results["perclass_accuracy"] = self._print_per_class(hits, support)
         if self.cfg.TEST.COMPUTE_CMAT:
             path = Path(self.cfg.OUTPUT_DIR, "cmat.pt")
-            labels = (seen | (counts.sum(dim=0) > 0)).nonzero().flatten()
-            rows = counts[labels][:, labels]
-            save(rows / rows.sum(dim=1, keepdim=True).clamp(min=1), path)
+            save(_confusion(true, predicted), path)
             print(f"Confusion matrix is saved to {path}")
         return results
 
@@ -119,3 +116,14 @@ class Classification(EvaluatorBase):
         mean = sum(accuracies) / len(accuracies)
         print(f"* average: {mean:.1f}%")
         return mean
+
+
+def _confusion(true: Tensor, predicted: Tensor) -> Tensor:
+    """The row-normalised confusion matrix over the n labels in either, float64: 8 n² bytes."""
+    labels, places = torch.cat([true, predicted]).unique(return_inverse=True)
+    rows, columns = places.split(len(true))
+    counts = torch.zeros(len(labels), len(labels), dtype=torch.double)
+    counts.view(-1).index_add_(
+        0, rows * len(labels) + columns, torch.ones(len(true), dtype=torch.double)
+    )
+    return counts.div_(counts.sum(dim=1, keepdim=True).clamp(min=1))

@@ -1,0 +1,233 @@
+"""What `load.py` measures: very many classes, pictures, runs, descriptions.
+
+A case is a generator of (size, folder). What it does before it yields "" is preparation; after each
+part it yields the part's name. It may return the bytes of what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+import train
+from anchoropt_plugin import descriptions
+from anchoropt_plugin.anchors import AnchorTokens, StageOne
+from anchoropt_plugin.clip_models import load_clip
+from anchoropt_plugin.runtime.config.record import RECORD
+from anchoropt_plugin.stand_in import without_data
+from anchoropt_plugin.text_encoder import TextTower
+from benchmarks.harness import class_names
+from benchmarks.many_classes import CHUNK, IMAGENET_21K
+from dassl.data.datasets import build_dataset
+from dassl.engine import TRAINER_REGISTRY
+from datasets.table import TABLE
+from experiments import compare
+from experiments.plan import Run, plan
+from experiments.protocols import Protocol, read_protocol
+from experiments.results import write_facts
+
+Parts = Generator[str, None, int | None]
+MB = 1_000_000
+
+
+class Load(NamedTuple):
+    """A case, and what it may cost.
+
+    Attributes:
+        parts: does it.
+        unit: what its size counts,
+        sizes: those that are measured, the last in full.
+        bytes_each: of memory that a unit may take,
+        bytes_more: and whatever the size, beyond what the process takes after its imports.
+    """
+
+    parts: Callable[[int, Path], Parts]
+    unit: str
+    sizes: tuple[int, ...]
+    bytes_each: int
+    bytes_more: int = 300 * MB
+
+
+def unlike(n: int) -> list[str]:
+    """``n`` class names, no two alike."""
+    return [f"{name} {number}" for number, name in enumerate(class_names(n))]
+
+
+def configured(folder: Path, root: Path, config: str, *keys: str) -> Any:
+    """The configuration of CoOp_AnchorOPT on the embedded CLIP."""
+    words = [
+        *("--root", str(root), "--output-dir", str(folder / "out"), "--seed", "1"),
+        *("--trainer", "CoOp_AnchorOPT", "--config-file", "configs/trainers/CoOp/tiny.yaml"),
+        *("--dataset-config-file", f"configs/datasets/{config}.yaml"),
+        *("TRAINER.ANCHOROPT.ANCHOR_CACHE", str(folder / "anchors")),
+        *("USE_CUDA", "False", "VERBOSE", "False", "DATALOADER.NUM_WORKERS", "0", *keys),
+    ]
+    return train.setup_cfg(train.build_parser().parse_args(words))
+
+
+# ---------------------------------------------------------------------- classes
+STEPS, BATCH = 4, 32
+
+
+def many_classes(n: int, folder: Path) -> Parts:
+    """Folders of ``n`` classes with a file of their names; CoOp_AnchorOPT on so many."""
+    root, names = folder / "pictures", unlike(n)
+    picture = folder / "picture.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    for part in ("train", "test"):
+        for number in range(n):
+            (root / part / f"n{number:05}").mkdir(parents=True)
+            os.link(picture, root / part / f"n{number:05}" / "0.png")
+    lines = [f"n{number:05} {name}\n" for number, name in enumerate(names)]
+    (root / "classnames.txt").write_text("".join(lines))
+    keys = ["TRAINER.ANCHOROPT.CLASS_CHUNK", str(CHUNK), "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "1"]
+    cfg = configured(folder, root, "image_folder", *keys)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {
+            "img": torch.randn(BATCH, 3, 32, 32, generator=generator),
+            "label": torch.randint(n, (BATCH,), generator=generator),
+        }
+        for _ in range(STEPS)
+    ]
+    yield ""
+    assert build_dataset(cfg).classnames == names
+    yield "read the data set"
+    trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), names, batches)(cfg)
+    yield "build the model"
+    trainer.before_train()
+    yield f"stage 1, {STEPS} steps"
+    trainer.epoch = 0
+    trainer.before_epoch()
+    trainer.run_epoch()
+    yield f"stage 2, {STEPS} steps"
+    trainer.test()
+    yield f"test, {STEPS} batches"
+
+
+# ---------------------------------------------------------------------- pictures
+TEN = 10
+
+
+def many_pictures(n: int, folder: Path) -> Parts:
+    """A test of ``n`` pictures, each a file of its own: no two have the same features."""
+    root, draw = folder / "pictures", random.Random(0)
+    rows = [
+        [f"{number % 100}/{number}.png", number % TEN, str(number % TEN)] for number in range(n)
+    ]
+    for number in range(100):
+        (root / "images" / str(number)).mkdir(parents=True)
+    for path, *_ in rows:
+        Image.frombytes("RGB", (32, 32), draw.randbytes(3 * 32 * 32)).save(root / "images" / path)
+    split = {"train": rows[: 4 * TEN], "test": rows}
+    (root / "split.json").write_text(json.dumps(split))
+    (folder / "out").mkdir()
+    keys = ["TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "1", "TEST.PER_CLASS_RESULT", "True"]
+    cfg = configured(folder, root, "image_folder", *keys, "TEST.COMPUTE_CMAT", "True")
+    yield ""
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)
+    trainer.anchoropt_stage_one()
+    yield "build the model"
+    trainer.test()
+    yield "test"
+
+
+# ---------------------------------------------------------------------- runs
+SEEDS = 5
+EPOCHS = 20
+HOSTS = ("CoOp", "CoCoOp", "MaPLe")
+OF_A_SET = 2 * (2 * len(HOSTS) * SEEDS + 1)
+"""Runs on a data set: a training and a test of each method and seed, two tests of zero-shot."""
+DATA_SETS = [*(row.config for row in TABLE), "digits", "shapes"]
+
+
+def many_runs(n: int, folder: Path) -> Parts:
+    """A comparison of ``n`` runs all of which are finished: the command, from plan to report."""
+    out, names = folder / "compared", DATA_SETS[: n // OF_A_SET]
+    seeds = [str(seed) for seed in range(1, SEEDS + 1)]
+    words = ["--hosts", *HOSTS, "--config", "tiny", "--datasets", *names, "--seeds", *seeds]
+    words += ["--root", str(folder), "--output-dir", str(out), "--protocol", "base2new"]
+    changes = {"datasets": names, "seeds": [*range(1, SEEDS + 1)]}
+    _finish(read_protocol("base2new").with_changes(changes), out, folder)
+    yield ""
+    assert compare.main("", [*words, "--dry-run"]) == 0
+    yield "plan, and see what is finished"
+    assert compare.main("", words) == 0
+    yield "the same, tables and report"
+    return (out / "report.html").stat().st_size
+
+
+def _finish(protocol: Protocol, out: Path, folder: Path) -> None:
+    """Leave in each run's folder what a real run has left; its accuracy is drawn."""
+    keys = ["OPTIM.MAX_EPOCH", str(EPOCHS), "DATASET.NUM_SHOTS", "1"]
+    real = configured(folder, folder, "digits", *keys)
+    train.run(real, train.build_parser().parse_args([]))
+    log = (folder / "out" / "log.txt").read_text()
+    draw = random.Random(0)
+    methods = compare._methods(HOSTS, "tiny", {}, protocol.datasets)
+    for run in (run for job in plan(protocol, methods, folder, out, []) for run in job.runs):
+        leave(run, re.sub(r"(?<=\* correct: ).*", str(draw.randint(300, 400)), log))
+        if run.trains:
+            for name in ("position.jsonl", "anchoropt.json"):
+                (run.folder / name).write_bytes((folder / "out" / name).read_bytes())
+
+
+def leave(run: Run, log: str) -> None:
+    """Leave in a run's folder what tells that it is finished."""
+    run.folder.mkdir(parents=True)
+    cfg = train.setup_cfg(train.build_parser().parse_args(list(run.argv)))
+    (run.folder / RECORD).write_text(cfg.dump())
+    if run.trains:
+        (run.folder / "prompt_learner").mkdir()
+        (run.folder / "prompt_learner" / "checkpoint").write_text(f"model.pth.tar-{EPOCHS}")
+    (run.folder / "log.txt").write_text(log)
+    write_facts({"seconds": 1.0, "commit": "", "device": "cpu", "torch": "2"}, run.folder)
+
+
+# ---------------------------------------------------------------------- descriptions
+PER_CLASS = 48
+LIMIT = 5
+"""``MAX_TEMPLATE_LENGTH``, of which stage 1 reads each class's first."""
+
+
+def many_descriptions(n: int, folder: Path) -> Parts:
+    """A json of ``n`` bytes, 48 sentences a class: all are read, 5 of each are learned from."""
+    path, names = folder / "descriptions.json", unlike(IMAGENET_21K)
+    rest = "is often seen outside, in a bright place with trees, by people who know it"
+    written, described = 2, []
+    with path.open("w") as file:
+        file.write("{")
+        for number, name in enumerate(names):
+            texts = [f"A photo of {name}, which {rest} for {i} years." for i in range(PER_CLASS)]
+            line = f"{',' if number else ''}{json.dumps(name)}: {json.dumps(texts)}"
+            if written + len(line) > n:
+                break
+            written += file.write(line)
+            described.append(name)
+        file.write("}")
+    yield ""
+    texts = descriptions.read(path, described, LIMIT)
+    yield "read"
+    tower = TextTower(load_clip("tiny"))
+    AnchorTokens.learn(tower, described, texts, StageOne(epochs=1))
+    yield f"stage 1 of {LIMIT} a class, one step"
+
+
+LOADS = {
+    "classes": Load(
+        many_classes, "classes", (2_730, 5_460, 10_920, IMAGENET_21K), 320_000, 900 * MB
+    ),
+    "pictures": Load(many_pictures, "pictures", (12_500, 25_000, 50_000, 100_000), 1_000),
+    "runs": Load(many_runs, "runs", tuple(OF_A_SET * sets for sets in (2, 4, 8, 17)), 100_000),
+    "descriptions": Load(
+        many_descriptions, "bytes", tuple(round(part * MB) for part in (12.5, 25, 50, 100)), 12
+    ),
+}
