@@ -25,7 +25,7 @@ from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
 from .self_check import compare
 from .sharing import Sharing, equal_tokens, origin, sharing_in_gradient
-from .text_encoder import TextTower
+from .text_encoder import Rewrite, TextTower
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -169,7 +169,7 @@ class FastForward:
         sharing = self._shared(prompts, min(eot))
         prompted = {deep.block: deep for deep in self._deep[len(given)]}
         if not prompted:
-            return self._encode(prompts, eot, *sharing)
+            return self._encode(prompts, eot, sharing)
         found = {number: deep.read(self.encoder, given) for number, deep in prompted.items()}
         position = self.position
         if position is None:
@@ -188,7 +188,7 @@ class FastForward:
             context = arranged(matrix, found[number], prefix[:, start:stop], first)
             return torch.cat([prefix[:, :start], context, prefix[:, stop:]], 1)
 
-        return self._encode(prompts, eot, *sharing, rewrite)
+        return self._encode(prompts, eot, sharing, rewrite)
 
     def _encode(self, prompts: Tensor, eot: list[int], *more: Any) -> Tensor:
         """All classes, of which this process may have a part only.
@@ -203,22 +203,34 @@ class FastForward:
         part = distributed.part_of(n_classes)
         return all_classes(self._encode_here(prompts[part], eot[part], *more), n_classes)
 
-    def _encode_here(self, prompts: Tensor, eot: list[int], *more: Any) -> Tensor:
+    def _encode_here(
+        self, prompts: Tensor, eot: list[int], sharing: Sharing, rewrite: Rewrite | None = None
+    ) -> Tensor:
         """All classes at once, or in chunks whose activations the backward pass computes again."""
         if not self.chunk or len(eot) <= self.chunk:
-            return self.tower.encode(prompts, eot, *more)
+            return self.tower.encode(prompts, eot, *sharing, rewrite)
+        n_shared, rest_is_constant = sharing
+        # A gradient of all classes' size comes from their shared tokens once, not chunk by chunk.
+        shared = prompts[..., :1, :, :][..., :n_shared, :]
+        rest = (prompts.detach() if rest_is_constant else prompts)[..., n_shared:, :]
+
+        def encode(shared: Tensor, rest: Tensor, eot: list[int]) -> Tensor:
+            rest = rest[..., : max(eot) + 1 - n_shared, :]
+            part = torch.cat([shared.expand(*rest.shape[:-2], -1, -1), rest], -2)
+            return self.tower.encode(part, eot, *sharing, rewrite)
+
         parts = [
             # Without a graph to save for it only calls the function.
             checkpoint(
-                self.tower.encode,
+                encode,
+                shared,
                 part,
                 eot[start : start + self.chunk],
-                *more,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
             for part, start in zip(
-                prompts.split(self.chunk, -3), range(0, len(eot), self.chunk), strict=True
+                rest.split(self.chunk, -3), range(0, len(eot), self.chunk), strict=True
             )
         ]
         return torch.cat(parts, -2)

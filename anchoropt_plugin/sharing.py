@@ -66,8 +66,8 @@ def sharing_in_gradient(prompts: Tensor, n: int) -> Sharing:
     of_class = random(prompts.shape[-3])
     probe = random(*prompts.shape[-2:])
 
-    def gradients(value: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(value, sources, retain_graph=True, allow_unused=True)
+    def gradients(value: Tensor, upstream: Tensor | None = None) -> list[Tensor]:
+        found = torch.autograd.grad(value, sources, upstream, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(leaf) if g is None else g
             for leaf, g in zip(sources, found, strict=True)
@@ -84,7 +84,9 @@ def sharing_in_gradient(prompts: Tensor, n: int) -> Sharing:
         )
 
     length = next((length for length in (n, min(n, 1)) if is_shared(length)), 0)
-    rest = gradients((prompts[..., length:, :].float() * probe[length:]).sum())
+    probe[:length] = 0
+    # Expanded: with very many classes, a tensor of that size more would not fit.
+    rest = gradients(prompts, probe.to(prompts.dtype).expand_as(prompts))
     return Sharing(length, rest_is_constant=not any(bool(g.any()) for g in rest))
 
 
