@@ -53,6 +53,17 @@ class PromptHook:
         tokens: Tensor = learner.tokenized_prompts
         return tokens
 
+    def end(self, learner: Any) -> Tensor | None:
+        """The embedding (d,) of EOT, by which it is found in prompts, or None where that is unknown.
+
+        The learner's prompts are as the host lays them out, without anchors.
+        """
+        suffix = getattr(learner, "token_suffix", None)
+        row = int(self.tokens(learner)[0].argmax()) - self.first(learner) - self.n_ctx(learner)
+        if not isinstance(suffix, Tensor) or not 0 <= row < suffix.shape[1]:
+            return None
+        return suffix[0, row].detach()
+
     def missing(self, learner: Any) -> list[str]:
         """The tensors that this hook needs and the learner lacks."""
         needed = ("token_prefix", "token_suffix", "tokenized_prompts")
@@ -187,8 +198,9 @@ def attach(
         )
     module: Any = AnchorPositionModule(hook.n_ctx(learner), anchors, **position)
     module.to(_device(learner)).train(learner.training)
+    module.end = hook.end(learner) if pooling == "eot" else None
     if pooling == "eot":
-        _shift(tokens, hook.first(learner), n_anchors)
+        shift(tokens, hook.first(learner), n_anchors)
     module.shifted_tokens = pooling == "eot"
     module.is_followed_as_told = False
     learner.add_module(CHILD, module)
@@ -216,7 +228,7 @@ def _device(learner: nn.Module) -> torch.device:
     return next(chain(learner.parameters(), learner.buffers())).device
 
 
-def _shift(tokens: Tensor, first: int, by: int) -> None:
+def shift(tokens: Tensor, first: int, by: int) -> None:
     """Repeat the token at ``first`` ``by`` times more, in place; the last ``by`` go."""
     tokens[:, first + by :] = tokens[:, first : tokens.shape[1] - by].clone()
     tokens[:, first : first + by] = tokens[:, first + by : first + by + 1]
