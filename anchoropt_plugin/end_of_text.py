@@ -40,9 +40,7 @@ def following(given: tuple[Any, ...], module: Any) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def check_is_read(
-    name: str, call: Callable[..., Any], given: tuple[Any, ...], module: Any
-) -> None:
+def check_is_read(name: str, call: Callable[..., Any], given: tuple[Any, ...], module: Any) -> None:
     """See to it that features depend on EOT: a causal encoder knows of it there and behind alone.
 
     Args:

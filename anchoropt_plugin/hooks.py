@@ -54,7 +54,7 @@ class PromptHook:
         return tokens
 
     def end(self, learner: Any) -> Tensor | None:
-        """The embedding (d,) of EOT, by which it is found in prompts, or None where that is unknown.
+        """The embedding (d,) of EOT, by which it is found in prompts; None leaves that out.
 
         The learner's prompts are as the host lays them out, without anchors.
         """
@@ -250,15 +250,33 @@ def _arrange(learner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             f"{type(learner).__name__} returns a {type(output).__name__}: want prompts "
             "(..., classes, tokens, width), alone or first in a tuple"
         )
-    length = prompts.shape[-2]
-    _tell_what_follows(learner, module, prompts[..., first + module.n_ctx :, :])
-    context = prompts[..., first : first + module.n_ctx, :]
-    rest = prompts[..., first + module.n_ctx : length - module.n_anchors, :]
-    prompts = torch.cat([prompts[..., :first, :], module(context), rest], -2)
-    if isinstance(output, (tuple, list)):
-        outputs = [prompts, *output[1:]]
-        return outputs if isinstance(output, list) else tuple(outputs)
-    return prompts
+    stop = first + module.n_ctx
+    _tell_what_follows(learner, module, prompts[..., stop:, :])
+
+    def arranged(prompts: Tensor) -> Tensor:
+        rest = prompts[..., stop : prompts.shape[-2] - module.n_anchors, :]
+        return torch.cat([prompts[..., :first, :], module(prompts[..., first:stop, :]), rest], -2)
+
+    if isinstance(output, Tensor):
+        return arranged(output)
+    same = [x for x in output if _goes_on_as(x, prompts, stop)]
+    # At once, as a call of the module draws a matrix.
+    done = iter(arranged(torch.cat(same, -3)).split([x.shape[-3] for x in same], -3))
+    outputs = [next(done) if any(x is y for y in same) else x for x in output]
+    return outputs if isinstance(output, list) else tuple(outputs)
+
+
+def _goes_on_as(other: Any, prompts: Tensor, stop: int) -> bool:
+    """Whether ``other`` is ``prompts``, or those of further classes behind the same context."""
+    if other is prompts:
+        return True
+    if not isinstance(other, Tensor) or other.dim() != prompts.dim():
+        return False
+    if other.requires_grad != prompts.requires_grad:  # as a template's, which are the same at first
+        return False
+    shapes = (x.shape[:-3] + x.shape[-2:] for x in (other, prompts))
+    starts = (x[..., 0, :stop, :] for x in (other, prompts))
+    return len(set(shapes)) == 1 and other.shape[-3] > 0 and torch.equal(*starts)
 
 
 def _tell_what_follows(learner: Any, module: Any, rest: Tensor) -> None:
