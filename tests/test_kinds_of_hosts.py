@@ -13,7 +13,7 @@ from anchoropt_plugin.fast_text import accelerate
 from anchoropt_plugin.objective import average, distillation
 from anchoropt_plugin.position import AnchorPositionModule
 from trainers.coop import PromptLearner
-from trainers.host import PromptedCLIP, TextEncoder, embed_prompts
+from trainers.prompted_clip import PromptedCLIP, TextEncoder, embed_prompts
 
 from .test_lookalikes import odd_host
 from .test_plugin import build, root
