@@ -18,12 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from . import distributed
 from .deep import FIRST, DeepPrompt, Looking, arranged, overwriting
+from .end_of_text import check_is_read, following
 from .errors import UserError
 from .gradients import all_classes
 from .hooks import PromptHook
 from .kept_features import KeptFeatures, LastFeatures, state_of
 from .position import AnchorPositionModule
-from .self_check import compare
+from .self_check import CANNOT, compare
 from .sharing import Sharing, equal_tokens, origin, sharing_in_gradient
 from .text_encoder import Rewrite, TextTower
 
@@ -61,6 +62,7 @@ class FastForward:
         self.chunk = 0
         self.split = False
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
+        self._is_end_checked = False
         self._sharing: dict[Hashable, Sharing] = {}
         self._last = LastFeatures()
 
@@ -71,10 +73,12 @@ class FastForward:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         forward = type(self.encoder).forward
-        given = inspect.signature(forward).bind(self.encoder, *args, **named).args[1:]
-        tensors = len(given) in (2, 3) and all(isinstance(x, Tensor) for x in given[:2])
-        if not tensors or not all(map(_is_deep, given[2:])):
-            return self._unread_forward(*args, **named)
+        call = inspect.signature(forward).bind(self.encoder, *args, **named)
+        given = call.args[1:]
+        if self.position is not None:
+            given = following(given, self.position)
+        if call.kwargs or not _is_read(*given):
+            return self._unread_forward(*given, **call.kwargs)
         self._look(*given)
         if self.in_use and self.error is None:
             self._check(*given)
@@ -92,16 +96,29 @@ class FastForward:
             return
         prompts = prompts.flatten(0, -4)[0] if prompts.dim() > 3 else prompts
         with torch.autocast(prompts.device.type, enabled=False), Looking(self.encoder) as looking:
-            self._own_forward(prompts[:2], tokens[:2], *deep)
+            called = prompts[:2], tokens[:2]
+            try:
+                self._own_forward(*called, *deep)
+            except CANNOT:  # as where it holds something for each class
+                called = prompts, tokens
+                self._own_forward(*called, *deep)
         try:
             found = self._deep[len(given)] = self.hook.deep_prompts(looking, given)
             self._check_rows(found, given)
+            with torch.autocast(prompts.device.type, enabled=False):
+                self._check_end(*called, *deep)
         except UserError as error:
             if self.position is not None:
                 raise
             self._deep[len(given)] = ()
             self.in_use = False
             log.warning("%s: its own forward stays", error)
+
+    def _check_end(self, *given: Any) -> None:
+        """Raise ``UserError`` where features are not read at EOT, which the anchors have moved."""
+        if self.position is not None:
+            name = type(self.encoder).__name__
+            check_is_read(name, self._own_forward, given, self.position)
 
     def _check_rows(self, found: Sequence[DeepPrompt], given: Sequence[Tensor]) -> None:
         """Raise ``UserError`` where a deep prompt goes beyond the context."""
@@ -120,6 +137,9 @@ class FastForward:
         """The host's own forward, called in a way of its own."""
         if self.position is None:
             return self._own_forward(*args, **named)
+        if not self._is_end_checked:
+            self._is_end_checked = True
+            self._check_end(*args)
         with Looking(self.encoder) as looking:
             features = self._own_forward(*args, **named)
         if looking.found(()):
@@ -258,6 +278,13 @@ class FastForward:
         n_tokens, rest_is_constant = self._sharing[source]
         # Where fewer are equal now, some of the rest may carry a gradient.
         return Sharing(min(shared, n_tokens), rest_is_constant and shared >= n_tokens)
+
+
+def _is_read(*given: Any) -> bool:
+    """Whether they are prompts (…, C, L, d), tokens (C, L) and, it may be, deep prompts."""
+    if len(given) not in (2, 3) or not all(isinstance(x, Tensor) for x in given[:2]):
+        return False
+    return given[0].dim() > 2 and given[1].dim() == 2 and all(map(_is_deep, given[2:]))
 
 
 def _is_deep(argument: Any) -> bool:

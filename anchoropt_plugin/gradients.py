@@ -73,6 +73,7 @@ class _AllClasses(torch.autograd.Function):
         return distributed.concatenated(part.contiguous(), n_classes)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         share = distributed.share()
         total = distributed.summed(gradient.float() * share)

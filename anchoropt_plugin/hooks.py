@@ -53,6 +53,17 @@ class PromptHook:
         tokens: Tensor = learner.tokenized_prompts
         return tokens
 
+    def end(self, learner: Any) -> Tensor | None:
+        """The embedding (d,) of EOT, by which it is found in prompts; None leaves that out.
+
+        The learner's prompts are as the host lays them out, without anchors.
+        """
+        suffix = getattr(learner, "token_suffix", None)
+        row = int(self.tokens(learner)[0].argmax()) - self.first(learner) - self.n_ctx(learner)
+        if not isinstance(suffix, Tensor) or not 0 <= row < suffix.shape[1]:
+            return None
+        return suffix[0, row].detach()
+
     def missing(self, learner: Any) -> list[str]:
         """The tensors that this hook needs and the learner lacks."""
         needed = ("token_prefix", "token_suffix", "tokenized_prompts")
@@ -187,8 +198,9 @@ def attach(
         )
     module: Any = AnchorPositionModule(hook.n_ctx(learner), anchors, **position)
     module.to(_device(learner)).train(learner.training)
+    module.end = hook.end(learner) if pooling == "eot" else None
     if pooling == "eot":
-        _shift(tokens, hook.first(learner), n_anchors)
+        shift(tokens, hook.first(learner), n_anchors)
     module.shifted_tokens = pooling == "eot"
     module.is_followed_as_told = False
     learner.add_module(CHILD, module)
@@ -216,7 +228,7 @@ def _device(learner: nn.Module) -> torch.device:
     return next(chain(learner.parameters(), learner.buffers())).device
 
 
-def _shift(tokens: Tensor, first: int, by: int) -> None:
+def shift(tokens: Tensor, first: int, by: int) -> None:
     """Repeat the token at ``first`` ``by`` times more, in place; the last ``by`` go."""
     tokens[:, first + by :] = tokens[:, first : tokens.shape[1] - by].clone()
     tokens[:, first : first + by] = tokens[:, first + by : first + by + 1]
@@ -238,15 +250,33 @@ def _arrange(learner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             f"{type(learner).__name__} returns a {type(output).__name__}: want prompts "
             "(..., classes, tokens, width), alone or first in a tuple"
         )
-    length = prompts.shape[-2]
-    _tell_what_follows(learner, module, prompts[..., first + module.n_ctx :, :])
-    context = prompts[..., first : first + module.n_ctx, :]
-    rest = prompts[..., first + module.n_ctx : length - module.n_anchors, :]
-    prompts = torch.cat([prompts[..., :first, :], module(context), rest], -2)
-    if isinstance(output, (tuple, list)):
-        outputs = [prompts, *output[1:]]
-        return outputs if isinstance(output, list) else tuple(outputs)
-    return prompts
+    stop = first + module.n_ctx
+    _tell_what_follows(learner, module, prompts[..., stop:, :])
+
+    def arranged(prompts: Tensor) -> Tensor:
+        rest = prompts[..., stop : prompts.shape[-2] - module.n_anchors, :]
+        return torch.cat([prompts[..., :first, :], module(prompts[..., first:stop, :]), rest], -2)
+
+    if isinstance(output, Tensor):
+        return arranged(output)
+    same = [x for x in output if _goes_on_as(x, prompts, stop)]
+    # At once, as a call of the module draws a matrix.
+    done = iter(arranged(torch.cat(same, -3)).split([x.shape[-3] for x in same], -3))
+    outputs = [next(done) if any(x is y for y in same) else x for x in output]
+    return outputs if isinstance(output, list) else tuple(outputs)
+
+
+def _goes_on_as(other: Any, prompts: Tensor, stop: int) -> bool:
+    """Whether ``other`` is ``prompts``, or those of further classes behind the same context."""
+    if other is prompts:
+        return True
+    if not isinstance(other, Tensor) or other.dim() != prompts.dim():
+        return False
+    if other.requires_grad != prompts.requires_grad:  # as a template's, which are the same at first
+        return False
+    shapes = (x.shape[:-3] + x.shape[-2:] for x in (other, prompts))
+    starts = (x[..., 0, :stop, :] for x in (other, prompts))
+    return len(set(shapes)) == 1 and other.shape[-3] > 0 and torch.equal(*starts)
 
 
 def _tell_what_follows(learner: Any, module: Any, rest: Tensor) -> None:

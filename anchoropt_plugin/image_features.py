@@ -14,23 +14,29 @@ class FirstFeatures:
     """A forward hook on an image encoder that keeps the plain features of the first call.
 
     The first since ``clear`` is the prompt's: some hosts call their encoder a second time in a
-    step.
+    step. Once its features are used, the next call is that of further images, as where a step
+    sums up the gradients of several batches.
 
     Args:
         plain: as ``unprompted``, which is the default.
+
+    Attributes:
+        value: L2-normalised features (B, e) in float32, or None before a call.
+        is_used: whether the objective has had them; who reads them for it says so.
     """
 
     def __init__(self, plain: Callable[..., Tensor] | None = None) -> None:
         self.value: Tensor | None = None
+        self.is_used = False
         self._plain = plain or unprompted
         self._busy = False
 
     def clear(self) -> None:
         """Wait for the next output."""
-        self.value = None
+        self.value, self.is_used = None, False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.value is not None or self._busy:
+        if self._busy or (self.value is not None and not self.is_used):
             return
         self._busy = True
         try:
@@ -38,7 +44,7 @@ class FirstFeatures:
                 features = self._plain(module, args, output)
         finally:
             self._busy = False
-        self.value = F.normalize(features.detach().float(), dim=-1)
+        self.value, self.is_used = F.normalize(features.detach().float(), dim=-1), False
 
 
 def unprompted(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:

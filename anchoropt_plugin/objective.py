@@ -25,6 +25,23 @@ def average(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
     return (prompt_logits.float() + anchor_logits.float()) / 2
 
 
+def as_logits(output: Tensor) -> Tensor:
+    """Logits (B, C) up to a constant of each row, where a host may give probabilities.
+
+    >>> import torch
+    >>> as_logits(torch.tensor([[1.0, 3.0]]).softmax(-1)).diff().round()
+    tensor([[2.]])
+    >>> as_logits(torch.tensor([[1.0, 3.0]]))
+    tensor([[1., 3.]])
+    """
+    full = output.float()
+    tolerance = 1e-5 if output.dtype in (torch.float32, torch.float64) else 1e-2
+    sums_to_one = (full.sum(-1) - 1).abs() <= tolerance
+    if not bool((full >= 0).all() and sums_to_one.all()):
+        return output
+    return full.clamp_min(torch.finfo(full.dtype).tiny).log()
+
+
 def in_full(loss: Tensor) -> Tensor:
     """A host's loss in float32 at least: in half precision 65504 is the largest number.
 
@@ -49,11 +66,19 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
     Returns:
         A scalar in float32; zero where both logits agree.
 
+    Raises:
+        ValueError: the shapes differ.
+
     >>> import torch
     >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
     >>> distillation(logits, logits, 2.0).item()
     0.0
     """
+    if prompt_logits.shape != anchor_logits.shape:
+        raise ValueError(
+            f"prompt logits {tuple(prompt_logits.shape)} and anchor logits "
+            f"{tuple(anchor_logits.shape)}: want both (B, C)"
+        )
     teacher = average(prompt_logits, anchor_logits).detach() / temperature
     student = prompt_logits.float() / temperature
     divergence = F.kl_div(
@@ -63,24 +88,23 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
 
 
 class PromptLoss(TorchFunctionMode):
-    """While active, pass the cross-entropy of the prompt's logits through ``replace``.
+    """While active, pass cross-entropies of the prompt's logits through ``replace``.
 
-    That is the first one whose logits ``is_prompts`` accepts. A host's further ones, such as those
-    of DePT's second head, are weighted as the prompt's is, so that its balance of them stays.
+    Those are the ones whose logits ``is_prompts`` accepts. A host's others, such as those of DePT's
+    second head, are weighted as the prompt's is, so that its balance of them stays.
 
     Args:
         replace: maps (cross-entropy, logits (B, C)) to the loss that takes its place.
         is_prompts: tells the prompt's logits from others.
-        weight: of the further ones.
+        weight: of the others.
 
     Attributes:
-        replaced: whether it has been seen.
-        passed_over: further ones that ``is_prompts`` accepts, as of a second view.
+        replaced: whether one has been seen.
 
     >>> import torch
     >>> with PromptLoss(lambda loss, logits: loss * 10, lambda logits: len(logits) == 1) as mode:
     ...     loss = F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
-    ...     other = F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    ...     other = F.cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
     >>> round(loss.item() / other.item()), mode.replaced
     (10, True)
     """
@@ -96,7 +120,6 @@ class PromptLoss(TorchFunctionMode):
         self.is_prompts = is_prompts
         self.weight = weight
         self.replaced = False
-        self.passed_over = 0
 
     def __torch_function__(
         self,
@@ -110,9 +133,6 @@ class PromptLoss(TorchFunctionMode):
             return out
         logits = args[0] if args else (kwargs or {})["input"]
         if not self.is_prompts(logits):
-            return self.weight * in_full(out)
-        if self.replaced:
-            self.passed_over += 1
             return self.weight * in_full(out)
         self.replaced = True
         return self.replace(out, logits)

@@ -16,7 +16,7 @@ from .config import AnchorOPTConfig
 from .errors import UserError
 from .finite import check_weights, checked_step, finite
 from .folder_lock import alone_in
-from .objective import PromptLoss
+from .objective import PromptLoss, in_full
 from .position import AnchorPositionModule
 from .runtime.config.record import write_record
 from .stages import AnchorOPT
@@ -146,6 +146,9 @@ class TwoStages:
         run = self.anchoropt
 
         def objective(cross_entropy: Tensor, logits: Tensor) -> Tensor:
+            if run.features.is_used:
+                self._tell_of_others()
+                return run.settings.prompt_ce_weight * in_full(cross_entropy)
             return finite(run.loss(cross_entropy, logits))
 
         step = super().forward_backward  # type: ignore[misc]
@@ -157,13 +160,6 @@ class TwoStages:
                 f"its {len(run.classes)} classes, where AnchorOPT puts its objective: compute its "
                 "loss as F.cross_entropy(output, label) with output (pictures, classes)"
             )
-        if seen.passed_over and not self._told_of_others:
-            self._told_of_others = True
-            log.warning(
-                "%s computes more than one cross-entropy of its prompt's logits in a step: the "
-                "first gets AnchorOPT's objective, the others stay cross-entropies",
-                self.anchoropt_host.__name__,
-            )
         if not run.position.in_force:
             raise UserError(
                 f"{self.anchoropt_host.__name__} takes its prompts from its learner without "
@@ -172,15 +168,37 @@ class TwoStages:
             )
         return summary
 
+    def _tell_of_others(self) -> None:
+        if not self._told_of_others:
+            self._told_of_others = True
+            log.warning(
+                "%s computes more than one cross-entropy of its prompt's logits for the same "
+                "images: the first gets AnchorOPT's objective, the others stay cross-entropies",
+                self.anchoropt_host.__name__,
+            )
+
     def test(self: Any, split: str | None = None) -> Any:
         self.anchoropt_stage_one()
-        result = super().test(split)  # type: ignore[misc]
-        run = self.anchoropt
+        run, process = self.anchoropt, self.evaluator.process
         subsample = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        run.features.clear()
+        run.is_in_test = False
+
+        def processed(output: Any, *labels: Any) -> Any:
+            """Of a loop that goes without ``model_inference``."""
+            if run.features.value is not None and not run.features.is_used:
+                output = run.tested(output, subsample)
+            return process(output, *labels)
+
+        self.evaluator.process = processed
+        try:
+            result = super().test(split)  # type: ignore[misc]
+        finally:
+            self.evaluator.process = process
         if run.averages(subsample) and not run.is_in_test:
             log.warning(
-                "%s tests without its model_inference: its logits were not averaged with the "
-                "anchors', as ENSEMBLE %s wants it",
+                "%s tests without its model_inference and its evaluator: its logits were not "
+                "averaged with the anchors', as ENSEMBLE %s wants it",
                 self.anchoropt_host.__name__,
                 run.settings.ensemble,
             )
@@ -189,8 +207,8 @@ class TwoStages:
     def model_inference(self: Any, *inputs: Any) -> Any:
         run = self.anchoropt
         run.features.clear()
-        logits = super().model_inference(*inputs)  # type: ignore[misc]
-        return run.test_logits(logits, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
+        output = super().model_inference(*inputs)  # type: ignore[misc]
+        return run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
 
     def save_model(self: Any, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
         # First, as a checkpoint without them would be tested by other rules. Again, where train.py

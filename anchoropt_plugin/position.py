@@ -61,6 +61,8 @@ def _sinkhorn(scores: Tensor) -> Tensor:
 
 def _permutation(scores: Tensor) -> Tensor:
     """The permutation matrix with the largest summed score (Hungarian algorithm)."""
+    if not torch.isfinite(scores).all():
+        raise FloatingPointError("the position logits are not finite")
     rows, columns = linear_sum_assignment(scores.detach().double().cpu().numpy(), maximize=True)
     hard = torch.zeros_like(scores)
     hard[torch.as_tensor(rows), torch.as_tensor(columns)] = 1.0

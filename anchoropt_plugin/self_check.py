@@ -16,6 +16,8 @@ Branch: TypeAlias = Callable[..., Tensor | None]
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative error of features against the encoder's own, by the dtype of its weights."""
 HALF_TOLERANCE = 3e-2
+CANNOT = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+"""What a call raises that an encoder is not made for, as one with something for each class."""
 CHECKED_CLASSES = 64
 
 
@@ -53,15 +55,15 @@ def compare(
     prompts, tokens = _sample(prompts.detach(), tokens)
     # Both sides in full: autocast rounds them differently, by much more than the tolerance.
     with torch.autocast(prompts.device.type, enabled=False):
-        want = own(prompts, tokens, *deep)
-        assert want is not None
         name = type(encoder).__name__
         try:
+            want = own(prompts, tokens, *deep)
             features = fast(prompts, tokens, *deep)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as refusal:
+        except CANNOT as refusal:
             return Finding(None, f"it cannot read {name} ({refusal})")
         if features is None:
             return Finding(None, f"deep prompts and contexts of each class meet in {name}")
+        assert want is not None
         error = float((features.float() - want.float()).norm() / want.float().norm())
         # Written so that NaN is no agreement.
         if not error <= TOLERANCE.get(TextTower(encoder).dtype, HALF_TOLERANCE):

@@ -17,7 +17,7 @@ from .anchors import AnchorPrompts, AnchorTokens
 from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
 from .image_features import FirstFeatures
-from .objective import average, distillation, in_full
+from .objective import as_logits, average, distillation, in_full
 from .runtime.utils.tools import read_json, read_text
 from .scalars import Means, agreement, entropy
 from .sharing import leaves
@@ -197,7 +197,7 @@ class AnchorOPT:
             loss = loss + settings.kd_weight * divergence
             self.means.add(distillation=divergence, agreement=agreement(logits, anchor_logits))
         self.means.add(cross_entropy=cross_entropy)
-        self.is_in_training = True
+        self.is_in_training = self.features.is_used = True
         return loss
 
     def scalars(self) -> dict[str, float]:
@@ -208,12 +208,27 @@ class AnchorOPT:
         """
         return {**self.means.take(), "position_entropy": entropy(self.position.relaxed()).item()}
 
-    def test_logits(self, logits: Tensor, subsample: str) -> Tensor:
-        """What a test counts: the prompt's l_n (B, C), their average with l_a, or l_a alone."""
-        self.is_in_test = True
+    def tested(self, output: Any, subsample: str) -> Any:
+        """What a test counts: the prompt's l_n (B, C), their average with l_a, or l_a alone.
+
+        Args:
+            output: of the host for the images last seen: l_n, alone or first of several; another
+                output is returned as it is.
+            subsample: as ``averages`` takes it.
+        """
+        logits, *others = output if isinstance(output, (tuple, list)) else (output,)
+        images = self.features.value
+        if images is not None and getattr(logits, "shape", None) != (
+            len(images),
+            len(self.classes),
+        ):
+            return output
+        self.is_in_test = self.features.is_used = True
         if self.settings.ensemble == "anchors":
-            return self.logits()
-        return average(logits, self.logits()) if self.averages(subsample) else logits
+            logits = self.logits()
+        elif self.averages(subsample):
+            logits = average(as_logits(logits), self.logits())
+        return (logits, *others) if others else logits
 
     def averages(self, subsample: str) -> bool:
         """Whether test logits are averaged with l_a: where a class was not trained on.

@@ -194,6 +194,22 @@ class {name}(TrainerX):
         return {{"loss": loss.item()}}
 """
 
+# Before its ninth text block it writes a prompt over the context.
+DEEP = """
+    def blocks(self, x):
+        for number, block in enumerate(self.transformer.resblocks):
+            if number == 8:
+                deep = self.deep.to(x.dtype)[:, None].expand(-1, x.shape[1], -1)
+                x = torch.cat([x[:1], deep, x[5:]])
+            x = block(x)
+        return x
+
+    def forward(self, prompts, tokens):
+        x = (prompts + self.positional_embedding.type(self.dtype)).permute(1, 0, 2)
+        x = self.ln_final(self.blocks(x).permute(1, 0, 2)).type(self.dtype)
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+"""
+
 VISUAL = """
 import torch.nn as nn
 from clip import clip
@@ -233,6 +249,12 @@ def repository(tmp_path_factory):
     write(folder, "trainers/usual.py", HOST.format(**usual))
     for module, differing in others.items():
         write(folder, f"trainers/{module}.py", HOST.format(**{**usual, **differing}))
+    deep = HOST.format(**{**usual, "name": "Deep"})
+    start, stop = deep.index("    def forward(self, prompts"), deep.index("class Learner")
+    deep = deep[:start] + DEEP + deep[stop:]
+    own = "self.transformer = clip_model.transformer"
+    deep = deep.replace(own, f"{own}; self.deep = nn.Parameter(torch.ones(4, 512))")
+    write(folder, "trainers/deep.py", deep)
     write(folder, "trainers/visual.py", VISUAL)
     write(folder, "trainers/unimportable.py", "import a_module_that_is_nowhere\n")
     return folder
@@ -445,6 +467,12 @@ def test_check_tells_what_it_found(command, repository, trainer, learner):
 def test_check_finds_learners_of_another_name(command, repository):
     result = command(repository, "check", "trainers.named:Named")
     assert "model.my_prompts (Learner)" in result.stdout, result.stderr
+
+
+def test_check_has_as_many_text_blocks_as_hosts_count_on(command, repository):
+    result = command(repository, "check", "trainers.deep:Deep")
+    wanted = "before text blocks 8 of the 12 here, from its own parameters, such as deep"
+    assert wanted in " ".join(result.stdout.split()), result.stderr
 
 
 def test_check_takes_keys_and_trainers_without_a_train_py(command, repository, tmp_path):

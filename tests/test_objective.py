@@ -47,7 +47,7 @@ def test_distillation_is_finite_in_half_precision_on_large_logits():
     assert loss.dtype == torch.float32 and loss.isfinite() and prompt.grad.isfinite().all()
 
 
-def test_the_first_cross_entropy_is_replaced_and_later_ones_are_not():
+def test_the_cross_entropies_of_the_prompt_are_replaced_and_others_are_not():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     seen = []
 
@@ -59,20 +59,21 @@ def test_the_first_cross_entropy_is_replaced_and_later_ones_are_not():
         auxiliary = F.cross_entropy(2 * logits, labels)
         first = torch.nn.CrossEntropyLoss()(input=logits, target=labels)
         second = F.cross_entropy(logits, labels)
-    torch.testing.assert_close(first, 2 * second)
-    assert mode.replaced and len(seen) == 1 and seen[0] is logits
+    plain = F.cross_entropy(logits, labels)
+    torch.testing.assert_close(torch.stack([first, second]), torch.stack([2 * plain] * 2))
+    assert mode.replaced and len(seen) == 2 and all(given is logits for given in seen)
     torch.testing.assert_close(auxiliary, F.cross_entropy(2 * logits, labels))
-    torch.testing.assert_close(F.cross_entropy(logits, labels), second)
 
 
 def test_further_cross_entropies_are_weighted():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     plain = F.cross_entropy(logits, labels)
     with PromptLoss(lambda loss, given: 10 * loss, lambda given: given is logits, 10.0):
-        losses = [F.cross_entropy(x, labels) for x in (2 * logits, logits, logits)]
+        losses = [F.cross_entropy(x, labels) for x in (2 * logits, logits, 3 * logits)]
     before, prompt, after = (loss / 10 for loss in losses)
     torch.testing.assert_close(before, F.cross_entropy(2 * logits, labels))
-    torch.testing.assert_close(torch.stack([prompt, after]), torch.stack([plain, plain]))
+    torch.testing.assert_close(prompt, plain)
+    torch.testing.assert_close(after, F.cross_entropy(3 * logits, labels))
 
 
 def test_half_precision_logits_are_averaged_in_float32():

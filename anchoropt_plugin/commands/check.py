@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ..errors import UserError
 from ..fast_text import FastForward
@@ -136,9 +137,10 @@ def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
             "name"
         )
     logits = tested(trainer)
-    if tuple(logits.shape) != (BATCH, len(CLASSES)):
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (BATCH, len(CLASSES)):
         raise UserError(
-            f"model_inference of {name} returns {tuple(logits.shape)}: it must be the logits "
+            f"a test of {name} gives its evaluator {shape}: it must be the logits "
             "(pictures, classes)"
         )
     calls.stop()

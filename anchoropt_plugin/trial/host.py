@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
 from ..command_line import imported, in_one_line
@@ -184,13 +184,19 @@ def take_step(trainer: Any) -> None:
         trainer.forward_backward(trainer.train_loader_x[0])
 
 
-def tested(trainer: Any) -> Tensor:
-    """What the trainer answers to the generated batch at test."""
-    with quiet(), torch.no_grad():
-        trainer.set_model_mode("eval")
-        images = trainer.parse_batch_test(trainer.train_loader_x[0])[0]
-        logits: Tensor = trainer.model_inference(images)
-    return logits
+def tested(trainer: Any) -> Any:
+    """What the trainer gives its evaluator for the generated batch at test, or None."""
+    given: list[Any] = []
+    process = trainer.evaluator.process
+    trainer.evaluator.process = lambda output, *labels: given.append(output)
+    trainer.evaluator.evaluate = lambda: {"accuracy": 0.0}
+    try:
+        with quiet(), torch.no_grad():
+            trainer.test()
+    finally:
+        trainer.evaluator.process = process
+        del trainer.evaluator.evaluate
+    return given[0] if given else None
 
 
 @contextlib.contextmanager

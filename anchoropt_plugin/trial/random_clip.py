@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-TEXT, VISION, FEATURES, LAYERS, PATCH, RESOLUTION = 512, 768, 512, 3, 32, 224
-"""ViT-B/32's sizes, as hosts hard-code widths, but few layers: text and vision width, width of the
+TEXT, VISION, FEATURES, LAYERS, PATCH, RESOLUTION = 512, 768, 512, 12, 32, 224
+"""ViT-B/32's sizes, as hosts hard-code widths and blocks: text and vision width, width of the
 features, layers of each tower, side of a patch and of a picture."""
 VOCABULARY, CONTEXT_LENGTH = 49408, 77
 
@@ -43,15 +43,19 @@ def random_weights() -> dict[str, Tensor]:
         return {f"{name}weight": weight, f"{name}bias": torch.zeros(into)}
 
     def blocks(name: str, width: int) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for layer in range(LAYERS):
-            block = f"{name}.resblocks.{layer}"
-            state |= norm(f"{block}.ln_1", width) | norm(f"{block}.ln_2", width)
-            state |= linear(f"{block}.attn.in_proj_", 3 * width, width)
-            state |= linear(f"{block}.attn.out_proj.", width, width)
-            state |= linear(f"{block}.mlp.c_fc.", 4 * width, width)
-            state |= linear(f"{block}.mlp.c_proj.", width, 4 * width)
-        return state
+        block = {
+            **norm("ln_1", width),
+            **norm("ln_2", width),
+            **linear("attn.in_proj_", 3 * width, width),
+            **linear("attn.out_proj.", width, width),
+            **linear("mlp.c_fc.", 4 * width, width),
+            **linear("mlp.c_proj.", width, 4 * width),
+        }
+        # The same in all layers: to draw and write one takes less time than twelve.
+        layers = range(LAYERS)
+        return {
+            f"{name}.resblocks.{n}.{key}": value for n in layers for key, value in block.items()
+        }
 
     tokens = (RESOLUTION // PATCH) ** 2 + 1
     return {
@@ -74,6 +78,7 @@ def random_weights() -> dict[str, Tensor]:
 def write_archive(state: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as a TorchScript archive in half precision, as OpenAI's files are."""
     root = nn.Module()
+    halves = {id(tensor): nn.Parameter(tensor.half(), False) for tensor in state.values()}
     for name, tensor in state.items():
         *parents, last = name.split(".")
         module = root
@@ -81,7 +86,7 @@ def write_archive(state: dict[str, Tensor], path: Path) -> None:
             if parent not in module._modules:
                 module.add_module(parent, nn.Module())
             module = module.get_submodule(parent)
-        module.register_parameter(last, nn.Parameter(tensor.half(), requires_grad=False))
+        module.register_parameter(last, halves[id(tensor)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, but this is what hosts read
         torch.jit.save(torch.jit.script(root), path)
