@@ -254,8 +254,11 @@ def _arrange(learner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     _tell_what_follows(learner, module, prompts[..., stop:, :])
 
     def arranged(prompts: Tensor) -> Tensor:
-        rest = prompts[..., stop : prompts.shape[-2] - module.n_anchors, :]
-        return torch.cat([prompts[..., :first, :], module(prompts[..., first:stop, :]), rest], -2)
+        n_rest = prompts.shape[-2] - stop - module.n_anchors
+        sizes = [first, module.n_ctx, n_rest, module.n_anchors]
+        # Slices would each take a gradient of the size of all prompts; the parts of a split one.
+        head, context, rest, _ = prompts.split(sizes, -2)
+        return torch.cat([head, module(context), rest], -2)
 
     if isinstance(output, Tensor):
         return arranged(output)

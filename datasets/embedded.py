@@ -101,8 +101,8 @@ def _write_once(folder: Path, split_file: str, pictures: Callable[[], Iterator[_
         _write_beside(folder, split_file, pictures)
     except OSError as error:
         raise UserError(
-            f"{folder}, which is written on first use, cannot be: {error.strerror}; give another "
-            "--root"
+            f"cannot write the data set to {folder}: {error.strerror}; give a --root that can be "
+            "written to"
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from anchoropt_plugin.errors import UserError
 from dassl.data.datasets import DATASET_REGISTRY
 
 from .embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
@@ -18,13 +17,7 @@ class _EmbeddedDataset(SplitDataset):
     write: Callable[[Path], None]
 
     def make_split(self) -> Split:
-        try:
-            type(self).write(self.dataset_dir)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the data set to {self.dataset_dir}: {error.strerror}; "
-                "give a --root that can be written to"
-            ) from error
+        type(self).write(self.dataset_dir)
         return super().make_split()
 
 

@@ -87,8 +87,11 @@ def _same_settings(run: Run) -> bool:
 def _recorded(path: Path, changed: int) -> str:
     """What binds in a config.yaml; it is read once, unless it was ``changed`` since."""
     # The loader written in C where there is one: thousands of runs are looked at several times.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    there = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8"))
+    try:
+        there = loader.get_single_data()
+    finally:
+        loader.dispose()
     return _binding(dict(flattened(there))) if isinstance(there, dict) else ""
 
 

@@ -162,8 +162,8 @@ def test_pictures_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert train.main(words(tmp_path, root="file/data")) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/file/data/digits, which is written on first use, cannot be: "
-        "Not a directory; give another --root\n"
+        f"error: cannot write the data set to {tmp_path}/file/data/digits: Not a directory; "
+        "give a --root that can be written to\n"
     )
     assert not (tmp_path / "out").exists()
 

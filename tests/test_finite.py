@@ -17,7 +17,7 @@ from anchoropt_plugin.finite import checked_step
 from anchoropt_plugin.objective import PromptLoss
 from anchoropt_plugin.runtime.utils import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from trainers import host
+from trainers import prompted_clip
 from trainers.coop import CoOp
 
 from .test_train_cli import DIGITS, TINY
@@ -228,7 +228,7 @@ def in_half(clip, precision, device):
 def test_half_precision_is_finite_on_the_published_weights_and_above(
     words, monkeypatch, trainer, node, batch, ce, kd, temperature
 ):
-    monkeypatch.setattr(host, "to_precision", in_half)
+    monkeypatch.setattr(prompted_clip, "to_precision", in_half)
     settings = {"PROMPT_CE_WEIGHT": ce, "KD_WEIGHT": kd, "KD_TEMPERATURE": temperature}
     keys = [word for key, x in settings.items() for word in (f"TRAINER.ANCHOROPT.{key}", str(x))]
     keys += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(batch), f"TRAINER.{node}.PREC", "fp16"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import train
 from anchoropt_plugin import UserError, checkpoints, descriptions
 from anchoropt_plugin.anchors import AnchorTokens, recall
-from anchoropt_plugin.predict import _checked, _recorded_cfg, _recorded_classes, _tested_epoch
+from anchoropt_plugin.predict import _named, _recorded_cfg, _recorded_classes, _tested_epoch
 from anchoropt_plugin.runtime.config.record import check_same_run, merge_record
 from anchoropt_plugin.runtime.data.datasets import Datum
 from anchoropt_plugin.runtime.utils.torchtools import load_checkpoint, named_in
@@ -122,7 +122,7 @@ def test_histories(folder, content):
 @given(st.one_of(values.map(as_json), st.binary(max_size=60)))
 def test_class_names_of_a_predictor(folder, content):
     def read(path):
-        return _checked(_recorded_classes(path.parent))
+        return _named(_recorded_classes(path.parent))
 
     names = reads(read, content, folder / "classes.json")
     assert names is None or all(isinstance(name, str) for name in names)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-TEXT, VISION, FEATURES, LAYERS, PATCH, RESOLUTION = 512, 768, 512, 12, 32, 224
-"""ViT-B/32's sizes, as hosts hard-code widths and blocks: text and vision width, width of the
-features, layers of each tower, side of a patch and of a picture."""
+TEXT, VISION, FEATURES, PATCH, RESOLUTION = 512, 768, 512, 32, 224
+"""ViT-B/32's sizes, as hosts hard-code widths: text and vision width, width of the features, side
+of a patch and of a picture."""
+LAYERS, VISION_LAYERS = 12, 3
+"""Of the text tower all, as hosts may hard-code a block to prompt; of the other one a few."""
 VOCABULARY, CONTEXT_LENGTH = 49408, 77
 
 
@@ -42,7 +44,7 @@ def random_weights() -> dict[str, Tensor]:
         weight = normal(into, out_of, std=out_of**-0.5)
         return {f"{name}weight": weight, f"{name}bias": torch.zeros(into)}
 
-    def blocks(name: str, width: int) -> dict[str, Tensor]:
+    def blocks(name: str, width: int, n_layers: int) -> dict[str, Tensor]:
         block = {
             **norm("ln_1", width),
             **norm("ln_2", width),
@@ -52,9 +54,10 @@ def random_weights() -> dict[str, Tensor]:
             **linear("mlp.c_proj.", width, 4 * width),
         }
         # The same in all layers: to draw and write one takes less time than twelve.
-        layers = range(LAYERS)
         return {
-            f"{name}.resblocks.{n}.{key}": value for n in layers for key, value in block.items()
+            f"{name}.resblocks.{layer}.{key}": value
+            for layer in range(n_layers)
+            for key, value in block.items()
         }
 
     tokens = (RESOLUTION // PATCH) ** 2 + 1
@@ -64,14 +67,14 @@ def random_weights() -> dict[str, Tensor]:
         "logit_scale": torch.tensor(math.log(100.0)),
         "token_embedding.weight": normal(VOCABULARY, TEXT, std=0.02),
         **norm("ln_final", TEXT),
-        **blocks("transformer", TEXT),
+        **blocks("transformer", TEXT, LAYERS),
         "visual.class_embedding": normal(VISION, std=VISION**-0.5),
         "visual.positional_embedding": normal(tokens, VISION, std=VISION**-0.5),
         "visual.proj": normal(VISION, FEATURES, std=VISION**-0.5),
         "visual.conv1.weight": normal(VISION, 3, PATCH, PATCH, std=(3 * PATCH**2) ** -0.5),
         **norm("visual.ln_pre", VISION),
         **norm("visual.ln_post", VISION),
-        **blocks("visual.transformer", VISION),
+        **blocks("visual.transformer", VISION, VISION_LAYERS),
     }
 
 
