@@ -56,7 +56,9 @@ TOLERANCE = 1e-5
 EXCESS = 1.25
 """So many times the FLOPs of the cost model may ours compute; more, and it is not what it says."""
 OURS_PER_ROUND = 3
-"""Steps of ours for each of the plain way: it is short, so one alone would be noisy."""
+"""Steps of ours for each of the plain way, as one alone would be noisy where it is short."""
+LONG = 2.0
+"""So many seconds are not."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The profiler would report each start and stop on stderr.
@@ -74,11 +76,10 @@ class Outcome(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """A step that was looked at: its peak memory in bytes, FLOPs as PyTorch counts them, time."""
+    """A step that was looked at: what it gave, its peak memory in bytes, its time."""
 
     outcome: Outcome
     memory: int
-    flops: int
     seconds: float
 
 
@@ -196,18 +197,16 @@ class Bench:
     def observed(self, step: Callable[[], Outcome]) -> Observed:
         """One step, looked at all over."""
         torch.manual_seed(0)
-        counter = flop_counter()
         begun = time.perf_counter()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            with counter:
-                outcome = step()
+            outcome = step()
             torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated() - before
-            return Observed(outcome, peak, counter.get_total_flops(), time.perf_counter() - begun)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, counter:
+            return Observed(outcome, peak, time.perf_counter() - begun)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             outcome = step()
             seconds = time.perf_counter() - begun
         events = profiler.profiler.kineto_results.events()
@@ -216,15 +215,22 @@ class Bench:
         for _, change in sorted(changes, key=lambda event: event[0]):
             now += change
             peak = max(peak, now)
-        return Observed(outcome, peak, counter.get_total_flops(), seconds)
+        return Observed(outcome, peak, seconds)
+
+    def counted(self, step: Callable[[], Outcome]) -> int:
+        """The FLOPs of a step as PyTorch counts them, which takes memory; after one to warm up."""
+        torch.manual_seed(0)
+        step()
+        with flop_counter() as counter:
+            step()
+        return counter.get_total_flops()
 
     def measure(self, case: Case) -> list[Row]:
         """Compare the sides of a case, then time them in turns."""
         sides = [case.plain, *case.ours] if case.plain else list(case.ours)
         if case.plain and self.device.type == "cuda":
             case.plain.step()
-        for side in case.ours:  # the first call is the self-check's
-            side.step()
+        counted = {side: self.counted(side.step) for side in case.ours}
         seen = [self.observed(side.step) for side in sides]
         # In a step that long, being observed takes no time to speak of: it is timed by that.
         times = [[one.seconds] if one.seconds > self.seconds else [] for one in seen]
@@ -235,7 +241,8 @@ class Bench:
         ):
             ceilings.append(self.ceiling())
             for number, (side, spent) in enumerate(zip(sides, times, strict=True)):
-                while len(spent) < len(ceilings) * (OURS_PER_ROUND if number else 1):
+                steps = OURS_PER_ROUND if number and seen[number].seconds < LONG else 1
+                while len(spent) < len(ceilings) * steps:
                     torch.manual_seed(0)
                     spent.append(self.seconds_of(side.step))
         ceiling = statistics.median(ceilings)
@@ -261,7 +268,7 @@ class Bench:
                     one.memory,
                     side.cost.flops / seconds / ceiling,
                     self.dtype == torch.float32,
-                    one.flops,
+                    counted.get(side, 0),
                     **against_plain,
                 )
             )
@@ -335,7 +342,7 @@ def main(
     add("--dtype", choices=DTYPES, default="fp32")
     add("--classes", type=int, nargs="+", default=[], help="(default: those of the table)")
     add("--rounds", type=int, default=5, help="of timing, at most (default: 5)")
-    add("--seconds", type=float, default=10, help="no further round after so many (default: 10)")
+    add("--seconds", type=float, default=8, help="no further round after so many (default: 8)")
     add("--json", type=Path, metavar="FILE", help="store the results too")
     args = parser.parse_args(arguments)
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
