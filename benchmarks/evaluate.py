@@ -17,7 +17,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin import accelerate
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from benchmarks.train_step import host_model
 
@@ -70,7 +70,7 @@ def evaluation(bench: Bench, n_classes: int) -> Case:
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
     """The command line; returns the exit status."""
-    return harness.main("Evaluation, without the image tower", __doc__, cases, arguments, sizes)
+    return command.main("Evaluation, without the image tower", __doc__, cases, arguments, sizes)
 
 
 if __name__ == "__main__":

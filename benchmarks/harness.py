@@ -13,22 +13,19 @@ Python process and scratch memory of the BLAS library are not in it.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
 import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,7 +35,6 @@ from anchoropt_plugin.fast_text import FastForward
 from anchoropt_plugin.linear import frozen_linear
 from benchmarks.cost import VIT_B16, Cost, Sizes, fast_text, image_tower, plain_text
 from benchmarks.plain import PlainTextEncoder, class_names
-from benchmarks.printing import CAPTION, describe, table_of
 
 __all__ = [
     "VIT_B16",
@@ -320,53 +316,3 @@ def require_in_use(stand_ins: Iterable[FastForward]) -> None:
     for fast in stand_ins:
         if not fast.in_use:
             raise SystemExit(f"the fast branch is not in use: its error is {fast.error}")
-
-
-def main(
-    title: str,
-    description: str | None,
-    cases: Callable[[Bench], Iterator[Case]],
-    arguments: Sequence[str] | None,
-    sizes: Sizes,
-) -> int:
-    """Run a benchmark from its command line: print a table, store it where asked.
-
-    Returns:
-        The exit status: 1 where the two ways differ.
-    """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--dtype", choices=DTYPES, default="fp32")
-    add("--classes", type=int, nargs="+", default=[], help="(default: those of the table)")
-    add("--rounds", type=int, default=5, help="of timing, at most (default: 5)")
-    add("--seconds", type=float, default=8, help="no further round after so many (default: 8)")
-    add("--json", type=Path, metavar="FILE", help="store the results too")
-    args = parser.parse_args(arguments)
-    device, dtype = torch.device(args.device), DTYPES[args.dtype]
-    bench = Bench(sizes, device, dtype, args.rounds, args.seconds, tuple(args.classes))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    machine = bench.machine()
-    console.print(f"[bold]{title}[/] ({describe(machine)})")
-    rows: list[Row] = []
-    for case in cases(bench):
-        with console.status(case.name):
-            measured = bench.measure(case)
-        console.print(table_of(case.name, measured))
-        rows += measured
-    console.print(CAPTION, style="dim")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"title": title, "machine": machine, "rows": [asdict(row) for row in rows]}
-        args.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    if all(row.passed for row in rows):
-        return 0
-    console.print(
-        f"[bold red]✗[/] marks rows that differ from the plain way by more than {TOLERANCE:.0e} or "
-        f"compute more than {EXCESS} times what the cost model says"
-    )
-    return 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import harness
+from benchmarks import command
 from benchmarks.harness import VIT_B16, Bench, Case, Sizes
 from benchmarks.text_branch import text_branch
 
@@ -31,7 +31,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
     """The command line; returns the exit status."""
-    return harness.main("Very many classes", __doc__, cases, arguments, sizes)
+    return command.main("Very many classes", __doc__, cases, arguments, sizes)
 
 
 if __name__ == "__main__":

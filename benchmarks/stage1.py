@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin.anchors import INIT_STD, MOMENTUM, WEIGHT_DECAY, AnchorPrompts, StageOne
 from anchoropt_plugin.text_encoder import TextTower
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from trainers.prompted_clip import embed_prompts
 
@@ -88,7 +88,7 @@ def stage_one(bench: Bench, n_classes: int) -> Case:
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
     """The command line; returns the exit status."""
-    return harness.main("Stage 1, one step", __doc__, cases, arguments, sizes)
+    return command.main("Stage 1, one step", __doc__, cases, arguments, sizes)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.clip_models import CLIP
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from trainers.prompted_clip import embed_prompts
 
@@ -69,7 +69,7 @@ def text_branch(bench: Bench, clip: CLIP, n_classes: int, chunk: int = 0) -> Cas
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
     """The command line; returns the exit status."""
-    return harness.main("Text branch, forward and backward", __doc__, cases, arguments, sizes)
+    return command.main("Text branch, forward and backward", __doc__, cases, arguments, sizes)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from anchoropt_plugin.kept_features import KeptFeatures
 from anchoropt_plugin.objective import PromptLoss
 from anchoropt_plugin.stages import AnchorOPT
 from anchoropt_plugin.wiring import HostParts
-from benchmarks import harness
+from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from dassl.config import get_cfg_default
 from trainers import cocoop, coop, maple
@@ -249,7 +249,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
     """The command line; returns the exit status."""
-    return harness.main("Training step", __doc__, cases, arguments, sizes)
+    return command.main("Training step", __doc__, cases, arguments, sizes)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ _BROKEN = """
 import contextlib, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1] + "/scripts")
-import chaos
+import chaos, kills
 from anchoropt_plugin import checkpoints
 
 seen = [-10]
@@ -140,17 +140,17 @@ checkpoints.atomic_write = in_place
 scratch = Path(sys.argv[2])
 chaos.write_digits(scratch / "digits")
 words = [*chaos._COMMAND, *chaos.RUNS["both stages"]]
-reference = chaos.refer(chaos.prepare_folder(scratch / "a", scratch / "digits"), words)
+reference = kills.refer(chaos.prepare_folder(scratch / "a", scratch / "digits"), words)
 folder = chaos.prepare_folder(scratch / "b", scratch / "digits")
 seen[0] = 0
-end = chaos.run(folder, words)
+end = kills.run(folder, words)
 assert end.status == -9, end
 seen[0] = -10
-end = chaos.run(folder, words)
+end = kills.run(folder, words)
 print("found" if end.status or chaos.differences(folder, reference.folder) else "missed")
-assert not chaos.is_proper("killed in a write", chaos.Ended(1, ""))
-assert not chaos.is_proper("SIGTERM, any time", chaos.Ended(143, "Traceback"))
-assert not chaos.is_proper("full disk", chaos.Ended(2, "error: x\\nTraceback"))
+assert not kills.is_proper("killed in a write", kills.Ended(1, ""))
+assert not kills.is_proper("SIGTERM, any time", kills.Ended(143, "Traceback"))
+assert not kills.is_proper("full disk", kills.Ended(2, "error: x\\nTraceback"))
 """
 
 

@@ -1,0 +1,196 @@
+"""How runs of train.py are ended at random places: in forks of this process, in one of six ways."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import train
+from anchoropt_plugin.errors import UserError
+
+CALLS = ("fsync", "replace", "mkdir")
+"""The calls of ``os`` by which files come to be."""
+
+
+class Ended(NamedTuple):
+    """How a run ended: its exit status, negative for a signal, and what it said on stderr."""
+
+    status: int
+    said: str
+
+
+class Reference(NamedTuple):
+    """An undisturbed run: its folder, seconds, the calls it made, the size of its largest file."""
+
+    folder: Path
+    seconds: float
+    calls: int
+    largest: int
+
+
+def _end_myself(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def _is_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def at_call(count: int, act: Callable[[], None], after: bool = False) -> Callable[[], None]:
+    """What makes a process ``act`` at its ``count``-th call of ``CALLS``, before it or after."""
+
+    def prepare() -> None:
+        seen = 0
+
+        def wrapped(call: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                nonlocal seen
+                seen += 1
+                mine = seen == count
+                if mine and not after:
+                    act()
+                result = call(*args, **kwargs)
+                if mine and after:
+                    act()
+                return result
+
+            return counted
+
+        for name in CALLS:
+            setattr(os, name, wrapped(getattr(os, name)))
+
+    return prepare
+
+
+def at_size(size: int, killed: bool) -> Callable[[], None]:
+    """What lets no file grow beyond ``size``: the write fails there, or ends the process."""
+
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if killed else signal.SIG_IGN)
+
+    return prepare
+
+
+def nothing() -> None:
+    """Prepare a run that is let through."""
+
+
+def run(
+    folder: Path,
+    words: list[str],
+    prepare: Callable[[], None] = nothing,
+    strike: tuple[int, float] | None = None,
+) -> Ended:
+    """Run train.py in a fork of this process.
+
+    Args:
+        folder: the working directory.
+        words: the command line.
+        prepare: called in the fork, first.
+        strike: a signal, and after how many seconds it is sent.
+    """
+    sys.stdout.flush()
+    errors, to_parent = os.pipe()  # no file: a disk that is full has no room for what is said of it
+    child = os.fork()
+    if child == 0:
+        status = 70  # a fault of this tool, or of what catches no exception
+        try:
+            os.chdir(folder)
+            with open(os.devnull, "wb") as null:  # noqa: PTH123
+                os.dup2(null.fileno(), 1)
+            os.dup2(to_parent, 2)
+            prepare()
+            status = train.main(words)
+        finally:
+            os._exit(status)
+    if strike is not None:
+        number, seconds = strike
+        time.sleep(seconds)
+        os.kill(child, number)  # not waited for yet, so nobody else can have its number
+    os.close(to_parent)
+    with os.fdopen(errors, encoding="utf-8") as file:
+        said = file.read()  # until the run has ended
+    return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said)
+
+
+def ways(rng: random.Random, reference: Reference) -> dict[str, Callable[[Path, list[str]], Ended]]:
+    """The ways to end a run, each at a place drawn anew."""
+    seconds = rng.uniform(0, reference.seconds)
+    count, after = rng.randint(1, reference.calls), rng.random() < 0.5
+    size = round(reference.largest ** rng.random())  # small files are as likely as large ones
+
+    def killed_at_call() -> None:
+        _end_myself(signal.SIGKILL)
+
+    def stopped_at_call() -> None:
+        _end_myself(signal.SIGTERM)
+
+    return {
+        "SIGKILL, any time": lambda *r: run(*r, strike=(signal.SIGKILL, seconds)),
+        "SIGTERM, any time": lambda *r: run(*r, strike=(signal.SIGTERM, seconds)),
+        "SIGKILL at a call": lambda *r: run(*r, prepare=at_call(count, killed_at_call, after)),
+        "SIGTERM at a call": lambda *r: run(*r, prepare=at_call(count, stopped_at_call, after)),
+        "killed in a write": lambda *r: run(*r, prepare=at_size(size, killed=True)),
+        "full disk": lambda *r: run(
+            *r,
+            prepare=at_size(size, killed=False) if after else at_call(count, _is_full),
+        ),
+    }
+
+
+def is_proper(way: str, end: Ended) -> bool:
+    """Whether a run that was ended that way ended as it should, if it was not through before."""
+    if end.status == 0:
+        return True
+    if way.startswith("SIGTERM"):
+        # Before train.py has begun, nobody can answer.
+        line = end.said.startswith("interrupted; the same command goes on")
+        return (end.status == 128 + signal.SIGTERM and line) or end.status == -signal.SIGTERM
+    if way == "full disk":
+        line = end.said.startswith("error: ") and end.said.find("\n") == len(end.said) - 1
+        return end.status == 2 and line
+    return end.status in (-signal.SIGKILL, -signal.SIGXFSZ)
+
+
+def refer(folder: Path, words: list[str]) -> Reference:
+    """Do a run undisturbed, and measure it.
+
+    Raises:
+        UserError: it fails.
+    """
+    calls = folder / "calls.txt"
+
+    def count() -> None:
+        def note(name: str) -> Callable[..., Any]:
+            call = getattr(os, name)
+
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                with calls.open("a") as file:
+                    file.write(".")
+                return call(*args, **kwargs)
+
+            return noted
+
+        for name in CALLS:
+            setattr(os, name, note(name))
+
+    start = time.monotonic()
+    end = run(folder, words, prepare=count)
+    seconds = time.monotonic() - start
+    if end.status:
+        raise UserError(f"the undisturbed run fails: {end.said.strip()}")
+    files = [path for path in (folder / "out").rglob("*") if path.is_file()]
+    largest = max(path.stat().st_size for path in files)
+    n_calls = len(calls.read_text())
+    calls.unlink()
+    return Reference(folder, seconds, n_calls, largest)
