@@ -201,6 +201,9 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     for flag, folder in folders.items():
         if folder and not Path(folder).expanduser().is_dir():
             raise UserError(f"{flag} {folder} is not a folder")
+    descriptions = cfg.TRAINER.ANCHOROPT.DESCRIPTIONS
+    if descriptions and not Path(descriptions).expanduser().is_file():
+        raise UserError(f"TRAINER.ANCHOROPT.DESCRIPTIONS {descriptions} is not a file")
     if training:
         for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):
             check_same_run(cfg, folder)
@@ -251,7 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status_of(
         command,
         room="make room there, or give another --output-dir",
-        interrupted="interrupted; the same command goes on from the last checkpoint",
+        interrupted="interrupted; the same command goes on from the last checkpoint that "
+        "TRAIN.CHECKPOINT_FREQ has saved, or from the start",
     )
 
 

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -130,7 +131,8 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
         check_archive(path)
         checkpoint = _load(path, map_location)
     except Exception as error:  # torch answers a broken file with a dozen different exceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch adds a paragraph of guesses.
+        reason = shorten(str(error) or type(error).__name__, 160, placeholder="…")
         raise UserError(
             f"cannot read the checkpoint {path}: {reason} (it may be truncated; copy it anew)"
         ) from error

@@ -117,7 +117,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
         holder = "".join(filter(str.isprintable, said)) or "another process"
         raise UserError(
             f"{path.parent} is in use by {holder}: wait until that is done, or give another "
-            f"--output-dir; if it is no more, remove {path}"
+            "--output-dir"
         ) from error
 
 

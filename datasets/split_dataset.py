@@ -63,7 +63,7 @@ class SplitDataset(DatasetBase):
         if not self.test_only:
             if cfg.DATASET.NUM_SHOTS >= 1:
                 split = self._few_shots(split, cfg.DATASET.NUM_SHOTS)
-            split = subsample(split, cfg.DATASET.SUBSAMPLE_CLASSES)
+            split = subsample(split, getattr(cfg.DATASET, "SUBSAMPLE_CLASSES", "all"))
         if self.val_is_test:
             split = split._replace(val=split.test)
         check_files(split, self.image_dir, self.picture_folders)

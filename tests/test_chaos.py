@@ -249,7 +249,10 @@ def test_sigterm_says_how_to_go_on(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", Stopped)
     assert train.main(words()) == 143
     said = capsys.readouterr().err
-    assert said == "interrupted; the same command goes on from the last checkpoint\n"
+    assert said == (
+        "interrupted; the same command goes on from the last checkpoint that TRAIN.CHECKPOINT_FREQ "
+        "has saved, or from the start\n"
+    )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", Pair)
     assert train.main(words()) == 0

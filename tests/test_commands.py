@@ -456,7 +456,7 @@ def test_check_tells_what_it_found(command, repository, trainer, learner):
         f"{learner}.ctx (4, 512)",
         f"{learner}.anchoropt.logits (5, 5)",
         # The look-alike leaves loading to Dassl, which knows of no other classes.
-        "checkpoints load into the same classes alone, as the host's own do, from a checkpoint of",
+        "checkpoints load into the same classes only, as without AnchorOPT (for others, load_model",
         "in place of TextEncoder, relative error",
         f"616 → {computed} tokens",
     ):

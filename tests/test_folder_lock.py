@@ -108,7 +108,7 @@ def test_the_second_run_is_refused_and_changes_nothing(words, tmp_path, monkeypa
         assert train.main(words()) == 2
         assert capsys.readouterr().err == (
             f"error: {out} is in use by process {pid} on {platform.node()}: wait until that is "
-            f"done, or give another --output-dir; if it is no more, remove {out / LOCK}\n"
+            "done, or give another --output-dir\n"
         )
         assert state_of(out) == before
         flags = ["--eval-only", "--model-dir", str(out), "--load-epoch", "1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..errors import UserError, nearest
 from ..hooks import is_prompt_learner
 from ..plugin import SUFFIX, TwoStages, anchoropt
 from ..runtime.config.merge import merge_file, merge_list, read_yaml
+from ..runtime.utils.tools import read_text
 from ..stand_in import without_data
 
 Keys = Callable[[Any], None]
@@ -80,8 +82,24 @@ def find_trainer(spec: str, learner: str) -> tuple[type, type]:
 
 
 def own_keys() -> Keys | None:
-    """The ``extend_cfg`` of a train.py in the working directory, which adds the host's keys."""
-    return getattr(imported("train"), "extend_cfg", None) if Path("train.py").is_file() else None
+    """The ``extend_cfg`` of a train.py in the working directory, which adds the host's keys.
+
+    A train.py without one is not imported, as it may start a training.
+
+    Raises:
+        UserError: importing it fails.
+    """
+    path = Path("train.py")
+    if not path.is_file() or not re.search(r"^def extend_cfg\b", read_text(path), re.MULTILINE):
+        return None
+    try:
+        keys: Keys = imported("train").extend_cfg
+    except (SystemExit, UserError) as error:
+        raise UserError(
+            f"importing train.py for its extend_cfg fails ({in_one_line(error)}): see that what it "
+            'does stands under `if __name__ == "__main__"`'
+        ) from error
+    return keys
 
 
 def trial_cfg(

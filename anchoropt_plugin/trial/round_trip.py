@@ -53,12 +53,16 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
     Raises:
         UserError: with AnchorOPT it does not find what the host alone finds.
     """
-    name, classes, where = host.__name__, OTHERS, "into other classes"
+    name, classes, where = host.__name__, OTHERS, "into other classes,"
     try:
         lost = _lost(alone, _loaded(host, cfg, alone, classes))
     except UserError:
         lost = []
-        classes, where = CLASSES, "into the same classes alone, as the host's own do"
+        classes = CLASSES
+        where = (
+            "into the same classes only, as without AnchorOPT (for others, load_model must leave "
+            "out token_prefix and token_suffix),"
+        )
     found = [where]
     again = _loaded(with_anchoropt, cfg, ours, classes)
     _require(name, "does not find its own checkpoint", _lost(ours, again), lost)
@@ -67,15 +71,15 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
         raise UserError(f"{name}, loaded for {len(classes)} classes, gives {logits.shape[-1]}")
     again = _loaded(with_anchoropt, cfg, alone, classes)
     _require(name, "does not find a checkpoint of the host alone", _lost(alone, again), lost)
-    found.append("from a checkpoint of the host alone")
+    found.append("from before AnchorOPT too")
     (path, *others) = sorted(alone.folder.rglob("model*.pth.tar*"))
     if not others:
         lost = _lost(alone, _started(host, cfg, path))
         if len(lost) < len(alone.values):
             started = _started(with_anchoropt, cfg, path)
             _require(name, "does not start from MODEL.INIT_WEIGHTS", _lost(alone, started), lost)
-            found.append("from MODEL.INIT_WEIGHTS")
-    return ", ".join(found)
+            found.append("and as MODEL.INIT_WEIGHTS")
+    return " ".join(found)
 
 
 def _loaded(trainer: type, cfg: Any, saved: Saved, classes: list[str]) -> Any:

@@ -66,10 +66,10 @@ def test_keys_added_by_a_host_are_merged_too(cfg, tmp_path):
         (["OPTIM", "1"], "OPTIM is a section"),
         (["OPTIM.LR.X", "1"], r"OPTIM\.LR takes a float, not a section"),
         (["OPTIM.LR"], r"'OPTIM\.LR' has no value"),
-        (["OPTIM.MAX_EPOCH", "1.5"], r"OPTIM\.MAX_EPOCH takes a int, but 1\.5 is a float"),
+        (["OPTIM.MAX_EPOCH", "1.5"], r"OPTIM\.MAX_EPOCH takes an int, but 1\.5 is a float"),
         (["OPTIM.LR", "True"], r"takes a float, but True is a bool"),
         (["USE_CUDA", "1"], r"USE_CUDA takes a bool"),
-        (["DATASET.NUM_SHOTS", "None"], r"DATASET\.NUM_SHOTS takes a int, but None"),
+        (["DATASET.NUM_SHOTS", "None"], r"DATASET\.NUM_SHOTS takes an int, but None"),
         (["OPTIM.LR", "1" + "0" * 400], "OPTIM.LR takes a float"),
     ],
 )

@@ -126,14 +126,19 @@ def _literal(value: Any) -> Any:
 
 def _coerced(value: Any, old: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        raise UserError(f"{where} takes a {_kind(old)}, not a section")
+        raise UserError(f"{where} takes {_a(old)}, not a section")
     if old is None or type(value) is type(old):
         return value
     if type(value) is int and isinstance(old, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):
         return type(old)(value)
-    raise UserError(f"{where} takes a {_kind(old)}, but {reprlib.repr(value)} is a {_kind(value)}")
+    raise UserError(f"{where} takes {_a(old)}, but {reprlib.repr(value)} is a {_kind(value)}")
+
+
+def _a(value: Any) -> str:
+    kind = _kind(value)
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def _kind(value: Any) -> str:

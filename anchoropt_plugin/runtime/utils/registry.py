@@ -60,7 +60,8 @@ def check_availability(requested: str, available: Collection[str], key: str = "t
         UserError: It is not; the message names ``key``, what there is, and the nearest name.
     """
     if requested not in available:
+        what = f"is {requested!r}{nearest(requested, available)}" if requested else "is not given"
         raise UserError(
-            f"{key} is {requested!r}{nearest(requested, available)}; "
+            f"{key} {what}; "
             f"available: {', '.join(sorted(available)) or 'none (is its module imported?)'}"
         )
