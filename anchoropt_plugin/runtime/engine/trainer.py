@@ -26,9 +26,9 @@ from ..evaluation import build_evaluator
 from ..utils.meters import AverageMeter, MetricMeter
 from ..utils.randomness import share_randomness
 from ..utils.tools import mkdir_if_missing
-from ..utils.torchtools import load_checkpoint
+from ..utils.torchtools import BEST_MODEL, load_checkpoint
 from ..utils.writer import SummaryWriter
-from .base import BEST_MODEL, Names, TrainerBase
+from .base import Names, TrainerBase
 
 __all__ = [
     "AverageMeter",
