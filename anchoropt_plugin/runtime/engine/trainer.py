@@ -121,12 +121,11 @@ class SimpleTrainer(TrainerBase):
         # Else the first epoch after resuming would count as the best, whatever it gives. A best
         # one that is still to come, or not there of all models, will be found again.
         paths = [Path(directory, name, BEST_MODEL) for name in self.get_model_names()]
-        if not (self.start_epoch and all(path.is_file() for path in paths)):
+        if not all(path.is_file() for path in paths):
             return
         best = [load_checkpoint(path) for path in paths]
-        epochs = {checkpoint["epoch"] for checkpoint in best}
-        val_result = best[0].get("val_result")
-        if len(epochs) == 1 and max(epochs) <= self.start_epoch and isinstance(val_result, float):
+        epoch, val_result = max(one["epoch"] for one in best), best[0].get("val_result")
+        if epoch <= self.start_epoch and isinstance(val_result, float):
             self.best_result = val_result
 
     def _save_what_was_due(self) -> None:
