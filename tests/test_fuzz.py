@@ -55,7 +55,11 @@ splits = st.fixed_dictionaries({"train": items, "test": items}, optional={"val":
 tables = st.dictionaries(texts, st.lists(texts, max_size=3)) | values
 rows = st.fixed_dictionaries({"epoch": atoms, "temperature": atoms, "P": values})
 records = st.fixed_dictionaries(
-    {"backbone": texts | values, "classes": st.lists(texts) | values, "settings": values}
+    {
+        "backbone": texts,
+        "classes": st.lists(texts | st.integers(), max_size=3) | values,
+        "settings": st.dictionaries(keys, values, max_size=2) | values,
+    }
 )
 
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ... import checkpoints, distributed
 from ...errors import UserError
-from .tools import random_state, restore_random_state
+from .tools import restore_random_state
 
 BEST_MODEL = "model-best.pth.tar"
 
@@ -117,7 +117,6 @@ def resume_from_checkpoint(
         if optimizer is not None:
             _check_moments(optimizer)
         if "rng" in checkpoint:
-            _check_kinds(checkpoint["rng"], random_state(), "rng")
             restore_random_state(checkpoint["rng"])
     except Exception as error:  # what is not as it should be fails in every way there is
         reason = " ".join(str(error).split()) or type(error).__name__
