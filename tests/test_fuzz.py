@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import train
@@ -105,6 +105,7 @@ def test_descriptions(folder, content):
 
 @fuzz
 @given(st.one_of((records | values).map(as_json), st.binary(max_size=60)))
+@example(as_json({"backbone": "tiny", "classes": ["cat", 5], "settings": {}}))
 def test_records(folder, content):
     record = reads(read_record, content, folder / "anchoropt.json")
     assert record is None or all(isinstance(name, str) for name in record["classes"])
