@@ -267,12 +267,9 @@ class AnchorTokens:
         if path.is_dir():
             path = path / PUBLISHED_FILE
         content = checkpoints.load(path)
-        state = content.get("state_dict", {}) if isinstance(content, dict) else {}
-        values = state.get(PUBLISHED_NAME) if isinstance(state, dict) else None
+        values = content.get("state_dict", {}).get(PUBLISHED_NAME)
         if not isinstance(values, Tensor) or values.dim() != 2:
             raise UserError(f"{path} holds no anchor tokens: want a tensor {PUBLISHED_NAME} (K, d)")
-        if not torch.isfinite(values).all():
-            raise UserError(f"the anchor tokens in {path} are not finite: learn them again")
         losses = content.get("losses")
         losses = losses if isinstance(losses, list) else []
         return cls(values.float(), losses, str(content.get("key", "")))

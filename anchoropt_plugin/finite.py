@@ -123,8 +123,6 @@ def _scale(trainer: Any) -> float:
 def _count_left_out(trainer: Any, scale: float) -> None:
     if not scale:  # without amp none is
         return
-    if not scale:
-        return
     trainer.steps_left_out = getattr(trainer, "steps_left_out", 0) + (_scale(trainer) < scale)
     if trainer.batch_idx + 1 == trainer.num_batches:
         if trainer.steps_left_out:

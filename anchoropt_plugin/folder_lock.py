@@ -66,7 +66,6 @@ def alone_in(folder: str | Path) -> Iterator[None]:
         yield
         return
     folder = Path(folder).resolve()
-    is_new = not folder.exists()
     if folder not in _held:
         _held[folder] = _Held(_locked(folder))
     held = _held[folder]
@@ -80,16 +79,14 @@ def alone_in(folder: str | Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 # While it is locked: who opened it before sees that it is gone.
                 (folder / LOCK).unlink()
-                if is_new:
-                    folder.rmdir()  # where nothing was written into it
             held.file.close()
 
 
 def _locked(folder: Path) -> IO[bytes]:
     """The lock's file, locked for this process, which is named in it."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         file = path.open("ab+", buffering=0)
         try:
             _lock(file, path)

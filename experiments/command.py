@@ -143,8 +143,14 @@ def run_experiment(
     console.print(_of_plan(jobs, total, workers, estimate(jobs, workers, args.dry_run)))
     if args.dry_run:
         return 0
-    with alone_in(args.output_dir):
-        return _run_and_report(experiment, args, jobs, executor(jobs, workers), more, console)
+    is_new = not args.output_dir.exists()
+    try:
+        with alone_in(args.output_dir):
+            return _run_and_report(experiment, args, jobs, executor(jobs, workers), more, console)
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # not empty
+                args.output_dir.rmdir()
 
 
 def _run_and_report(

@@ -166,7 +166,7 @@ def test_missing_files_torchscript_and_bare_tensors(tmp_path):
     with pytest.raises(UserError, match="holds a Tensor, but a checkpoint is a dict"):
         checkpoints.load(tmp_path / "tensor")
     torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "script"))
-    with pytest.raises(UserError, match="cannot read the checkpoint"):
+    with pytest.raises(UserError, match=r"cannot read .*: it is a TorchScript archive"):
         checkpoints.load(tmp_path / "script")
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import train
@@ -55,7 +55,11 @@ splits = st.fixed_dictionaries({"train": items, "test": items}, optional={"val":
 tables = st.dictionaries(texts, st.lists(texts, max_size=3)) | values
 rows = st.fixed_dictionaries({"epoch": atoms, "temperature": atoms, "P": values})
 records = st.fixed_dictionaries(
-    {"backbone": texts | values, "classes": st.lists(texts) | values, "settings": values}
+    {
+        "backbone": texts,
+        "classes": st.lists(texts | st.integers(), max_size=3) | values,
+        "settings": st.dictionaries(keys, values, max_size=2) | values,
+    }
 )
 
 
@@ -101,6 +105,7 @@ def test_descriptions(folder, content):
 
 @fuzz
 @given(st.one_of((records | values).map(as_json), st.binary(max_size=60)))
+@example(as_json({"backbone": "tiny", "classes": ["cat", 5], "settings": {}}))
 def test_records(folder, content):
     record = reads(read_record, content, folder / "anchoropt.json")
     assert record is None or all(isinstance(name, str) for name in record["classes"])

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import struct
 import zipfile
@@ -135,6 +136,32 @@ def test_no_pickle_runs_code(tmp_path, kind, reader):
             assert reader == "checkpoint", name  # what it did not make is inert
 
 
+@pytest.fixture
+def little_memory():
+    """One gigabyte more, and no further: what takes it meets a MemoryError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("reader", "kind"),
+    [
+        ("checkpoint", "zip"),
+        ("checkpoint", "legacy"),
+        ("backbone", "torchscript"),
+        ("few-shot", "bare"),
+    ],
+)
+def test_a_number_in_a_pickle_that_stands_for_gigabytes(tmp_path, little_memory, reader, kind):
+    (tmp_path / "a.pt").write_bytes(FORMATS[kind](PICKLES["huge memo"]))
+    with pytest.raises(UserError) as error:
+        READERS[reader](tmp_path / "a.pt")
+    assert "Memory" not in str(error.value)
+
+
 def saved(content, path, **options):
     torch.save(content, path, **options)
     return path
@@ -155,14 +182,15 @@ def test_claims_of_terabytes_take_no_memory(tmp_path, reader):
     path = saved({"state_dict": {PUBLISHED_NAME: huge}}, tmp_path / "strided.pt")
     with pytest.raises(UserError):
         READERS[reader](path)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w") as target:
-        for info in source.infolist():
-            data = bytes(1 << 22) if "/data/" in info.filename else source.read(info)
-            target.writestr(info.filename, data, zipfile.ZIP_DEFLATED)
-    (tmp_path / "packed.pt").write_bytes(packed.getvalue())
-    with pytest.raises(UserError, match="claims"):
-        READERS[reader](tmp_path / "packed.pt")
+    # Packed into less than they claim, and beside a record that makes the file as large as that.
+    for more in (0, 1 << 22):
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "b.pt", "w") as target:
+            for info in source.infolist():
+                data = bytes(1 << 22) if "/data/" in info.filename else source.read(info)
+                target.writestr(info.filename, data, zipfile.ZIP_DEFLATED)
+            target.writestr("strided/more", bytes(more))
+        with pytest.raises(UserError, match=r"claims \d+ bytes"):
+            READERS[reader](tmp_path / "b.pt")
 
 
 def test_a_header_that_claims_terabytes(tmp_path):
@@ -201,7 +229,7 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
 @pytest.mark.parametrize(
     "text",
     [
-        BOMB, "a: &a [*a]", "a: " + "[" * 5000, "a: " + "{a: " * 5000, "- 1", "x", "a: b: c",
+        "a: " + "[" * 5000, "a: " + "{a: " * 5000, "- 1", "x", "a: b: c",
         "a: !!python/object/apply:os.mkdir [anchoropt_hostile_trace]", "? [1]\n: 2", "a: *b",
         "a: 2001-99-99", "a: " + "1" * 5000, "\0", "%YAML 9.9\n---\na: 1", "&a : *a",
     ],
@@ -212,6 +240,14 @@ def test_hostile_yaml(tmp_path, text):
     with pytest.raises(UserError):
         cfg = train.get_cfg_default()
         train.merge_file(cfg, path)
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]"])
+def test_aliases_that_stand_for_gigabytes(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="its aliases make it"):
+        read_yaml(path)
 
 
 def test_an_alias_or_two_is_fine(tmp_path):

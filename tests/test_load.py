@@ -80,6 +80,10 @@ def test_class_folders_are_gone_through_once(tmp_path):
             self.passes += 1
             return super().__iter__()
 
+        def __contains__(self, name):
+            self.passes += 1
+            return super().__contains__(name)
+
     folders = Folders(f"n{number} of many" for number in range(50))
     (tmp_path / "classnames.txt").write_text("".join(f"{name} a cat\n" for name in folders))
     folders.passes = 0

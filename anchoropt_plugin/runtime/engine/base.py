@@ -16,6 +16,7 @@ from ... import distributed
 from ...errors import UserError
 from ..utils.tools import random_state, tolist_if_not
 from ..utils.torchtools import (
+    BEST_MODEL,
     load_checkpoint,
     newest_of_all,
     resume_from_checkpoint,
@@ -24,8 +25,6 @@ from ..utils.torchtools import (
 from ..utils.writer import SummaryWriter
 
 Names = str | Sequence[str] | None
-
-BEST_MODEL = "model-best.pth.tar"
 
 
 class TrainerBase:

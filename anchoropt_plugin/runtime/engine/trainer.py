@@ -26,9 +26,9 @@ from ..evaluation import build_evaluator
 from ..utils.meters import AverageMeter, MetricMeter
 from ..utils.randomness import share_randomness
 from ..utils.tools import mkdir_if_missing
-from ..utils.torchtools import load_checkpoint
+from ..utils.torchtools import BEST_MODEL, load_checkpoint
 from ..utils.writer import SummaryWriter
-from .base import BEST_MODEL, Names, TrainerBase
+from .base import Names, TrainerBase
 
 __all__ = [
     "AverageMeter",
@@ -121,12 +121,11 @@ class SimpleTrainer(TrainerBase):
         # Else the first epoch after resuming would count as the best, whatever it gives. A best
         # one that is still to come, or not there of all models, will be found again.
         paths = [Path(directory, name, BEST_MODEL) for name in self.get_model_names()]
-        if not (self.start_epoch and all(path.is_file() for path in paths)):
+        if not all(path.is_file() for path in paths):
             return
         best = [load_checkpoint(path) for path in paths]
-        epochs = {checkpoint["epoch"] for checkpoint in best}
-        val_result = best[0].get("val_result")
-        if len(epochs) == 1 and max(epochs) <= self.start_epoch and isinstance(val_result, float):
+        epoch, val_result = max(one["epoch"] for one in best), best[0].get("val_result")
+        if epoch <= self.start_epoch and isinstance(val_result, float):
             self.best_result = val_result
 
     def _save_what_was_due(self) -> None:

@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ... import checkpoints, distributed
 from ...errors import UserError
-from .tools import random_state, restore_random_state
+from .tools import restore_random_state
+
+BEST_MODEL = "model-best.pth.tar"
 
 CLASS_BUFFERS = (
     *("token_prefix", "token_suffix"),
@@ -59,7 +61,7 @@ def _write_checkpoint(state: dict[str, Any], folder: Path, is_best: bool, model_
     if is_best:
         with (
             path.open("rb") as source,
-            checkpoints.atomic_write(folder / "model-best.pth.tar") as target,
+            checkpoints.atomic_write(folder / BEST_MODEL) as target,
         ):
             shutil.copyfileobj(source, target)
 
@@ -115,7 +117,6 @@ def resume_from_checkpoint(
         if optimizer is not None:
             _check_moments(optimizer)
         if "rng" in checkpoint:
-            _check_kinds(checkpoint["rng"], random_state(), "rng")
             restore_random_state(checkpoint["rng"])
     except Exception as error:  # what is not as it should be fails in every way there is
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -147,10 +148,10 @@ def newest_of_all(folders: Iterable[Path]) -> str:
     """Return the file name in the text files ``checkpoint`` of several models.
 
     A run that was killed while it saved has named a newer one for some of them: then it is the
-    one that all have.
+    one that all have; the best one, which is written over, where they have no other.
     """
     folders = list(folders)
-    names = dict.fromkeys(map(named_in, folders))
+    names = sorted(dict.fromkeys(map(named_in, folders)), key=BEST_MODEL.__eq__)
     whole = [name for name in names if all((folder / name).is_file() for folder in folders)]
     return next(iter([*whole, *names]))
 
