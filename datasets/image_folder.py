@@ -56,9 +56,6 @@ def _classes(parent: Path, root: Path) -> dict[str, tuple[int, str]]:
     file = root / "classnames.txt"
     if file.exists():
         names = read_classnames(file, folders)
-        nowhere = sorted(names.keys() - set(folders))
-        if nowhere:
-            raise UserError(f"{file} names the folder {nowhere[0]!r}, which is not in {parent}")
     else:
         names = {folder: folder.replace("_", " ") for folder in folders}
     seen: dict[str, str] = {}
