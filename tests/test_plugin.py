@@ -378,7 +378,7 @@ def test_stage_one_with_images(root, tmp_path):
     ("keys", "message"),
     [
         (["TRAINER.ANCHOROPT.POSITION", "sinkhron"], "did you mean 'sinkhorn'?"),
-        (["TRAINER.ANCHOROPT.DESCRIPTIONS", "nowhere.json"], "nowhere.json: No such file"),
+        (["TRAINER.ANCHOROPT.DESCRIPTIONS", "nowhere.json"], "nowhere.json is not a file"),
         (["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "nowhere.pth"], "nowhere.pth"),
         (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "use CLASS_TOKEN_POSITION end"),
         (["TRAINER.COOP.N_CTX", "74"], "77"),
