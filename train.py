@@ -201,7 +201,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     for flag, folder in folders.items():
         if folder and not Path(folder).expanduser().is_dir():
             raise UserError(f"{flag} {folder} is not a folder")
-    descriptions = cfg.TRAINER.ANCHOROPT.DESCRIPTIONS
+    reads = training and issubclass(trainer, TwoStages)  # what plain hosts are given they let be
+    descriptions = cfg.TRAINER.ANCHOROPT.DESCRIPTIONS if reads else ""
     if descriptions and not Path(descriptions).expanduser().is_file():
         raise UserError(f"TRAINER.ANCHOROPT.DESCRIPTIONS {descriptions} is not a file")
     if training:

@@ -1,14 +1,12 @@
-"""Stage 1: learn anchor tokens from the task's class descriptions; save, load and share them."""
+"""Stage 1: learn anchor tokens from the task's class descriptions; save and load them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
@@ -293,61 +291,3 @@ def _targets(tower: TextTower, descriptions: Sequence[Sequence[str]]) -> tuple[T
         squares.append(features.square().mean(0))
     mean = torch.stack(means)
     return mean, (torch.stack(squares) - mean.square()).mean()
-
-
-def content_key(
-    tower: TextTower,
-    class_names: Sequence[str],
-    descriptions: Sequence[Sequence[str]],
-    settings: StageOne,
-) -> str:
-    """A key of all that learned anchors depend on: text weights, names, descriptions, settings."""
-    digest = hashlib.sha256()
-    clip = tower.clip
-    parts = [clip.token_embedding, clip.transformer, clip.ln_final]
-    weights = [tensor for part in parts for tensor in part.state_dict().values()]
-    for tensor in [*weights, clip.positional_embedding, clip.text_projection]:
-        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    text = [list(class_names), [list(d) for d in descriptions], asdict(settings)]
-    digest.update(json.dumps(text, ensure_ascii=True).encode())
-    return digest.hexdigest()[:32]
-
-
-def cache_folder(setting: str = "") -> Path:
-    """Where learned anchors are kept: the setting, $ANCHOROPT_CACHE, or the user's cache folder.
-
-    Raises:
-        UserError: it is in a home folder, and there is none.
-    """
-    chosen = setting or os.environ.get("ANCHOROPT_CACHE", "")
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        if chosen:
-            return Path(chosen).expanduser()
-        return Path(base).expanduser() / "anchoropt_plugin" / "anchors"
-    except RuntimeError as error:
-        raise UserError(f"{chosen or base}: {error}: set HOME, or ANCHOROPT_CACHE") from error
-
-
-def recall(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:
-    """The anchors (K, d) kept under ``key``, or None; a damaged file is learned again."""
-    path = folder / f"{key}.pth.tar"
-    if not os.path.exists(path):  # noqa: PTH110  (that of a Path raises where it may not look)
-        return None
-    try:
-        anchors = AnchorTokens.load(path)
-        if anchors.values.shape != shape or anchors.key != key:
-            raise UserError(f"{path} does not hold what its name says")
-    except UserError as error:
-        log.warning("%s; learning the anchors again", error)
-        return None
-    return anchors
-
-
-def keep(anchors: AnchorTokens, folder: Path) -> None:
-    """Keep anchors under their key; where the folder cannot be written, say so and go on."""
-    try:
-        anchors.save(folder / f"{anchors.key}.pth.tar")
-    except OSError as error:
-        log.warning("cannot keep the anchors in %s (%s): they are learned anew", folder, error)

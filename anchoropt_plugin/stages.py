@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import anchors as stage_one
-from . import checkpoints, descriptions, distributed
-from .anchors import AnchorPrompts, AnchorTokens
+from . import anchor_cache, checkpoints, descriptions, distributed
+from .anchors import AnchorPrompts, AnchorTokens, ImageBatches
 from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
 from .image_features import FirstFeatures
@@ -72,7 +71,7 @@ class AnchorOPT:
     def find_anchors(
         self,
         steps: int,
-        images: stage_one.ImageBatches,
+        images: ImageBatches,
         on_loss: Callable[[int, float], None],
     ) -> None:
         """Stage 1: load, recall, learn or make the anchors, and put them into the learner.
@@ -108,7 +107,7 @@ class AnchorOPT:
     def _recalled_or_learned(
         self,
         steps: int,
-        images: stage_one.ImageBatches,
+        images: ImageBatches,
         on_loss: Callable[[int, float], None],
     ) -> AnchorTokens:
         settings = self.settings
@@ -121,10 +120,10 @@ class AnchorOPT:
         wanted = settings.stage_one(steps)
         # What is learned from images depends on the seed as well, and is not shared.
         share = not settings.anchor_ce_weight
-        folder = stage_one.cache_folder(settings.anchor_cache)
-        key = stage_one.content_key(self.tower, self.classes, texts, wanted)
+        folder = anchor_cache.cache_folder(settings.anchor_cache)
+        key = anchor_cache.content_key(self.tower, self.classes, texts, wanted)
         wanted_shape = tuple(self.position.anchors.shape)
-        anchors = stage_one.recall(folder, key, wanted_shape) if share else None
+        anchors = anchor_cache.recall(folder, key, wanted_shape) if share else None
         # Of several processes one may look after another has kept them.
         anchors = distributed.from_main(anchors)
         if anchors is not None:
@@ -144,7 +143,7 @@ class AnchorOPT:
         )
         if share:
             anchors.key = key
-            stage_one.keep(anchors, folder)
+            anchor_cache.keep(anchors, folder)
         return anchors
 
     # ------------------------------------------------------------------ stage 2 and test

@@ -10,8 +10,9 @@ import torch
 from clip.model import convert_weights
 from torch.nn import functional as F
 
-from anchoropt_plugin import AnchorTokens, UserError, anchors
-from anchoropt_plugin.anchors import AnchorPrompts, StageOne, content_key
+from anchoropt_plugin import AnchorTokens, UserError, anchor_cache
+from anchoropt_plugin.anchor_cache import content_key
+from anchoropt_plugin.anchors import AnchorPrompts, StageOne
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.text_encoder import TextTower
 
@@ -196,29 +197,29 @@ def test_the_key_depends_on_all_that_the_anchors_depend_on(clip):
 
 def test_kept_anchors_are_recalled_and_damaged_ones_are_not(tmp_path, caplog):
     kept = AnchorTokens(torch.randn(1, 8), [1.0], "abc")
-    anchors.keep(kept, tmp_path / "new" / "folder")
-    recalled = anchors.recall(tmp_path / "new" / "folder", "abc", (1, 8))
+    anchor_cache.keep(kept, tmp_path / "new" / "folder")
+    recalled = anchor_cache.recall(tmp_path / "new" / "folder", "abc", (1, 8))
     assert torch.equal(recalled.values, kept.values)
-    assert anchors.recall(tmp_path, "abc", (1, 8)) is None
+    assert anchor_cache.recall(tmp_path, "abc", (1, 8)) is None
     (tmp_path / "abc.pth.tar").write_bytes(pickle.dumps("nothing of the kind"))
-    assert anchors.recall(tmp_path, "abc", (1, 8)) is None
+    assert anchor_cache.recall(tmp_path, "abc", (1, 8)) is None
     kept.save(tmp_path / "abc.pth.tar")
-    assert anchors.recall(tmp_path, "abc", (3, 8)) is None
+    assert anchor_cache.recall(tmp_path, "abc", (3, 8)) is None
     kept.save(tmp_path / "abd.pth.tar")
-    assert anchors.recall(tmp_path, "abd", (1, 8)) is None
+    assert anchor_cache.recall(tmp_path, "abd", (1, 8)) is None
     assert "learning the anchors again" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_not_fatal(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    anchors.keep(AnchorTokens(torch.zeros(1, 8), [], "abc"), tmp_path / "file" / "folder")
+    anchor_cache.keep(AnchorTokens(torch.zeros(1, 8), [], "abc"), tmp_path / "file" / "folder")
     assert "learned anew" in caplog.text
 
 
 def test_the_cache_folder(monkeypatch, tmp_path):
-    assert anchors.cache_folder(str(tmp_path)) == tmp_path
+    assert anchor_cache.cache_folder(str(tmp_path)) == tmp_path
     monkeypatch.setenv("ANCHOROPT_CACHE", "/somewhere")
-    assert str(anchors.cache_folder()) == "/somewhere"
+    assert str(anchor_cache.cache_folder()) == "/somewhere"
     monkeypatch.delenv("ANCHOROPT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert str(anchors.cache_folder()) == "/cache/anchoropt_plugin/anchors"
+    assert str(anchor_cache.cache_folder()) == "/cache/anchoropt_plugin/anchors"

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import train
-from anchoropt_plugin import UserError, anchors
+from anchoropt_plugin import UserError, anchor_cache
 
 ROOT = Path(train.__file__).parent
 DIGITS = str(ROOT / "configs/datasets/digits.yaml")
@@ -151,11 +151,11 @@ def test_nobody_has_a_home(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "expanduser", expanduser)
     with pytest.raises(UserError, match=r"home directory.*: set HOME, or ANCHOROPT_CACHE"):
-        anchors.cache_folder()
+        anchor_cache.cache_folder()
 
 
 def test_a_cache_that_may_not_be_looked_into_has_nothing():
-    assert anchors.recall(Path("x" * 300), "key", (1, 8)) is None  # the kernel refuses to look
+    assert anchor_cache.recall(Path("x" * 300), "key", (1, 8)) is None  # the kernel refuses to look
 
 
 def test_pictures_that_cannot_be_written(tmp_path, capsys):

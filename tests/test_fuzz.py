@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import train
 from anchoropt_plugin import UserError, checkpoints, descriptions
-from anchoropt_plugin.anchors import AnchorTokens, recall
+from anchoropt_plugin.anchor_cache import recall
+from anchoropt_plugin.anchors import AnchorTokens
 from anchoropt_plugin.predict import _named, _recorded_cfg, _recorded_classes, _tested_epoch
 from anchoropt_plugin.runtime.config.record import check_same_run, merge_record
 from anchoropt_plugin.runtime.data.datasets import Datum
