@@ -67,7 +67,12 @@ def status_of(
         parts = error.filename2 or error.filename, error.strerror or error
         reason = ": ".join(str(part) for part in parts if part)
         return _failed(f"{reason}; {room}" if room else reason)
-    except Exception:
+    except Exception as error:
+        if str(error).startswith("DataLoader worker"):  # torch raises it in the middle of a step
+            return _failed(
+                f"{' '.join(str(error).split())} If memory ran out, lower DATALOADER.NUM_WORKERS; "
+                "the same command goes on from the last checkpoint"
+            )
         if world_size() > 1:  # what Python prints of them is mixed with what the others print
             print(f"error in rank {rank()} of {world_size()}:", file=sys.stderr)
         raise

@@ -9,6 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -290,12 +291,35 @@ class LosesAWorker(Pair):
         return super().forward_backward(batch)
 
 
-def test_a_worker_process_that_is_killed_is_one_line(words, monkeypatch, capsys):
-    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", LosesAWorker)
+class LosesAWorkerInAStep(LosesAWorker):
+    """The system tells of the death before the step is over."""
+
+    def forward_backward(self, batch):
+        loss = super().forward_backward(batch)
+        time.sleep(1)
+        return loss
+
+
+class LosesAWorkerInABatch(Pair):
+    """The worker's connection is closed before the system tells of its death."""
+
+    def build_data_loader(self):
+        super().build_data_loader()
+
+        def closed(*_):
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+        self.train_loader_x.collate_fn = closed
+        self.train_loader_x.num_workers = 0
+
+
+@pytest.mark.parametrize("trainer", [LosesAWorker, LosesAWorkerInAStep, LosesAWorkerInABatch])
+def test_a_worker_process_that_is_killed_is_one_line(words, monkeypatch, capsys, trainer):
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", trainer)
     keys = ["DATALOADER.NUM_WORKERS", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "1"]
     assert train.main(words(*keys)) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: DataLoader worker (pid")
+    assert said.startswith("error: DataLoader worker ")
     assert "lower DATALOADER.NUM_WORKERS; the same command goes on" in said
     assert said.count("\n") == 1
 

@@ -124,14 +124,10 @@ class _Loader(DataLoader[Any]):
             # its workers running takes torch ten seconds.
             error.__traceback__ = None
             raise UserError(message.rpartition("UserError: ")[2]) from None
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{reason} If memory ran out, lower DATALOADER.NUM_WORKERS; the same command goes "
-                "on from the last checkpoint"
-            ) from None
+        except (ConnectionError, EOFError) as error:
+            # One that is killed while it hands over a batch: torch tells it from the closed
+            # connection only where the system has told it of the death already.
+            raise RuntimeError(f"DataLoader worker was lost ({error or 'end of file'}).") from None
 
     def _parts(self) -> Iterator[Any]:
         """Of every batch the part of this process.
