@@ -56,7 +56,9 @@ bench: $(READY)
 chaos: $(READY)
 	OMP_NUM_THREADS=1 $(PYTHON) scripts/chaos.py
 
-# Installs gigabytes into .nox; noxfile.py says what is run, docs/reliability.md what came out.
+# Installs gigabytes into .nox; noxfile.py says what is run, docs/reliability.md what came out. Of
+# pyenv's Pythons all are looked at, not the chosen one alone.
+matrix: export PYENV_VERSION := $(shell pyenv versions --bare 2>/dev/null | paste -sd:)
 matrix: $(READY)
 	$(PYTHON) -m nox
 

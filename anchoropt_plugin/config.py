@@ -233,16 +233,28 @@ class Settings(CfgNode):
         return copy
 
 
+class _Trainers(CfgNode):
+    """``TRAINER``: a node ANCHOROPT that a train.py makes of its own, too, has all keys.
+
+    The train.py that the released code is part of makes one of nine keys.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "ANCHOROPT":
+            for name, default in _DEFAULTS.items():
+                value.setdefault(name.upper(), default)
+        super().__setitem__(key, value)
+
+
 def extend_cfg(cfg: Any) -> None:
     """Add ``TRAINER.ANCHOROPT`` with its defaults to a yacs configuration of a Dassl repository.
 
-    A node that is there already keeps its values and gets the keys it lacks.
+    A node that is there already, or is put there later, keeps its values and gets the keys it
+    lacks.
     """
-    node = cfg.TRAINER.get("ANCHOROPT")
-    if node is None:
-        defaults = {name.upper(): default for name, default in _DEFAULTS.items()}
-        cfg.TRAINER.ANCHOROPT = Settings(defaults)
-        return
-    for name, default in _DEFAULTS.items():
-        if name.upper() not in node:
-            node[name.upper()] = default
+    if not isinstance(cfg.TRAINER, _Trainers):
+        trainers = _Trainers()
+        trainers.update(cfg.TRAINER)
+        cfg.TRAINER = trainers
+    defaults = {name.upper(): default for name, default in _DEFAULTS.items()}
+    cfg.TRAINER.ANCHOROPT = cfg.TRAINER.get("ANCHOROPT", Settings(defaults))

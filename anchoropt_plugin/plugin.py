@@ -63,9 +63,9 @@ class TwoStages:
             )
         with parts.watching():
             super().build_model()  # type: ignore[misc]
+        parts.position.requires_grad_(True)  # some hosts freeze all that is not named "ctx"
         self.model = distributed.without_data_parallel(self.model)
         distributed.refuse_data_parallel(self.model, self.anchoropt_host.__name__)
-        parts.position.requires_grad_(True)  # some hosts freeze all that is not named "ctx"
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames)
         for name in self.get_model_names():
             optimizer, scheduler = self._optims[name], self._scheds[name]

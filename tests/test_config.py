@@ -41,6 +41,16 @@ def test_extending_keeps_values_that_are_there():
     assert node.TRAINER.ANCHOROPT.KD_WEIGHT == 5.0 and node.TRAINER.ANCHOROPT.ANCHOR_LEN == 1
 
 
+def test_a_node_that_a_train_py_makes_of_its_own_has_all_keys():
+    node = get_cfg_default()
+    node.TRAINER.ANCHOROPT = CfgNode()
+    node.TRAINER.ANCHOROPT.MAX_TEMPLATE_LENGTH = 3
+    node = node.clone()
+    node.merge_from_list(["TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5"])
+    settings = AnchorOPTConfig.from_cfg(node, kd_weight=7.0, max_template_length=4)
+    assert (settings.max_template_length, settings.anchor_epochs, settings.kd_weight) == (3, 5, 7.0)
+
+
 def test_all_faults_are_told_in_one_line():
     with pytest.raises(UserError) as error:
         AnchorOPTConfig(position="sinkhron", anchor_len=0, kd_weight=-1.0)

@@ -460,6 +460,15 @@ def test_a_host_without_a_learner_of_that_name_is_told(root, tmp_path, capsys):
     assert "no module named 'my_prompts'" in capsys.readouterr().err
 
 
+def test_a_host_without_prompts_is_told(root, tmp_path, capsys):
+    def build_model(self):
+        self.clip_model = load_clip(self.cfg.MODEL.BACKBONE.NAME)
+
+    anchoropt(host_like("HostWithoutPrompts", build_model=build_model))
+    assert train.main(command(root, tmp_path, "HostWithoutPrompts_AnchorOPT")) == 2
+    assert "HostWithoutPrompts has no prompt learner" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_a_cross_entropy_is_told(root, tmp_path, capsys):
     def forward_backward(self, batch):
         return {"loss": self.model(batch["img"]).square().mean().item()}
