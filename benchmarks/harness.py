@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from anchoropt_plugin.clip_models import CLIP, convert_weights
-from anchoropt_plugin.fast_text import FastForward
+from anchoropt_plugin.fast_forward import FastForward
 from anchoropt_plugin.linear import frozen_linear
 from benchmarks.cost import VIT_B16, Cost, Sizes, fast_text, image_tower, plain_text
 from benchmarks.plain import PlainTextEncoder, class_names

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from anchoropt_plugin.anchors import AnchorPrompts
 from anchoropt_plugin.clip_models import tokenize
-from anchoropt_plugin.fast_text import FastForward
+from anchoropt_plugin.fast_forward import FastForward
 from anchoropt_plugin.self_check import TOLERANCE
 from anchoropt_plugin.text_encoder import TextTower
 from benchmarks import (

@@ -11,7 +11,7 @@ from torch import nn
 
 from anchoropt_plugin import accelerate, fast_text, restore
 from anchoropt_plugin.clip_models import tokenize
-from anchoropt_plugin.fast_text import REMEMBERED
+from anchoropt_plugin.fast_forward import REMEMBERED
 from trainers.prompted_clip import TextEncoder
 
 from .conftest import random_clip

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..errors import UserError
-from ..fast_text import FastForward
+from ..fast_forward import FastForward
 from ..hooks import attached, hook_for
 from ..trial.host import (
     BATCH,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..fast_text import FastForward
+from ..fast_forward import FastForward
 from ..sharing import equal_tokens
 
 _NOT_THE_HOST_S = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
