@@ -27,7 +27,7 @@ ROOT = Path(train.__file__).parent
 def child(work):
     """A process that calls ``work`` with a function which says that it has come so far, and waits.
 
-    Gives its number once it has; it is killed at the end.
+    Gives its number once it has, with all its threads stopped; it is killed at the end.
     """
     said, say = os.pipe()
     pid = os.fork()
@@ -49,6 +49,8 @@ def child(work):
         arrived = file.read(1)
     try:
         assert arrived, "it ended before it came so far"
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)
         yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
