@@ -207,7 +207,19 @@ class AnchorOPTConfig:
 _DEFAULTS = {field.name: field.default for field in fields(AnchorOPTConfig)}
 
 
-class Settings(CfgNode):
+class _Node(type):
+    """The type of nodes that do more than yacs's, which merges a file into its own type only.
+
+    It compares types by ``==``, and so takes these for its own.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is CfgNode
+
+    __hash__ = type.__hash__
+
+
+class Settings(CfgNode, metaclass=_Node):
     """``TRAINER.ANCHOROPT``: a node that remembers which of its keys were given a value.
 
     So a key that is given its default, too, wins over an argument of ``@anchoropt``.
@@ -233,11 +245,13 @@ class Settings(CfgNode):
         return copy
 
 
-class _Trainers(CfgNode):
+class _Trainers(CfgNode, metaclass=_Node):
     """``TRAINER``: a node ANCHOROPT that a train.py makes of its own, too, has all keys.
 
     The train.py that the released code is part of makes one of nine keys.
     """
+
+    _decode_cfg_value = CfgNode._decode_cfg_value  # else nodes of this type for those in a file
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "ANCHOROPT":

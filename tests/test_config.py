@@ -51,6 +51,24 @@ def test_a_node_that_a_train_py_makes_of_its_own_has_all_keys():
     assert (settings.max_template_length, settings.anchor_epochs, settings.kd_weight) == (3, 5, 7.0)
 
 
+def test_yacs_itself_merges_a_file(tmp_path):
+    """As in a train.py over Dassl; this package's runtime merges files in a way of its own."""
+    file = tmp_path / "config.yaml"
+    file.write_text("TRAINER: {ANCHOROPT: {POSITION: sinkhorn}, COOP: {N_CTX: 4}}")
+    node = CfgNode({"TRAINER": {"COOP": {"N_CTX": 16}}})
+    extend_cfg(node)
+    CfgNode.merge_from_file(node, str(file))
+    assert node.TRAINER.COOP.N_CTX == 4
+    assert AnchorOPTConfig.from_cfg(node, position="gumbel").position == "sinkhorn"
+    again = CfgNode({"TRAINER": {"COOP": {"N_CTX": 16}}})
+    extend_cfg(again)
+    CfgNode.merge_from_other_cfg(again, node)
+    assert again == node
+    node.TRAINER.set_new_allowed(True)
+    CfgNode.merge_from_other_cfg(node, CfgNode({"TRAINER": {"OTHER": {"X": {"Y": 1}}}}))
+    assert type(node.TRAINER.OTHER) is type(node.TRAINER.OTHER.X) is CfgNode
+
+
 def test_all_faults_are_told_in_one_line():
     with pytest.raises(UserError) as error:
         AnchorOPTConfig(position="sinkhron", anchor_len=0, kd_weight=-1.0)
