@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .position import AnchorPositionModule
+from .text_encoder import blocks_of
 
 FIRST = 1
 """The context's first slot, behind SOS."""
@@ -62,7 +63,7 @@ class Looking:
 
     def __enter__(self) -> Looking:
         self._handles = []
-        for number, block in enumerate(self.encoder.transformer.resblocks):
+        for number, block in enumerate(blocks_of(self.encoder)):
             if not hasattr(block, "ln_1"):
                 continue
 
@@ -182,7 +183,7 @@ def overwriting(
 
         return forward
 
-    blocks = encoder.transformer.resblocks
+    blocks = blocks_of(encoder)
     prompted = [(blocks[deep.block], deep) for deep in prompts]
     for block, deep in prompted:
         block.forward = forward_with(block, deep)

@@ -2,7 +2,9 @@
 
 A learner's ``tokenized_prompts`` move with it. A host may hold tokens of its own, copied before the
 anchors came in or of further classes, or the positions alone, and would read features K tokens
-before EOT, silently. In a prompt EOT is found by its embedding.
+before EOT, silently. One that makes prompts of its learner's parts by itself, as for a teacher,
+has no anchors in them, and would read features K tokens behind EOT. In a prompt EOT is found by
+its embedding.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .hooks import shift
+from .hooks import shift, unshift
 
 
 def following(given: tuple[Any, ...], module: Any) -> tuple[Any, ...]:
@@ -24,6 +26,19 @@ def following(given: tuple[Any, ...], module: Any) -> tuple[Any, ...]:
         given: prompts (…, C, L, d), tokens, and whatever else the host gives it.
         module: what ``attach`` put on the learner.
     """
+    return _moved(given, module, shift)
+
+
+def without_anchors(given: tuple[Any, ...], module: Any) -> tuple[Any, ...] | None:
+    """The same with its tokens moved back, for prompts that carry no anchors; None for others."""
+    plain = _moved(given, module, unshift)
+    return plain if any(x is not y for x, y in zip(plain, given, strict=True)) else None
+
+
+def _moved(
+    given: tuple[Any, ...], module: Any, move: Callable[[Tensor, int, int], None]
+) -> tuple[Any, ...]:
+    """``given``, where tokens that do not end as the prompts do end there when they are moved."""
     prompts = _prompts_in(given, module)
     if prompts is None:
         return given
@@ -32,9 +47,9 @@ def following(given: tuple[Any, ...], module: Any) -> tuple[Any, ...]:
         is_tokens = isinstance(tokens, Tensor) and tokens.shape == prompts.shape[-3:-1]
         if not is_tokens or tokens.is_floating_point() or _ends_at(prompts, tokens, module.end):
             return tokens
-        later = tokens.clone()
-        shift(later, 1, module.n_anchors)
-        return later if _ends_at(prompts, later, module.end) else tokens
+        others = tokens.clone()
+        move(others, 1, module.n_anchors)
+        return others if _ends_at(prompts, others, module.end) else tokens
 
     return tuple(moved(x) for x in given)
 

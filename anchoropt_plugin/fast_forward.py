@@ -18,10 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from . import distributed
 from .deep import FIRST, DeepPrompt, Looking, arranged, overwriting
-from .end_of_text import check_is_read, following
+from .end_of_text import check_is_read, following, without_anchors
 from .errors import UserError
 from .gradients import all_classes
 from .hooks import PromptHook
+from .image_features import none_of
 from .kept_features import LastFeatures, state_of
 from .position import AnchorPositionModule
 from .self_check import CANNOT, compare
@@ -74,6 +75,9 @@ class FastForward:
         call = inspect.signature(forward).bind(self.encoder, *args, **named)
         given = call.args[1:]
         if self.position is not None:
+            plain = without_anchors(given, self.position)
+            if plain is not None:
+                return self._own_forward(*plain, **call.kwargs)
             given = following(given, self.position)
         if call.kwargs or not _is_read(*given):
             return self._unread_forward(*given, **call.kwargs)
@@ -109,8 +113,14 @@ class FastForward:
             if self.position is not None:
                 raise
             self._deep[len(given)] = ()
-            self.in_use = False
-            log.warning("%s: its own forward stays", error)
+            self._stand_back(str(error))
+            return
+        if len(given) and not found:  # and so something else, which the fast branch cannot read
+            self._stand_back(f"{type(self.encoder).__name__} writes nothing it is given over rows")
+
+    def _stand_back(self, reason: str) -> None:
+        self.in_use = False
+        log.warning("%s: its own forward stays", reason)
 
     def _check_end(self, *given: Any) -> None:
         """Raise ``UserError`` where features are not read at EOT, which the anchors have moved."""
@@ -179,7 +189,7 @@ class FastForward:
         if self.position is None or not prompted:
             return self._own_forward(prompts, tokens, *deep)
         with overwriting(self.encoder, self.position, prompted, given):
-            return self._own_forward(prompts, tokens, *([] for _ in deep))
+            return self._own_forward(prompts, tokens, *map(none_of, deep))
 
     def _fast(self, prompts: Tensor, tokens: Tensor, given: Sequence[Tensor] = ()) -> Tensor | None:
         """Features by the packed tower; None where deep prompts meet contexts that differ."""
@@ -286,7 +296,9 @@ def _is_read(*given: Any) -> bool:
 
 
 def _is_deep(argument: Any) -> bool:
-    """Whether an argument of a text encoder is a list of deep prompts (M, d)."""
+    """Whether an argument of a text encoder is deep prompts: a list of (M, d), or them stacked."""
+    if isinstance(argument, Tensor):
+        return argument.dim() == 3
     if not isinstance(argument, (list, tuple, nn.ParameterList)):
         return False
     return all(isinstance(prompt, Tensor) and prompt.dim() == 2 for prompt in argument)

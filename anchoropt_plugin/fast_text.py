@@ -9,6 +9,7 @@ from torch import nn
 from . import distributed
 from .fast_forward import FastForward
 from .kept_features import KeptFeatures
+from .text_encoder import blocks_of
 
 Trainer = TypeVar("Trainer", bound=type)
 
@@ -16,18 +17,19 @@ Trainer = TypeVar("Trainer", bound=type)
 def is_text_encoder(module: nn.Module) -> bool:
     """Whether ``module`` has what the tower reads, and takes embedded prompts."""
     needed = ("transformer", "positional_embedding", "ln_final", "text_projection")
-    has_parts = all(hasattr(module, name) for name in needed)
-    return has_parts and hasattr(module.transformer, "resblocks") and not hasattr(module, "visual")
+    if hasattr(module, "visual") or not all(hasattr(module, name) for name in needed):
+        return False
+    return isinstance(blocks_of(module), (nn.Sequential, nn.ModuleList))
 
 
 def accelerate(model: nn.Module) -> list[FastForward]:
     """Put the fast branch in place of every text encoder in ``model``.
 
-    A text encoder is a module with ``transformer.resblocks``, ``positional_embedding``,
-    ``ln_final`` and ``text_projection`` that is called with embedded prompts and their tokens, as
-    in every repository of the CoOp family. Its weights, names and type stay; ``restore`` takes the
-    branch off. At its first call it compares itself with the encoder's own forward, and where they
-    differ, says so and leaves that in place.
+    A text encoder is a module with CLIP's ``transformer`` (or its blocks under that name),
+    ``positional_embedding``, ``ln_final`` and ``text_projection`` that is called with embedded
+    prompts and their tokens, as in every repository of the CoOp family. Its weights, names and type
+    stay; ``restore`` takes the branch off. At its first call it compares itself with the encoder's
+    own forward, and where they differ, says so and leaves that in place.
 
     Args:
         model: a host's model, or its text encoder.

@@ -220,7 +220,7 @@ def detach(learner: Any) -> None:
     module.hook_handle.remove()
     if module.shifted_tokens:
         hook = hook_for(learner)
-        _unshift(hook.tokens(learner), hook.first(learner), module.n_anchors)
+        unshift(hook.tokens(learner), hook.first(learner), module.n_anchors)
     delattr(learner, CHILD)
 
 
@@ -234,7 +234,8 @@ def shift(tokens: Tensor, first: int, by: int) -> None:
     tokens[:, first : first + by] = tokens[:, first + by : first + by + 1]
 
 
-def _unshift(tokens: Tensor, first: int, by: int) -> None:
+def unshift(tokens: Tensor, first: int, by: int) -> None:
+    """Undo ``shift``; the last ``by`` become padding."""
     tokens[:, first : tokens.shape[1] - by] = tokens[:, first + by :].clone()
     tokens[:, tokens.shape[1] - by :] = 0
 

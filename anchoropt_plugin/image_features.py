@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import UserError
+from .self_check import CANNOT
+
 
 class FirstFeatures:
     """A forward hook on an image encoder that keeps the plain features of the first call.
@@ -50,26 +53,36 @@ class FirstFeatures:
 def unprompted(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
     """Features (B, e) of the plain encoder, given a call of it and what that returned.
 
-    Where the call carried visual prompts, it is made once more with empty ones; where something in
-    the encoder is trained, it is CLIP's transformer without what else it holds.
+    Where the call carried visual prompts, or something in the encoder is trained, it is CLIP's
+    transformer without what else it holds; an encoder of another kind is called once more, with
+    empty prompts.
+
+    Raises:
+        UserError: it cannot be called without prompts.
     """
+    has_trained = any(parameter.requires_grad for parameter in encoder.parameters())
+    if _is_transformer(encoder) and (len(args) > 1 or has_trained):
+        return plain_features(encoder, args[0])
     if len(args) > 1:
-        output = encoder(args[0], *(_empty(prompts) for prompts in args[1:]))
-    elif _is_prompted(encoder):
-        output = plain_features(encoder, args[0])
+        try:
+            output = encoder(args[0], *(none_of(prompts) for prompts in args[1:]))
+        except CANNOT as error:
+            raise UserError(
+                f"{type(encoder).__name__} cannot be called without its prompts ({error}): want "
+                "plain_features of a PromptHook (register_hook), which says what CLIP alone gives"
+            ) from error
     return output[0] if isinstance(output, tuple) else output
 
 
-def _empty(prompts: Any) -> Any:
-    """Visual prompts of no tokens, in the form of ``prompts``: a tensor (M, d), or a list."""
+def none_of(prompts: Any) -> Any:
+    """Deep or visual prompts of no tokens, in the form of ``prompts``: a tensor, or a list."""
     return prompts[:0] if isinstance(prompts, Tensor) else []
 
 
-def _is_prompted(encoder: nn.Module) -> bool:
-    """Whether an image encoder is CLIP's transformer with something in it that is trained."""
+def _is_transformer(encoder: nn.Module) -> bool:
+    """Whether an image encoder is CLIP's transformer, it may be with more in it."""
     parts = "conv1", "class_embedding", "ln_pre", "transformer", "ln_post"
-    is_transformer = all(hasattr(encoder, part) for part in parts)
-    return is_transformer and any(parameter.requires_grad for parameter in encoder.parameters())
+    return all(hasattr(encoder, part) for part in parts)
 
 
 def plain_features(visual: Any, images: Tensor) -> Tensor:

@@ -49,8 +49,7 @@ class TwoStages:
         own = cfg.TRAINER.get("ANCHOROPT", {}).get("N_CTX")
         if own and not settings.n_ctx:
             log.warning("TRAINER.ANCHOROPT.N_CTX %s is this repository's own key: not used", own)
-        if settings.n_ctx:
-            cfg = _with_soft_tokens(cfg, self.anchoropt_node, settings.n_ctx)
+        cfg = _as_the_host_s(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
     def build_model(self: Any) -> None:
@@ -214,7 +213,7 @@ class TwoStages:
         # First, as a checkpoint without them would be tested by other rules. Again, where train.py
         # writes the second: others do not.
         Path(directory).mkdir(parents=True, exist_ok=True)
-        self.anchoropt.write_record(Path(directory), self.cfg)
+        self.anchoropt.write_record(Path(directory), self.anchoropt_cfg)
         write_record(self.anchoropt_cfg, directory, self.anchoropt.classes)
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 
@@ -239,18 +238,32 @@ def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:
             yield from (m for m in value.modules() if isinstance(m, AnchorPositionModule))
 
 
-def _with_soft_tokens(cfg: Any, node: str, n_ctx: int) -> Any:
-    """A copy of ``cfg`` in which the host, with its keys in ``node``, has ``n_ctx`` soft tokens."""
+def _as_the_host_s(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
+    """A copy of ``cfg`` as the host alone gets it.
+
+    Args:
+        cfg: the configuration of the run.
+        name: of the host: it, its data sets and its CLIP may look at ``TRAINER.NAME``.
+        node: where its keys are.
+        n_ctx: soft tokens that it is to have; 0 leaves its own.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TRAINER.NAME = name
+    if n_ctx:
+        _set_soft_tokens(cfg, node, n_ctx)
+    cfg.freeze()
+    return cfg
+
+
+def _set_soft_tokens(cfg: Any, node: str, n_ctx: int) -> None:
+    node = next((key for key in cfg.TRAINER if key.upper() == node.upper()), node)
     if "N_CTX" not in cfg.TRAINER.get(node, ()):
         raise UserError(
             f"TRAINER.ANCHOROPT.N_CTX: there is no TRAINER.{node}.N_CTX to hand it to; set the "
             "host's own key for its soft tokens, or name its node with @anchoropt(node=...)"
         )
-    cfg = cfg.clone()
-    cfg.defrost()
     cfg.TRAINER[node].N_CTX = n_ctx
-    cfg.freeze()
-    return cfg
 
 
 def anchoropt(
@@ -270,7 +283,7 @@ def anchoropt(
         learner: under which name the host's model holds its prompt learner; by default it is the
             first module that is one.
         node: the node of the host's keys in ``cfg.TRAINER``; by default its attribute ``node``, or
-            its name in capitals.
+            its name, in capitals or not.
         settings: of ``AnchorOPTConfig``, in place of its defaults; keys given in a yaml or on the
             command line win.
 

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .distributed import copy_from_main
+from .errors import UserError
 
 SINKHORN_ITERATIONS = 20
 
@@ -254,6 +255,14 @@ class AnchorPositionModule(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
         there = [f"{prefix}{name}" in state_dict for name in ("logits", "anchors")]
         self.is_loaded = all(there)
+        saved = state_dict.get(f"{prefix}logits", self.logits)
+        if saved.shape != self.logits.shape:
+            raise UserError(
+                f"the checkpoint's position matrix arranges {len(saved)} tokens, and here a prompt "
+                f"has {self.n_ctx} soft tokens and {self.n_anchors} anchors: give the N_CTX and "
+                "ANCHOR_LEN it was trained with; where a learner has another context for other "
+                "classes, it can be tested on its own alone"
+            )
         # A checkpoint of the host alone has nothing of this, and lacks nothing.
         if any(there):
             super()._load_from_state_dict(state_dict, prefix, *more)

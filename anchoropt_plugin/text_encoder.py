@@ -34,6 +34,21 @@ def common_prefix(tokens: Tensor) -> int:
     return int(same[:first_eot].long().cumprod(0).sum())
 
 
+def blocks_of(encoder: Any) -> Any:
+    """The residual blocks of a text encoder: of its ``transformer``, or that itself.
+
+    Hosts that run the blocks one by one keep them alone under that name.
+
+    >>> from anchoropt_plugin.clip_models import load_clip
+    >>> clip = load_clip("tiny")
+    >>> encoder = nn.Module()
+    >>> encoder.transformer = clip.transformer.resblocks
+    >>> blocks_of(encoder) is blocks_of(clip)
+    True
+    """
+    return getattr(encoder.transformer, "resblocks", encoder.transformer)
+
+
 class TextTower:
     """CLIP's text transformer, read from the model and run over packed tokens.
 
@@ -42,7 +57,7 @@ class TextTower:
 
     Args:
         clip: a model with OpenAI's names: ``token_embedding``, ``positional_embedding``,
-            ``transformer.resblocks``, ``ln_final``, ``text_projection``.
+            ``transformer`` as ``blocks_of`` reads it, ``ln_final``, ``text_projection``.
 
     >>> from anchoropt_plugin.clip_models import load_clip
     >>> clip = load_clip("tiny")
@@ -63,7 +78,7 @@ class TextTower:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the transformer's weights."""
-        return self.clip.transformer.resblocks[0].mlp.c_fc.weight.dtype
+        return blocks_of(self.clip)[0].mlp.c_fc.weight.dtype
 
     @property
     def dim(self) -> int:
@@ -74,7 +89,7 @@ class TextTower:
         """Counts the changes of the weights that are read: loading or training them."""
         clip = self.clip
         parts = [clip.ln_final]
-        for block in clip.transformer.resblocks:
+        for block in blocks_of(clip):
             parts += [block.ln_1, block.attn, block.ln_2, block.mlp]
         weights = [weight for part in parts for weight in part.parameters()]
         return sum(w._version for w in [*weights, clip.positional_embedding, clip.text_projection])
@@ -114,7 +129,7 @@ class TextTower:
         rest = sets.detach() if rest_is_constant else sets
         suffix = rest[:, packing.prompt, packing.position] + positions[packing.position]
         x = torch.cat([prefix.flatten(0, 1), suffix.flatten(0, 1)])
-        blocks = self.clip.transformer.resblocks
+        blocks = blocks_of(self.clip)
         n_prefix_rows = len(sets) * n_shared
         for number, block in enumerate(blocks):
             if rewrite is not None and number:

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+import clip
 import pytest
 import torch
 from clip.simple_tokenizer import SimpleTokenizer
@@ -482,6 +483,60 @@ def test_check_takes_keys_and_trainers_without_a_train_py(command, repository, t
     assert "3 soft tokens of width 512" in result.stdout, result.stderr
     line = one_line(command(tmp_path, "check", "mine:Usual"))
     assert "still without AnchorOPT" in line and "MY" in line and "KEY VALUE" in line
+
+
+def test_flags_behind_the_trainer_are_told(command, repository):
+    line = one_line(command(repository, "check", "trainers.usual:Usual", "--config-file", "x.yaml"))
+    assert line == "--config-file stands among KEY VALUE pairs: give flags first"
+
+
+def test_a_train_py_that_cannot_be_asked_for_its_keys_is_one_line(command, repository, tmp_path):
+    usual = (repository / "trainers/usual.py").read_text()
+    write(tmp_path, "mine.py", usual)
+    write(tmp_path, "train.py", "def extend_cfg(cfg):\n    cfg.SHOTS = args.shots\n")
+    line = one_line(command(tmp_path, "check", "mine:Usual"))
+    assert line.startswith("extend_cfg of train.py fails: ") and "train.py:2: NameError" in line
+    write(tmp_path, "train.py", "import a_module_that_is_nowhere\ndef extend_cfg(cfg): pass\n")
+    line = one_line(command(tmp_path, "check", "mine:Usual"))
+    assert line.startswith("importing train fails: ") and line.count("fails") == 1
+
+
+def test_a_host_that_cannot_load_is_held_to_no_more(command, repository, tmp_path):
+    loading = """
+        def load_model(self, directory, epoch=None):
+            raise LookupError("only with a key of mine")
+    """
+    text = (repository / "trainers/usual.py").read_text() + textwrap.indent(
+        textwrap.dedent(loading), "    "
+    )
+    write(tmp_path, "mine.py", text)
+    result = command(tmp_path, "check", "mine:Usual", "TRAINER.COOP.PREC", "fp32")
+    found = " ".join(result.stdout.split())
+    assert "not tried: Usual alone does not load its own" in found, result.stderr
+    assert "LookupError: only with a key of mine" in found
+
+
+def test_a_clip_that_imports_dassl_is_found_first(tmp_path):
+    """As forks of CLIP do that take a module from a trainer."""
+    installed = str(Path(clip.__file__).parent)
+    text = f"import dassl.engine\n__path__.append({installed!r})\nfrom clip.clip import *\n"
+    write(tmp_path, "clip/__init__.py", text)
+    result = process(tmp_path, "--help")
+    assert result.returncode == 0, result.stderr
+
+
+def test_clean_cfg_keeps_the_keys_of_the_host(repository, tmp_path):
+    script = """
+        from dassl.config import clean_cfg, get_cfg_default
+        from yacs.config import CfgNode
+
+        cfg = get_cfg_default()
+        cfg.TRAINER.MINE, cfg.TRAINER.OTHER = CfgNode(), CfgNode()
+        clean_cfg(cfg, "Mine_AnchorOPT")
+        assert {"MINE", "ANCHOROPT"} <= set(cfg.TRAINER) and "OTHER" not in cfg.TRAINER
+    """
+    write(tmp_path, "train.py", script)
+    assert main(["run", str(tmp_path / "train.py")]) == 0
 
 
 @pytest.mark.parametrize(

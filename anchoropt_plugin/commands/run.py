@@ -22,6 +22,7 @@ from ..config import extend_cfg
 from ..errors import UserError
 from ..folder_lock import alone_in
 from ..on_demand import two_stages_on_demand
+from ..plugin import SUFFIX
 
 HELP = "run a repository's own train.py with --trainer X_AnchorOPT"
 
@@ -88,12 +89,12 @@ def _in_place_of_python(script: Path, arguments: list[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keeping_our_keys() -> Iterator[None]:
-    """``clean_cfg`` drops the keys of all trainers but one: not those of AnchorOPT meanwhile."""
+    """``clean_cfg`` drops the keys of all trainers but one: not the host's and ours meanwhile."""
     config: Any = importlib.import_module("dassl.config")
     clean_cfg = config.clean_cfg
 
     def clean_but_keep(cfg: Any, trainer: str) -> None:
-        clean_cfg(cfg, trainer)
+        clean_cfg(cfg, trainer.removesuffix(SUFFIX))
         extend_cfg(cfg)
 
     config.clean_cfg = clean_but_keep

@@ -94,7 +94,7 @@ def own_keys() -> Keys | None:
         return None
     try:
         keys: Keys = imported("train").extend_cfg
-    except (SystemExit, UserError) as error:
+    except SystemExit as error:
         raise UserError(
             f"importing train.py for its extend_cfg fails ({in_one_line(error)}): see that what it "
             'does stands under `if __name__ == "__main__"`'
@@ -131,7 +131,11 @@ def trial_cfg(
         for key in opts[::2]:
             _make_room(cfg, key)
     else:
-        keys(cfg)
+        with host_errors(
+            "extend_cfg of train.py fails: ",
+            "see that it needs cfg alone, or try the trainer with `run`",
+        ):
+            keys(cfg)
     extend_cfg(cfg)
     small = {**SMALL, "TRAINER.NAME": trainer.__name__, "OUTPUT_DIR": str(folder)}
     small["TRAINER.ANCHOROPT.ANCHOR_CACHE"] = str(folder / "anchors")

@@ -93,8 +93,7 @@ def gain_of(forward: FastForward, args: tuple[Any, ...]) -> Gain:
         forward: the stand-in on the host's encoder, in use.
         args: of the host's call: prompts (…, C, L, d), tokens (C, L), and further ones.
     """
-    prompts, tokens, *deep = args
-    prompts = prompts.detach()
+    prompts, tokens, *deep = args[0].detach(), args[1], *map(_learned, args[2:])
     sets = prompts.shape[:-3].numel()
     lengths = tokens.argmax(-1) + 1
     shared = equal_tokens(prompts[..., : int(lengths.min()), :])
@@ -109,6 +108,13 @@ def gain_of(forward: FastForward, args: tuple[Any, ...]) -> Gain:
     own = _cost(lambda x: forward.host_forward(given(x), tokens, *deep), learned, forward.encoder)
     fast = _cost(lambda x: forward(given(x), tokens, *deep), learned, forward.encoder)
     return Gain((sets * tokens.numel(), sets * computed), (own[0], fast[0]), (own[1], fast[1]))
+
+
+def _learned(deep: Any) -> Any:
+    """Deep prompts, a list or stacked, as leaves: the graph of the call is gone by now."""
+    if isinstance(deep, Tensor):
+        return deep.detach().requires_grad_()
+    return [prompt.detach().requires_grad_() for prompt in deep]
 
 
 def _cost(

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..command_line import in_one_line
 from ..errors import UserError
 from ..hooks import CHILD
-from .host import CLASSES, build, host_errors, quiet, tested, trained_by
+from .host import CLASSES, HostError, build, host_errors, quiet, tested, trained_by
 
 OTHERS = ["dog", "grey whale", "tram", "mountain path", "steam engine"]
 _REPORT = "please report it"
@@ -40,8 +41,8 @@ def save(trainer: Any, folder: Path) -> Saved:
 def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg: Any) -> str:
     """Load both checkpoints as a user does; what was found, in words.
 
-    A host whose own checkpoints fit their classes alone, or that takes no ``MODEL.INIT_WEIGHTS``,
-    is held to no more with AnchorOPT.
+    A host whose own checkpoints fit their classes alone, or do not load here, or that takes no
+    ``MODEL.INIT_WEIGHTS``, is held to no more with AnchorOPT.
 
     Args:
         host: the trainer.
@@ -57,8 +58,12 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
     try:
         lost = _lost(alone, _loaded(host, cfg, alone, classes))
     except UserError:
-        lost = []
         classes = CLASSES
+        try:
+            lost = _lost(alone, _loaded(host, cfg, alone, classes))
+        except HostError as error:
+            assert error.__cause__ is not None
+            return f"not tried: {name} alone does not load its own ({in_one_line(error.__cause__)})"
         where = (
             "into the same classes only, as without AnchorOPT (for others, load_model must leave "
             "out token_prefix and token_suffix),"
@@ -74,7 +79,10 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
     found.append("from before AnchorOPT too")
     (path, *others) = sorted(alone.folder.rglob("model*.pth.tar*"))
     if not others:
-        lost = _lost(alone, _started(host, cfg, path))
+        try:
+            lost = _lost(alone, _started(host, cfg, path))
+        except HostError:
+            lost = list(alone.values)
         if len(lost) < len(alone.values):
             started = _started(with_anchoropt, cfg, path)
             _require(name, "does not start from MODEL.INIT_WEIGHTS", _lost(alone, started), lost)

@@ -77,8 +77,11 @@ def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
     """Merge ``["OPTIM.LR", 1, "TRAINER.COOP.N_CTX", "4", ...]`` into ``cfg``.
 
     Raises:
-        UserError: A key has no value, or :func:`merge_dict` refuses it.
+        UserError: A key has no value, or is a flag, or :func:`merge_dict` refuses it.
     """
+    for word in pairs:
+        if isinstance(word, str) and word.startswith("--"):
+            raise UserError(f"{word} stands among KEY VALUE pairs: give flags first")
     if len(pairs) % 2:
         raise UserError(f"the config key {pairs[-1]!r} has no value; give KEY VALUE pairs")
     for full_key, value in zip(pairs[::2], pairs[1::2], strict=True):
