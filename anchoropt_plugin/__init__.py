@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import importlib
 
+from .runtime import install as _install_runtime
+
+_install_runtime()  # first: a repository's own clip, which is found from here, may import dassl
+
 from .anchors import AnchorTokens
 from .config import extend_cfg
 from .errors import UserError
@@ -17,7 +21,6 @@ from .hooks import PromptHook, attach, detach, register_hook
 from .plugin import anchoropt
 from .position import AnchorPositionModule
 from .predict import Predictor, load_predictor
-from .runtime import install as _install_runtime
 from .version import VERSION
 
 __all__ = [
@@ -38,5 +41,4 @@ __all__ = [
 ]
 __version__ = VERSION
 
-_install_runtime()
 extend_cfg(importlib.import_module("dassl.config.defaults")._C)

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from anchoropt_plugin.checkpoints import check_archive
 from anchoropt_plugin.errors import UserError, nearest
-from anchoropt_plugin.runtime import install
 from anchoropt_plugin.torchscript import is_torchscript, read_torchscript
 
-install()  # first: a repository's own clip may import dassl
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # clip imports pkg_resources, which says it is deprecated
     import clip

@@ -247,12 +247,14 @@ def _as_the_host_s(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
         node: where its keys are.
         n_ctx: soft tokens that it is to have; 0 leaves its own.
     """
+    is_frozen = cfg.is_frozen()
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TRAINER.NAME = name
     if n_ctx:
         _set_soft_tokens(cfg, node, n_ctx)
-    cfg.freeze()
+    if is_frozen:
+        cfg.freeze()
     return cfg
 
 
