@@ -200,7 +200,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         folders["--root"] = cfg.DATASET.ROOT
     for flag, folder in folders.items():
         if folder and not Path(folder).expanduser().is_dir():
-            raise UserError(f"{flag} {folder} is not a folder")
+            what = "that of the data sets" if flag == "--root" else "the output folder of a run"
+            raise UserError(f"{flag} {folder} is not a folder: give {what}")
     reads = training and issubclass(trainer, TwoStages)  # what plain hosts are given they let be
     descriptions = cfg.TRAINER.ANCHOROPT.DESCRIPTIONS if reads else ""
     if descriptions and not Path(descriptions).expanduser().is_file():

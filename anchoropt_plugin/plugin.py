@@ -228,6 +228,14 @@ class TwoStages:
                 f"in {directory}: it must load all that the checkpoint has of the prompt learner "
                 "but token_prefix and token_suffix"
             )
+        if directory and not run.position.is_loaded:
+            log.warning(
+                "%s was trained without AnchorOPT: its soft tokens are tested with a position "
+                "matrix that nothing has trained, and anchors as stage 1 finds them now; "
+                "--trainer %s tests it as it was trained",
+                directory,
+                self.anchoropt_host.__name__,
+            )
         run.condition()
 
 

@@ -277,10 +277,11 @@ def test_the_host_gives_the_same_numbers_with_and_without_the_decorator(root, tm
     assert "BareCoOp_AnchorOPT" not in TRAINER_REGISTRY.registered_names()
 
 
-def test_a_vanilla_checkpoint_loads_and_gets_anchors(root, tmp_path, capsys):
+def test_a_vanilla_checkpoint_loads_and_gets_anchors(root, tmp_path, caplog):
     run(root, tmp_path / "vanilla", trainer="CoOp")
     trainer = build(root, tmp_path / "new", classes="new")
     trainer.load_model(str(tmp_path / "vanilla"), epoch=3)
+    assert "trained without AnchorOPT" in caplog.text and "--trainer CoOp tests" in caplog.text
     trainer.test()
     ctx = weights(tmp_path / "vanilla")["ctx"]
     assert torch.equal(trainer.model.prompt_learner.ctx, ctx)
