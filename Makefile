@@ -13,7 +13,7 @@ help:
 	@echo "make ablate   AnchorOPT part by part, on the embedded digits"
 	@echo "make test     linters, type checker, tests and doctests, with coverage"
 	@echo "make lint     linters and type checker alone"
-	@echo "make bench    the plain way and ours side by side: time, memory, equality (about ten minutes)"
+	@echo "make bench    the plain way and ours side by side: time, memory, equality (nine minutes)"
 	@echo "make chaos    kill runs at random places and go on: what they leave is compared (minutes)"
 	@echo "make matrix   the tests on each Python of this machine, with the oldest and the newest torch"
 	@echo "make load     very many classes, pictures, runs, descriptions: time and memory (half an hour)"
