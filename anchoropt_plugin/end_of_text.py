@@ -19,39 +19,32 @@ from .errors import UserError
 from .hooks import shift, unshift
 
 
-def following(given: tuple[Any, ...], module: Any) -> tuple[Any, ...]:
-    """What a text encoder is called with, its tokens (C, L) moved where the prompts' EOT has been.
+def ending_as_prompts(given: tuple[Any, ...], module: Any) -> tuple[tuple[Any, ...], bool]:
+    """A text encoder's arguments, with tokens (C, L) moved to end where the prompts do.
 
     Args:
         given: prompts (…, C, L, d), tokens, and whatever else the host gives it.
         module: what ``attach`` put on the learner.
+
+    Returns:
+        The arguments, and whether the prompts have anchors: tokens that had to be moved back say
+        that they have none.
     """
-    return _moved(given, module, shift)
-
-
-def without_anchors(given: tuple[Any, ...], module: Any) -> tuple[Any, ...] | None:
-    """The same with its tokens moved back, for prompts that carry no anchors; None for others."""
-    plain = _moved(given, module, unshift)
-    return plain if any(x is not y for x, y in zip(plain, given, strict=True)) else None
-
-
-def _moved(
-    given: tuple[Any, ...], module: Any, move: Callable[[Tensor, int, int], None]
-) -> tuple[Any, ...]:
-    """``given``, where tokens that do not end as the prompts do end there when they are moved."""
     prompts = _prompts_in(given, module)
     if prompts is None:
-        return given
-
-    def moved(tokens: Any) -> Any:
+        return given, True
+    moved, have_anchors = list(given), True
+    for place, tokens in enumerate(given):
         is_tokens = isinstance(tokens, Tensor) and tokens.shape == prompts.shape[-3:-1]
         if not is_tokens or tokens.is_floating_point() or _ends_at(prompts, tokens, module.end):
-            return tokens
-        others = tokens.clone()
-        move(others, 1, module.n_anchors)
-        return others if _ends_at(prompts, others, module.end) else tokens
-
-    return tuple(moved(x) for x in given)
+            continue
+        for move in (shift, unshift):
+            others = tokens.clone()
+            move(others, 1, module.n_anchors)
+            if _ends_at(prompts, others, module.end):
+                moved[place] = others
+                have_anchors = have_anchors and move is shift
+    return tuple(moved), have_anchors
 
 
 @torch.no_grad()

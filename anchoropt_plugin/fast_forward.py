@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import distributed
 from .deep import FIRST, DeepPrompt, Looking, arranged, overwriting
-from .end_of_text import check_is_read, following, without_anchors
+from .end_of_text import check_is_read, ending_as_prompts
 from .errors import UserError
 from .gradients import all_classes
 from .hooks import PromptHook
@@ -75,10 +75,9 @@ class FastForward:
         call = inspect.signature(forward).bind(self.encoder, *args, **named)
         given = call.args[1:]
         if self.position is not None:
-            plain = without_anchors(given, self.position)
-            if plain is not None:
-                return self._own_forward(*plain, **call.kwargs)
-            given = following(given, self.position)
+            given, have_anchors = ending_as_prompts(given, self.position)
+            if not have_anchors:  # and so no layout to keep
+                return self._own_forward(*given, **call.kwargs)
         if call.kwargs or not _is_read(*given):
             return self._unread_forward(*given, **call.kwargs)
         self._look(*given)

@@ -258,8 +258,8 @@ class AnchorPositionModule(nn.Module):
         saved = state_dict.get(f"{prefix}logits", self.logits)
         if saved.shape != self.logits.shape:
             raise UserError(
-                f"the checkpoint's position matrix arranges {len(saved)} tokens, and here a prompt "
-                f"has {self.n_ctx} soft tokens and {self.n_anchors} anchors: give the N_CTX and "
+                f"the checkpoint's position matrix is {tuple(saved.shape)}, and here a prompt has "
+                f"{self.n_ctx} soft tokens and {self.n_anchors} anchors: give the N_CTX and "
                 "ANCHOR_LEN it was trained with; where a learner has another context for other "
                 "classes, it can be tested on its own alone"
             )

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,8 +112,10 @@ def run(
             os.dup2(to_parent, 2)
             prepare()
             status = train.main(words)
+        except Exception:
+            traceback.print_exc()
         finally:
-            os._exit(status)
+            os._exit(status)  # what this process would do at its end is not the fork's to do
     if strike is not None:
         number, seconds = strike
         time.sleep(seconds)
