@@ -15,6 +15,7 @@ import torch
 from .anchors import AnchorTokens, StageOne
 from .errors import UserError
 from .text_encoder import TextTower
+from .version import VERSION
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -25,7 +26,11 @@ def content_key(
     descriptions: Sequence[Sequence[str]],
     settings: StageOne,
 ) -> str:
-    """A key of all that learned anchors depend on: text weights, names, descriptions, settings."""
+    """A key of all that learned anchors depend on: text weights, names, descriptions, settings.
+
+    To the last bit that includes this package, torch, the kind of device and the number of threads:
+    else a run's numbers would depend on which run before it has learned the anchors.
+    """
     digest = hashlib.sha256()
     clip = tower.clip
     parts = [clip.token_embedding, clip.transformer, clip.ln_final]
@@ -33,7 +38,9 @@ def content_key(
     for tensor in [*weights, clip.positional_embedding, clip.text_projection]:
         digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    text = [list(class_names), [list(d) for d in descriptions], asdict(settings)]
+    device = clip.text_projection.device.type
+    by = [VERSION, torch.__version__, device, torch.get_num_threads()]
+    text = [list(class_names), [list(d) for d in descriptions], asdict(settings), by]
     digest.update(json.dumps(text, ensure_ascii=True).encode())
     return digest.hexdigest()[:32]
 
