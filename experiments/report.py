@@ -59,8 +59,11 @@ def write_report(
             f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(says)}</figcaption>'
             "</figure>"
         )
-    strong = {method.name for method in experiment.methods if method.trainer.endswith(SUFFIX)}
-    strong -= {method.name for method in experiment.methods if method.factors}
+    strong = {
+        method.name
+        for method in experiment.methods
+        if method.trainer.endswith(SUFFIX) and not (method.factors or method.factors_at_test)
+    }
     page = folder / "report.html"
     _write(
         page,

@@ -37,6 +37,11 @@ def test_the_table_has_the_methods_and_their_controls(page):
     assert set(table.groupby("method")["score"].agg(" ".join)) == {"base new"}
 
 
+def test_controls_do_not_stand_out(page):
+    report = (page / "report.html").read_text()
+    assert re.findall(r'<tr class="strong"><td>(.+?)</td>', report) == ["CoOp_AnchorOPT"]
+
+
 def test_averaging_with_zero_shot_by_hand(page, monkeypatch):
     table = pd.read_csv(page / "results.csv").set_index(["method", "score"])
     base = table.loc[[(m, "base") for m in ("CoOp", demo.AVERAGED)], "correct"]
