@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import UserError
+from .linear import frozen_products
 from .self_check import CANNOT
 
 
@@ -43,7 +44,7 @@ class FirstFeatures:
             return
         self._busy = True
         try:
-            with torch.no_grad():
+            with torch.no_grad(), frozen_products(args[0].device):
                 features = self._plain(module, args, output)
         finally:
             self._busy = False

@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .linear import frozen_products
+
 LIMIT = 200_000
 """Features kept at most: 400 MB of 512 numbers in float32."""
 PATIENCE = 20_000
 """So many pictures without one that was seen before, and nothing more is kept."""
+PART = 5 << 20
+"""Bytes of pictures that the CPU encodes at once: 8 of 224 x 224 pixels in float32. Large
+activations are taken from the system anew each time, which costs as much as many a product."""
 
 _SHIFT = 1 << 63
 
@@ -62,10 +67,10 @@ class LastFeatures:
 class KeptFeatures:
     """Stands in for the ``forward`` of one image encoder, pictures (B, 3, R, R) → features (B, e).
 
-    The encoder's own forward is called for pictures not seen before; always where something in it
-    is trained, draws, uses batch statistics or is looked at by a hook, where it gives anything but
-    features (B, e), or where more than pictures comes along. A change of weights or precision drops
-    all that was kept.
+    The encoder's own forward is called for pictures not seen before: on the CPU a few at a time,
+    with ``frozen_products``. It is simply called where something in it is trained, draws, uses
+    batch statistics or is looked at by a hook, where it gives anything but features (B, e), or
+    where more than pictures comes along. A change of weights or precision drops all that was kept.
 
     Attributes:
         hits: pictures that were found.
@@ -82,19 +87,38 @@ class KeptFeatures:
         self._weights: Tensor | None = None
 
     def __call__(self, images: Tensor, *prompts: Any, **named: Any) -> Any:
-        if named or not all(map(_is_nothing, prompts)) or not self._may_keep(images):
-            return type(self.encoder).forward(self.encoder, images, *prompts, **named)
+        features = None
+        if not named and all(map(_is_nothing, prompts)) and self._is_frozen(images):
+            features = self._found(images, prompts)
+        return self._forward(images, *prompts, **named) if features is None else features
+
+    def _is_frozen(self, images: Tensor) -> bool:
+        """Whether the features of a picture are always the same, as far as can be seen."""
+        if not self._fits:
+            return False
+        if images.requires_grad or any(p.requires_grad for p in self.encoder.parameters()):
+            return False
+        if any(module.training and isinstance(module, _CHANGING) for module in self._modules):
+            return False
+        return not any(m._forward_hooks or m._forward_pre_hooks for m in self._modules[1:])
+
+    def _found(self, images: Tensor, prompts: tuple[Any, ...]) -> Tensor | None:
+        """Features of ``images``, of which those not found are encoded; None where none are had."""
+        autocast = torch.is_autocast_enabled(images.device.type)
+        signature = (*state_of(self.encoder), images.dtype, images.shape[1:], autocast)
+        gives_up = not self.hits and self.misses > PATIENCE
+        if gives_up or signature != self._signature:
+            self._features.clear()
+            self._signature = signature
+        if gives_up:
+            return self._encode(images, prompts)
         keys = self._keys(images)
         new = [row for row, key in enumerate(keys) if key not in self._features]
         found = {key: self._features[key] for key in keys if key in self._features}
         if new:
-            given = images if len(new) == len(keys) else images[new]
-            # What is kept must serve in training too, even if a test in inference mode is first.
-            with torch.inference_mode(False), torch.no_grad():
-                features = type(self.encoder).forward(self.encoder, given, *prompts)
-            self._fits = isinstance(features, Tensor) and features.dim() == 2
-            if not self._fits:
-                return type(self.encoder).forward(self.encoder, images, *prompts)
+            features = self._encode(images if len(new) == len(keys) else images[new], prompts)
+            if features is None:
+                return None
             found.update(zip((keys[row] for row in new), features, strict=True))
         self.hits += len(keys) - len(new)
         self.misses += len(new)
@@ -102,24 +126,19 @@ class KeptFeatures:
             self._features.update(found)
         return torch.stack([found[key] for key in keys])
 
-    def _may_keep(self, images: Tensor) -> bool:
-        if not self._fits:
-            return False
-        if not self.hits and self.misses > PATIENCE:
-            self._features.clear()
-            return False
-        if images.requires_grad or any(p.requires_grad for p in self.encoder.parameters()):
-            return False
-        if any(module.training and isinstance(module, _CHANGING) for module in self._modules):
-            return False
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self._modules[1:]):
-            return False
-        autocast = torch.is_autocast_enabled(images.device.type)
-        signature = (*state_of(self.encoder), images.dtype, images.shape[1:], autocast)
-        if signature != self._signature:
-            self._features.clear()
-            self._signature = signature
-        return True
+    def _encode(self, images: Tensor, prompts: tuple[Any, ...]) -> Tensor | None:
+        """The encoder's features of ``images``, without a graph; None where it gives others."""
+        on_cpu = images.device.type == "cpu"
+        at_once = max(1, PART // images[0].nbytes) if on_cpu else len(images)
+        # What is kept must serve in training too, even if a test in inference mode is first.
+        with torch.inference_mode(False), torch.no_grad(), frozen_products(images.device):
+            parts = [self._forward(part, *prompts) for part in images.split(at_once)]
+            self._fits = all(isinstance(part, Tensor) and part.dim() == 2 for part in parts)
+            return torch.cat(parts) if self._fits else None
+
+    def _forward(self, *args: Any, **named: Any) -> Any:
+        """The encoder's own."""
+        return type(self.encoder).forward(self.encoder, *args, **named)
 
     def _keys(self, images: Tensor) -> list[int]:
         """A number for each picture's content: its bits times random odd weights, modulo 2^64."""

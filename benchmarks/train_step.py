@@ -1,7 +1,8 @@
 """A whole training step of a host with AnchorOPT: forward, backward and SGD.
 
 Ours is the host of ``trainers/`` wired as ``@anchoropt`` does it: the fast text branch, the anchor
-prompts encoded once, and in a further row the features of pictures seen before kept. The plain side
+prompts encoded once, the frozen image tower a few pictures at a time (``kept_features``), and in a
+further row the features of pictures seen before kept. The plain side
 has the same objective as public code computes it: 77 tokens for every prompt, one image after the
 other in CoCoOp, and the anchor prompts encoded anew at each step. Every step starts from the same
 weights and pictures.
@@ -17,6 +18,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -167,12 +169,20 @@ class Stage2:
         return self.plain_loss(self.features, logits), logits
 
     # ------------------------------------------------------------------ ours
-    def ours(self) -> tuple[Tensor, Tensor]:
-        """The host's own forward and cross-entropy, under AnchorOPT's objective."""
+    def ours(self, kept: KeptFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """The host's own forward and cross-entropy, under AnchorOPT's objective.
+
+        Without ``kept``, the features of no picture are known.
+        """
         self.run.features.clear()
-        with PromptLoss(self.run.loss, self.run.is_prompt_logits):
-            logits = self.model(self.images)
-            loss = F.cross_entropy(logits, self.labels)
+        encoder = self.model.image_encoder
+        encoder.forward = kept or KeptFeatures(encoder)
+        try:
+            with PromptLoss(self.run.loss, self.run.is_prompt_logits):
+                logits = self.model(self.images)
+                loss = F.cross_entropy(logits, self.labels)
+        finally:
+            del encoder.forward  # it is the plain side's, too
         harness.require_in_use([self.model.text_encoder.forward])
         return loss, logits
 
@@ -207,18 +217,11 @@ class Stage2:
 
     def kept_side(self, sets: int = 1) -> Side:
         """Ours, once every picture has been seen."""
-        encoder = self.model.image_encoder
-        kept = KeptFeatures(encoder)
-
-        def step() -> Outcome:
-            encoder.forward = kept
-            try:
-                return self.update(self.ours)
-            finally:
-                del encoder.forward
-
+        kept = KeptFeatures(self.model.image_encoder)
         cost = self.our_side(self.ours, sets, images=False).cost
-        return Side("ours, image features kept", step, cost)
+        return Side(
+            "ours, image features kept", lambda: self.update(partial(self.ours, kept)), cost
+        )
 
 
 def unit(features: Tensor) -> Tensor:

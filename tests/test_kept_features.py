@@ -114,6 +114,17 @@ def test_where_every_picture_is_new_it_gives_up(encoder, monkeypatch):
     assert kept.misses == 4 and not kept._features
 
 
+def test_the_cpu_encodes_a_few_at_a_time(encoder, monkeypatch):
+    pictures = torch.randn(7, 3, 32, 32)
+    plain = encoder(pictures)
+    monkeypatch.setattr(kept_features, "PART", 3 * pictures[0].nbytes + 1)
+    encoded, forward = [], encoder.encoder.forward
+    encoder.encoder.forward = lambda part: encoded.append(len(part)) or forward(part)
+    keep_image_features(encoder)
+    torch.testing.assert_close(encoder(pictures), plain)
+    assert encoded == [3, 3, 1]
+
+
 def test_no_more_than_the_limit_is_kept(encoder, monkeypatch):
     monkeypatch.setattr(kept_features, "LIMIT", 2)
     kept = keep_image_features(encoder)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from anchoropt_plugin import linear
-from anchoropt_plugin.linear import frozen_linear
+from anchoropt_plugin.linear import frozen_linear, frozen_products
+
+from .conftest import random_clip
 
 
 def parts(dtype=torch.float32):
@@ -38,6 +41,82 @@ def test_the_other_library_is_used_where_it_can_be(monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.fixture
+def products(monkeypatch):
+    """The shapes of what oneDNN multiplies."""
+    shapes = []
+    plain = linear._product
+
+    def watched(x, weight, bias):
+        shapes.append((*x.shape, *weight.shape))
+        return plain(x, weight, bias)
+
+    linear._onednn_works()
+    monkeypatch.setattr(linear, "_product", watched)
+    return shapes
+
+
+def test_every_linear_map_of_an_image_encoder_goes_there(products):
+    visual, pictures = random_clip().visual, torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        want = visual(pictures)
+        with frozen_products(pictures.device):
+            got = visual(pictures)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    blocks = visual.transformer.resblocks
+    width, rows = visual.proj.shape[0], 3 * len(visual.positional_embedding)
+    maps = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
+    block = [(rows, weight[1], *weight) for weight in maps]
+    assert products == block * len(blocks) + [(3, width, *visual.proj.t().shape)]
+
+
+FORMS = {
+    "rows": lambda x: x,
+    "columns": lambda x: x.t().contiguous().t(),
+    "with gaps": lambda x: x.repeat_interleave(2, 0)[::2],
+    "expanded": lambda x: x[:, :1].expand(-1, x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("of_weight", FORMS)
+@pytest.mark.parametrize("of_x", FORMS)
+def test_products_of_any_strides(of_x, of_weight):
+    torch.manual_seed(0)
+    x, weight = FORMS[of_x](torch.randn(6, 4)), FORMS[of_weight](torch.randn(4, 5))
+    a_row, all_rows = torch.randn(5), torch.randn(6, 5)
+    for product in (
+        lambda: x @ weight,
+        lambda: torch.addmm(a_row, x, weight),
+        lambda: torch.addmm(a_row, x, weight, beta=0.5, alpha=2),
+        lambda: torch.addmm(all_rows, x, weight),
+        lambda: torch.addmm(a_row[:1], x, weight),
+    ):
+        want = product()
+        with frozen_products(x.device):
+            got = product()
+        torch.testing.assert_close(got, want)
+
+
+def test_products_of_no_rows():
+    with frozen_products(torch.device("cpu")):
+        assert F.linear(torch.zeros(0, 4), torch.zeros(3, 4), torch.zeros(3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_multiplied_as_ever(dtype, products):
+    x, weight, bias = parts(dtype)
+    with torch.no_grad(), frozen_products(x.device):
+        got = F.linear(x, weight, bias)
+    assert torch.equal(got, F.linear(x, weight, bias)) and not products
+
+
+def test_autocast_is_respected_in_an_encoder(products):
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    with torch.no_grad(), frozen_products(x.device), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert not products
+
+
 @pytest.mark.parametrize("which", ["weight", "bias"])
 def test_trained_weights_get_their_gradients(which):
     x, weight, bias = parts()
@@ -61,5 +140,7 @@ def test_a_build_without_the_operator_does_without(monkeypatch):
         assert not linear._onednn_works()
         x, weight, bias = parts()
         torch.testing.assert_close(frozen_linear(x, weight, bias), F.linear(x, weight, bias))
+        with frozen_products(x.device):
+            assert torch.equal(x @ weight.t(), F.linear(x, weight))
     finally:
         linear._onednn_works.cache_clear()
