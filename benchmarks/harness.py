@@ -229,19 +229,20 @@ class Bench:
         # What the plain way cannot do takes long in ours too: it is done once.
         counted = {side: self.counted(side.step) for side in case.ours if case.plain}
         seen = [self.observed(side.step) for side in sides]
-        # In a step that long, being observed takes no time to speak of: it is timed by that.
+        # In a step that long, being observed takes no time to speak of: it is timed by that alone.
         times = [[one.seconds] if one.seconds > self.seconds else [] for one in seen]
+        short = [number for number, spent in enumerate(times) if not spent]
         ceilings: list[float] = []
         begun = time.perf_counter()
         while len(ceilings) < self.rounds and (
             not ceilings or time.perf_counter() - begun < self.seconds
         ):
             ceilings.append(self.ceiling())
-            for number, (side, spent) in enumerate(zip(sides, times, strict=True)):
-                steps = OURS_PER_ROUND if number and seen[number].seconds < LONG else 1
-                while len(spent) < len(ceilings) * steps:
+            for number in short:
+                repeats = OURS_PER_ROUND if number and seen[number].seconds < LONG else 1
+                for _ in range(repeats):
                     torch.manual_seed(0)
-                    spent.append(self.seconds_of(side.step))
+                    times[number].append(self.seconds_of(sides[number].step))
         ceiling = statistics.median(ceilings)
         medians = [statistics.median(spent) for spent in times]
         rows = []
