@@ -50,6 +50,7 @@ bench: $(READY)
 	$(PYTHON) benchmarks/text_branch.py --json output/bench/text_branch.json
 	$(PYTHON) benchmarks/train_step.py --json output/bench/train_step.json
 	$(PYTHON) benchmarks/stage1.py --json output/bench/stage1.json
+	$(PYTHON) benchmarks/image_tower.py --json output/bench/image_tower.json
 	$(PYTHON) benchmarks/evaluate.py --json output/bench/evaluate.json
 
 # Fails where a run that was killed leaves anything else than one that was not; docs/reliability.md.

@@ -41,7 +41,8 @@ class AnchorOPTConfig:
             the backward pass: for thousands of classes; 0 takes all at once.
         split_classes: of several processes (torchrun), each encodes a part of the classes, and so
             keeps that part of the text branch's activations: for very many classes.
-        keep_features: keep the image features of pictures that are seen again.
+        keep_features: keep the image features of pictures that are seen again; on the CPU, encode
+            new ones a few at a time, with frozen linear maps by oneDNN.
         use_anchoropt: accepted from published scripts; the trainer's name says whether it is used.
         n_ctx: soft tokens of the host, where it has ``TRAINER.<HOST>.N_CTX``; 0 keeps the host's.
         preset: "" or "reference", what the released code does; it sets keys left at their default.

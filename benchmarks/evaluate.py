@@ -2,7 +2,7 @@
 
 The plain side encodes the prompts anew, with 77 tokens a class, at every batch, as public code
 does in its forward; ours is the model of ``trainers/coop.py`` after ``accelerate``. Both are given
-the images' features, because the image tower costs the same on both sides.
+the images' features: what the image tower costs is measured alone, in ``image_tower.py``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """A whole training step of a host with AnchorOPT: forward, backward and SGD.
 
 Ours is the host of ``trainers/`` wired as ``@anchoropt`` does it: the fast text branch, the anchor
-prompts encoded once, the frozen image tower a few pictures at a time (``kept_features``), and in a
-further row the features of pictures seen before kept. The plain side
-has the same objective as public code computes it: 77 tokens for every prompt, one image after the
-other in CoCoOp, and the anchor prompts encoded anew at each step. Every step starts from the same
-weights and pictures.
+prompts encoded once, the image tower as in ``image_tower.py``, and in a further row the features of
+pictures seen before kept. The plain side has the same objective as public code computes it: 77
+tokens for every prompt, one image after the other in CoCoOp, and the anchor prompts encoded anew at
+each step. Every step starts from the same weights and pictures.
 
 CoOp and CoCoOp are whole steps with the image tower. MaPLe is its text side: image features are
 given, and what lies behind the text branch is trained. CoCoOp with 500 classes and batch 8 is ours

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import flop_registry
 
+from anchoropt_plugin import kept_features
 from anchoropt_plugin.anchors import AnchorPrompts
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.fast_forward import FastForward
+from anchoropt_plugin.kept_features import KeptFeatures
 from anchoropt_plugin.self_check import TOLERANCE
 from anchoropt_plugin.text_encoder import TextTower
 from benchmarks import (
     evaluate,
     harness,
+    image_tower,
     many_classes,
     stage1,
     stage1_floor,
@@ -28,7 +31,9 @@ from benchmarks import (
 from benchmarks.harness import Bench, Case, Sizes
 
 SMALL = Sizes(32, 32, 2, 64, 8, 77, 49408, 64, 4, 2)
-BENCHMARKS = [text_branch, train_step, stage1, evaluate]
+TEXT_BENCHMARKS = [text_branch, train_step, stage1, evaluate]
+BENCHMARKS = [*TEXT_BENCHMARKS, image_tower]
+WITHOUT_GRAPH = image_tower, evaluate
 QUICK = ["--classes", "4", "--rounds", "1"]
 
 
@@ -47,7 +52,9 @@ def bench():
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=named)
-def test_both_sides_agree(benchmark, tmp_path, capsys):
+def test_both_sides_agree(benchmark, tmp_path, capsys, monkeypatch):
+    # So that there are several parts of such small pictures, too.
+    monkeypatch.setattr(kept_features, "PART", 100_000)
     file = tmp_path / "out" / "results.json"
     assert benchmark.main([*QUICK, "--json", str(file)], SMALL) == 0
     assert "✗" not in capsys.readouterr().out
@@ -57,7 +64,7 @@ def test_both_sides_agree(benchmark, tmp_path, capsys):
         assert row["seconds"] > 0 and row["memory"] > 0 and row["flops"] > 0
         if row["side"] != "plain":
             assert row["faster"] > 0 and row["leaner"] > 1 and row["feature_error"] <= 1e-5
-            assert benchmark is evaluate or row["gradient_error"] <= 1e-5
+            assert benchmark in WITHOUT_GRAPH or row["gradient_error"] <= 1e-5
 
 
 def test_very_many_classes_go_in_chunks(monkeypatch, capsys):
@@ -76,7 +83,7 @@ def test_very_many_classes_go_in_chunks(monkeypatch, capsys):
     assert sizes[-4:] == [2, 2, 2, 2]  # a step: forward, and again in the backward pass
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=named)
+@pytest.mark.parametrize("benchmark", TEXT_BENCHMARKS, ids=named)
 def test_a_wrong_side_fails(benchmark, monkeypatch, capsys):
     encode = TextTower.encode
 
@@ -86,6 +93,13 @@ def test_a_wrong_side_fails(benchmark, monkeypatch, capsys):
     monkeypatch.setattr(TextTower, "encode", wrong)
     monkeypatch.setitem(TOLERANCE, torch.float32, float("inf"))
     assert benchmark.main(QUICK, SMALL) == 1
+    assert "✗ ours" in capsys.readouterr().out
+
+
+def test_wrong_image_features_fail(monkeypatch, capsys):
+    encode = KeptFeatures._encode
+    monkeypatch.setattr(KeptFeatures, "_encode", lambda *args: 1.0001 * encode(*args))
+    assert image_tower.main(QUICK, SMALL) == 1
     assert "✗ ours" in capsys.readouterr().out
 
 
