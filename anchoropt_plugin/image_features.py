@@ -44,7 +44,7 @@ class FirstFeatures:
             return
         self._busy = True
         try:
-            with torch.no_grad(), frozen_products(args[0].device):
+            with torch.no_grad():
                 features = self._plain(module, args, output)
         finally:
             self._busy = False
@@ -94,12 +94,13 @@ def plain_features(visual: Any, images: Tensor) -> Tensor:
     >>> torch.allclose(plain_features(visual, images), visual(images), atol=1e-5)
     True
     """
-    x = visual.conv1(images).flatten(2).permute(0, 2, 1)
-    start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-    x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
-    x = visual.ln_pre(x).permute(1, 0, 2)
-    for block in visual.transformer.resblocks:
-        x = x + block.attention(block.ln_1(x))
-        x = x + block.mlp(block.ln_2(x))
-    features: Tensor = visual.ln_post(x[0]) @ visual.proj
+    with frozen_products(images.device):
+        x = visual.conv1(images).flatten(2).permute(0, 2, 1)
+        start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
+        x = visual.ln_pre(x).permute(1, 0, 2)
+        for block in visual.transformer.resblocks:
+            x = x + block.attention(block.ln_1(x))
+            x = x + block.mlp(block.ln_2(x))
+        features: Tensor = visual.ln_post(x[0]) @ visual.proj
     return features

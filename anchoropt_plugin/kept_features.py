@@ -8,7 +8,7 @@ picture is new, as under random crops, it soon gives up.
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -70,7 +70,8 @@ class KeptFeatures:
     The encoder's own forward is called for pictures not seen before: on the CPU a few at a time,
     with ``frozen_products``. It is simply called where something in it is trained, draws, uses
     batch statistics or is looked at by a hook, where it gives anything but features (B, e), or
-    where more than pictures comes along. A change of weights or precision drops all that was kept.
+    where more than pictures comes along. That a picture's features are its own, whatever else is in
+    its batch, is taken for granted. A change of weights or precision drops all that was kept.
 
     Attributes:
         hits: pictures that were found.
@@ -128,13 +129,14 @@ class KeptFeatures:
 
     def _encode(self, images: Tensor, prompts: tuple[Any, ...]) -> Tensor | None:
         """The encoder's features of ``images``, without a graph; None where it gives others."""
-        on_cpu = images.device.type == "cpu"
-        at_once = max(1, PART // images[0].nbytes) if on_cpu else len(images)
+        parts: Sequence[Tensor] = [images]
+        if images.device.type == "cpu" and len(images):
+            parts = images.split(max(1, PART // images[0].nbytes))
         # What is kept must serve in training too, even if a test in inference mode is first.
         with torch.inference_mode(False), torch.no_grad(), frozen_products(images.device):
-            parts = [self._forward(part, *prompts) for part in images.split(at_once)]
-            self._fits = all(isinstance(part, Tensor) and part.dim() == 2 for part in parts)
-            return torch.cat(parts) if self._fits else None
+            features = [self._forward(part, *prompts) for part in parts]
+            self._fits = all(map(_is_features, features, parts))
+            return torch.cat(features) if self._fits else None
 
     def _forward(self, *args: Any, **named: Any) -> Any:
         """The encoder's own."""
@@ -162,6 +164,10 @@ class KeptFeatures:
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model starts with nothing kept.
         return {**self.__dict__, "_features": {}, "_weights": None}
+
+
+def _is_features(output: Any, images: Tensor) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 2 and len(output) == len(images)
 
 
 def _is_nothing(argument: Any) -> bool:

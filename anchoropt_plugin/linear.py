@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,12 +28,28 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     >>> torch.allclose(frozen_linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-5)
     True
     """
-    plain = _is_plain(x) and _is_plain(weight)
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if not plain or trained or torch.is_autocast_enabled("cpu") or not _onednn_works():
+    if trained or not _fits(x, weight, bias) or not _stands_in():
         return F.linear(x, weight, bias)
     out: Tensor = _FrozenLinear.apply(x, weight, bias)
     return out
+
+
+def frozen_products(device: torch.device) -> AbstractContextManager[Any]:
+    """Where an encoder's own forward has its matrix products as ``frozen_linear`` has them.
+
+    For encoders that run without a graph, whatever their code: only who multiplies is another. What
+    comes of a row does not depend on how many rows there are.
+
+    >>> linear, x = torch.nn.Linear(3, 4), torch.randn(5, 3)
+    >>> with torch.no_grad(), frozen_products(x.device):
+    ...     y = linear(x)
+    >>> torch.allclose(y, linear(x), atol=1e-5)
+    True
+    """
+    # A mode costs each operator some microseconds, and fused ones no longer see autocast in it.
+    stands_in = device.type == "cpu" and _stands_in()
+    return _FrozenProducts() if stands_in else contextlib.nullcontext()
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -49,44 +65,44 @@ class _FrozenLinear(torch.autograd.Function):
         return _product(grad.contiguous(), weight.t(), None), None, None
 
 
-def frozen_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Where an encoder's own forward has its matrix products as ``frozen_linear`` has them.
-
-    For encoders that run without a graph, whatever their code: only who multiplies is another.
-
-    >>> linear, x = torch.nn.Linear(3, 4), torch.randn(5, 3)
-    >>> with torch.no_grad(), frozen_products(x.device):
-    ...     y = linear(x)
-    >>> torch.allclose(y, linear(x), atol=1e-5)
-    True
-    """
-    # A mode costs each operator some microseconds.
-    stands_in = device.type == "cpu" and _onednn_works()
-    return _FrozenProducts() if stands_in else contextlib.nullcontext()
-
-
 class _FrozenProducts(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _PRODUCTS and not kwargs and all(map(_is_plain, args)):
+        if func in _PRODUCTS and not kwargs:
             *rest, x, weight = args
             bias = rest[0] if rest else None
-            if bias is None or bias.shape == weight.shape[1:]:
-                return _product(x, weight.t(), bias)
+            if weight.dim() == 2 and _fits(x, weight.t(), bias):
+                # For a row alone oneDNN has another kernel, which rounds otherwise.
+                rows = torch.cat([x, x]) if len(x) == 1 else x
+                return _product(rows, weight.t(), bias)[: len(x)]
         return func(*args, **(kwargs or {}))
 
 
 _PRODUCTS = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN's operator gives what ``F.linear`` does: it looks at few things itself."""
+    for tensor in (x, weight) if bias is None else (x, weight, bias):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+            return False
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            return False
+    if x.dim() != 2 or weight.dim() != 2 or not x.shape[1] == weight.shape[1] > 0:
+        return False
+    if bias is not None and not (bias.shape == weight.shape[:1] and bias.is_contiguous()):
+        return False
+    return weight.is_contiguous() or weight.t().is_contiguous()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
+
+
+def _stands_in() -> bool:
+    return not torch.is_autocast_enabled("cpu") and _onednn_works()
 
 
 @cache
@@ -95,7 +111,9 @@ def _onednn_works() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(n, 8, generator=generator) for n in (3, 5))
+    x, weight = (
+        torch.randn(n, 8, generator=generator, dtype=torch.float32, device="cpu") for n in (3, 5)
+    )
     try:
         return torch.allclose(_product(x, weight, None), F.linear(x, weight), atol=1e-5)
     except (AttributeError, RuntimeError):

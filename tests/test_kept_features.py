@@ -156,7 +156,9 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "give", [lambda x: (x, x + 1), lambda x: torch.stack([x, x + 1, x + 2])], ids=["pair", "tokens"]
+    "give",
+    [lambda x: (x, x + 1), lambda x: torch.stack([x, x + 1, x + 2]), lambda x: x.sum(0, True)],
+    ids=["pair", "tokens", "of all together"],
 )
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_what_is_not_one_feature_a_picture_passes_through(give, n):

@@ -75,26 +75,78 @@ FORMS = {
     "columns": lambda x: x.t().contiguous().t(),
     "with gaps": lambda x: x.repeat_interleave(2, 0)[::2],
     "expanded": lambda x: x[:, :1].expand(-1, x.shape[1]),
+    "overlapping": lambda x: x.flatten().as_strided(x.shape, (2, 1)),
+    "sparse": lambda x: x.to_sparse_csr(),
+    "none": lambda x: x[:0],
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("n_rows", [1, 6])
 @pytest.mark.parametrize("of_weight", FORMS)
 @pytest.mark.parametrize("of_x", FORMS)
-def test_products_of_any_strides(of_x, of_weight):
+def test_products_of_any_form(of_x, of_weight, n_rows):
     torch.manual_seed(0)
-    x, weight = FORMS[of_x](torch.randn(6, 4)), FORMS[of_weight](torch.randn(4, 5))
-    a_row, all_rows = torch.randn(5), torch.randn(6, 5)
+    x, weight = FORMS[of_x](torch.randn(n_rows, 4)), FORMS[of_weight](torch.randn(4, 5))
+    a_row, all_rows = torch.randn(5), torch.randn(n_rows, 5)
     for product in (
         lambda: x @ weight,
         lambda: torch.addmm(a_row, x, weight),
         lambda: torch.addmm(a_row, x, weight, beta=0.5, alpha=2),
         lambda: torch.addmm(all_rows, x, weight),
         lambda: torch.addmm(a_row[:1], x, weight),
+        lambda: torch.addmm(a_row[:1].expand(5), x, weight),
+        lambda: torch.addmm(a_row.repeat_interleave(2)[::2], x, weight),
+        lambda: torch.mm(x[0], weight),
     ):
-        want = product()
-        with frozen_products(x.device):
-            got = product()
-        torch.testing.assert_close(got, want)
+        assert _same(product, frozen_products(x.device))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("of_weight", FORMS)
+@pytest.mark.parametrize(
+    "bias",
+    [None, torch.ones(1), torch.tensor(2.0), torch.ones(1).expand(5), torch.arange(10.0)[::2]],
+    ids=["none", "one", "number", "expanded", "with gaps"],
+)
+def test_linear_maps_of_any_form(of_weight, bias):
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 4), FORMS[of_weight](torch.randn(5, 4))
+    want = _outcome(lambda: F.linear(x, weight, bias))
+    assert _agree(_outcome(lambda: frozen_linear(x, weight, bias)), want)
+
+
+def _outcome(work):
+    try:
+        return work()
+    except (RuntimeError, IndexError) as error:
+        return str(error)
+
+
+def _agree(got, want):
+    if isinstance(want, str) or isinstance(got, str):
+        return got == want
+    got, want = got.to_dense(), want.to_dense()
+    return got.shape == want.shape and torch.allclose(got, want, atol=1e-5)
+
+
+def _same(work, where):
+    """Whether ``work`` gives the same, or the same error, ``where`` as elsewhere."""
+    want = _outcome(work)
+    with where:
+        got = _outcome(work)
+    return _agree(got, want)
+
+
+@pytest.mark.parametrize("width", [8, 512, 1024])
+def test_a_row_does_not_depend_on_how_many_there_are(width):
+    torch.manual_seed(0)
+    layer = nn.Linear(width, 512)
+    x = torch.randn(33, width)
+    with torch.no_grad(), frozen_products(x.device):
+        want = layer(x)
+        for n in (1, 2, 3, 8, 25):
+            assert torch.equal(layer(x[:n]), want[:n])
 
 
 def test_products_of_no_rows():
@@ -110,11 +162,26 @@ def test_other_precisions_are_multiplied_as_ever(dtype, products):
     assert torch.equal(got, F.linear(x, weight, bias)) and not products
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_autocast_is_respected_in_an_encoder(products):
-    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
-    with torch.no_grad(), frozen_products(x.device), torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
-    assert not products
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 3, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        want = encoder(x)
+        with frozen_products(x.device):
+            got = encoder(x)
+    assert got.dtype == want.dtype and torch.equal(got, want) and not products
+
+
+def test_whether_it_works_is_not_asked_of_bfloat16():
+    linear._onednn_works.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), frozen_products(torch.device("cpu")):
+            pass
+        assert linear._onednn_works()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("which", ["weight", "bias"])
