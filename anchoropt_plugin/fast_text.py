@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, TypeVar
 
 from torch import nn
 
 from . import distributed
+from .errors import UserError
 from .fast_forward import FastForward
 from .kept_features import KeptFeatures
 from .text_encoder import blocks_of
+
+log = logging.getLogger("anchoropt_plugin")
 
 Trainer = TypeVar("Trainer", bound=type)
 
@@ -35,7 +39,7 @@ def accelerate(model: nn.Module) -> list[FastForward]:
         model: a host's model, or its text encoder.
 
     Returns:
-        The stand-ins, also those that were there before.
+        The stand-ins, also those that were there before; where there are none, that is warned of.
 
     >>> import torch
     >>> from anchoropt_plugin.clip_models import load_clip, tokenize
@@ -59,6 +63,12 @@ def accelerate(model: nn.Module) -> list[FastForward]:
     >>> restore(encoder)
     """
     encoders = [module for module in model.modules() if is_text_encoder(module)]
+    if not encoders:
+        log.warning(
+            "%s has no text encoder that takes embedded prompts and has CLIP's transformer, "
+            "positional_embedding, ln_final and text_projection: nothing in it is accelerated",
+            type(model).__name__,
+        )
     for encoder in encoders:
         if not isinstance(encoder.__dict__.get("forward"), FastForward):
             # On the instance: type, submodules and state dict of the encoder stay as they are.
@@ -78,13 +88,21 @@ def fast_text(trainer: Trainer) -> Trainer:
 
     Its ``build_model`` then ends by putting the branch on ``self.model``.
 
+    Raises:
+        UserError: it has no ``build_model``.
+
     >>> @fast_text
     ... class Host:
     ...     def build_model(self):
     ...         self.model = nn.Linear(2, 2)
     >>> Host().build_model()
     """
-    build_model = trainer.build_model  # type: ignore[attr-defined]
+    build_model = getattr(trainer, "build_model", None)
+    if build_model is None:
+        raise UserError(
+            f"@fast_text stands on {getattr(trainer, '__name__', trainer)!r}, which has no "
+            "build_model: want a trainer; a model's own encoders get it by accelerate(model)"
+        )
 
     def build_fast_model(self: Any) -> None:
         build_model(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from anchoropt_plugin.command_line import Parser, status_of
+from anchoropt_plugin.errors import UserError
 from benchmarks.harness import DTYPES, EXCESS, TOLERANCE, Bench, Case, Row, Sizes
 from benchmarks.printing import CAPTION, describe, table_of
 
@@ -21,25 +24,53 @@ def main(
     cases: Callable[[Bench], Iterator[Case]],
     arguments: Sequence[str] | None,
     sizes: Sizes,
+    has_classes: bool = True,
 ) -> int:
     """Run a benchmark from its command line: print a table, store it where asked.
 
     Returns:
-        The exit status: 1 where the two ways differ.
+        The exit status: 1 where the two ways differ, 2 for an impossible argument.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--dtype", choices=DTYPES, default="fp32")
-    add("--classes", type=int, nargs="+", default=[], help="(default: those of the table)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    add("--dtype", choices=DTYPES, default="fp32", help="of the weights (default: fp32)")
+    if has_classes:
+        usual = "(default: the numbers in docs/performance.md)"
+        add("--classes", type=int, nargs="+", default=[], help=usual)
     add("--rounds", type=int, default=5, help="of timing, at most (default: 5)")
-    add("--seconds", type=float, default=8, help="no further round after so many (default: 8)")
+    help = "no further round after so many; a longer step is done only once (default: 8)"
+    add("--seconds", type=float, default=8, help=help)
     add("--json", type=Path, metavar="FILE", help="store the results too")
-    args = parser.parse_args(arguments)
-    device, dtype = torch.device(args.device), DTYPES[args.dtype]
-    bench = Bench(sizes, device, dtype, args.rounds, args.seconds, tuple(args.classes))
+
+    def command() -> int:
+        args = parser.parse_args(arguments)
+        classes = tuple(args.classes) if has_classes else ()
+        _refuse_impossible(args, classes)
+        device, dtype = torch.device(args.device), DTYPES[args.dtype]
+        bench = Bench(sizes, device, dtype, args.rounds, args.seconds, classes)
+        return _run(title, bench, cases, args.json)
+
+    return status_of(command, room="--json wants another file")
+
+
+def _refuse_impossible(args: argparse.Namespace, classes: Sequence[int]) -> None:
+    """Raise what would else come up after minutes of measuring."""
+    if min(args.rounds, *classes, 1) < 1 or args.seconds < 0:
+        raise UserError("--classes and --rounds want whole numbers from 1 on, --seconds from 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here; leave it out for the CPU")
+    if args.json and args.json.is_dir():
+        raise UserError(f"--json {args.json} is a folder: want a file in it")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(args.json.parent, os.W_OK):
+            raise UserError(f"--json {args.json}: that folder cannot be written; give another")
+
+
+def _run(
+    title: str, bench: Bench, cases: Callable[[Bench], Iterator[Case]], file: Path | None
+) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -52,10 +83,9 @@ def main(
         console.print(table_of(case.name, measured))
         rows += measured
     console.print(CAPTION, style="dim")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
+    if file:
         content = {"title": title, "machine": machine, "rows": [asdict(row) for row in rows]}
-        args.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     if all(row.passed for row in rows):
         return 0
     console.print(

@@ -42,7 +42,8 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
     """The command line; returns the exit status."""
-    return command.main("Image tower, forward", __doc__, cases, arguments, sizes)
+    title = "Image tower, forward"
+    return command.main(title, __doc__, cases, arguments, sizes, has_classes=False)
 
 
 if __name__ == "__main__":

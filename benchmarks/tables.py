@@ -56,7 +56,7 @@ def _row(texts: Sequence[str]) -> str:
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The results in files and folders, those of a machine together, benchmarks in ``ORDER``."""
-    files = [file for path in paths for file in ([path] if path.suffix else path.glob("*.json"))]
+    files = [file for path in paths for file in (path.glob("*.json") if path.is_dir() else [path])]
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
     def place(result: dict[str, Any]) -> tuple[bool, str, int]:
@@ -72,7 +72,12 @@ def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", nargs="*", type=Path, default=[RESULTS], metavar="FILE or FOLDER")
-    results = read(parser.parse_args(arguments).paths)
+    paths = parser.parse_args(arguments).paths
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing and paths != [RESULTS]:
+        print(f"there is no {missing[0]}")
+        return 2
+    results = read(paths)
     if not results:
         print("no results: run make bench first")
         return 1

@@ -34,7 +34,8 @@ SMALL = Sizes(32, 32, 2, 64, 8, 77, 49408, 64, 4, 2)
 TEXT_BENCHMARKS = [text_branch, train_step, stage1, evaluate]
 BENCHMARKS = [*TEXT_BENCHMARKS, image_tower]
 WITHOUT_GRAPH = image_tower, evaluate
-QUICK = ["--classes", "4", "--rounds", "1"]
+ONCE = ["--rounds", "1"]
+QUICK = [*ONCE, "--classes", "4"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,8 @@ def test_both_sides_agree(benchmark, tmp_path, capsys, monkeypatch):
     # So that there are several parts of such small pictures, too.
     monkeypatch.setattr(kept_features, "PART", 100_000)
     file = tmp_path / "out" / "results.json"
-    assert benchmark.main([*QUICK, "--json", str(file)], SMALL) == 0
+    arguments = ONCE if benchmark is image_tower else QUICK
+    assert benchmark.main([*arguments, "--json", str(file)], SMALL) == 0
     assert "✗" not in capsys.readouterr().out
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["machine"]["dtype"] == "fp32" and results["machine"]["processor"]
@@ -99,8 +101,33 @@ def test_a_wrong_side_fails(benchmark, monkeypatch, capsys):
 def test_wrong_image_features_fail(monkeypatch, capsys):
     encode = KeptFeatures._encode
     monkeypatch.setattr(KeptFeatures, "_encode", lambda *args: 1.0001 * encode(*args))
-    assert image_tower.main(QUICK, SMALL) == 1
+    assert image_tower.main(ONCE, SMALL) == 1
     assert "✗ ours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--classes", "0"],
+        ["--rounds", "0"],
+        ["--seconds", "-1"],
+        ["--device", "cuda"],
+        ["--json", "{folder}"],
+        ["--json", "{folder}/file/results.json"],
+        ["--classses", "4"],
+    ],
+    ids=" ".join,
+)
+def test_an_impossible_argument_is_one_line_before_anything_is_measured(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "file").touch()
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    assert text_branch.main(arguments, SMALL) == 2
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and arguments[0] in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_fast_branch_that_gave_way_ends_the_benchmark(monkeypatch):
@@ -231,6 +258,8 @@ def test_tables_are_written_between_their_markers(tmp_path, capsys):
     page.write_text(
         "before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n", encoding="utf-8"
     )
+    assert tables.main([str(tmp_path / "results")], page) == 2
+    (tmp_path / "results").mkdir()
     assert tables.main([str(tmp_path / "results")], page) == 1
     for benchmark in (stage1, text_branch):
         file = tmp_path / "results" / f"{named(benchmark)}.json"

@@ -11,6 +11,7 @@ from torch import nn
 
 from anchoropt_plugin import accelerate, fast_text, restore
 from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.fast_forward import REMEMBERED
 from trainers.prompted_clip import TextEncoder
 
@@ -394,3 +395,13 @@ def test_an_encoder_that_is_trained_itself_keeps_the_fast_branch(clip, prompts):
         branch(*given).sum().backward()
         found.append(clip.ln_final.weight.grad)
     assert fast.in_use and (found[0] - found[1]).norm() <= 1e-5 * found[0].norm()
+
+
+def test_a_model_without_a_text_encoder_is_told_so(caplog):
+    assert accelerate(random_clip()) == []
+    assert "CLIP has no text encoder that takes embedded prompts" in caplog.text
+
+
+def test_what_is_no_trainer_is_refused():
+    with pytest.raises(UserError, match="'Linear', which has no build_model"):
+        fast_text(nn.Linear)
