@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+FEW = 16
+"""For fewer rows oneDNN has other kernels, which round otherwise (torch 2.4; later for one row)."""
+
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x · Wᵀ + b, for x (n, d_in), W (d_out, d_in) and b (d_out,).
@@ -73,8 +76,7 @@ class _FrozenProducts(TorchDispatchMode):
             *rest, x, weight = args
             bias = rest[0] if rest else None
             if weight.dim() == 2 and _fits(x, weight.t(), bias):
-                # For a row alone oneDNN has another kernel, which rounds otherwise.
-                rows = torch.cat([x, x]) if len(x) == 1 else x
+                rows = F.pad(x, (0, 0, 0, FEW - len(x))) if len(x) < FEW else x
                 return _product(rows, weight.t(), bias)[: len(x)]
         return func(*args, **(kwargs or {}))
 

@@ -67,7 +67,8 @@ def test_every_linear_map_of_an_image_encoder_goes_there(products):
     width, rows = visual.proj.shape[0], 3 * len(visual.positional_embedding)
     maps = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
     block = [(rows, weight[1], *weight) for weight in maps]
-    assert products == block * len(blocks) + [(3, width, *visual.proj.t().shape)]
+    last = (linear.FEW, width, *visual.proj.t().shape)  # of three pictures
+    assert products == block * len(blocks) + [last]
 
 
 FORMS = {
@@ -145,7 +146,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(width):
     x = torch.randn(33, width)
     with torch.no_grad(), frozen_products(x.device):
         want = layer(x)
-        for n in (1, 2, 3, 8, 25):
+        for n in range(1, 33):
             assert torch.equal(layer(x[:n]), want[:n])
 
 
@@ -167,10 +168,13 @@ def test_autocast_is_respected_in_an_encoder(products):
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     encoder, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 3, 8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        want = encoder(x)
+        want = _outcome(lambda: encoder(x))
         with frozen_products(x.device):
-            got = encoder(x)
-    assert got.dtype == want.dtype and torch.equal(got, want) and not products
+            got = _outcome(lambda: encoder(x))
+    assert not products
+    # torch 2.4 cannot do this itself.
+    assert got == want if isinstance(want, str) else torch.equal(got, want)
+    assert getattr(got, "dtype", None) == getattr(want, "dtype", None)
 
 
 def test_whether_it_works_is_not_asked_of_bfloat16():
