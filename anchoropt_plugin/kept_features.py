@@ -21,8 +21,8 @@ LIMIT = 200_000
 PATIENCE = 20_000
 """So many pictures without one that was seen before, and nothing more is kept."""
 PART = 5 << 20
-"""Bytes of pictures that the CPU encodes at once: 8 of 224 x 224 pixels in float32. Large
-activations are taken from the system anew each time, which costs as much as many a product."""
+"""Bytes of pictures that the CPU encodes at once: 8 of 224 x 224 pixels in float32. Larger
+activations are taken from the system anew each time."""
 
 _SHIFT = 1 << 63
 

@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import signal
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,20 @@ from trainers.coop import CoOp
 ROOT = Path(train.__file__).parent
 
 
+def forked(work):
+    """The number of a process that calls ``work``, and ends with the status it returns."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = work()
+        except BaseException:  # a test that fails, too
+            traceback.print_exc()
+        finally:
+            os._exit(status)  # what the tests' process does at its end is not the fork's to do
+    return pid
+
+
 @contextmanager
 def child(work):
     """A process that calls ``work`` with a function which says that it has come so far, and waits.
@@ -30,20 +45,17 @@ def child(work):
     Gives its number once it has, with all its threads stopped; it is killed at the end.
     """
     said, say = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
 
-        def wait():
-            os.write(say, b"!")
-            signal.pause()
+    def wait():
+        os.write(say, b"!")
+        signal.pause()
 
-        try:
-            os.close(said)
-            work(wait)
-            status = 0
-        finally:
-            os._exit(status)
+    def works():
+        os.close(said)
+        work(wait)
+        return 0
+
+    pid = forked(works)
     os.close(say)
     with os.fdopen(said, "rb") as file:
         arrived = file.read(1)
@@ -149,16 +161,13 @@ def test_blocks_may_be_in_each_other_and_a_fork_has_none_of_them(tmp_path):
     with alone_in(tmp_path):
         with alone_in(tmp_path / "." / ".." / tmp_path.name):
             pass
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                with alone_in(tmp_path):
-                    pass
-            except UserError:
-                status = 0
-            finally:
-                os._exit(status)
+
+        def is_refused():
+            with pytest.raises(UserError), alone_in(tmp_path):
+                pass
+            return 0
+
+        pid = forked(is_refused)
         assert os.waitpid(pid, 0)[1] == 0
         assert (tmp_path / LOCK).exists()
     assert not (tmp_path / LOCK).exists()
@@ -167,23 +176,21 @@ def test_blocks_may_be_in_each_other_and_a_fork_has_none_of_them(tmp_path):
 def test_never_two_at_a_time(tmp_path):
     """The lock's file comes and goes; each process counts on what it read before."""
     (tmp_path / "count").write_text("0")
-    rounds, children = 100, []
-    for _ in range(4):
-        pid = os.fork()
-        if pid == 0:
-            done = 0
+    rounds = 100
+
+    def counts():
+        done = 0
+        while done < rounds:
             try:
-                while done < rounds:
-                    try:
-                        with alone_in(tmp_path / "out"):
-                            count = int((tmp_path / "count").read_text())
-                            (tmp_path / "count").write_text(str(count + 1))
-                        done += 1
-                    except UserError:
-                        os.sched_yield()
-            finally:
-                os._exit(done != rounds)
-        children.append(pid)
+                with alone_in(tmp_path / "out"):
+                    count = int((tmp_path / "count").read_text())
+                    (tmp_path / "count").write_text(str(count + 1))
+                done += 1
+            except UserError:
+                os.sched_yield()
+        return 0
+
+    children = [forked(counts) for _ in range(4)]
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
     assert int((tmp_path / "count").read_text()) == 4 * rounds
 
