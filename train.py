@@ -34,9 +34,10 @@ from yacs.config import CfgNode
 import anchoropt_plugin  # first: it makes `import dassl` work
 import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
-from anchoropt_plugin import UserError, distributed
-from anchoropt_plugin.command_line import Parser, status_of
+from anchoropt_plugin import UserError
 from anchoropt_plugin.plugin import TwoStages
+from anchoropt_plugin.process import distributed
+from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.runtime.config import (
     check_same_run,
     check_values,

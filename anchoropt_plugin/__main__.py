@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .command_line import Parser, status_of
 from .commands import all_commands
+from .process.command_line import Parser, status_of
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,8 +24,8 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from .distributed import is_main
 from .errors import UserError
+from .process.distributed import is_main
 from .torchscript import is_torchscript
 
 _SAFE_GLOBALS: dict[tuple[str, str], Any] = {

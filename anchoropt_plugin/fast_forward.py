@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import distributed
 from .deep import FIRST, DeepPrompt, Looking, arranged, overwriting
 from .end_of_text import check_is_read, ending_as_prompts
 from .errors import UserError
-from .gradients import all_classes
 from .hooks import PromptHook
 from .image_features import none_of
 from .kept_features import LastFeatures, state_of
 from .position import AnchorPositionModule
+from .process import distributed
+from .process.gradients import all_classes
 from .self_check import CANNOT, compare
 from .sharing import Sharing, equal_tokens, origin, sharing_in_gradient
 from .text_encoder import Rewrite, TextTower

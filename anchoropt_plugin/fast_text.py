@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from . import distributed
 from .errors import UserError
 from .fast_forward import FastForward
 from .kept_features import KeptFeatures
+from .process.data_parallel import refuse_data_parallel
 from .text_encoder import blocks_of
 
 log = logging.getLogger("anchoropt_plugin")
@@ -106,7 +106,7 @@ def fast_text(trainer: Trainer) -> Trainer:
 
     def build_fast_model(self: Any) -> None:
         build_model(self)
-        distributed.refuse_data_parallel(self.model, type(self).__name__)
+        refuse_data_parallel(self.model, type(self).__name__)
         accelerate(self.model)
 
     trainer.build_model = build_fast_model  # type: ignore[attr-defined]

@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import distributed
 from .anchors import PUBLISHED_FILE, AnchorTokens
 from .config import AnchorOPTConfig
 from .errors import UserError
-from .finite import check_weights, checked_step, finite
-from .folder_lock import alone_in
 from .objective import PromptLoss, in_full
 from .position import AnchorPositionModule
+from .process import distributed
+from .process.data_parallel import refuse_data_parallel, without_data_parallel
+from .process.finite_checks import check_weights, checked_step, finite
+from .process.folder_lock import alone_in
 from .runtime.config.record import write_record
 from .stages import AnchorOPT
 from .wiring import HostParts, holds, own_learning_rate
@@ -63,8 +64,8 @@ class TwoStages:
         with parts.watching():
             super().build_model()  # type: ignore[misc]
         parts.position.requires_grad_(True)  # some hosts freeze all that is not named "ctx"
-        self.model = distributed.without_data_parallel(self.model)
-        distributed.refuse_data_parallel(self.model, self.anchoropt_host.__name__)
+        self.model = without_data_parallel(self.model)
+        refuse_data_parallel(self.model, self.anchoropt_host.__name__)
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames)
         for name in self.get_model_names():
             optimizer, scheduler = self._optims[name], self._scheds[name]

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import anchor_cache, checkpoints, descriptions, distributed
+from . import anchor_cache, checkpoints, descriptions
 from .anchors import AnchorPrompts, AnchorTokens, ImageBatches
 from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
 from .image_features import FirstFeatures
 from .objective import as_logits, average, distillation, in_full
+from .process import distributed
 from .runtime.utils.tools import read_json, read_text
 from .scalars import Means, agreement, entropy
 from .sharing import leaves

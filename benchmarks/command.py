@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from anchoropt_plugin.command_line import Parser, status_of
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.process.command_line import Parser, status_of
 from benchmarks.harness import DTYPES, EXCESS, TOLERANCE, Bench, Case, Row, Sizes
 from benchmarks.printing import CAPTION, describe, table_of
 

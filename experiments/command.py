@@ -17,9 +17,9 @@ import pandas as pd
 from rich.console import Console
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.command_line import Parser
 from anchoropt_plugin.errors import nearest
-from anchoropt_plugin.folder_lock import alone_in
+from anchoropt_plugin.process.command_line import Parser
+from anchoropt_plugin.process.folder_lock import alone_in
 from anchoropt_plugin.runtime.config.merge import read_yaml
 
 from .estimate import Estimate, estimate

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if __name__ == "__main__":  # processes of single runs import this file, too
-    from anchoropt_plugin.command_line import status_of
+    from anchoropt_plugin.process.command_line import status_of
 
     def _main() -> int:
         # In here, as a package may be missing.

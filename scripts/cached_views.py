@@ -39,6 +39,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":  # processes of single runs import this file, too
-    from anchoropt_plugin.command_line import status_of
+    from anchoropt_plugin.process.command_line import status_of
 
     sys.exit(status_of(main))

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.command_line import Parser, status_of
+from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.runtime.utils.tools import listdir_nohidden, read_text
 
 AFTER_TRAINING, AFTER_TEST = "Finish training", "=> result"

@@ -15,8 +15,7 @@ from anchoropt_plugin.anchor_cache import content_key
 from anchoropt_plugin.anchors import AnchorPrompts, StageOne
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.text_encoder import TextTower
-
-from .conftest import random_clip
+from tests.conftest import random_clip
 
 NAMES = ["cat", "golden_retriever", "red panda"]
 TEXTS = [["a small cat.", "a cat on a roof."], ["a dog."], ["a red bear.", "a panda.", "red fur."]]

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import UserError, checkpoints
-from anchoropt_plugin.command_line import status_of
 from anchoropt_plugin.position import AnchorPositionModule
+from anchoropt_plugin.process.command_line import status_of
 from anchoropt_plugin.runtime.utils import set_random_seed
 from anchoropt_plugin.runtime.utils.torchtools import named_in, newest_of_all, save_checkpoint
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer

@@ -10,8 +10,7 @@ from anchoropt_plugin import AnchorPositionModule, accelerate
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.deep import arranged
 from anchoropt_plugin.errors import UserError
-
-from .conftest import random_clip
+from tests.conftest import random_clip
 
 NAMES = ["cat", "golden retriever", "grand piano player on a roof"]
 M, K, DEPTH = 3, 2, 4

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 import train
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.objective import average
+from tests.conftest import random_clip
 from trainers import coop, dept
 
-from .conftest import random_clip
 from .test_hosts import NAMES, ROOT, build, command, cosine_logits, eots, settings, text_feature
 
 LABELS = torch.tensor([2, 0, 1, 0])

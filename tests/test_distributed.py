@@ -16,18 +16,13 @@ import torch
 from torch import nn
 
 import train
-from anchoropt_plugin import (
-    AnchorPositionModule,
-    UserError,
-    accelerate,
-    anchoropt,
-    distributed,
-    fast_text,
-)
+from anchoropt_plugin import AnchorPositionModule, UserError, accelerate, anchoropt, fast_text
 from anchoropt_plugin.clip_models import load_clip, tokenize
 from anchoropt_plugin.config import AnchorOPTConfig
-from anchoropt_plugin.gradients import GradientAverage
-from anchoropt_plugin.runtime.utils.tools import set_random_seed
+from anchoropt_plugin.process import distributed
+from anchoropt_plugin.process.data_parallel import without_data_parallel
+from anchoropt_plugin.process.gradients import GradientAverage
+from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.several_processes import together
 from trainers.coop import CoOp
@@ -347,7 +342,7 @@ def test_data_parallel_is_refused(data, tmp_path, monkeypatch):
     # A process of several has one GPU, so what the host wrapped is unwrapped.
     monkeypatch.setattr(distributed, "is_launched", lambda: True)
     wrapped = nn.DataParallel(nn.Linear(2, 2))
-    assert distributed.without_data_parallel(wrapped) is wrapped.module
+    assert without_data_parallel(wrapped) is wrapped.module
 
 
 def test_an_installed_dassl_is_told_of(data, tmp_path, monkeypatch):

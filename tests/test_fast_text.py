@@ -13,9 +13,8 @@ from anchoropt_plugin import accelerate, fast_text, restore
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.fast_forward import REMEMBERED
+from tests.conftest import random_clip
 from trainers.prompted_clip import TextEncoder
-
-from .conftest import random_clip
 
 NAMES = ["cat", "golden retriever", "grand piano player on a roof", "cat", "a b c d"]
 N_CTX = 4

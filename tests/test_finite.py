@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import anchoropt
-from anchoropt_plugin.finite import checked_step
 from anchoropt_plugin.objective import PromptLoss
+from anchoropt_plugin.process.finite_checks import checked_step
 from anchoropt_plugin.runtime.utils import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers import prompted_clip

@@ -14,9 +14,10 @@ import pytest
 
 import dassl.utils
 import train
-from anchoropt_plugin import UserError, folder_lock
+from anchoropt_plugin import UserError
 from anchoropt_plugin.__main__ import main as command
-from anchoropt_plugin.folder_lock import LOCK, alone_in
+from anchoropt_plugin.process import folder_lock
+from anchoropt_plugin.process.folder_lock import LOCK, alone_in
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from experiments.compare import main as compare
 from trainers.coop import CoOp

@@ -10,8 +10,7 @@ from torch import nn
 
 from anchoropt_plugin import kept_features, restore
 from anchoropt_plugin.kept_features import keep_image_features
-
-from .conftest import random_clip
+from tests.conftest import random_clip
 
 
 class Counting(nn.Module):

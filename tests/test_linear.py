@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from anchoropt_plugin import linear
 from anchoropt_plugin.linear import frozen_linear, frozen_products
-
-from .conftest import random_clip
+from tests.conftest import random_clip
 
 
 def parts(dtype=torch.float32):

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.packing import pack
 from anchoropt_plugin.text_encoder import TextTower, common_prefix
-
-from .conftest import random_clip
+from tests.conftest import random_clip
 
 NAMES = {
     "mixed lengths": ["cat", "golden retriever", "grand piano player on a roof", "dog", "a b c d"],

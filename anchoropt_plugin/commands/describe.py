@@ -23,8 +23,8 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from ..asking import TEMPLATE, Descriptions, ask_for_all
-from ..command_line import imported
 from ..errors import UserError
+from ..process.user_code import imported
 from ..runtime.utils.tools import read_text
 
 HELP = "ask a language model for class descriptions"

@@ -22,9 +22,9 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..command_line import imported
 from ..errors import UserError
 from ..predict import Predictor, load_predictor
+from ..process.user_code import imported
 from ..runtime.utils.tools import read_image, read_text
 
 HELP = "print the classes of pictures by what a run has trained"

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ..command_line import imported, in_one_line
 from ..config import extend_cfg
 from ..errors import UserError, nearest
 from ..hooks import is_prompt_learner
 from ..plugin import SUFFIX, TwoStages, anchoropt
+from ..process.user_code import imported, in_one_line
 from ..runtime.config.merge import merge_file, merge_list, read_yaml
 from ..runtime.utils.tools import read_text
 from ..stand_in import without_data

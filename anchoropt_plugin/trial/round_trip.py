@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..command_line import in_one_line
 from ..errors import UserError
 from ..hooks import CHILD
+from ..process.user_code import in_one_line
 from .host import CLASSES, HostError, build, host_errors, quiet, tested, trained_by
 
 OTHERS = ["dog", "grey whale", "tram", "mountain path", "steam engine"]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.runtime.utils.tools import random_state, restore_random_state
+from anchoropt_plugin.process.randomness import random_state, restore_random_state
 from dassl.metrics import compute_accuracy
 from dassl.utils import (
     AverageMeter,

@@ -13,9 +13,9 @@ import torchvision.transforms as T
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
-from ... import distributed
 from ...errors import UserError
-from ..utils.randomness import OwnRandomness, share_randomness
+from ...process import distributed
+from ...process.randomness import OwnRandomness, share_randomness
 from ..utils.tools import read_image
 from .datasets import DatasetBase, Datum, build_dataset
 from .pictures import Pictures

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ... import distributed
 from ...errors import UserError
-from ..utils.tools import random_state, tolist_if_not
+from ...process import distributed
+from ...process.randomness import random_state
+from ..utils.tools import tolist_if_not
 from ..utils.torchtools import (
     BEST_MODEL,
     load_checkpoint,

@@ -17,14 +17,15 @@ from rich.progress import track
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ... import distributed
 from ...errors import UserError
-from ...finite import check_weights, checked_step
-from ...gradients import GradientAverage, trained_parameters
+from ...process import distributed
+from ...process.data_parallel import refuse_data_parallel, without_data_parallel
+from ...process.finite_checks import check_weights, checked_step
+from ...process.gradients import GradientAverage, trained_parameters
+from ...process.randomness import share_randomness
 from ..data import DataManager
 from ..evaluation import build_evaluator
 from ..utils.meters import AverageMeter, MetricMeter
-from ..utils.randomness import share_randomness
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import BEST_MODEL, load_checkpoint
 from ..utils.writer import SummaryWriter
@@ -71,10 +72,10 @@ class SimpleTrainer(TrainerBase):
 
     def _be_alike(self) -> None:
         """Several processes start from the main one's weights, and step on the same gradients."""
-        self.model = distributed.without_data_parallel(self.model)
+        self.model = without_data_parallel(self.model)
         for name, model in self._models.items():
-            self._models[name] = model = distributed.without_data_parallel(model)
-            distributed.refuse_data_parallel(model, type(self).__name__)
+            self._models[name] = model = without_data_parallel(model)
+            refuse_data_parallel(model, type(self).__name__)
             for tensor in itertools.chain(model.parameters(), model.buffers()):
                 distributed.copy_from_main(tensor)
         GradientAverage(trained_parameters(self._optims.values()))

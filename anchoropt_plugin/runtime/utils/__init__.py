@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...process.randomness import set_random_seed
 from .logger import Logger, log_to_stdout, setup_logger, withdraw_log
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry, check_availability
@@ -12,7 +13,6 @@ from .tools import (
     mkdir_if_missing,
     read_image,
     read_json,
-    set_random_seed,
     tolist_if_not,
     write_json,
 )

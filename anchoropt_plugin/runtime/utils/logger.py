@@ -13,8 +13,8 @@ import weakref
 from pathlib import Path
 from typing import Any, TextIO
 
-from ...distributed import is_main
-from ...folder_lock import alone_in
+from ...process.distributed import is_main
+from ...process.folder_lock import alone_in
 
 
 class Logger:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-import random
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import PIL
@@ -109,35 +108,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
             raise ValueError("it has more than 16 bits a pixel; save it with 8 or 16")
         image = Image.fromarray((values / (_WHITE_OF_16_BITS / 255)).round().astype(np.uint8))
     return image.convert("RGB")
-
-
-def set_random_seed(seed: int) -> None:
-    """Seed ``random``, numpy, and torch on all devices."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of all random generators, in tensors and plain containers."""
-    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put the random generators in a state that :func:`random_state` returned."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    # A run may go on on a machine with other devices.
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def collect_env_info() -> str:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ... import checkpoints, distributed
+from ... import checkpoints
 from ...errors import UserError
-from .tools import restore_random_state
+from ...process import distributed
+from ...process.randomness import restore_random_state
 
 BEST_MODEL = "model-best.pth.tar"
 

@@ -12,10 +12,10 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
-from .errors import UserError
+from ..errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
 """So long a process waits for the others: the main one may have a large data set to read first."""
@@ -202,25 +202,3 @@ def averaged(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         return summary
     values = torch.tensor([float(value) for value in summary.values()], dtype=torch.float64)
     return dict(zip(summary, summed(values * share()).tolist(), strict=True))
-
-
-def without_data_parallel(model: nn.Module) -> nn.Module:
-    """The module that a host put into ``DataParallel``: a process of several has one GPU."""
-    return model.module if isinstance(model, nn.DataParallel) and is_launched() else model
-
-
-def refuse_data_parallel(model: nn.Module, what: str) -> None:
-    """Check that ``model`` does not run in threads on several GPUs.
-
-    Raises:
-        UserError: it does; neither the objective of AnchorOPT nor the fast text branch is there.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            n_devices = len(module.device_ids)
-            raise UserError(
-                f"{what} wraps {type(module.module).__name__} in nn.DataParallel, in whose threads "
-                "the plug-in does not work: run it with "
-                f"torchrun --nproc_per_node={n_devices} in place of python, or set "
-                "CUDA_VISIBLE_DEVICES=0 for one GPU"
-            )

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ..errors import UserError
 from .distributed import is_main
-from .errors import UserError
 
 try:
     import fcntl
