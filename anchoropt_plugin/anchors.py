@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import checkpoints
 from .clip_models import tokenize
 from .errors import UserError
+from .files import checkpoints
 from .text_encoder import TextTower, common_prefix
 
 log = logging.getLogger("anchoropt_plugin")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import descriptions
-from .checkpoints import atomic_write
 from .errors import UserError
+from .files.atomic import atomic_write
 
 if TYPE_CHECKING:
     import openai

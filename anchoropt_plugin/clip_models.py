@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anchoropt_plugin.checkpoints import check_archive
 from anchoropt_plugin.errors import UserError, nearest
-from anchoropt_plugin.torchscript import is_torchscript, read_torchscript
+from anchoropt_plugin.files.checkpoints import check_archive
+from anchoropt_plugin.files.torchscript import is_torchscript, read_torchscript
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # clip imports pkg_resources, which says it is deprecated

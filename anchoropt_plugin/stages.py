@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import anchor_cache, checkpoints, descriptions
+from . import anchor_cache, descriptions
 from .anchors import AnchorPrompts, AnchorTokens, ImageBatches
 from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
+from .files.atomic import atomic_write
+from .files.readers import read_json, read_text
 from .image_features import FirstFeatures
 from .objective import as_logits, average, distillation, in_full
 from .process import distributed
-from .runtime.utils.tools import read_json, read_text
 from .scalars import Means, agreement, entropy
 from .sharing import leaves
 from .text_encoder import TextTower
@@ -332,5 +333,5 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(text: str, path: Path) -> None:
-    with checkpoints.atomic_write(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.runtime.utils.tools import read_json, read_text
+from anchoropt_plugin.files.readers import read_json, read_text
 
 from .class_folders import class_folders, pictures
 from .divisions import divide, hold_out

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.runtime.utils.tools import read_text
+from anchoropt_plugin.files.readers import read_text
 
 _PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _NOT_CLASSES = {"split_fewshot"}

@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.runtime.utils.tools import read_image
+from anchoropt_plugin.files.readers import read_image
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 
 from .downloads import DOWNLOADS, Download

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from anchoropt_plugin.checkpoints import load_fewshot_pickle
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.files.checkpoints import PlainUnpickler
 
 from .splits import Item
 
@@ -39,3 +41,52 @@ def read_public_pickle(path: Path, dataset_dir: Path, image_dir: Path) -> dict[s
         part: [Item(relative(item.impath), item.label, item.classname) for item in items]
         for part, items in parts.items()
     }
+
+
+class FewShotItem(NamedTuple):
+    """One picture of a few-shot file: its path as written, label, domain and class name."""
+
+    impath: str
+    label: int
+    domain: int
+    classname: str
+
+
+class _Datum:
+    """Takes the attributes of a pickled ``Datum``."""
+
+    def __setstate__(self, state: Any) -> None:
+        kinds = {"_impath": str, "_label": int, "_domain": int, "_classname": str}
+        for name, kind in kinds.items():
+            if type(state[name]) is not kind:
+                raise pickle.UnpicklingError(f"{name} is a {type(state[name]).__name__}")
+        self.item = FewShotItem(*(state[name] for name in kinds))
+
+
+class _FewShotUnpickler(PlainUnpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) != ("dassl.data.datasets.base_dataset", "Datum"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _Datum
+
+
+def load_fewshot_pickle(path: str | Path) -> dict[str, list[FewShotItem]]:
+    """Return the lists in a public ``shot_{k}-seed_{s}.pkl``, without running code from it.
+
+    Args:
+        path: A pickle of ``{"train": [Datum, ...], "val": [Datum, ...]}``; ``val`` may be
+            missing, as in ImageNet's.
+
+    Raises:
+        UserError: The file cannot be read, or holds anything else.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            lists = _FewShotUnpickler(file).load()
+        return {str(name): [datum.item for datum in items] for name, items in lists.items()}
+    except Exception as error:  # a broken pickle can raise almost anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path} is not a few-shot file ({type(error).__name__}: {reason}); delete it to have "
+            "the shots drawn anew"
+        ) from error

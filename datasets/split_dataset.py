@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.runtime.utils.tools import read_json, write_json
+from anchoropt_plugin.files.readers import read_json, write_json
 from dassl.data.datasets import DatasetBase, Datum
 
 from .public_pickles import read_public_pickle

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anchoropt_plugin.errors import UserError, nearest
-from anchoropt_plugin.runtime.utils.tools import read_json
+from anchoropt_plugin.files.readers import read_json
 
 
 class Item(NamedTuple):

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from anchoropt_plugin.checkpoints import atomic_write
+from anchoropt_plugin.files.atomic import atomic_write
 from anchoropt_plugin.plugin import SUFFIX
 
 from . import pictures

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from anchoropt_plugin.checkpoints import atomic_write
+from anchoropt_plugin.files.atomic import atomic_write
 from anchoropt_plugin.runtime.config.check import flattened
 from anchoropt_plugin.runtime.config.record import FREE, RECORD
 

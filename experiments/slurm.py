@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.checkpoints import atomic_write
+from anchoropt_plugin.files.atomic import atomic_write
 
 from .execution import Event, left, prepare_server, run_locally
 from .plan import Job, Run

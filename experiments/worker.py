@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import train
-from anchoropt_plugin.checkpoints import atomic_write
+from anchoropt_plugin.files.atomic import atomic_write
 from anchoropt_plugin.runtime.config.record import RECORD
 from anchoropt_plugin.version import VERSION
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from kills import Reference, is_proper, refer, run, ways
 
-from anchoropt_plugin import checkpoints
+from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.process.command_line import Parser, status_of
 from datasets.embedded import write_digits
 

@@ -18,11 +18,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import train
-from anchoropt_plugin import UserError, checkpoints
+from anchoropt_plugin import UserError
+from anchoropt_plugin.files import checkpoints
+from anchoropt_plugin.files.atomic import atomic_write
+from anchoropt_plugin.files.checkpoint_folder import named_in, newest_of_all
 from anchoropt_plugin.position import AnchorPositionModule
 from anchoropt_plugin.process.command_line import status_of
 from anchoropt_plugin.runtime.utils import set_random_seed
-from anchoropt_plugin.runtime.utils.torchtools import named_in, newest_of_all, save_checkpoint
+from anchoropt_plugin.runtime.utils.torchtools import save_checkpoint
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
 
@@ -124,7 +127,8 @@ import contextlib, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1] + "/scripts")
 import chaos, kills
-from anchoropt_plugin import checkpoints
+from anchoropt_plugin.files import checkpoints
+from anchoropt_plugin.runtime.utils import torchtools
 
 seen = [-10]
 
@@ -137,7 +141,7 @@ def in_place(path):
             file.truncate(file.tell() // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-checkpoints.atomic_write = in_place
+checkpoints.atomic_write = torchtools.atomic_write = in_place
 scratch = Path(sys.argv[2])
 chaos.write_digits(scratch / "digits")
 words = [*chaos._COMMAND, *chaos.RUNS["both stages"]]
@@ -174,7 +178,7 @@ def test_content_and_name_are_on_the_disk_before_a_write_counts(tmp_path, monkey
     monkeypatch.setattr(
         os, "replace", lambda *names: (synced.append("replace"), replace(*names))[1]
     )
-    with checkpoints.atomic_write(tmp_path / "note") as file:
+    with atomic_write(tmp_path / "note") as file:
         file.write(b"x")
     assert synced == [".part of 1", "replace", str(tmp_path)]
 

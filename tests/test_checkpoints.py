@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from anchoropt_plugin import UserError, checkpoints
+from anchoropt_plugin import UserError
+from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.runtime.data.datasets import Datum
 from dassl.utils import load_checkpoint
+from datasets.public_pickles import load_fewshot_pickle
 
 ran: list[str] = []
 
@@ -189,7 +191,7 @@ def test_a_public_few_shot_file(tmp_path, protocol):
     path = tmp_path / "shot_1-seed_1.pkl"
     lists = {"train": [Datum("/data/a.jpg", 3, 0, "cat")], "val": []}
     path.write_bytes(pickle.dumps(lists, protocol=protocol))
-    loaded = checkpoints.load_fewshot_pickle(path)
+    loaded = load_fewshot_pickle(path)
     assert loaded == {"train": [("/data/a.jpg", 3, 0, "cat")], "val": []}
     assert loaded["train"][0].classname == "cat"
 
@@ -208,5 +210,5 @@ def test_other_few_shot_files_are_refused(tmp_path, payload):
     path = tmp_path / "shot_1-seed_1.pkl"
     path.write_bytes(pickle.dumps(payload))
     with pytest.raises(UserError, match=r"shot_1-seed_1\.pkl is not a few-shot file"):
-        checkpoints.load_fewshot_pickle(path)
+        load_fewshot_pickle(path)
     assert not ran

@@ -20,7 +20,7 @@ from torch import nn
 
 from anchoropt_plugin.clip_models import load_clip, to_precision, tokenize, unknown_words
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.torchscript import is_torchscript, read_torchscript
+from anchoropt_plugin.files.torchscript import is_torchscript, read_torchscript
 
 ASSETS = Path(__file__).parent.parent / "anchoropt_plugin" / "assets"
 

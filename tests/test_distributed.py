@@ -19,8 +19,7 @@ import train
 from anchoropt_plugin import AnchorPositionModule, UserError, accelerate, anchoropt, fast_text
 from anchoropt_plugin.clip_models import load_clip, tokenize
 from anchoropt_plugin.config import AnchorOPTConfig
-from anchoropt_plugin.process import distributed
-from anchoropt_plugin.process.data_parallel import without_data_parallel
+from anchoropt_plugin.process import data_parallel, distributed
 from anchoropt_plugin.process.gradients import GradientAverage
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -340,9 +339,9 @@ def test_data_parallel_is_refused(data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="torchrun"):
         fast_text(type("Parallel", (Parallel,), {}))(cfg)
     # A process of several has one GPU, so what the host wrapped is unwrapped.
-    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    monkeypatch.setattr(data_parallel, "is_launched", lambda: True)
     wrapped = nn.DataParallel(nn.Linear(2, 2))
-    assert without_data_parallel(wrapped) is wrapped.module
+    assert data_parallel.without_data_parallel(wrapped) is wrapped.module
 
 
 def test_an_installed_dassl_is_told_of(data, tmp_path, monkeypatch):

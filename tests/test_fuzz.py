@@ -14,15 +14,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import train
-from anchoropt_plugin import UserError, checkpoints, descriptions
+from anchoropt_plugin import UserError, descriptions
 from anchoropt_plugin.anchor_cache import recall
 from anchoropt_plugin.anchors import AnchorTokens
+from anchoropt_plugin.files import checkpoints
+from anchoropt_plugin.files.checkpoint_folder import named_in
 from anchoropt_plugin.predict import _named, _recorded_cfg, _recorded_classes, _tested_epoch
 from anchoropt_plugin.runtime.config.record import check_same_run, merge_record
 from anchoropt_plugin.runtime.data.datasets import Datum
-from anchoropt_plugin.runtime.utils.torchtools import load_checkpoint, named_in
+from anchoropt_plugin.runtime.utils.torchtools import load_checkpoint
 from anchoropt_plugin.stages import read_history, read_record
-from datasets.public_pickles import read_public_pickle
+from datasets.public_pickles import load_fewshot_pickle, read_public_pickle
 from datasets.splits import check_files, read_split
 
 fuzz = settings(
@@ -238,7 +240,7 @@ def test_few_shot_files(folder, content):
     def read(path):
         return read_public_pickle(path, folder / "pets", folder / "pets" / "images")
 
-    lists = reads(checkpoints.load_fewshot_pickle, content, folder / "shot_1-seed_1.pkl")
+    lists = reads(load_fewshot_pickle, content, folder / "shot_1-seed_1.pkl")
     for datum in (datum for part in (lists or {}).values() for datum in part):
         assert tuple(map(type, datum)) == (str, int, int, str)
     reads(read, content, folder / "shot_1-seed_1.pkl")

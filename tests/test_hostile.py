@@ -20,11 +20,13 @@ import yaml
 from PIL import Image
 
 import train
-from anchoropt_plugin import UserError, checkpoints, descriptions
+from anchoropt_plugin import UserError, descriptions
 from anchoropt_plugin.anchors import PUBLISHED_NAME, AnchorTokens
 from anchoropt_plugin.clip_models import load_clip, tokenize
+from anchoropt_plugin.files import checkpoints
+from anchoropt_plugin.files.readers import read_image
 from anchoropt_plugin.runtime.config.merge import read_yaml
-from anchoropt_plugin.runtime.utils.tools import read_image
+from datasets.public_pickles import load_fewshot_pickle
 
 from .test_train_cli import TINY
 
@@ -118,7 +120,7 @@ READERS = {
     "checkpoint": checkpoints.load,
     "anchors": AnchorTokens.load,
     "backbone": lambda path: load_clip(str(path)),
-    "few-shot": checkpoints.load_fewshot_pickle,
+    "few-shot": load_fewshot_pickle,
 }
 
 

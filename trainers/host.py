@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.files.checkpoint_folder import is_of_classes, named_in
 from anchoropt_plugin.hooks import CHILD
 from anchoropt_plugin.kept_features import keep_image_features
-from anchoropt_plugin.runtime.utils.torchtools import is_of_classes, named_in
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer

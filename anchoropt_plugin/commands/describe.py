@@ -24,8 +24,8 @@ from rich.progress import Progress
 
 from ..asking import TEMPLATE, Descriptions, ask_for_all
 from ..errors import UserError
+from ..files.readers import read_text
 from ..process.user_code import imported
-from ..runtime.utils.tools import read_text
 
 HELP = "ask a language model for class descriptions"
 KEY = "OPENAI_API_KEY"

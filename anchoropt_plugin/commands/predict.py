@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..files.readers import read_image, read_text
 from ..predict import Predictor, load_predictor
 from ..process.user_code import imported
-from ..runtime.utils.tools import read_image, read_text
 
 HELP = "print the classes of pictures by what a run has trained"
 USUAL_MODULE = "trainers"

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..checkpoints import load
+from ..files.checkpoints import load
 from .optim.lr_scheduler import load_warmup_state, warmup_state
 
 _logger = logging.getLogger("anchoropt_plugin")

@@ -15,11 +15,11 @@ from yacs.config import CfgNode
 
 from ..config import extend_cfg
 from ..errors import UserError, nearest
+from ..files.readers import read_text
 from ..hooks import is_prompt_learner
 from ..plugin import SUFFIX, TwoStages, anchoropt
 from ..process.user_code import imported, in_one_line
 from ..runtime.config.merge import merge_file, merge_list, read_yaml
-from ..runtime.utils.tools import read_text
 from ..stand_in import without_data
 
 Keys = Callable[[Any], None]

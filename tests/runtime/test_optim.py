@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from anchoropt_plugin import UserError, checkpoints
+from anchoropt_plugin import UserError
+from anchoropt_plugin.files import checkpoints
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from anchoropt_plugin import UserError, checkpoints
+from anchoropt_plugin import UserError
+from anchoropt_plugin.files import checkpoints
 from dassl.engine import build_trainer
 from dassl.utils import (
     load_checkpoint,

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
 from ...errors import UserError
+from ...files.readers import read_image
 from ...process import distributed
 from ...process.randomness import OwnRandomness, share_randomness
-from ..utils.tools import read_image
 from .datasets import DatasetBase, Datum, build_dataset
 from .pictures import Pictures
 from .samplers import build_sampler

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from ..utils.tools import read_image
+from ...files.readers import read_image
 
 BUDGET = 1 << 30
 """Bytes of decoded pictures kept at most by one set."""

@@ -13,16 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import UserError
+from ...files.checkpoint_folder import BEST_MODEL, newest_of_all
 from ...process import distributed
 from ...process.randomness import random_state
 from ..utils.tools import tolist_if_not
-from ..utils.torchtools import (
-    BEST_MODEL,
-    load_checkpoint,
-    newest_of_all,
-    resume_from_checkpoint,
-    save_checkpoint,
-)
+from ..utils.torchtools import load_checkpoint, resume_from_checkpoint, save_checkpoint
 from ..utils.writer import SummaryWriter
 
 Names = str | Sequence[str] | None

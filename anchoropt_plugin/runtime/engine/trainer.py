@@ -18,6 +18,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ...errors import UserError
+from ...files.checkpoint_folder import BEST_MODEL
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.finite_checks import check_weights, checked_step
@@ -27,7 +28,7 @@ from ..data import DataManager
 from ..evaluation import build_evaluator
 from ..utils.meters import AverageMeter, MetricMeter
 from ..utils.tools import mkdir_if_missing
-from ..utils.torchtools import BEST_MODEL, load_checkpoint
+from ..utils.torchtools import load_checkpoint
 from ..utils.writer import SummaryWriter
 from .base import Names, TrainerBase
 

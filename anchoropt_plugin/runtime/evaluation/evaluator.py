@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ...checkpoints import save
 from ...errors import UserError
+from ...files.checkpoints import save
 from .build import EVALUATOR_REGISTRY
 
 

@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 from yacs.config import CfgNode
 
-from ...checkpoints import Foreign
 from ...errors import UserError
+from ...files.checkpoints import Foreign
 from ..utils.registry import check_availability
 
 

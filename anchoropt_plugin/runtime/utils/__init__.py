@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
+from ...files.readers import read_image, read_json, write_json
 from ...process.randomness import set_random_seed
 from .logger import Logger, log_to_stdout, setup_logger, withdraw_log
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry, check_availability
-from .tools import (
-    check_isfile,
-    collect_env_info,
-    listdir_nohidden,
-    mkdir_if_missing,
-    read_image,
-    read_json,
-    tolist_if_not,
-    write_json,
-)
+from .tools import check_isfile, collect_env_info, listdir_nohidden, mkdir_if_missing, tolist_if_not
 from .torchtools import (
     count_num_param,
     load_checkpoint,

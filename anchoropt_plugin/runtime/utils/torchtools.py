@@ -13,18 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ... import checkpoints
 from ...errors import UserError
+from ...files import checkpoints
+from ...files.atomic import atomic_write
+from ...files.checkpoint_folder import BEST_MODEL, is_of_classes, named_in
 from ...process import distributed
 from ...process.randomness import restore_random_state
-
-BEST_MODEL = "model-best.pth.tar"
-
-CLASS_BUFFERS = (
-    *("token_prefix", "token_suffix"),
-    *("token_middle1", "token_middle2", "token_middle3"),  # ATPrompt's attributes
-)
-"""Buffers of a prompt learner that hold its classes: another set of classes has other ones."""
 
 
 def save_checkpoint(
@@ -57,12 +51,12 @@ def _write_checkpoint(state: dict[str, Any], folder: Path, is_best: bool, model_
     path = folder / (model_name or f"model.pth.tar-{state['epoch']}")
     checkpoints.save(state, path)
     print(f"Checkpoint saved to {path}")
-    with checkpoints.atomic_write(folder / "checkpoint") as file:
+    with atomic_write(folder / "checkpoint") as file:
         file.write(f"{path.name}\n".encode())
     if is_best:
         with (
             path.open("rb") as source,
-            checkpoints.atomic_write(folder / BEST_MODEL) as target,
+            atomic_write(folder / BEST_MODEL) as target,
         ):
             shutil.copyfileobj(source, target)
 
@@ -128,35 +122,6 @@ def resume_from_checkpoint(
     return checkpoint["epoch"]
 
 
-def named_in(folder: str | Path) -> str:
-    """Return the file name that the text file ``checkpoint`` in ``folder`` holds.
-
-    Raises:
-        UserError: It holds something else.
-        OSError: It cannot be read.
-    """
-    noted = Path(folder, "checkpoint")
-    name = noted.read_text(encoding="utf-8", errors="replace").strip()
-    if not name or Path(name).name != name or not name.isprintable():
-        raise UserError(
-            f"{noted} holds {name[:100]!r}, not the name of a file beside it; write that of the "
-            "last checkpoint into it, or remove it"
-        )
-    return name
-
-
-def newest_of_all(folders: Iterable[Path]) -> str:
-    """Return the file name in the text files ``checkpoint`` of several models.
-
-    A run that was killed while it saved has named a newer one for some of them: then it is the
-    one that all have; the best one, which is written over, where they have no other.
-    """
-    folders = list(folders)
-    names = sorted(dict.fromkeys(map(named_in, folders)), key=BEST_MODEL.__eq__)
-    whole = [name for name in names if all((folder / name).is_file() for folder in folders)]
-    return next(iter([*whole, *names]))
-
-
 def _check_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
     for name in sorted(filter(is_of_classes, there.keys() & here.keys())):
         one, other = there[name].float().cpu(), here[name].float().cpu()
@@ -189,11 +154,6 @@ def _check_moments(optimizer: Optimizer) -> None:
                 fits = value.shape == parameter.shape
             if not fits:
                 raise TypeError(f"optimizer: {name} does not fit its parameter")
-
-
-def is_of_classes(name: str) -> bool:
-    """Whether a name in a state dict is that of one of ``CLASS_BUFFERS``."""
-    return name.rpartition(".")[2] in CLASS_BUFFERS
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:

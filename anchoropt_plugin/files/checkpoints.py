@@ -8,24 +8,19 @@ tensor or a plain container becomes an inert :class:`Foreign` object.
 from __future__ import annotations
 
 import collections
-import contextlib
 import io
-import os
 import pickle
-import platform
 import reprlib
 import types
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import torch
 
-from .errors import UserError
-from .process.distributed import is_main
+from ..errors import UserError
+from .atomic import atomic_write
 from .torchscript import is_torchscript
 
 _SAFE_GLOBALS: dict[tuple[str, str], Any] = {
@@ -84,10 +79,10 @@ class Foreign:
 
 
 # The one written in Python: the one in C takes gigabytes where a few bytes of a pickle ask for it.
-_PlainUnpickler: Any = pickle._Unpickler
+PlainUnpickler: Any = pickle._Unpickler
 
 
-class _SafeUnpickler(_PlainUnpickler):
+class _SafeUnpickler(PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _SAFE_GLOBALS.get((module, name))
         return type(name, (Foreign,), {}) if found is None else found
@@ -229,118 +224,3 @@ def save(obj: Any, path: str | Path) -> None:
     torch.save(obj, content)
     with atomic_write(path) as file:
         file.write(content.getbuffer())
-
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name only when the block ends without an error.
-
-    Its content is on the disk before that, and its name is when this returns. What a process that
-    was killed has left of the same file is removed.
-    Of several processes the main one writes; in the others what is written is dropped.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with atomic_write(f"{folder}/note.txt") as file:
-    ...         _ = file.write(b"done")
-    ...     os.listdir(folder)
-    ['note.txt']
-    """
-    if not is_main():
-        yield io.BytesIO()
-        return
-    path = Path(path)
-    _remove_unfinished(path)
-    unfinished = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Remove what processes of this machine that are no more have left of ``path``."""
-    start = f".{path.name}.{platform.node()}."
-    with contextlib.suppress(OSError):  # no such folder: opening the file will say so
-        for other in path.parent.iterdir():
-            number = other.name.removeprefix(start).removesuffix(".part")
-            is_one = other.name == f"{start}{number}.part" and number.isdecimal()
-            if is_one and not _lives(int(number)):
-                other.unlink(missing_ok=True)
-
-
-def _lives(pid: int) -> bool:
-    if os.name != "posix":  # there os.kill ends it
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's
-        pass
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder written to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-class FewShotItem(NamedTuple):
-    """One picture of a few-shot file: its path as written, label, domain and class name."""
-
-    impath: str
-    label: int
-    domain: int
-    classname: str
-
-
-class _Datum:
-    """Takes the attributes of a pickled ``Datum``."""
-
-    def __setstate__(self, state: Any) -> None:
-        kinds = {"_impath": str, "_label": int, "_domain": int, "_classname": str}
-        for name, kind in kinds.items():
-            if type(state[name]) is not kind:
-                raise pickle.UnpicklingError(f"{name} is a {type(state[name]).__name__}")
-        self.item = FewShotItem(*(state[name] for name in kinds))
-
-
-class _FewShotUnpickler(_PlainUnpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) != ("dassl.data.datasets.base_dataset", "Datum"):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _Datum
-
-
-def load_fewshot_pickle(path: str | Path) -> dict[str, list[FewShotItem]]:
-    """Return the lists in a public ``shot_{k}-seed_{s}.pkl``, without running code from it.
-
-    Args:
-        path: A pickle of ``{"train": [Datum, ...], "val": [Datum, ...]}``; ``val`` may be
-            missing, as in ImageNet's.
-
-    Raises:
-        UserError: The file cannot be read, or holds anything else.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            lists = _FewShotUnpickler(file).load()
-        return {str(name): [datum.item for datum in items] for name, items in lists.items()}
-    except Exception as error:  # a broken pickle can raise almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{path} is not a few-shot file ({type(error).__name__}: {reason}); delete it to have "
-            "the shots drawn anew"
-        ) from error
