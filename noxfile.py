@@ -18,7 +18,7 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 TORCH = {"2.4": ["torch==2.4.*", "torchvision==0.19.*"], "newest": []}
 """What is installed besides the package, whose own range takes the newest."""
 SELECTION = (
-    "anchoropt_plugin tests/runtime tests/test_anchors.py tests/test_checkpoints.py "
+    "anchoropt_plugin tests/dassl_compat tests/test_anchors.py tests/test_checkpoints.py "
     "tests/test_distributed.py tests/test_environment.py tests/test_fast_text.py "
     "tests/test_folder_lock.py tests/test_hooks.py tests/test_hosts.py tests/test_loading.py "
     "tests/test_plugin.py tests/test_position.py tests/test_train_cli.py "

@@ -35,23 +35,19 @@ import anchoropt_plugin  # first: it makes `import dassl` work
 import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError
-from anchoropt_plugin.plugin import TwoStages
-from anchoropt_plugin.process import distributed
-from anchoropt_plugin.process.command_line import Parser, status_of
-from anchoropt_plugin.runtime.config import (
-    check_same_run,
-    check_values,
-    merge_file,
-    merge_list,
-    write_record,
-)
-from anchoropt_plugin.runtime.utils import (
+from anchoropt_plugin.config.check import check_values
+from anchoropt_plugin.config.merge import merge_file, merge_list
+from anchoropt_plugin.config.record import check_same_run, write_record
+from anchoropt_plugin.dassl_compat.utils import (
     check_availability,
     collect_env_info,
-    set_random_seed,
     setup_logger,
     withdraw_log,
 )
+from anchoropt_plugin.plugin import TwoStages
+from anchoropt_plugin.process import distributed
+from anchoropt_plugin.process.command_line import Parser, status_of
+from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import importlib
 
-from .runtime import install as _install_runtime
+from .dassl_compat import install as _install_runtime
 
 _install_runtime()  # first: a repository's own clip, which is found from here, may import dassl
 
 from .anchors import AnchorTokens
-from .config import extend_cfg
 from .errors import UserError
 from .fast_text import accelerate, fast_text, restore
 from .hooks import PromptHook, attach, detach, register_hook
 from .plugin import anchoropt
 from .position import AnchorPositionModule
 from .predict import Predictor, load_predictor
+from .training.settings import extend_cfg
 from .version import VERSION
 
 __all__ = [

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .anchors import PUBLISHED_FILE, AnchorTokens
-from .config import AnchorOPTConfig
+from .config.record import write_record
 from .errors import UserError
 from .objective import PromptLoss, in_full
 from .position import AnchorPositionModule
@@ -19,8 +19,8 @@ from .process import distributed
 from .process.data_parallel import refuse_data_parallel, without_data_parallel
 from .process.finite_checks import check_weights, checked_step, finite
 from .process.folder_lock import alone_in
-from .runtime.config.record import write_record
 from .stages import AnchorOPT
+from .training.settings import AnchorOPTConfig
 from .wiring import HostParts, holds, own_learning_rate
 
 log = logging.getLogger("anchoropt_plugin")

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import extend_cfg
+from .config.record import CLASSES, RECORD, merge_record
 from .errors import UserError, nearest
 from .files.checkpoint_folder import named_in
 from .files.readers import read_image, read_json, to_rgb
 from .on_demand import two_stages_on_demand
 from .plugin import TwoStages
-from .runtime.config.record import CLASSES, RECORD, merge_record
 from .stages import RECORD as TWO_STAGES_RECORD
 from .stages import read_record
 from .stand_in import without_data
+from .training.settings import extend_cfg
 
 Picture = str | Path | Image.Image
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from . import anchor_cache, descriptions
 from .anchors import AnchorPrompts, AnchorTokens, ImageBatches
-from .config import LEARNED, RANDOM, AnchorOPTConfig
 from .errors import UserError
 from .files.atomic import atomic_write
 from .files.readers import read_json, read_text
@@ -23,6 +22,7 @@ from .process import distributed
 from .scalars import Means, agreement, entropy
 from .sharing import leaves
 from .text_encoder import TextTower
+from .training.settings import LEARNED, RANDOM, AnchorOPTConfig
 from .wiring import HostParts
 
 log = logging.getLogger("anchoropt_plugin")

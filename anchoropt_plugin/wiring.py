@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from .config import AnchorOPTConfig
 from .errors import UserError
 from .fast_forward import FastForward
 from .fast_text import accelerate, is_text_encoder
 from .hooks import PromptHook, attach, hook_for, is_prompt_learner
 from .kept_features import keep_image_features
 from .position import AnchorPositionModule
+from .training.settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")
 

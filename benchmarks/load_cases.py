@@ -21,9 +21,9 @@ import train
 from anchoropt_plugin import descriptions
 from anchoropt_plugin.anchors import AnchorTokens, StageOne
 from anchoropt_plugin.clip_models import load_clip
-from anchoropt_plugin.runtime.config.record import RECORD
 from anchoropt_plugin.stand_in import without_data
 from anchoropt_plugin.text_encoder import TextTower
+from anchoropt_plugin.training.settings.record import RECORD
 from benchmarks.harness import class_names
 from benchmarks.many_classes import CHUNK, IMAGENET_21K
 from dassl.data.datasets import build_dataset

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from anchoropt_plugin.clip_models import CLIP
-from anchoropt_plugin.config import AnchorOPTConfig
 from anchoropt_plugin.kept_features import KeptFeatures
 from anchoropt_plugin.objective import PromptLoss
 from anchoropt_plugin.stages import AnchorOPT
+from anchoropt_plugin.training.settings import AnchorOPTConfig
 from anchoropt_plugin.wiring import HostParts
 from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes

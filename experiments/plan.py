@@ -13,10 +13,10 @@ from yacs.config import CfgNode
 
 import train
 from anchoropt_plugin import UserError
-from anchoropt_plugin.config import LEARNED, AnchorOPTConfig
 from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.plugin import SUFFIX, TwoStages
-from anchoropt_plugin.runtime.config.check import flattened
+from anchoropt_plugin.training.settings import LEARNED, AnchorOPTConfig
+from anchoropt_plugin.training.settings.check import flattened
 from dassl.engine import TRAINER_REGISTRY
 
 from .files import CONFIGS, find

@@ -14,8 +14,8 @@ import pandas as pd
 import yaml
 
 from anchoropt_plugin.files.atomic import atomic_write
-from anchoropt_plugin.runtime.config.check import flattened
-from anchoropt_plugin.runtime.config.record import FREE, RECORD
+from anchoropt_plugin.training.settings.check import flattened
+from anchoropt_plugin.training.settings.record import FREE, RECORD
 
 from .plan import Job, Run
 

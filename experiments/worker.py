@@ -25,7 +25,7 @@ import torch
 
 import train
 from anchoropt_plugin.files.atomic import atomic_write
-from anchoropt_plugin.runtime.config.record import RECORD
+from anchoropt_plugin.training.settings.record import RECORD
 from anchoropt_plugin.version import VERSION
 
 from .plan import Run

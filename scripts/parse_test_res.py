@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin import UserError
+from anchoropt_plugin.dassl_compat.utils.tools import listdir_nohidden
 from anchoropt_plugin.files.readers import read_text
 from anchoropt_plugin.process.command_line import Parser, status_of
-from anchoropt_plugin.runtime.utils.tools import listdir_nohidden
 
 AFTER_TRAINING, AFTER_TEST = "Finish training", "=> result"
 

@@ -10,8 +10,8 @@ import torch
 import train
 from anchoropt_plugin import AnchorTokens, UserError
 from anchoropt_plugin.clip_models import load_clip, tokenize
-from anchoropt_plugin.config import AnchorOPTConfig
 from anchoropt_plugin.text_encoder import TextTower
+from anchoropt_plugin.training.settings import AnchorOPTConfig
 from dassl.engine import build_trainer
 
 ROOT = Path(__file__).parents[1]

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import UserError
+from anchoropt_plugin.dassl_compat.utils.torchtools import save_checkpoint
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.atomic import atomic_write
 from anchoropt_plugin.files.checkpoint_folder import named_in, newest_of_all
 from anchoropt_plugin.position import AnchorPositionModule
 from anchoropt_plugin.process.command_line import status_of
-from anchoropt_plugin.runtime.utils import set_random_seed
-from anchoropt_plugin.runtime.utils.torchtools import save_checkpoint
+from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
 
@@ -128,7 +128,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1] + "/scripts")
 import chaos, kills
 from anchoropt_plugin.files import checkpoints
-from anchoropt_plugin.runtime.utils import torchtools
+from anchoropt_plugin.dassl_compat.utils import torchtools
 
 seen = [-10]
 

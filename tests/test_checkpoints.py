@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from anchoropt_plugin import UserError
+from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.files import checkpoints
-from anchoropt_plugin.runtime.data.datasets import Datum
 from dassl.utils import load_checkpoint
 from datasets.public_pickles import load_fewshot_pickle
 

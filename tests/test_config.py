@@ -8,7 +8,7 @@ import pytest
 from yacs.config import CfgNode
 
 from anchoropt_plugin import UserError, extend_cfg
-from anchoropt_plugin.config import AnchorOPTConfig
+from anchoropt_plugin.training.settings import AnchorOPTConfig
 from dassl.config import get_cfg_default
 
 PUBLIC_DEFAULTS = {

@@ -18,10 +18,10 @@ from torch import nn
 import train
 from anchoropt_plugin import AnchorPositionModule, UserError, accelerate, anchoropt, fast_text
 from anchoropt_plugin.clip_models import load_clip, tokenize
-from anchoropt_plugin.config import AnchorOPTConfig
 from anchoropt_plugin.process import data_parallel, distributed
 from anchoropt_plugin.process.gradients import GradientAverage
 from anchoropt_plugin.process.randomness import set_random_seed
+from anchoropt_plugin.training.settings import AnchorOPTConfig
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.several_processes import together
 from trainers.coop import CoOp

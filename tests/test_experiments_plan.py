@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.runtime.config.merge import read_yaml
+from anchoropt_plugin.training.settings.merge import read_yaml
 from experiments import ablate, compare
 from experiments.factors import parse_grid, varied
 from experiments.files import CONFIGS

@@ -8,7 +8,7 @@ from clip.model import CLIP, convert_weights
 
 import train
 from anchoropt_plugin import accelerate, attach
-from anchoropt_plugin.runtime.config import merge_list
+from anchoropt_plugin.config.merge import merge_list
 from dassl.config import get_cfg_default
 from trainers import atprompt, cocoop, coop, dept, maple
 from trainers.prompted_clip import PromptedCLIP

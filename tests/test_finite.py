@@ -15,7 +15,7 @@ import train
 from anchoropt_plugin import anchoropt
 from anchoropt_plugin.objective import PromptLoss
 from anchoropt_plugin.process.finite_checks import checked_step
-from anchoropt_plugin.runtime.utils import set_random_seed
+from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers import prompted_clip
 from trainers.coop import CoOp

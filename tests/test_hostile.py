@@ -25,7 +25,7 @@ from anchoropt_plugin.anchors import PUBLISHED_NAME, AnchorTokens
 from anchoropt_plugin.clip_models import load_clip, tokenize
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.readers import read_image
-from anchoropt_plugin.runtime.config.merge import read_yaml
+from anchoropt_plugin.training.settings.merge import read_yaml
 from datasets.public_pickles import load_fewshot_pickle
 
 from .test_train_cli import TINY

@@ -13,8 +13,8 @@ from torch import nn
 import train
 from anchoropt_plugin import UserError, accelerate
 from anchoropt_plugin.clip_models import tokenize
-from anchoropt_plugin.runtime.config import merge_list
-from anchoropt_plugin.runtime.utils import set_random_seed
+from anchoropt_plugin.config.merge import merge_list
+from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from trainers import cocoop, maple

@@ -17,7 +17,7 @@ from scipy.io import savemat
 import datasets  # noqa: F401  (registers the data sets)
 import train
 from anchoropt_plugin import UserError
-from anchoropt_plugin.runtime.config import merge_file
+from anchoropt_plugin.config.merge import merge_file
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import extend_cfg
 from ..errors import UserError
 from ..on_demand import two_stages_on_demand
 from ..plugin import SUFFIX
 from ..process import distributed
 from ..process.folder_lock import alone_in
+from ..training.settings import extend_cfg
 
 HELP = "run a repository's own train.py with --trainer X_AnchorOPT"
 

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ..config import extend_cfg
+from ..config.merge import merge_file, merge_list, read_yaml
 from ..errors import UserError, nearest
 from ..files.readers import read_text
 from ..hooks import is_prompt_learner
 from ..plugin import SUFFIX, TwoStages, anchoropt
 from ..process.user_code import imported, in_one_line
-from ..runtime.config.merge import merge_file, merge_list, read_yaml
 from ..stand_in import without_data
+from ..training.settings import extend_cfg
 
 Keys = Callable[[Any], None]
 

@@ -10,7 +10,8 @@ import pytest
 from yacs.config import CfgNode
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.runtime.config import check_same_run, check_values, write_record
+from anchoropt_plugin.config.check import check_values
+from anchoropt_plugin.config.record import check_same_run, write_record
 from dassl.config import clean_cfg, get_cfg_default
 
 

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
-from .check import check_values
 from .defaults import get_cfg_default
-from .merge import merge_dict, merge_file, merge_list
-from .record import check_same_run, merge_record, write_record
 
 __all__ = [
-    "check_same_run",
-    "check_values",
     "clean_cfg",
     "get_cfg_default",
-    "merge_dict",
-    "merge_file",
-    "merge_list",
-    "merge_record",
-    "write_record",
 ]
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from .anchors import StageOne
-from .errors import UserError, nearest
-from .hooks import POOLINGS
-from .position import RELAXATIONS
+from ..anchors import StageOne
+from ..errors import UserError, nearest
+from ..hooks import POOLINGS
+from ..position import RELAXATIONS
 
 ENSEMBLES = ("auto", "always", "never", "anchors")
 LEARNED, RANDOM = "learned", "random"

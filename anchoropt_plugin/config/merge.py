@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from ...errors import UserError, nearest
+from ..errors import UserError, nearest
 
 
 def merge_file(cfg: CfgNode, path: str | Path) -> None:

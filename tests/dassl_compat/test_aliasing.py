@@ -1,4 +1,4 @@
-"""`import dassl`: the runtime under that name, or an installed Dassl, repaired."""
+"""`import dassl`: the dassl_compat under that name, or an installed Dassl, repaired."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from torch.optim.lr_scheduler import LRScheduler
 
 import anchoropt_plugin
-from anchoropt_plugin import runtime
+from anchoropt_plugin import dassl_compat
 
 NAMES = {
     "dassl.engine": "TRAINER_REGISTRY TrainerX build_trainer",
@@ -39,7 +39,7 @@ NAMES = {
 @pytest.mark.parametrize("module", NAMES)
 def test_every_module_is_the_runtimes_own(module):
     aliased = importlib.import_module(module)
-    assert aliased is importlib.import_module(module.replace("dassl", runtime.__name__, 1))
+    assert aliased is importlib.import_module(module.replace("dassl", dassl_compat.__name__, 1))
     for name in NAMES[module].split():
         assert hasattr(aliased, name)
 
@@ -48,8 +48,8 @@ def test_a_class_is_one_under_both_names():
     from dassl.data.datasets.base_dataset import Datum
     from dassl.engine.trainer import TrainerX
 
-    assert Datum is runtime.data.datasets.base_dataset.Datum
-    assert TrainerX is runtime.engine.trainer.TrainerX
+    assert Datum is dassl_compat.data.datasets.base_dataset.Datum
+    assert TrainerX is dassl_compat.engine.trainer.TrainerX
 
 
 def test_a_pickled_datum_has_the_public_name():
@@ -63,17 +63,17 @@ def test_a_pickled_datum_has_the_public_name():
 
 def test_installing_again_changes_nothing():
     before = list(sys.meta_path)
-    runtime.install()
+    dassl_compat.install()
     assert sys.meta_path == before
 
 
 def test_a_folder_of_that_name_is_not_an_installed_dassl(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "dassl").mkdir()
-    assert not runtime._is_installed()
+    assert not dassl_compat._is_installed()
     (tmp_path / "dassl" / "__init__.py").touch()
     importlib.invalidate_caches()
-    assert runtime._is_installed()
+    assert dassl_compat._is_installed()
 
 
 def test_a_module_that_dassl_has_and_the_runtime_has_not():
@@ -146,10 +146,10 @@ LOOK_ALIKE = {
         logging.getLogger("anchoropt_plugin").setLevel("INFO")
 
         import dassl.utils
-        from anchoropt_plugin import runtime
+        from anchoropt_plugin import dassl_compat
 
-        runtime.install()
-        runtime.install()
+        dassl_compat.install()
+        dassl_compat.install()
         import dassl.utils.torchtools
         from dassl.config import get_cfg_default
         from dassl.optim import ConstantWarmupScheduler

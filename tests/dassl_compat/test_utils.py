@@ -262,7 +262,7 @@ def test_counting_parameters():
 
 def test_scalars_without_tensorboard(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it now fails
-    spec = importlib.util.find_spec("anchoropt_plugin.runtime.utils.writer")
+    spec = importlib.util.find_spec("anchoropt_plugin.dassl_compat.utils.writer")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     writer = module.SummaryWriter(log_dir="scalars")

@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...errors import UserError
+from ..errors import UserError
 
 _Rule = tuple[str, Callable[[Any], bool]]
 

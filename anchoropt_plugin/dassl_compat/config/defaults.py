@@ -7,7 +7,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from .merge import merge_dict, merge_file, merge_list
+from ...config.merge import merge_dict, merge_file, merge_list
 
 _DEFAULTS: dict[str, Any] = {
     "VERSION": 1,

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from ...errors import UserError
-from ...files.atomic import atomic_write
+from ..errors import UserError
+from ..files.atomic import atomic_write
 from .check import flattened
 from .merge import merge_dict, read_yaml
 

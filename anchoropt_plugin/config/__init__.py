@@ -1,0 +1,1 @@
+"""A yacs configuration: merged from files and flags, checked, recorded in the output folder."""

@@ -1,0 +1,1 @@
+"""Both stages of AnchorOPT around a Dassl trainer, which stays as it is."""
