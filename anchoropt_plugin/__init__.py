@@ -13,13 +13,13 @@ from .dassl_compat import install as _install_runtime
 
 _install_runtime()  # first: a repository's own clip, which is found from here, may import dassl
 
-from .anchors import AnchorTokens
+from .encoders.accelerate import accelerate, fast_text, restore
 from .errors import UserError
-from .fast_text import accelerate, fast_text, restore
-from .hooks import PromptHook, attach, detach, register_hook
+from .method.anchors import AnchorTokens
+from .method.position import AnchorPositionModule
 from .plugin import anchoropt
-from .position import AnchorPositionModule
 from .predict import Predictor, load_predictor
+from .prompts.hooks import PromptHook, attach, detach, register_hook
 from .training.settings import extend_cfg
 from .version import VERSION
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from .anchors import AnchorTokens, StageOne
+from .encoders.text_tower import TextTower
 from .errors import UserError
-from .text_encoder import TextTower
+from .method.anchors import AnchorTokens, StageOne
 from .version import VERSION
 
 log = logging.getLogger("anchoropt_plugin")

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .anchors import PUBLISHED_FILE, AnchorTokens
 from .config.record import write_record
 from .errors import UserError
-from .objective import PromptLoss, in_full
-from .position import AnchorPositionModule
+from .method.anchors import PUBLISHED_FILE, AnchorTokens
+from .method.objective import PromptLoss, in_full
+from .method.position import AnchorPositionModule
 from .process import distributed
 from .process.data_parallel import refuse_data_parallel, without_data_parallel
 from .process.finite_checks import check_weights, checked_step, finite

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import anchor_cache, descriptions
-from .anchors import AnchorPrompts, AnchorTokens, ImageBatches
+from . import anchor_cache
+from .encoders.image_features import FirstFeatures
+from .encoders.shared_prefix import leaves
+from .encoders.text_tower import TextTower
 from .errors import UserError
 from .files.atomic import atomic_write
 from .files.readers import read_json, read_text
-from .image_features import FirstFeatures
-from .objective import as_logits, average, distillation, in_full
+from .method import descriptions
+from .method.anchors import AnchorPrompts, AnchorTokens, ImageBatches
+from .method.metrics import Means, agreement, entropy
+from .method.objective import as_logits, average, distillation, in_full
 from .process import distributed
-from .scalars import Means, agreement, entropy
-from .sharing import leaves
-from .text_encoder import TextTower
 from .training.settings import LEARNED, RANDOM, AnchorOPTConfig
 from .wiring import HostParts
 

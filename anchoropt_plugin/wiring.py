@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from .encoders.accelerate import accelerate, is_text_encoder
+from .encoders.fast_forward import FastForward
+from .encoders.feature_cache import keep_image_features
 from .errors import UserError
-from .fast_forward import FastForward
-from .fast_text import accelerate, is_text_encoder
-from .hooks import PromptHook, attach, hook_for, is_prompt_learner
-from .kept_features import keep_image_features
-from .position import AnchorPositionModule
+from .method.position import AnchorPositionModule
+from .prompts.hooks import PromptHook, attach, hook_for, is_prompt_learner
 from .training.settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")

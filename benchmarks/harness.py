@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from anchoropt_plugin.clip_models import CLIP, convert_weights
-from anchoropt_plugin.fast_forward import FastForward
-from anchoropt_plugin.linear import frozen_linear
+from anchoropt_plugin.encoders.clip_models import CLIP, convert_weights
+from anchoropt_plugin.encoders.fast_forward import FastForward
+from anchoropt_plugin.encoders.frozen_linear import frozen_linear
 from benchmarks.cost import VIT_B16, Cost, Sizes, fast_text, image_tower, plain_text
 from benchmarks.plain import PlainTextEncoder, class_names
 

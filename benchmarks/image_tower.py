@@ -15,7 +15,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anchoropt_plugin.kept_features import KeptFeatures
+from anchoropt_plugin.encoders.feature_cache import KeptFeatures
 from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, Side, Sizes
 

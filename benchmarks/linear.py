@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anchoropt_plugin.linear import frozen_linear
+from anchoropt_plugin.encoders.frozen_linear import frozen_linear
 
 TOKENS = (256, 1006, 2506)
 ROUNDS = 15

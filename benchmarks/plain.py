@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from anchoropt_plugin.clip_models import CLIP, SimpleTokenizer
+from anchoropt_plugin.encoders.clip_models import CLIP, SimpleTokenizer
 
 NAME_LENGTHS = [1] * 6 + [2] * 6 + [3] * 5 + [4] * 4 + [5, 6, 7, 8]
 """Tokens of 25 class names: from 1 to 8, 3 on average."""

@@ -17,8 +17,14 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anchoropt_plugin.anchors import INIT_STD, MOMENTUM, WEIGHT_DECAY, AnchorPrompts, StageOne
-from anchoropt_plugin.text_encoder import TextTower
+from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.method.anchors import (
+    INIT_STD,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    AnchorPrompts,
+    StageOne,
+)
 from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from trainers.prompted_clip import embed_prompts

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anchoropt_plugin import linear
+from anchoropt_plugin.encoders import frozen_linear as linear
 from benchmarks.harness import VIT_B16, Bench, Sizes
 from benchmarks.stage1 import stage_one
 

@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin import accelerate
-from anchoropt_plugin.clip_models import CLIP
+from anchoropt_plugin.encoders.clip_models import CLIP
 from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from trainers.prompted_clip import embed_prompts

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-from anchoropt_plugin.clip_models import CLIP
-from anchoropt_plugin.kept_features import KeptFeatures
-from anchoropt_plugin.objective import PromptLoss
+from anchoropt_plugin.encoders.clip_models import CLIP
+from anchoropt_plugin.encoders.feature_cache import KeptFeatures
+from anchoropt_plugin.method.objective import PromptLoss
 from anchoropt_plugin.stages import AnchorOPT
 from anchoropt_plugin.training.settings import AnchorOPTConfig
 from anchoropt_plugin.wiring import HostParts

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import train
-from anchoropt_plugin.objective import average
+from anchoropt_plugin.method.objective import average
 from dassl.engine import build_trainer
 
 from .command import Experiment, build_parser, parse, run_experiment

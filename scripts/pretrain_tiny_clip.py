@@ -33,7 +33,7 @@ from torchvision.transforms import InterpolationMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from anchoropt_plugin.clip_models import CLIP, load_clip, tokenize
+from anchoropt_plugin.encoders.clip_models import CLIP, load_clip, tokenize
 from datasets.embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
 from datasets.world import BENCHMARK, DIGITS, Scenes, caption, vocabulary_text
 from datasets.world.pictures import benchmark_pictures, training_pictures

@@ -9,8 +9,8 @@ import torch
 
 import train
 from anchoropt_plugin import AnchorTokens, UserError
-from anchoropt_plugin.clip_models import load_clip, tokenize
-from anchoropt_plugin.text_encoder import TextTower
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
+from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.training.settings import AnchorOPTConfig
 from dassl.engine import build_trainer
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from anchoropt_plugin import AnchorTokens, UserError, anchor_cache
 from anchoropt_plugin.anchor_cache import content_key
-from anchoropt_plugin.anchors import AnchorPrompts, StageOne
-from anchoropt_plugin.clip_models import tokenize
-from anchoropt_plugin.text_encoder import TextTower
+from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.method.anchors import AnchorPrompts, StageOne
 from tests.conftest import random_clip
 
 NAMES = ["cat", "golden_retriever", "red panda"]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from anchoropt_plugin import kept_features
-from anchoropt_plugin.anchors import AnchorPrompts
-from anchoropt_plugin.clip_models import tokenize
-from anchoropt_plugin.fast_forward import FastForward
-from anchoropt_plugin.kept_features import KeptFeatures
-from anchoropt_plugin.self_check import TOLERANCE
-from anchoropt_plugin.text_encoder import TextTower
+from anchoropt_plugin.encoders import feature_cache
+from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.encoders.equivalence import TOLERANCE
+from anchoropt_plugin.encoders.fast_forward import FastForward
+from anchoropt_plugin.encoders.feature_cache import KeptFeatures
+from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.method.anchors import AnchorPrompts
 from benchmarks import (
     evaluate,
     harness,
@@ -55,7 +55,7 @@ def bench():
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=named)
 def test_both_sides_agree(benchmark, tmp_path, capsys, monkeypatch):
     # So that there are several parts of such small pictures, too.
-    monkeypatch.setattr(kept_features, "PART", 100_000)
+    monkeypatch.setattr(feature_cache, "PART", 100_000)
     file = tmp_path / "out" / "results.json"
     arguments = ONCE if benchmark is image_tower else QUICK
     assert benchmark.main([*arguments, "--json", str(file)], SMALL) == 0

@@ -23,7 +23,7 @@ from anchoropt_plugin.dassl_compat.utils.torchtools import save_checkpoint
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.atomic import atomic_write
 from anchoropt_plugin.files.checkpoint_folder import named_in, newest_of_all
-from anchoropt_plugin.position import AnchorPositionModule
+from anchoropt_plugin.method.position import AnchorPositionModule
 from anchoropt_plugin.process.command_line import status_of
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer

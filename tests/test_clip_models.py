@@ -18,7 +18,7 @@ import torch
 from clip.model import CLIP
 from torch import nn
 
-from anchoropt_plugin.clip_models import load_clip, to_precision, tokenize, unknown_words
+from anchoropt_plugin.encoders.clip_models import load_clip, to_precision, tokenize, unknown_words
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files.torchscript import is_torchscript, read_torchscript
 
@@ -287,7 +287,7 @@ def test_hostile_archive_does_not_run(tmp_path: Path) -> None:
 
 def test_import_is_silent() -> None:
     run = subprocess.run(
-        [sys.executable, "-W", "always", "-c", "import anchoropt_plugin.clip_models"],
+        [sys.executable, "-W", "always", "-c", "import anchoropt_plugin.encoders.clip_models"],
         cwd=ASSETS.parent.parent,
         capture_output=True,
         text=True,

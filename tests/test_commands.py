@@ -109,7 +109,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 
 def load_clip_to_cpu(cfg):
     if cfg.MODEL.BACKBONE.NAME == "tiny":
-        from anchoropt_plugin.clip_models import load_clip
+        from anchoropt_plugin.encoders.clip_models import load_clip
 
         return load_clip("tiny")
     path = clip._download(clip._MODELS[cfg.MODEL.BACKBONE.NAME])
@@ -555,7 +555,7 @@ def test_check_says_in_a_line_what_is_missing(command, repository, trainer, want
 
 
 def test_the_random_clip_reads_as_openai_s_files_do(tmp_path):
-    from anchoropt_plugin.clip_models import load_clip
+    from anchoropt_plugin.encoders.clip_models import load_clip
 
     path, weights = tmp_path / "random.pt", random_weights()
     write_archive(weights, path)

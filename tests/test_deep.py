@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from anchoropt_plugin import AnchorPositionModule, accelerate
-from anchoropt_plugin.clip_models import tokenize
-from anchoropt_plugin.deep import arranged
+from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.encoders.deep_prompts import arranged
 from anchoropt_plugin.errors import UserError
 from tests.conftest import random_clip
 

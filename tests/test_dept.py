@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import accelerate
-from anchoropt_plugin.objective import average
+from anchoropt_plugin.method.objective import average
 from tests.conftest import random_clip
 from trainers import coop, dept
 

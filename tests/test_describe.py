@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from anchoropt_plugin import __main__, descriptions
+from anchoropt_plugin import __main__
 from anchoropt_plugin.asking import sentences_in
+from anchoropt_plugin.method import descriptions
 
 pytest.importorskip("openai", reason="openai is not installed: pip install -e '.[describe]'")
 

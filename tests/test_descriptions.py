@@ -7,7 +7,7 @@ import json
 import pytest
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.descriptions import TEMPLATES, from_templates, read
+from anchoropt_plugin.method.descriptions import TEMPLATES, from_templates, read
 
 
 def write(path, content):

@@ -17,7 +17,7 @@ from torch import nn
 
 import train
 from anchoropt_plugin import AnchorPositionModule, UserError, accelerate, anchoropt, fast_text
-from anchoropt_plugin.clip_models import load_clip, tokenize
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.process import data_parallel, distributed
 from anchoropt_plugin.process.gradients import GradientAverage
 from anchoropt_plugin.process.randomness import set_random_seed

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from anchoropt_plugin import accelerate, fast_text, restore
-from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.encoders.fast_forward import REMEMBERED
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.fast_forward import REMEMBERED
 from tests.conftest import random_clip
 from trainers.prompted_clip import TextEncoder
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import anchoropt
-from anchoropt_plugin.objective import PromptLoss
+from anchoropt_plugin.method.objective import PromptLoss
 from anchoropt_plugin.process.finite_checks import checked_step
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import train
 from anchoropt_plugin import UserError, anchoropt
-from anchoropt_plugin.clip_models import load_clip
-from anchoropt_plugin.fast_text import accelerate, is_text_encoder
-from anchoropt_plugin.image_features import unprompted
-from anchoropt_plugin.position import AnchorPositionModule
+from anchoropt_plugin.encoders.accelerate import accelerate, is_text_encoder
+from anchoropt_plugin.encoders.clip_models import load_clip
+from anchoropt_plugin.encoders.image_features import unprompted
+from anchoropt_plugin.method.position import AnchorPositionModule
 from anchoropt_plugin.trial.measure import gain_of
 from dassl.engine import TRAINER_REGISTRY
 from trainers.coop import PromptLearner

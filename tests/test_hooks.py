@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from anchoropt_plugin import AnchorPositionModule, PromptHook, UserError, attach, detach, hooks
-from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin import AnchorPositionModule, PromptHook, UserError, attach, detach
+from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.prompts import hooks
 
 NAMES = ["cat", "golden retriever", "red panda"]
 

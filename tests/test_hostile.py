@@ -20,11 +20,12 @@ import yaml
 from PIL import Image
 
 import train
-from anchoropt_plugin import UserError, descriptions
-from anchoropt_plugin.anchors import PUBLISHED_NAME, AnchorTokens
-from anchoropt_plugin.clip_models import load_clip, tokenize
+from anchoropt_plugin import UserError
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.readers import read_image
+from anchoropt_plugin.method import descriptions
+from anchoropt_plugin.method.anchors import PUBLISHED_NAME, AnchorTokens
 from anchoropt_plugin.training.settings.merge import read_yaml
 from datasets.public_pickles import load_fewshot_pickle
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import train
 from anchoropt_plugin import UserError, accelerate
-from anchoropt_plugin.clip_models import tokenize
 from anchoropt_plugin.config.merge import merge_list
+from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer

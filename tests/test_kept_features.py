@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from anchoropt_plugin import kept_features, restore
-from anchoropt_plugin.kept_features import keep_image_features
+from anchoropt_plugin import restore
+from anchoropt_plugin.encoders import feature_cache
+from anchoropt_plugin.encoders.feature_cache import keep_image_features
 from tests.conftest import random_clip
 
 
@@ -106,7 +107,7 @@ def test_batch_statistics_are_not_frozen():
 
 
 def test_where_every_picture_is_new_it_gives_up(encoder, monkeypatch):
-    monkeypatch.setattr(kept_features, "PATIENCE", 3)
+    monkeypatch.setattr(feature_cache, "PATIENCE", 3)
     kept = keep_image_features(encoder)
     for _ in range(4):
         encoder(torch.randn(2, 3, 32, 32))
@@ -116,7 +117,7 @@ def test_where_every_picture_is_new_it_gives_up(encoder, monkeypatch):
 def test_the_cpu_encodes_a_few_at_a_time(encoder, monkeypatch):
     pictures = torch.randn(7, 3, 32, 32)
     plain = encoder(pictures)
-    monkeypatch.setattr(kept_features, "PART", 3 * pictures[0].nbytes + 1)
+    monkeypatch.setattr(feature_cache, "PART", 3 * pictures[0].nbytes + 1)
     encoded, forward = [], encoder.encoder.forward
     encoder.encoder.forward = lambda part: encoded.append(len(part)) or forward(part)
     keep_image_features(encoder)
@@ -125,7 +126,7 @@ def test_the_cpu_encodes_a_few_at_a_time(encoder, monkeypatch):
 
 
 def test_no_more_than_the_limit_is_kept(encoder, monkeypatch):
-    monkeypatch.setattr(kept_features, "LIMIT", 2)
+    monkeypatch.setattr(feature_cache, "LIMIT", 2)
     kept = keep_image_features(encoder)
     first, second = torch.randn(2, 2, 3, 32, 32)
     for pictures in (first, second, first):

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from anchoropt_plugin import UserError, attach
-from anchoropt_plugin.clip_models import load_clip
-from anchoropt_plugin.fast_text import accelerate
-from anchoropt_plugin.objective import average, distillation
-from anchoropt_plugin.position import AnchorPositionModule
+from anchoropt_plugin.encoders.accelerate import accelerate
+from anchoropt_plugin.encoders.clip_models import load_clip
+from anchoropt_plugin.method.objective import average, distillation
+from anchoropt_plugin.method.position import AnchorPositionModule
 from trainers.coop import PromptLearner
 from trainers.prompted_clip import PromptedCLIP, TextEncoder, embed_prompts
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anchoropt_plugin import linear
-from anchoropt_plugin.linear import frozen_linear, frozen_products
+from anchoropt_plugin.encoders import frozen_linear as linear
+from anchoropt_plugin.encoders.frozen_linear import frozen_linear, frozen_products
 from tests.conftest import random_clip
 
 

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anchoropt_plugin import anchors, clip_models
-from anchoropt_plugin.anchors import AnchorPrompts
-from anchoropt_plugin.clip_models import clip as openai_clip
-from anchoropt_plugin.clip_models import tokenize
-from anchoropt_plugin.text_encoder import TextTower
+from anchoropt_plugin.encoders import clip_models
+from anchoropt_plugin.encoders.clip_models import clip as openai_clip
+from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.method import anchors
+from anchoropt_plugin.method.anchors import AnchorPrompts
 from benchmarks import load, load_cases
 from benchmarks.load import Measured
 from dassl.config import get_cfg_default

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import UserError, anchoropt, register_hook
-from anchoropt_plugin.clip_models import load_clip
-from anchoropt_plugin.hooks import PromptHook
+from anchoropt_plugin.encoders.clip_models import load_clip
+from anchoropt_plugin.prompts.hooks import PromptHook
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from trainers.coop import PromptLearner

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anchoropt_plugin.objective import PromptLoss, average, distillation
+from anchoropt_plugin.method.objective import PromptLoss, average, distillation
 
 
 def written_out(prompt, anchor, temperature):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import AnchorTokens, anchoropt
-from anchoropt_plugin.clip_models import load_clip, tokenize
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers import prompted_clip

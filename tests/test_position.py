@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from anchoropt_plugin import AnchorPositionModule
-from anchoropt_plugin.position import RELAXATIONS
+from anchoropt_plugin.method.position import RELAXATIONS
 
 DISCRETE = ("gumbel", "sinkhorn", "identity")
 
@@ -66,7 +66,7 @@ def test_soft_is_a_row_softmax_at_the_temperature():
 
 
 def test_sinkhorn_soft_part_is_nearly_doubly_stochastic():
-    from anchoropt_plugin.position import _sinkhorn
+    from anchoropt_plugin.method.position import _sinkhorn
 
     soft = _sinkhorn(torch.randn(6, 6, dtype=torch.float64))
     assert (soft.sum(0) - 1).abs().max() < 1e-6 and (soft.sum(1) - 1).abs().max() < 1e-3
@@ -95,7 +95,7 @@ def test_the_relaxed_matrix_is_the_mode_s_neighbour_and_draws_nothing(relaxation
 @pytest.mark.parametrize("relaxation", ["gumbel", "sinkhorn"])
 def test_straight_through_gradient_is_that_of_the_relaxed_matrix(relaxation):
     """For a fixed draw: d loss / d logits by finite differences of the soft matrix."""
-    from anchoropt_plugin.position import _gumbel, _sinkhorn
+    from anchoropt_plugin.method.position import _gumbel, _sinkhorn
 
     arrange = module(relaxation, dtype=torch.float64, init_std=1.0, temperature=0.7)
     weight = torch.randn(5, 5, dtype=torch.float64)

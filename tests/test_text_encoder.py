@@ -7,9 +7,9 @@ import torch
 from clip.model import convert_weights
 from torch.nn import functional as F
 
-from anchoropt_plugin.clip_models import tokenize
-from anchoropt_plugin.packing import pack
-from anchoropt_plugin.text_encoder import TextTower, common_prefix
+from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.encoders.packing import pack
+from anchoropt_plugin.encoders.text_tower import TextTower, common_prefix
 from tests.conftest import random_clip
 
 NAMES = {

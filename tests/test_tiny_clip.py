@@ -11,7 +11,7 @@ from clip.model import CLIP
 from PIL import Image
 from torchvision import transforms
 
-from anchoropt_plugin.clip_models import load_clip, tokenize, unknown_words
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize, unknown_words
 from datasets.embedded import write_digits, write_shapes
 from datasets.world import BENCHMARK
 from datasets.world.pictures import benchmark_pictures

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anchoropt_plugin.clip_models import load_clip, tokenize, unknown_words
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize, unknown_words
 from datasets.world import (
     BENCHMARK,
     DIGITS,

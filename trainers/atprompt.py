@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anchoropt_plugin import anchoropt
-from anchoropt_plugin.clip_models import tokenize
+from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 

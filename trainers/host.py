@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchoropt_plugin import accelerate
+from anchoropt_plugin.encoders.feature_cache import keep_image_features
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files.checkpoint_folder import is_of_classes, named_in
-from anchoropt_plugin.hooks import CHILD
-from anchoropt_plugin.kept_features import keep_image_features
+from anchoropt_plugin.prompts.hooks import CHILD
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anchoropt_plugin.clip_models import load_clip, to_precision, tokenize, unknown_words
+from anchoropt_plugin.encoders.clip_models import load_clip, to_precision, tokenize, unknown_words
 from anchoropt_plugin.errors import UserError
 
 

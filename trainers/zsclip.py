@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anchoropt_plugin.text_encoder import TextTower
+from anchoropt_plugin.encoders.text_tower import TextTower
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 
 from .prompted_clip import load_host_clip, warn_of_unknown_words

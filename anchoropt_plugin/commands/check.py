@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ..encoders.fast_forward import FastForward
 from ..errors import UserError
-from ..fast_forward import FastForward
-from ..hooks import attached, hook_for
+from ..prompts.hooks import attached, hook_for
 from ..trial.host import (
     BATCH,
     CLASSES,

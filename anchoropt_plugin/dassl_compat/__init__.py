@@ -1,6 +1,7 @@
 """A runtime with Dassl's interface, which answers to ``import dassl`` where Dassl is missing.
 
-Its modules have the names of Dassl's: ``dassl.X`` *is* ``anchoropt_plugin.dassl_compat.X``. An installed Dassl is left in charge; only what the torch in use breaks in it is repaired.
+Its modules have the names of Dassl's: ``dassl.X`` *is* ``anchoropt_plugin.dassl_compat.X``. An
+installed Dassl is left in charge; only what the torch in use breaks in it is repaired.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..anchors import StageOne
 from ..errors import UserError, nearest
-from ..hooks import POOLINGS
-from ..position import RELAXATIONS
+from ..method.anchors import StageOne
+from ..method.position import RELAXATIONS
+from ..prompts.hooks import POOLINGS
 
 ENSEMBLES = ("auto", "always", "never", "anchors")
 LEARNED, RANDOM = "learned", "random"

@@ -16,9 +16,9 @@ from yacs.config import CfgNode
 from ..config.merge import merge_file, merge_list, read_yaml
 from ..errors import UserError, nearest
 from ..files.readers import read_text
-from ..hooks import is_prompt_learner
 from ..plugin import SUFFIX, TwoStages, anchoropt
 from ..process.user_code import imported, in_one_line
+from ..prompts.hooks import is_prompt_learner
 from ..stand_in import without_data
 from ..training.settings import extend_cfg
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..hooks import CHILD
 from ..process.user_code import in_one_line
+from ..prompts.hooks import CHILD
 from .host import CLASSES, HostError, build, host_errors, quiet, tested, trained_by
 
 OTHERS = ["dog", "grey whale", "tram", "mountain path", "steam engine"]

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .text_encoder import TextTower
+from .text_tower import TextTower
 
 Branch: TypeAlias = Callable[..., Tensor | None]
 """Features (…, C, e) from prompts (…, C, L, d), tokens (C, L) and maybe a list of deep prompts."""

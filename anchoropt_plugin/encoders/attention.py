@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .linear import frozen_linear
+from .frozen_linear import frozen_linear
 from .packing import Packing
 
 # torch 2.4 calls what it has deprecated itself.

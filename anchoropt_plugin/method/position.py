@@ -9,8 +9,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .errors import UserError
-from .process.distributed import copy_from_main
+from ..errors import UserError
+from ..process.distributed import copy_from_main
 
 SINKHORN_ITERATIONS = 20
 

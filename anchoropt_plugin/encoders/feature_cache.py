@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .linear import frozen_products
+from .frozen_linear import frozen_products
 
 LIMIT = 200_000
 """Features kept at most: 400 MB of 512 numbers in float32."""

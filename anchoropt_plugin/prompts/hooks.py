@@ -17,10 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .deep import DeepPrompt, Looking
-from .errors import UserError
-from .image_features import unprompted
-from .position import AnchorPositionModule
+from ..encoders.deep_prompts import DeepPrompt, Looking
+from ..encoders.image_features import unprompted
+from ..errors import UserError
+from ..method.position import AnchorPositionModule
 
 log = logging.getLogger("anchoropt_plugin")
 

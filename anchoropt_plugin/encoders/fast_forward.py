@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .deep import FIRST, DeepPrompt, Looking, arranged, overwriting
-from .end_of_text import check_is_read, ending_as_prompts
-from .errors import UserError
-from .hooks import PromptHook
+from ..errors import UserError
+from ..method.position import AnchorPositionModule
+from ..process import distributed
+from ..process.gradients import all_classes
+from ..prompts.eot import check_is_read, ending_as_prompts
+from ..prompts.hooks import PromptHook
+from .deep_prompts import FIRST, DeepPrompt, Looking, arranged, overwriting
+from .equivalence import CANNOT, compare
+from .feature_cache import LastFeatures, state_of
 from .image_features import none_of
-from .kept_features import LastFeatures, state_of
-from .position import AnchorPositionModule
-from .process import distributed
-from .process.gradients import all_classes
-from .self_check import CANNOT, compare
-from .sharing import Sharing, equal_tokens, origin, sharing_in_gradient
-from .text_encoder import Rewrite, TextTower
+from .shared_prefix import Sharing, equal_tokens, origin, sharing_in_gradient
+from .text_tower import Rewrite, TextTower
 
 log = logging.getLogger("anchoropt_plugin")
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .clip_models import tokenize
-from .errors import UserError
-from .files import checkpoints
-from .text_encoder import TextTower, common_prefix
+from ..encoders.clip_models import tokenize
+from ..encoders.text_tower import TextTower, common_prefix
+from ..errors import UserError
+from ..files import checkpoints
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -161,7 +161,7 @@ class AnchorTokens:
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
 
-        >>> from anchoropt_plugin.clip_models import load_clip
+        >>> from anchoropt_plugin.encoders.clip_models import load_clip
         >>> tower = TextTower(load_clip("tiny"))
         >>> texts = [["a photo of a red circle."], ["a photo of a blue star."]]
         >>> anchors = AnchorTokens.learn(tower, ["circle", "star"], texts, StageOne(epochs=5))
@@ -224,7 +224,7 @@ class AnchorTokens:
         Raises:
             UserError: they are not ``length`` tokens.
 
-        >>> from anchoropt_plugin.clip_models import load_clip
+        >>> from anchoropt_plugin.encoders.clip_models import load_clip
         >>> AnchorTokens.of_words(TextTower(load_clip("tiny")), "photo", 1).values.shape
         torch.Size([1, 128])
         """

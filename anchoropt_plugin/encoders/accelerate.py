@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .errors import UserError
+from ..errors import UserError
+from ..process.data_parallel import refuse_data_parallel
 from .fast_forward import FastForward
-from .kept_features import KeptFeatures
-from .process.data_parallel import refuse_data_parallel
-from .text_encoder import blocks_of
+from .feature_cache import KeptFeatures
+from .text_tower import blocks_of
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -42,7 +42,7 @@ def accelerate(model: nn.Module) -> list[FastForward]:
         The stand-ins, also those that were there before; where there are none, that is warned of.
 
     >>> import torch
-    >>> from anchoropt_plugin.clip_models import load_clip, tokenize
+    >>> from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
     >>> class TextEncoder(nn.Module):
     ...     def __init__(self, clip):
     ...         super().__init__()

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
-from .position import AnchorPositionModule
-from .text_encoder import blocks_of
+from ..errors import UserError
+from ..method.position import AnchorPositionModule
+from .text_tower import blocks_of
 
 FIRST = 1
 """The context's first slot, behind SOS."""

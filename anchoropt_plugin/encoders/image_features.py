@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import UserError
-from .linear import frozen_products
-from .self_check import CANNOT
+from ..errors import UserError
+from .equivalence import CANNOT
+from .frozen_linear import frozen_products
 
 
 class FirstFeatures:
@@ -89,7 +89,7 @@ def _is_transformer(encoder: nn.Module) -> bool:
 def plain_features(visual: Any, images: Tensor) -> Tensor:
     """Features (B, e) of images (B, 3, R, R) by CLIP's image transformer, whatever else it holds.
 
-    >>> from anchoropt_plugin.clip_models import load_clip
+    >>> from anchoropt_plugin.encoders.clip_models import load_clip
     >>> visual, images = load_clip("tiny").visual, torch.randn(2, 3, 32, 32)
     >>> torch.allclose(plain_features(visual, images), visual(images), atol=1e-5)
     True

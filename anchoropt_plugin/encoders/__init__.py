@@ -1,0 +1,1 @@
+"""CLIP, loaded, and both of its towers: exact, but faster."""
