@@ -44,10 +44,10 @@ from anchoropt_plugin.dassl_compat.utils import (
     setup_logger,
     withdraw_log,
 )
-from anchoropt_plugin.plugin import TwoStages
 from anchoropt_plugin.process import distributed
 from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.process.randomness import set_random_seed
+from anchoropt_plugin.training.two_stages import TwoStages
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer

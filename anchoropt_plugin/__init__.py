@@ -17,9 +17,9 @@ from .encoders.accelerate import accelerate, fast_text, restore
 from .errors import UserError
 from .method.anchors import AnchorTokens
 from .method.position import AnchorPositionModule
-from .plugin import anchoropt
-from .predict import Predictor, load_predictor
 from .prompts.hooks import PromptHook, attach, detach, register_hook
+from .training.decorators import anchoropt
+from .training.predictor import Predictor, load_predictor
 from .training.settings import extend_cfg
 from .version import VERSION
 

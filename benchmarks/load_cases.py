@@ -22,8 +22,8 @@ from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens, StageOne
-from anchoropt_plugin.stand_in import without_data
 from anchoropt_plugin.training.settings.record import RECORD
+from anchoropt_plugin.training.without_data import without_data
 from benchmarks.harness import class_names
 from benchmarks.many_classes import CHUNK, IMAGENET_21K
 from dassl.data.datasets import build_dataset

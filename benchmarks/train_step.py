@@ -30,9 +30,9 @@ import train
 from anchoropt_plugin.encoders.clip_models import CLIP
 from anchoropt_plugin.encoders.feature_cache import KeptFeatures
 from anchoropt_plugin.method.objective import PromptLoss
-from anchoropt_plugin.stages import AnchorOPT
+from anchoropt_plugin.training.host_parts import HostParts
 from anchoropt_plugin.training.settings import AnchorOPTConfig
-from anchoropt_plugin.wiring import HostParts
+from anchoropt_plugin.training.stage_two import AnchorOPT
 from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
 from dassl.config import get_cfg_default

@@ -57,7 +57,7 @@ class PublicDataset(SplitDataset):
 
 def where_to_get(root: Path) -> str:
     """What an error ends with, where files of a data set in ``root`` are missing."""
-    return f"; `python -m anchoropt_plugin data --root {root}` says where to get it"
+    return f"; `python scripts/data.py --root {root}` says where to get it"
 
 
 _SAME = (

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from anchoropt_plugin.files.atomic import atomic_write
-from anchoropt_plugin.plugin import SUFFIX
+from anchoropt_plugin.training.two_stages import SUFFIX
 
 from . import pictures
 from .execution import Event

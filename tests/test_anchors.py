@@ -10,11 +10,12 @@ import torch
 from clip.model import convert_weights
 from torch.nn import functional as F
 
-from anchoropt_plugin import AnchorTokens, UserError, anchor_cache
-from anchoropt_plugin.anchor_cache import content_key
+from anchoropt_plugin import AnchorTokens, UserError
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchors import AnchorPrompts, StageOne
+from anchoropt_plugin.training import anchor_cache
+from anchoropt_plugin.training.anchor_cache import content_key
 from tests.conftest import random_clip
 
 NAMES = ["cat", "golden_retriever", "red panda"]

@@ -22,8 +22,12 @@ import train
 from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.commands import all_commands
-from anchoropt_plugin.trial.host import CLASSES
-from anchoropt_plugin.trial.random_clip import random_weights, standing_in, write_archive
+from anchoropt_plugin.commands.check.random_clip import (
+    random_weights,
+    standing_in,
+    write_archive,
+)
+from anchoropt_plugin.commands.check.small_trainer import CLASSES
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 
@@ -411,7 +415,7 @@ def test_what_the_script_raises_and_exits_with_is_its_own(repository):
 
 
 def test_trainers_are_made_on_demand_and_only_meanwhile():
-    from anchoropt_plugin.on_demand import two_stages_on_demand
+    from anchoropt_plugin.training.trainer_registry import two_stages_on_demand
     from dassl.engine import TrainerX
 
     class Undecorated(TrainerX):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from anchoropt_plugin import __main__
-from anchoropt_plugin.asking import sentences_in
+from anchoropt_plugin.commands.describe.client import sentences_in
 from anchoropt_plugin.method import descriptions
 
 pytest.importorskip("openai", reason="openai is not installed: pip install -e '.[describe]'")

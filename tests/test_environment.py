@@ -15,7 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import train
-from anchoropt_plugin import UserError, anchor_cache
+from anchoropt_plugin import UserError
+from anchoropt_plugin.training import anchor_cache
 
 ROOT = Path(train.__file__).parent
 DIGITS = str(ROOT / "configs/datasets/digits.yaml")

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import train
 from anchoropt_plugin import UserError, anchoropt
+from anchoropt_plugin.commands.check.probes import gain_of
 from anchoropt_plugin.encoders.accelerate import accelerate, is_text_encoder
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.image_features import unprompted
 from anchoropt_plugin.method.position import AnchorPositionModule
-from anchoropt_plugin.trial.measure import gain_of
 from dassl.engine import TRAINER_REGISTRY
 from trainers.coop import PromptLearner
 

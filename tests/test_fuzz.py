@@ -15,15 +15,20 @@ from hypothesis import strategies as st
 
 import train
 from anchoropt_plugin import UserError
-from anchoropt_plugin.anchor_cache import recall
 from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.dassl_compat.utils.torchtools import load_checkpoint
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.checkpoint_folder import named_in
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens
-from anchoropt_plugin.predict import _named, _recorded_cfg, _recorded_classes, _tested_epoch
-from anchoropt_plugin.stages import read_history, read_record
+from anchoropt_plugin.training.anchor_cache import recall
+from anchoropt_plugin.training.predictor import (
+    _named,
+    _recorded_cfg,
+    _recorded_classes,
+    _tested_epoch,
+)
+from anchoropt_plugin.training.run_record import read_history, read_record
 from anchoropt_plugin.training.settings.record import check_same_run, merge_record
 from datasets.public_pickles import load_fewshot_pickle, read_public_pickle
 from datasets.splits import check_files, read_split

@@ -290,7 +290,7 @@ def test_folders_and_class_names_that_do_not_match(written, tmp_path):
 @pytest.mark.parametrize("name", ROWS)
 def test_what_is_missing_is_named(written, tmp_path, name):
     row = ROWS[name]
-    help_ = f"`python -m anchoropt_plugin data --root {tmp_path / 'root'}` says where to get it"
+    help_ = f"`python scripts/data.py --root {tmp_path / 'root'}` says where to get it"
     (tmp_path / "root").mkdir()
     message = refused(tmp_path / "root", name)
     assert f"root/{row.folder} of {name} is missing" in message and help_ in message

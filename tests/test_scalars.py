@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from anchoropt_plugin.stages import AnchorOPT
+from anchoropt_plugin.training.stage_two import AnchorOPT
 
 ROOT = Path(__file__).parents[1]
 

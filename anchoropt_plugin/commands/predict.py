@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files.readers import read_image, read_text
-from ..predict import Predictor, load_predictor
 from ..process.user_code import imported
+from ..training.predictor import Predictor, load_predictor
 
 HELP = "print the classes of pictures by what a run has trained"
 USUAL_MODULE = "trainers"

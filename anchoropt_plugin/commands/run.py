@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..on_demand import two_stages_on_demand
-from ..plugin import SUFFIX
 from ..process import distributed
 from ..process.folder_lock import alone_in
 from ..training.settings import extend_cfg
+from ..training.trainer_registry import two_stages_on_demand
+from ..training.two_stages import SUFFIX
 
 HELP = "run a repository's own train.py with --trainer X_AnchorOPT"
 

@@ -45,7 +45,7 @@ TINY = "tiny"
 
 PRECISIONS = ("fp16", "fp32", "amp")
 
-_TINY_FILE = Path(__file__).parent / "assets" / "tiny_clip.pt"
+_TINY_FILE = Path(__file__).parents[1] / "assets" / "tiny_clip.pt"
 _VOCABULARY = 49408
 _LONGEST_TEXT = 10_000
 """Letters that are still split into tokens, in a time that grows with their square."""

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ...errors import UserError
 
 TEXT, VISION, FEATURES, PATCH, RESOLUTION = 512, 768, 512, 32, 224
 """ViT-B/32's sizes, as hosts hard-code widths: text and vision width, width of the features, side

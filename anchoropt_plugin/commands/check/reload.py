@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..process.user_code import in_one_line
-from ..prompts.hooks import CHILD
-from .host import CLASSES, HostError, build, host_errors, quiet, tested, trained_by
+from ...errors import UserError
+from ...process.user_code import in_one_line
+from ...prompts.hooks import CHILD
+from .small_trainer import CLASSES, HostError, build, host_errors, quiet, tested, trained_by
 
 OTHERS = ["dog", "grey whale", "tram", "mountain path", "steam engine"]
 _REPORT = "please report it"

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from ..asking import TEMPLATE, Descriptions, ask_for_all
-from ..errors import UserError
-from ..files.readers import read_text
-from ..process.user_code import imported
+from ...errors import UserError
+from ...files.readers import read_text
+from ...process.user_code import imported
+from .client import TEMPLATE, Descriptions, ask_for_all
 
 HELP = "ask a language model for class descriptions"
 KEY = "OPENAI_API_KEY"

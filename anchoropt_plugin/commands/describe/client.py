@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
-from .files.atomic import atomic_write
-from .method import descriptions
+from ...errors import UserError
+from ...files.atomic import atomic_write
+from ...method import descriptions
 
 if TYPE_CHECKING:
     import openai

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import UserError, nearest
-from .plugin import SUFFIX, TwoStages, anchoropt
+from ..errors import UserError, nearest
+from .decorators import anchoropt
+from .two_stages import SUFFIX, TwoStages
 
 log = logging.getLogger("anchoropt_plugin")
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..encoders.fast_forward import FastForward
-from ..encoders.shared_prefix import equal_tokens
+from ...encoders.fast_forward import FastForward
+from ...encoders.shared_prefix import equal_tokens
 
-_NOT_THE_HOST_S = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_NOT_THE_HOST_S = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 
 
 class SeenLoss(NamedTuple):

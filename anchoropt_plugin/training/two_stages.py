@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config.record import write_record
-from .errors import UserError
-from .method.anchors import PUBLISHED_FILE, AnchorTokens
-from .method.objective import PromptLoss, in_full
-from .method.position import AnchorPositionModule
-from .process import distributed
-from .process.data_parallel import refuse_data_parallel, without_data_parallel
-from .process.finite_checks import check_weights, checked_step, finite
-from .process.folder_lock import alone_in
-from .stages import AnchorOPT
-from .training.settings import AnchorOPTConfig
-from .wiring import HostParts, holds, own_learning_rate
+from ..config.record import write_record
+from ..errors import UserError
+from ..method.anchors import PUBLISHED_FILE, AnchorTokens
+from ..method.objective import PromptLoss, in_full
+from ..method.position import AnchorPositionModule
+from ..process import distributed
+from ..process.data_parallel import refuse_data_parallel, without_data_parallel
+from ..process.finite_checks import check_weights, checked_step, finite
+from ..process.folder_lock import alone_in
+from .host_parts import HostParts
+from .optimizer_group import holds, own_learning_rate
+from .settings import AnchorOPTConfig
+from .stage_two import AnchorOPT
 
 log = logging.getLogger("anchoropt_plugin")
 
 SUFFIX = "_AnchorOPT"
-
-Trainer = TypeVar("Trainer", bound=type)
 
 
 class TwoStages:
@@ -275,55 +274,3 @@ def _set_soft_tokens(cfg: Any, node: str, n_ctx: int) -> None:
             "host's own key for its soft tokens, or name its node with @anchoropt(node=...)"
         )
     cfg.TRAINER[node].N_CTX = n_ctx
-
-
-def anchoropt(
-    trainer: Trainer | None = None,
-    *,
-    name: str | None = None,
-    learner: str = "",
-    node: str = "",
-    **settings: Any,
-) -> Trainer | Callable[[Trainer], Trainer]:
-    """Register ``<Name>_AnchorOPT`` beside a Dassl trainer, and return the trainer untouched.
-
-    Args:
-        trainer: a trainer of the CoOp family: its ``build_model`` builds CLIP and a model whose
-            prompt learner fits ``PromptHook``, and its loss goes through ``F.cross_entropy``.
-        name: the new trainer's name, instead of ``<Name>_AnchorOPT``.
-        learner: under which name the host's model holds its prompt learner; by default it is the
-            first module that is one.
-        node: the node of the host's keys in ``cfg.TRAINER``; by default its attribute ``node``, or
-            its name, in capitals or not.
-        settings: of ``AnchorOPTConfig``, in place of its defaults; keys given in a yaml or on the
-            command line win.
-
-    Raises:
-        UserError: an unknown setting, or one that cannot be.
-
-    >>> from dassl.engine import TRAINER_REGISTRY, TrainerX
-    >>> @anchoropt(position="gumbel")
-    ... @TRAINER_REGISTRY.register()
-    ... class MyPrompts(TrainerX):
-    ...     pass
-    >>> TRAINER_REGISTRY.get("MyPrompts_AnchorOPT").__mro__[2] is MyPrompts
-    True
-    """
-    AnchorOPTConfig.with_arguments(settings)
-
-    def register(host: Trainer) -> Trainer:
-        from dassl.engine import TRAINER_REGISTRY
-
-        namespace = {
-            "__doc__": f"{host.__name__} with AnchorOPT: learned anchors and a position matrix.",
-            "__module__": host.__module__,
-            "anchoropt_host": host,
-            "anchoropt_learner": learner,
-            "anchoropt_node": node or getattr(host, "node", host.__name__.upper()),
-            "anchoropt_arguments": settings,
-        }
-        two_stages = type(name or host.__name__ + SUFFIX, (TwoStages, host), namespace)
-        TRAINER_REGISTRY.register()(two_stages)
-        return host
-
-    return register if trainer is None else register(trainer)

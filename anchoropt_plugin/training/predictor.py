@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config.record import CLASSES, RECORD, merge_record
-from .errors import UserError, nearest
-from .files.checkpoint_folder import named_in
-from .files.readers import read_image, read_json, to_rgb
-from .on_demand import two_stages_on_demand
-from .plugin import TwoStages
-from .stages import RECORD as TWO_STAGES_RECORD
-from .stages import read_record
-from .stand_in import without_data
-from .training.settings import extend_cfg
+from ..config.record import CLASSES, RECORD, merge_record
+from ..errors import UserError, nearest
+from ..files.checkpoint_folder import named_in
+from ..files.readers import read_image, read_json, to_rgb
+from .run_record import RECORD as TWO_STAGES_RECORD
+from .run_record import read_record
+from .settings import extend_cfg
+from .trainer_registry import two_stages_on_demand
+from .two_stages import TwoStages
+from .without_data import without_data
 
 Picture = str | Path | Image.Image
 

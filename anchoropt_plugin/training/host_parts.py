@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from .encoders.accelerate import accelerate, is_text_encoder
-from .encoders.fast_forward import FastForward
-from .encoders.feature_cache import keep_image_features
-from .errors import UserError
-from .method.position import AnchorPositionModule
-from .prompts.hooks import PromptHook, attach, hook_for, is_prompt_learner
-from .training.settings import AnchorOPTConfig
+from ..encoders.accelerate import accelerate, is_text_encoder
+from ..encoders.fast_forward import FastForward
+from ..encoders.feature_cache import keep_image_features
+from ..errors import UserError
+from ..method.position import AnchorPositionModule
+from ..prompts.hooks import PromptHook, attach, hook_for, is_prompt_learner
+from .settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -143,41 +143,3 @@ class HostParts:
         beside = [module for owner, module in self._image_encoders if owner is self._owner]
         others = [module for _, module in self._image_encoders]
         return next(iter([*beside, *others]), None) or self.clip.visual
-
-
-def holds(optimizer: Any, module: nn.Module) -> bool:
-    """Whether ``optimizer`` holds a parameter of ``module``."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return any(id(parameter) in held for parameter in module.parameters())
-
-
-def own_learning_rate(
-    optimizer: Any, scheduler: Any, parameters: Sequence[nn.Parameter], lr: float
-) -> bool:
-    """Give ``parameters`` a group of their own, without weight decay, if ``optimizer`` holds them.
-
-    The host has built its scheduler by now, so that (and the one a warm-up hands over to) learns
-    the new rate too. During a warm-up at a constant rate the group follows it.
-
-    Returns:
-        Whether the optimiser holds them.
-    """
-    ids = {id(parameter) for parameter in parameters}
-    for group in optimizer.param_groups:
-        others = [p for p in group["params"] if id(p) not in ids]
-        if len(others) == len(group["params"]):
-            continue
-        group["params"] = others
-        own = {key: value for key, value in group.items() if key != "params"}
-        own["weight_decay"] = 0.0
-        if scheduler is not None:
-            own["lr"], own["initial_lr"] = lr * group["lr"] / group["initial_lr"], lr
-        else:
-            own["lr"] = lr
-        optimizer.add_param_group({"params": list(parameters), **own})
-        while scheduler is not None:
-            scheduler.base_lrs.append(lr)
-            scheduler._last_lr.append(own["lr"] if hasattr(scheduler, "successor") else lr)
-            scheduler = getattr(scheduler, "successor", None)
-        return True
-    return False

@@ -13,18 +13,19 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ..config.merge import merge_file, merge_list, read_yaml
-from ..errors import UserError, nearest
-from ..files.readers import read_text
-from ..plugin import SUFFIX, TwoStages, anchoropt
-from ..process.user_code import imported, in_one_line
-from ..prompts.hooks import is_prompt_learner
-from ..stand_in import without_data
-from ..training.settings import extend_cfg
+from ...config.merge import merge_file, merge_list, read_yaml
+from ...errors import UserError, nearest
+from ...files.readers import read_text
+from ...process.user_code import imported, in_one_line
+from ...prompts.hooks import is_prompt_learner
+from ...training.decorators import anchoropt
+from ...training.settings import extend_cfg
+from ...training.two_stages import SUFFIX, TwoStages
+from ...training.without_data import without_data
 
 Keys = Callable[[Any], None]
 
-PUBLIC_KEYS = Path(__file__).parents[1] / "assets" / "trainer_keys.yaml"
+PUBLIC_KEYS = Path(__file__).parents[2] / "assets" / "trainer_keys.yaml"
 CLASSES = ["cat", "red fox", "bus", "sea or lake", "lamp", "hot air balloon", "tree", "bicycle"]
 BATCH = 4
 

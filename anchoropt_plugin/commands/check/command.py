@@ -23,10 +23,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ..encoders.fast_forward import FastForward
-from ..errors import UserError
-from ..prompts.hooks import attached, hook_for
-from ..trial.host import (
+from ...encoders.fast_forward import FastForward
+from ...errors import UserError
+from ...prompts.hooks import attached, hook_for
+from .probes import LossSpy, SeenLoss, TextCalls, gain_of
+from .random_clip import LAYERS, standing_in
+from .reload import loads_again, save
+from .small_trainer import (
     BATCH,
     CLASSES,
     HostError,
@@ -42,9 +45,6 @@ from ..trial.host import (
     trained_by,
     trial_cfg,
 )
-from ..trial.measure import LossSpy, SeenLoss, TextCalls, gain_of
-from ..trial.random_clip import LAYERS, standing_in
-from ..trial.round_trip import loads_again, save
 
 HELP = "tell whether a trainer works with AnchorOPT"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from .encoders.text_tower import TextTower
-from .errors import UserError
-from .method.anchors import AnchorTokens, StageOne
-from .version import VERSION
+from ..encoders.text_tower import TextTower
+from ..errors import UserError
+from ..method.anchors import AnchorTokens, StageOne
+from ..version import VERSION
 
 log = logging.getLogger("anchoropt_plugin")
 

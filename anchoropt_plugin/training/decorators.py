@@ -1,0 +1,63 @@
+"""``@anchoropt``: register a Dassl trainer once more, with the two stages of AnchorOPT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .settings import AnchorOPTConfig
+from .two_stages import SUFFIX, TwoStages
+
+Trainer = TypeVar("Trainer", bound=type)
+
+
+def anchoropt(
+    trainer: Trainer | None = None,
+    *,
+    name: str | None = None,
+    learner: str = "",
+    node: str = "",
+    **settings: Any,
+) -> Trainer | Callable[[Trainer], Trainer]:
+    """Register ``<Name>_AnchorOPT`` beside a Dassl trainer, and return the trainer untouched.
+
+    Args:
+        trainer: a trainer of the CoOp family: its ``build_model`` builds CLIP and a model whose
+            prompt learner fits ``PromptHook``, and its loss goes through ``F.cross_entropy``.
+        name: the new trainer's name, instead of ``<Name>_AnchorOPT``.
+        learner: under which name the host's model holds its prompt learner; by default it is the
+            first module that is one.
+        node: the node of the host's keys in ``cfg.TRAINER``; by default its attribute ``node``, or
+            its name, in capitals or not.
+        settings: of ``AnchorOPTConfig``, in place of its defaults; keys given in a yaml or on the
+            command line win.
+
+    Raises:
+        UserError: an unknown setting, or one that cannot be.
+
+    >>> from dassl.engine import TRAINER_REGISTRY, TrainerX
+    >>> @anchoropt(position="gumbel")
+    ... @TRAINER_REGISTRY.register()
+    ... class MyPrompts(TrainerX):
+    ...     pass
+    >>> TRAINER_REGISTRY.get("MyPrompts_AnchorOPT").__mro__[2] is MyPrompts
+    True
+    """
+    AnchorOPTConfig.with_arguments(settings)
+
+    def register(host: Trainer) -> Trainer:
+        from dassl.engine import TRAINER_REGISTRY
+
+        namespace = {
+            "__doc__": f"{host.__name__} with AnchorOPT: learned anchors and a position matrix.",
+            "__module__": host.__module__,
+            "anchoropt_host": host,
+            "anchoropt_learner": learner,
+            "anchoropt_node": node or getattr(host, "node", host.__name__.upper()),
+            "anchoropt_arguments": settings,
+        }
+        two_stages = type(name or host.__name__ + SUFFIX, (TwoStages, host), namespace)
+        TRAINER_REGISTRY.register()(two_stages)
+        return host
+
+    return register if trainer is None else register(trainer)
