@@ -18,11 +18,10 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 TORCH = {"2.4": ["torch==2.4.*", "torchvision==0.19.*"], "newest": []}
 """What is installed besides the package, whose own range takes the newest."""
 SELECTION = (
-    "anchoropt_plugin tests/dassl_compat tests/test_anchors.py tests/test_checkpoints.py "
-    "tests/test_distributed.py tests/test_environment.py tests/test_fast_text.py "
-    "tests/test_folder_lock.py tests/test_hooks.py tests/test_hosts.py tests/test_loading.py "
-    "tests/test_plugin.py tests/test_position.py tests/test_train_cli.py "
-    "tests/test_train_process.py tests/test_with_dassl.py"
+    "anchoropt_plugin tests/config tests/dassl_compat tests/encoders tests/method tests/prompts "
+    "tests/process tests/files/test_checkpoints.py tests/trainers/test_cocoop_and_maple.py "
+    "tests/training/test_loading.py tests/training/test_two_stages.py tests/test_environment.py "
+    "tests/test_train_cli.py tests/test_train_process.py"
 )
 """What depends on Python and torch; the rest depends on them through it."""
 

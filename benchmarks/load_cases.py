@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 import train
+from anchoropt_plugin.config.record import RECORD
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens, StageOne
-from anchoropt_plugin.training.settings.record import RECORD
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.harness import class_names
 from benchmarks.many_classes import CHUNK, IMAGENET_21K

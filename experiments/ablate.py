@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.training.settings.merge import read_yaml
+from anchoropt_plugin.config.merge import read_yaml
 
 from .command import Experiment, build_parser, chosen, parse, read_preset, run_experiment
 from .factors import parse_grid, varied

@@ -17,10 +17,10 @@ import pandas as pd
 from rich.console import Console
 
 from anchoropt_plugin import UserError
+from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.process.command_line import Parser
 from anchoropt_plugin.process.folder_lock import alone_in
-from anchoropt_plugin.training.settings.merge import read_yaml
 
 from .estimate import Estimate, estimate
 from .execution import Event, left

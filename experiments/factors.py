@@ -10,9 +10,9 @@ from typing import Any
 
 import train
 from anchoropt_plugin import UserError
+from anchoropt_plugin.config.check import flattened
+from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.errors import nearest
-from anchoropt_plugin.training.settings.check import flattened
-from anchoropt_plugin.training.settings.merge import read_yaml
 from dassl.engine import TRAINER_REGISTRY
 
 from .files import CONFIGS, find, made_of

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anchoropt_plugin import UserError
+from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.errors import nearest
-from anchoropt_plugin.training.settings.merge import read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"

@@ -13,9 +13,9 @@ from yacs.config import CfgNode
 
 import train
 from anchoropt_plugin import UserError
+from anchoropt_plugin.config.check import flattened
 from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.training.settings import LEARNED, AnchorOPTConfig
-from anchoropt_plugin.training.settings.check import flattened
 from anchoropt_plugin.training.two_stages import SUFFIX, TwoStages
 from dassl.engine import TRAINER_REGISTRY
 

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.training.settings.merge import read_yaml
+from anchoropt_plugin.config.merge import read_yaml
 
 from .files import CONFIGS, find
 from .plan import Settings

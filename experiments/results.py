@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from anchoropt_plugin.config.check import flattened
+from anchoropt_plugin.config.record import FREE, RECORD
 from anchoropt_plugin.files.atomic import atomic_write
-from anchoropt_plugin.training.settings.check import flattened
-from anchoropt_plugin.training.settings.record import FREE, RECORD
 
 from .plan import Job, Run
 

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 import train
+from anchoropt_plugin.config.record import RECORD
 from anchoropt_plugin.files.atomic import atomic_write
-from anchoropt_plugin.training.settings.record import RECORD
 from anchoropt_plugin.version import VERSION
 
 from .plan import Run

@@ -22,14 +22,7 @@ from ..method.objective import as_logits, average, distillation, in_full
 from ..process import distributed
 from . import anchor_cache
 from .host_parts import HostParts
-from .run_record import (
-    HISTORY,
-    READ_AT_TEST,
-    RECORD,
-    _write,
-    read_history,
-    read_record,
-)
+from .run_record import HISTORY, READ_AT_TEST, RECORD, _write, read_history, read_record
 from .settings import LEARNED, RANDOM, AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")

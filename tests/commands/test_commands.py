@@ -1,0 +1,715 @@
+"""``python -m anchoropt_plugin``: run, check and predict, on look-alikes of public repositories."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import clip
+import pytest
+import torch
+from clip.simple_tokenizer import SimpleTokenizer
+from PIL import Image
+
+import anchoropt_plugin
+import train
+from anchoropt_plugin import UserError, load_predictor
+from anchoropt_plugin.__main__ import main
+from anchoropt_plugin.commands import all_commands
+from anchoropt_plugin.commands.check.random_clip import random_weights, standing_in, write_archive
+from anchoropt_plugin.commands.check.small_trainer import CLASSES
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
+
+ROOT = Path(train.__file__).parent
+
+# A repository that never heard of AnchorOPT: its train.py, a data set, and a trainer as in CoOp.
+TRAIN = """
+import argparse
+import sys
+
+from yacs.config import CfgNode
+
+from dassl.config import clean_cfg, get_cfg_default
+from dassl.engine import build_trainer
+
+import data
+import trainers.{module}
+
+
+def extend_cfg(cfg):
+    cfg.TRAINER.COOP = CfgNode({{"N_CTX": 4, "PREC": "fp32"}})
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trainer")
+    parser.add_argument("--output-dir")
+    parser.add_argument("--fail", default="")
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    if args.fail == "exit":
+        sys.exit(7)
+    if args.fail == "raise":
+        raise LookupError("of the script's own")
+    cfg = get_cfg_default()
+    clean_cfg(cfg, "COOP")
+    extend_cfg(cfg)
+    cfg.merge_from_list(["DATASET.NAME", "Dots", "MODEL.BACKBONE.NAME", "tiny"])
+    cfg.merge_from_list(["INPUT.SIZE", (32, 32), "OPTIM.NAME", "sgd", "OPTIM.MAX_EPOCH", 1])
+    cfg.merge_from_list(["INPUT.TRANSFORMS", ("normalize",), "USE_CUDA", False])
+    cfg.merge_from_list(["DATALOADER.TRAIN_X.BATCH_SIZE", 4, "DATALOADER.NUM_WORKERS", 0])
+    cfg.merge_from_list(args.opts)
+    cfg.TRAINER.NAME, cfg.OUTPUT_DIR = args.trainer, args.output_dir
+    cfg.freeze()
+    try:
+        build_trainer(cfg).train()
+    except Exception:
+        if args.fail == "wrap":
+            raise Exception("it did not work")
+        raise
+"""
+
+DATA = """
+import os
+
+from PIL import Image
+
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+
+
+@DATASET_REGISTRY.register()
+class Dots(DatasetBase):
+    def __init__(self, cfg):
+        items = []
+        for label, color in enumerate(["red", "green", "blue", "black"]):
+            path = os.path.abspath(f"{color}.png")
+            Image.new("RGB", (32, 32), color).save(path)
+            items.append(Datum(impath=path, label=label, classname=f"{color} dot"))
+        super().__init__(train_x=items, test=items)
+"""
+
+# As public trainers are written: the CLIP is loaded through a module named clip.
+HOST = """
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from clip import clip
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.optim import build_lr_scheduler, build_optimizer
+
+
+def load_clip_to_cpu(cfg):
+    if cfg.MODEL.BACKBONE.NAME == "tiny":
+        from anchoropt_plugin.encoders.clip_models import load_clip
+
+        return load_clip("tiny")
+    path = clip._download(clip._MODELS[cfg.MODEL.BACKBONE.NAME])
+    model = torch.jit.load(path, map_location="cpu").eval()
+    model = clip.build_model(model.state_dict())
+    return model.float() if cfg.TRAINER.COOP.PREC == "fp32" else model
+
+
+class TextEncoder(nn.Module):
+    def __init__(self, clip_model):
+        super().__init__()
+        self.transformer = clip_model.transformer
+        self.positional_embedding = clip_model.positional_embedding
+        self.ln_final = clip_model.ln_final
+        self.text_projection = clip_model.text_projection
+        self.dtype = clip_model.dtype
+
+    def forward(self, prompts, tokens):
+        x = (prompts + self.positional_embedding.type(self.dtype)).permute(1, 0, 2)
+        x = self.ln_final(self.transformer(x).permute(1, 0, 2)).type(self.dtype)
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+
+
+class Learner(nn.Module):
+    def __init__(self, cfg, names, clip_model):
+        super().__init__()
+        n, width = cfg.TRAINER.COOP.N_CTX, WIDTH or clip_model.ln_final.weight.shape[0]
+        self.ctx = nn.Parameter(torch.randn(n, width, dtype=clip_model.dtype) * 0.02)
+        tokens = torch.cat([clip.tokenize(" ".join(["X"] * n) + f" {{name}}.") for name in names])
+        with torch.no_grad():
+            embedding = clip_model.token_embedding(tokens).type(clip_model.dtype)
+        self.register_buffer("token_prefix", embedding[:, :1])
+        self.register_buffer("token_suffix", embedding[:, 1 + n :])
+        self.tokenized_prompts = tokens
+
+    def forward(self):
+        ctx = self.ctx.expand(len(self.token_prefix), -1, -1)
+        return torch.cat([self.token_prefix, ctx, self.token_suffix], 1)
+
+
+class Model(nn.Module):
+    def __init__(self, cfg, names, clip_model):
+        super().__init__()
+        self.{learner} = Learner(cfg, names, clip_model)
+        self.tokenized_prompts = self.{learner}.tokenized_prompts
+        self.image_encoder = clip_model.visual
+        self.text_encoder = TextEncoder(clip_model)
+        self.logit_scale = clip_model.logit_scale
+        self.dtype = clip_model.dtype
+
+    def forward(self, image):
+        image = self.image_encoder(image.type(self.dtype))
+        text = self.text_encoder(self.{learner}(), self.tokenized_prompts)
+        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+        return self.logit_scale.exp() * image @ text.t()
+
+
+WIDTH = {width}
+
+
+@TRAINER_REGISTRY.register()
+class {name}(TrainerX):
+    def build_model(self):
+        cfg = self.cfg
+        clip_model = load_clip_to_cpu(cfg)
+        self.model = Model(cfg, self.dm.dataset.classnames, clip_model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("{learner}" in name)
+        self.optim = build_optimizer(self.model.{learner}, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("{learner}", self.model.{learner}, self.optim, self.sched)
+
+    def parse_batch_train(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def forward_backward(self, batch):
+        image, label = self.parse_batch_train(batch)
+        output = self.model(image)
+        loss = {loss}
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {{"loss": loss.item()}}
+"""
+
+# Before its ninth text block it writes a prompt over the context.
+DEEP = """
+    def blocks(self, x):
+        for number, block in enumerate(self.transformer.resblocks):
+            if number == 8:
+                deep = self.deep.to(x.dtype)[:, None].expand(-1, x.shape[1], -1)
+                x = torch.cat([x[:1], deep, x[5:]])
+            x = block(x)
+        return x
+
+    def forward(self, prompts, tokens):
+        x = (prompts + self.positional_embedding.type(self.dtype)).permute(1, 0, 2)
+        x = self.ln_final(self.blocks(x).permute(1, 0, 2)).type(self.dtype)
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+"""
+
+VISUAL = """
+import torch.nn as nn
+from clip import clip
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+
+
+@TRAINER_REGISTRY.register()
+class Visual(TrainerX):
+    def build_model(self):
+        path = clip._download(clip._MODELS[self.cfg.MODEL.BACKBONE.NAME])
+        self.model = clip.load(path, device="cpu", jit=False)[0]
+"""
+
+CROSS_ENTROPY = "F.cross_entropy(output, label)"
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(text))
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """Its trainers: one as usual, and others that differ from it in one point each."""
+    folder = tmp_path_factory.mktemp("repository")
+    usual = {"name": "Usual", "learner": "prompt_learner", "loss": CROSS_ENTROPY, "width": None}
+    others = {
+        "hard": {"name": "Hard", "width": 512},
+        "named": {"name": "Named", "learner": "my_prompts"},
+        "odd": {"name": "Odd", "loss": "-output.log_softmax(-1)[range(len(label)), label].mean()"},
+        "broken": {"name": "Broken", "loss": "self.cfg.TRAINER.BROKEN.WEIGHT * output.mean()"},
+    }
+    write(folder, "train.py", TRAIN.format(module="usual"))
+    write(folder, "data.py", DATA)
+    write(folder, "trainers/__init__.py", "")
+    write(folder, "trainers/usual.py", HOST.format(**usual))
+    for module, differing in others.items():
+        write(folder, f"trainers/{module}.py", HOST.format(**{**usual, **differing}))
+    deep = HOST.format(**{**usual, "name": "Deep"})
+    start, stop = deep.index("    def forward(self, prompts"), deep.index("class Learner")
+    deep = deep[:start] + DEEP + deep[stop:]
+    own = "self.transformer = clip_model.transformer"
+    deep = deep.replace(own, f"{own}; self.deep = nn.Parameter(torch.ones(4, 512))")
+    write(folder, "trainers/deep.py", deep)
+    write(folder, "trainers/visual.py", VISUAL)
+    write(folder, "trainers/unimportable.py", "import a_module_that_is_nowhere\n")
+    return folder
+
+
+def process(folder, *words, **environment):
+    """``python -m anchoropt_plugin`` in a folder, as its own process."""
+    path = Path(anchoropt_plugin.__file__).parents[1]
+    # The package alone is installed there, not this repository's trainers and data sets.
+    installed = folder / ".installed"
+    if not installed.exists():
+        installed.mkdir()
+        (installed / "anchoropt_plugin").symlink_to(path / "anchoropt_plugin")
+    home = folder / ".home"
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "anchoropt_plugin", *map(str, words)],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(installed),
+            "HOME": str(home),
+            "OMP_NUM_THREADS": "1",
+            "ANCHOROPT_CACHE": str(home / "anchors"),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """The same within this process, which takes a second; modules and registries are put back."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for registry in (TRAINER_REGISTRY, DATASET_REGISTRY):
+        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = dict(sys.modules)
+
+    def forget():
+        for name in [name for name in sys.modules if name.partition(".")[0] in OWN_MODULES]:
+            del sys.modules[name]
+
+    def run(folder, *words):
+        forget()
+        TRAINER_REGISTRY._obj_map.clear()
+        DATASET_REGISTRY._obj_map.clear()
+        monkeypatch.chdir(folder)
+        status = main(list(map(str, words)))
+        return Result(status, *capsys.readouterr())
+
+    yield run
+    forget()
+    sys.modules.update({name: before[name] for name in before if name not in sys.modules})
+
+
+OWN_MODULES = ("train", "trainers", "data", "mine")
+
+
+def one_line(result):
+    """The line that a failed command answers with."""
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    return result.stderr.removeprefix("error: ").strip()
+
+
+# ---------------------------------------------------------------------- the command line
+def test_every_module_of_the_folder_is_a_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, module in all_commands().items():
+        assert name in shown and " ".join(module.HELP.split()) in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["predcit"], "'predcit'"),
+        (["predict", "--model-dri", "x", "a.jpg"], "--model-dir"),
+        (["run", "no/train.py"], "there is no script no/train.py"),
+        (["check", "trainers.coop"], "no module:Trainer"),
+        (["check", "no_such_module:CoOp"], "there is no module 'no_such_module'"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------------- run
+@pytest.fixture(scope="module")
+def trained(repository):
+    """A run of the repository's own train.py with AnchorOPT, and its output folder."""
+    keys = ["TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "2", "TRAINER.ANCHOROPT.POSITION", "gumbel"]
+    words = ["train.py", "--trainer", "Usual_AnchorOPT", "--output-dir", "out", *keys]
+    result = process(repository, "run", *words)
+    assert result.returncode == 0, result.stderr
+    return result, repository / "out"
+
+
+def test_an_unchanged_train_py_runs_both_stages(trained):
+    result, out = trained
+    assert "stage 1 epoch [2/2]" in result.stdout and "Stage 2:" in result.stdout
+    assert "* accuracy:" in result.stdout
+    settings = json.loads((out / "anchoropt.json").read_text())["settings"]
+    assert settings["position"] == "gumbel", "keys of a train.py that never heard of them"
+
+
+def test_a_script_in_another_folder_finds_its_own_modules(repository, trained, tmp_path):
+    # A clip of its own, too: the plug-in has loaded another one by then.
+    copy = tmp_path / "repository"
+    copy.mkdir()
+    for path in repository.iterdir():
+        if path.is_file() or path.name == "trainers":
+            subprocess.run(["cp", "-r", path, copy], check=True)
+    write(copy, "clip/__init__.py", "print('its own clip')\nfrom . import clip\n")
+    write(copy, "clip/clip.py", "def tokenize(text):\n    raise LookupError('its tokenizer')\n")
+    words = [copy / "train.py", "--trainer", "Usual_AnchorOPT", "--output-dir", "out"]
+    result = process(tmp_path, "run", *words)
+    assert "its own clip" in result.stdout and "LookupError: its tokenizer" in result.stderr
+
+
+def test_unknown_trainers_name_what_there_is(command, repository):
+    line = one_line(command(repository, "run", "train.py", "--trainer", "Usaul_AnchorOPT"))
+    assert "there is no trainer 'Usaul'" in line
+    assert "did you mean 'Usual'?" in line and "registered: Usual" in line
+
+
+@pytest.mark.parametrize("fail", ["", "wrap"])
+def test_the_plug_in_s_errors_are_one_line_even_if_the_script_wraps_them(command, repository, fail):
+    words = ["--trainer", "Usual_AnchorOPT", "--fail", fail, "TRAINER.ANCHOROPT.KD_WEIGHT", "-1.0"]
+    line = one_line(command(repository, "run", "train.py", *words))
+    assert line == "TRAINER.ANCHOROPT: KD_WEIGHT must not be negative"
+
+
+def test_what_the_script_raises_and_exits_with_is_its_own(repository):
+    assert process(repository, "run", "train.py", "--fail", "exit").returncode == 7
+    result = process(repository, "run", "train.py", "--fail", "raise")
+    assert result.returncode == 1
+    assert result.stderr.endswith("LookupError: of the script's own\n")
+    assert "runpy" not in result.stderr and "anchoropt_plugin" not in result.stderr
+
+
+def test_trainers_are_made_on_demand_and_only_meanwhile():
+    from anchoropt_plugin.training.trainer_registry import two_stages_on_demand
+    from dassl.engine import TrainerX
+
+    class Undecorated(TrainerX):
+        pass
+
+    TRAINER_REGISTRY._obj_map["Undecorated"] = Undecorated
+    try:
+        with two_stages_on_demand():
+            assert "Undecorated_AnchorOPT" in TRAINER_REGISTRY.registered_names()
+            assert "Undecorated_AnchorOPT" not in TRAINER_REGISTRY._obj_map
+            made = TRAINER_REGISTRY.get("Undecorated_AnchorOPT")
+            assert issubclass(made, Undecorated) and made.anchoropt_host is Undecorated
+            assert TRAINER_REGISTRY.get("Undecorated_AnchorOPT") is made
+            assert "Undecorated_AnchorOPT_AnchorOPT" not in [*TRAINER_REGISTRY.registered_names()]
+            with pytest.raises(KeyError):
+                TRAINER_REGISTRY.get("NoSuchTrainer")
+        assert vars(TRAINER_REGISTRY).keys() == {"_name", "_obj_map"}
+    finally:
+        del TRAINER_REGISTRY._obj_map["Undecorated"], TRAINER_REGISTRY._obj_map[made.__name__]
+
+
+# ---------------------------------------------------------------------- check
+@pytest.mark.parametrize(
+    ("trainer", "learner"),
+    [("usual:Usual", "prompt_learner"), ("hard:Hard", "prompt_learner")],
+)
+def test_check_tells_what_it_found(command, repository, trainer, learner):
+    result = command(repository, "check", f"trainers.{trainer}")
+    assert result.returncode == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    lines = (repository / "trainers/usual.py").read_text().splitlines()
+    line = lines.index(f"        loss = {CROSS_ENTROPY}")
+    module, _, name = trainer.partition(":")
+    tokenizer = SimpleTokenizer()
+    # [SOS], four soft tokens and an anchor once, then each name with its full stop and [EOT].
+    computed = 6 + sum(len(tokenizer.encode(f"{name}.")) + 1 for name in CLASSES)
+    for found in (
+        f"{name} works with AnchorOPT",
+        f"model.{learner} (Learner): 4 soft tokens of width 512, read by PromptHook",
+        "deep prompts none",
+        f"F.cross_entropy at trainers/{module}.py:{line + 1}, over logits (4, 8)",
+        "2,073 numbers in 2 tensors",
+        f"{learner}.ctx (4, 512)",
+        f"{learner}.anchoropt.logits (5, 5)",
+        # The look-alike leaves loading to Dassl, which knows of no other classes.
+        "checkpoints load into the same classes only, as without AnchorOPT (for others, load_model",
+        "in place of TextEncoder, relative error",
+        f"616 → {computed} tokens",
+    ):
+        assert found in text, text
+    assert not list(Path.home().rglob("*clip*")), "the user's cache was touched"
+
+
+def test_check_finds_learners_of_another_name(command, repository):
+    result = command(repository, "check", "trainers.named:Named")
+    assert "model.my_prompts (Learner)" in result.stdout, result.stderr
+
+
+def test_check_has_as_many_text_blocks_as_hosts_count_on(command, repository):
+    result = command(repository, "check", "trainers.deep:Deep")
+    wanted = "before text blocks 8 of the 12 here, from its own parameters, such as deep"
+    assert wanted in " ".join(result.stdout.split()), result.stderr
+
+
+def test_check_takes_keys_and_trainers_without_a_train_py(command, repository, tmp_path):
+    precision = ["TRAINER.MY.PREC", "fp32"]
+    write(tmp_path, "mine.py", (repository / "trainers/usual.py").read_text().replace("COOP", "MY"))
+    result = command(tmp_path, "check", "mine:Usual", "TRAINER.MY.N_CTX", 3, *precision)
+    assert "3 soft tokens of width 512" in result.stdout, result.stderr
+    line = one_line(command(tmp_path, "check", "mine:Usual"))
+    assert "still without AnchorOPT" in line and "MY" in line and "KEY VALUE" in line
+
+
+def test_flags_behind_the_trainer_are_told(command, repository):
+    line = one_line(command(repository, "check", "trainers.usual:Usual", "--config-file", "x.yaml"))
+    assert line == "--config-file stands among KEY VALUE pairs: give flags first"
+
+
+def test_a_train_py_that_cannot_be_asked_for_its_keys_is_one_line(command, repository, tmp_path):
+    usual = (repository / "trainers/usual.py").read_text()
+    write(tmp_path, "mine.py", usual)
+    write(tmp_path, "train.py", "def extend_cfg(cfg):\n    cfg.SHOTS = args.shots\n")
+    line = one_line(command(tmp_path, "check", "mine:Usual"))
+    assert line.startswith("extend_cfg of train.py fails: ") and "train.py:2: NameError" in line
+    write(tmp_path, "train.py", "import a_module_that_is_nowhere\ndef extend_cfg(cfg): pass\n")
+    line = one_line(command(tmp_path, "check", "mine:Usual"))
+    assert line.startswith("importing train fails: ") and line.count("fails") == 1
+
+
+def test_a_host_that_cannot_load_is_held_to_no_more(command, repository, tmp_path):
+    loading = """
+        def load_model(self, directory, epoch=None):
+            raise LookupError("only with a key of mine")
+    """
+    text = (repository / "trainers/usual.py").read_text() + textwrap.indent(
+        textwrap.dedent(loading), "    "
+    )
+    write(tmp_path, "mine.py", text)
+    result = command(tmp_path, "check", "mine:Usual", "TRAINER.COOP.PREC", "fp32")
+    found = " ".join(result.stdout.split())
+    assert "not tried: Usual alone does not load its own" in found, result.stderr
+    assert "LookupError: only with a key of mine" in found
+
+
+def test_a_clip_that_imports_dassl_is_found_first(tmp_path):
+    """As forks of CLIP do that take a module from a trainer."""
+    installed = str(Path(clip.__file__).parent)
+    text = f"import dassl.engine\n__path__.append({installed!r})\nfrom clip.clip import *\n"
+    write(tmp_path, "clip/__init__.py", text)
+    result = process(tmp_path, "--help")
+    assert result.returncode == 0, result.stderr
+
+
+def test_clean_cfg_keeps_the_keys_of_the_host(repository, tmp_path):
+    script = """
+        from dassl.config import clean_cfg, get_cfg_default
+        from yacs.config import CfgNode
+
+        cfg = get_cfg_default()
+        cfg.TRAINER.MINE, cfg.TRAINER.OTHER = CfgNode(), CfgNode()
+        clean_cfg(cfg, "Mine_AnchorOPT")
+        assert {"MINE", "ANCHOROPT"} <= set(cfg.TRAINER) and "OTHER" not in cfg.TRAINER
+    """
+    write(tmp_path, "train.py", script)
+    assert main(["run", str(tmp_path / "train.py")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("trainer", "wanted"),
+    [
+        ("visual:Visual", ["Visual learns no context of texts", "token_prefix", "as CoOp's"]),
+        ("odd:Odd", ["Odd computes no F.cross_entropy", "its 8 classes", "(output, label)"]),
+        ("broken:Broken", ["Broken fails, still without AnchorOPT", "trainers/broken.py:"]),
+        ("unimportable:X", ["importing trainers.unimportable fails", "a_module_that_is_nowhere"]),
+        ("usual:Usaul", ["no trainer 'Usaul' (did you mean 'Usual'?)", "it registers Usual"]),
+    ],
+)
+def test_check_says_in_a_line_what_is_missing(command, repository, trainer, wanted):
+    line = one_line(command(repository, "check", f"trainers.{trainer}"))
+    assert all(words in line for words in wanted), line
+
+
+def test_the_random_clip_reads_as_openai_s_files_do(tmp_path):
+    from anchoropt_plugin.encoders.clip_models import load_clip
+
+    path, weights = tmp_path / "random.pt", random_weights()
+    write_archive(weights, path)
+    clip = load_clip(str(path))
+    assert clip.visual.input_resolution == 224
+    state = clip.state_dict()
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[name], weights[name].half().float()) for name in weights)
+
+
+def test_nothing_is_downloaded_while_the_random_clip_stands_in():
+    import urllib.request
+
+    import clip
+
+    own = clip.clip._download
+    with standing_in():
+        assert clip.clip._download("https://nowhere/RN50.pt").endswith("random.pt")
+        with pytest.raises(UserError, match="https://nowhere"):
+            urllib.request.urlopen("https://nowhere")
+    assert clip.clip._download is own
+
+
+# ---------------------------------------------------------------------- predict
+DIGITS = ["--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")]
+TINY = ["--config-file", str(ROOT / "configs/trainers/CoOp/tiny.yaml")]
+
+
+def train_words(root, out, trainer, *flags, classes="base", shots="4"):
+    return [
+        *("--root", str(root), "--output-dir", str(out), "--trainer", trainer, "--seed", "1"),
+        *(*DIGITS, *TINY, *flags, "OPTIM.MAX_EPOCH", "2", "TRAINER.COOP.N_CTX", "4"),
+        *("DATASET.SUBSAMPLE_CLASSES", classes, "DATASET.NUM_SHOTS", shots, "USE_CUDA", "False"),
+        *("TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Output folders of short runs on the base classes of Digits, by trainer."""
+    folder = tmp_path_factory.mktemp("runs")
+    for trainer in ("CoOp", "CoOp_AnchorOPT"):
+        assert train.main(train_words(folder / "data", folder / trainer, trainer)) == 0
+    return folder
+
+
+def evaluated(runs, trainer, classes):
+    """Paths of the test pictures, the trainer's logits of them, and the class names."""
+    flags = ["--eval-only", "--model-dir", str(runs / trainer), "--load-epoch", "2"]
+    words = train_words(runs / "data", runs / "eval", trainer, *flags, classes=classes)
+    built = train.build_trainer(train.setup_cfg(train.build_parser().parse_args(words)))
+    built.load_model(str(runs / trainer), epoch=2)
+    built.set_model_mode("eval")
+    batches = list(built.test_loader)
+    with torch.no_grad():
+        logits = [built.model_inference(built.parse_batch_test(batch)[0]) for batch in batches]
+    paths = [path for batch in batches for path in batch["impath"]]
+    return paths, torch.cat(logits), built.dm.dataset.classnames
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "CoOp_AnchorOPT"])
+@pytest.mark.parametrize("classes", ["base", "new"])
+def test_probabilities_are_those_of_an_evaluation(runs, trainer, classes):
+    paths, logits, names = evaluated(runs, trainer, classes)
+    predictor = load_predictor(runs / trainer, None if classes == "base" else names)
+    assert predictor.classes == names
+    found = predictor.probabilities(paths)
+    torch.testing.assert_close(found, logits.softmax(-1), rtol=1e-5, atol=1e-7)
+    with Image.open(paths[0]) as image:
+        answer = predictor(image)
+    assert list(answer.values()) == sorted(answer.values(), reverse=True)
+    assert answer == pytest.approx(dict(zip(names, found[0].tolist(), strict=True)), rel=1e-4)
+
+
+def test_unseen_classes_are_averaged_with_the_anchors_logits(runs):
+    names = evaluated(runs, "CoOp_AnchorOPT", "new")[2]
+    predictor = load_predictor(runs / "CoOp_AnchorOPT", names)
+    trainer = predictor._trainer
+    assert trainer.anchoropt.averages("base")
+    assert not load_predictor(runs / "CoOp_AnchorOPT")._trainer.anchoropt.averages("new")
+
+
+def test_the_arguments_of_the_decorator_are_those_of_the_run(trained, command, repository):
+    # Its record says "gumbel", given on the command line of a train.py that writes no config.yaml.
+    words = ["predict", "--model-dir", "out", "red.png", "--import", "trainers.usual", "--json"]
+    result = command(repository, *words)
+    assert result.returncode == 0, result.stderr
+    (entry,) = json.loads(result.stdout)
+    assert entry["picture"] == "red.png" and len(entry["probabilities"]) == 4
+    assert sum(entry["probabilities"].values()) == pytest.approx(1)
+    line = one_line(command(repository, *words[:4]))
+    assert "trainer 'Usual_AnchorOPT' is not registered" in line
+
+
+def test_pictures_and_folders(runs, tmp_path, capsys, caplog):
+    caplog.set_level("WARNING", logger="anchoropt_plugin")
+    paths = evaluated(runs, "CoOp", "base")[0]
+    inside = tmp_path / "pictures" / "more"
+    inside.mkdir(parents=True)
+    for number, path in enumerate(paths[:3]):
+        (inside / f"{number}.png").write_bytes(Path(path).read_bytes())
+    (inside / "cut.png").write_bytes(Path(paths[0]).read_bytes()[:60])
+    (inside / "note.txt").write_text("no picture")
+    (inside / ".hidden").write_text("")
+    capsys.readouterr()
+    words = ["predict", "--model-dir", str(runs / "CoOp"), "--top", "2"]
+    assert main([*words, str(tmp_path / "pictures"), "--classes", "cat", "red dog", "bus"]) == 0
+    out, errors = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[::3] == [str(inside / f"{number}.png") for number in range(3)]
+    for line in lines[1::3] + lines[2::3]:
+        assert re.fullmatch(r" +\d+\.\d %  (cat|red dog|bus)", line)
+    assert f"skipped: cannot read the picture {inside}/cut.png" in errors
+    assert "skipped 2 file(s)" in errors and "note.txt" in errors and ".hidden" not in errors
+
+    names = tmp_path / "names.txt"
+    names.write_text("cat\n\nred dog\n")
+    assert main([*words, str(inside / "0.png"), "--classes-file", str(names)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cut.png"], "cannot read the picture cut.png"),
+        (["none.png"], "there is no picture none.png"),
+        (["empty"], "there is no picture in the folder empty"),
+        (["cut.png", "--top", "0"], "--top is 0"),
+        (["cut.png", "--load-epoch", "7"], "model.pth.tar-2"),
+        (["cut.png", "--model-dir", "empty"], "empty has no config.yaml"),
+        (["cut.png", "--classes", "cat", "cat"], "'cat' was given more than once"),
+        (["cut.png", "--import", "no_such"], "there is no module 'no_such'"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(runs, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("cut.png").write_bytes(b"no picture")
+    Path("empty").mkdir()
+    assert main(["predict", "--import", "trainers", "--model-dir", str(runs / "CoOp"), *words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error
+
+
+def test_a_folder_without_class_names_asks_for_them(runs, tmp_path):
+    (tmp_path / "config.yaml").write_bytes((runs / "CoOp" / "config.yaml").read_bytes())
+    with pytest.raises(UserError, match=r"has no classes\.json: name the classes"):
+        load_predictor(tmp_path)
+
+
+def test_a_checkpoint_without_anchors_is_refused(runs, tmp_path):
+    for name in ("config.yaml", "classes.json", "prompt_learner"):
+        (tmp_path / name).symlink_to(runs / "CoOp" / name)
+    text = (tmp_path / "config.yaml").read_text().replace("NAME: CoOp\n", "NAME: CoOp_AnchorOPT\n")
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="has no anchors"):
+        load_predictor(tmp_path)

@@ -1,0 +1,244 @@
+"""Plans of experiments: folders, settings, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anchoropt_plugin import UserError
+from anchoropt_plugin.config.merge import read_yaml
+from experiments import ablate, compare
+from experiments.factors import parse_grid, varied
+from experiments.files import CONFIGS
+from experiments.plan import Method, host_method, plan
+from experiments.protocols import read_protocol
+from experiments.published import published_numbers, published_settings
+
+
+def planned(tmp_path, protocol, methods, opts=(), **changes):
+    chosen = read_protocol(protocol).with_changes({"seeds": [1], **changes})
+    return plan(chosen, methods, tmp_path / "data", tmp_path, list(opts))
+
+
+def coop(**rest):
+    return [
+        host_method("CoOp", "tiny", anchoropt=False),
+        host_method("CoOp", "tiny", anchoropt=True, reference="CoOp", **rest),
+    ]
+
+
+def folders(jobs, tmp_path):
+    return [str(run.folder.relative_to(tmp_path)) for job in jobs for run in job.runs]
+
+
+def test_base_to_new_has_the_public_folders(tmp_path):
+    jobs = planned(tmp_path, "base2new", coop(), datasets=["digits"])
+    assert folders(jobs, tmp_path) == [
+        f"base2new/{part}/digits/shots_16/{trainer}/tiny/seed1"
+        for trainer in ("CoOp", "CoOp_AnchorOPT")
+        for part in ("train_base", "test_new")
+    ]
+    trained, tested = jobs[1].runs
+    assert tested.model == trained.folder
+    assert tested.argv[tested.argv.index("--load-epoch") + 1] == "50"
+    assert trained.settings["DATASET.SUBSAMPLE_CLASSES"] == "base"
+    assert tested.settings["DATASET.SUBSAMPLE_CLASSES"] == "new"
+
+
+def test_few_shot_has_the_public_folders(tmp_path):
+    jobs = planned(tmp_path, "few_shot", coop()[:1], datasets=["digits"], shots=[1, 2])
+    assert folders(jobs, tmp_path) == [
+        f"digits/CoOp/tiny_{shots}shots/nctx4_cscFalse_ctpend/seed1" for shots in (1, 2)
+    ]
+    assert [run.score for job in jobs for run in job.runs] == ["1", "2"]
+
+
+def test_cross_dataset_tests_lie_in_evaluation(tmp_path):
+    (job,) = planned(tmp_path, "embedded_transfer", coop()[1:], datasets=["shapes"])
+    assert folders([job], tmp_path) == [
+        "shapes/CoOp_AnchorOPT/tiny_16shots/seed1",
+        "evaluation/CoOp_AnchorOPT/tiny_16shots/digits/seed1",
+    ]
+    assert [run.score for run in job.runs] == ["shapes", "digits"]
+    assert job.runs[1].settings["DATASET.NAME"] == "Digits"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "protocols").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_protocol_can_be_read(path):
+    protocol = read_protocol(path.stem)
+    assert protocol.name == path.stem and protocol.seeds and protocol.datasets
+
+
+def test_jobs_that_share_a_stage_1_say_so(tmp_path):
+    methods = [*coop(), host_method("MaPLe", "tiny", anchoropt=True)]
+    methods.append(coop(settings={"TRAINER.ANCHOROPT.ANCHOR": "random"}, name="random")[1])
+    jobs = planned(tmp_path, "base2new", methods[:3], datasets=["digits"], seeds=[1, 2])
+    plain, first, second = (job.anchors for job in (jobs[0], jobs[2], jobs[3]))
+    assert plain == "" and first == second != ""
+    assert jobs[4].anchors != first  # another batch size, so another number of steps
+    (control,) = planned(tmp_path, "base2new", methods[3:], datasets=["digits"])
+    assert control.anchors == ""
+
+
+def test_a_factor_at_test_shares_the_training(tmp_path):
+    methods = varied(coop()[1], {"averaging": ["auto", "never"]}, True, "digits")
+    (job,) = planned(tmp_path, "base2new", methods, datasets=["digits"])
+    assert [run.trains for run in job.runs] == [True, False, False, False]
+    assert [run.method.name for run in job.runs] == [
+        *["CoOp_AnchorOPT"] * 2,
+        *["averaging=never"] * 2,
+    ]
+    never = job.runs[2]
+    assert never.model == job.runs[0].folder and never.score == "base"
+    assert never.settings["TRAINER.ANCHOROPT.ENSEMBLE"] == "never"
+    assert "tiny-averaging=never" in str(never.folder)
+    # Alone it needs a training too, which is nobody's row.
+    (job,) = planned(tmp_path, "base2new", methods[1:], datasets=["digits"])
+    assert [run.reported for run in job.runs] == [False, True, True]
+
+
+def test_factors_vary_alone_or_together():
+    grid = parse_grid(["kd_weight=0,1", "soft_tokens=4,8"])
+    alone = varied(coop()[1], grid, True, "digits")
+    assert [method.name for method in alone] == [
+        *("CoOp_AnchorOPT", "kd_weight=0", "soft_tokens=8")
+    ]
+    together = varied(coop()[1], grid, False, "digits")
+    assert [method.name for method in together[1:]] == [
+        *("kd_weight=0", "kd_weight=0, soft_tokens=8", "soft_tokens=8")
+    ]
+    assert together[0].defaults == {"kd_weight": 1.0, "soft_tokens": 4}
+    assert together[2].settings == {
+        "TRAINER.ANCHOROPT.KD_WEIGHT": "0",
+        "TRAINER.ANCHOROPT.N_CTX": "8",
+    }
+
+
+@pytest.mark.parametrize("host", ["CoOp", "CoCoOp", "MaPLe", "DePT"])
+def test_published_settings_are_those_of_a_run(tmp_path, host, monkeypatch):
+    config, settings = published_settings(host)
+    assert len(settings) == 11
+    monkeypatch.setattr("train.check", lambda *args: None)  # the pictures are not here
+    method = host_method(host, config, anchoropt=True, of_dataset={"digits": settings["sun397"]})
+    (job,) = planned(tmp_path, "base2new", [method], datasets=["digits"])
+    node = job.runs[0].settings
+    assert node["MODEL.BACKBONE.NAME"] == "ViT-B/16"
+    assert node["TRAINER.ANCHOROPT.ANCHOR_EPOCHS"] == 20
+    tokens, distillation = {
+        "CoOp": (8, 1),
+        "CoCoOp": (8, 1000),
+        "MaPLe": (4, 1000),
+        "DePT": (8, 0),
+    }[host]
+    assert node["TRAINER.ANCHOROPT.N_CTX"] == tokens
+    assert node["TRAINER.ANCHOROPT.KD_WEIGHT"] == distillation
+
+
+def test_the_published_preset_names_what_is_here(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+    words = ["--preset", "published", "--datasets", "caltech101", "dtd", *places, "--dry-run"]
+    assert compare.main("", words) == 0
+    # Four hosts with and without AnchorOPT, five seeds, two data sets, train and test; zero-shot.
+    assert f"{4 * 2 * 5 * 2 * 2 + 4} runs, 0 of them finished" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_presets_name_what_is_here(tmp_path):
+    for path in sorted((CONFIGS / "presets" / "compare").glob("*.yaml")):
+        for host in read_yaml(path)["hosts"]:
+            folder = CONFIGS / "trainers" / host
+            assert folder.is_dir() and (path.stem != "embedded" or (folder / "tiny.yaml").is_file())
+
+
+def test_the_anchors_alone_of_an_ablation_stand_beside_the_published_ones():
+    _, alone = varied(coop()[1], {"averaging": ["anchors"]}, True, "dtd")
+    place = {"protocol": "base2new", "backbone": "ViT-B/16", "shots": 16, "datasets": "dtd"}
+    numbers = published_numbers(alone.name, **place)
+    assert [numbers[score].value for score in ("base", "new")] == [55.787, 62.56]
+
+
+def test_published_numbers_need_the_same_place():
+    eleven = " ".join(sorted(read_protocol("base2new").datasets))
+    place = {"protocol": "base2new", "backbone": "ViT-B/16", "shots": 16, "datasets": eleven}
+    numbers = published_numbers("CoOp_AnchorOPT", **place)
+    assert [numbers[c].value for c in ("base", "new", "HM")] == [81.24, 76.27, 78.68]
+    assert "2511.21188" in numbers["HM"].source
+    for other in ({"shots": 4}, {"backbone": "tiny"}, {"datasets": "digits"}):
+        assert published_numbers("CoOp_AnchorOPT", **{**place, **other}) == {}
+
+
+TINY = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "embeded"], "unknown preset 'embeded' .did you mean 'embedded'"),
+        (["--protocol", "base2nu", *TINY], "unknown protocol 'base2nu' .did you mean 'base2new'"),
+        ([*TINY, "--hosts", "CoOpp"], "unknown host 'CoOpp' .did you mean 'CoOp'"),
+        ([*TINY, "--hosts", "ZeroshotCLIP"], "unknown host 'ZeroshotCLIP'"),
+        ([*TINY, "--datasets", "digit"], "unknown data set 'digit' .did you mean 'digits'"),
+        ([*TINY, "--datasets", "../datasets/digits"], "unknown data set"),
+        ([*TINY, "--config", "small"], "unknown config of CoOp 'small'"),
+        ([*TINY, "OPTIM.MAX_EPOC", "3"], "unknown config key OPTIM.MAX_EPOC"),
+        ([*TINY, "OPTIM.MAX_EPOCH", "0"], "OPTIM.MAX_EPOCH is 0, it must be positive"),
+        ([*TINY, "TRAINER.ANCHOROPT.POSITION", "sof"], "POSITION is 'sof'"),
+        ([*TINY, "--jobs", "0"], "--jobs is 0"),
+        ([*TINY, "--sedes", "1"], "there is no flag --sedes"),
+        ([*TINY, "--seeds", "1", "--anchoropt", "both", "digits"], "'digits' is neither a flag"),
+        ([], "nothing to compare"),
+        (["--datasets", "digits"], "no --hosts are given"),
+        (["--datasets", "digits", "--hosts", "CoOp"], "no --config is given"),
+        (["--preset", "published", "--datasets", "digits"], "nothing is published for CoOp"),
+    ],
+)
+def test_compare_refuses(tmp_path, words, message):
+    out = ["--output-dir", str(tmp_path / "out"), "--root", str(tmp_path / "data")]
+    with pytest.raises(UserError, match=message):
+        compare.main("", [*out, *words])
+    assert not list(tmp_path.iterdir())
+
+
+ABLATE = ["--host", "CoOp", "--config", "tiny", "--datasets", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (ABLATE, "nothing is varied"),
+        ([*ABLATE, "--grid", "positon=soft"], "unknown factor 'positon' .did you mean 'position'"),
+        ([*ABLATE, "--grid", "position"], "--grid position is not of the form KEY=v1,v2"),
+        ([*ABLATE, "--grid", "OPTIM.LRR=1"], "unknown config key OPTIM.LRR"),
+        ([*ABLATE, "--grid", "position=sof"], "POSITION is 'sof'"),
+        (["--grid", "position=soft"], "--host and --config are to be given"),
+        ([*ABLATE, "--grid-file", "nowhere.yaml"], "cannot open the config file nowhere.yaml"),
+    ],
+)
+def test_ablate_refuses(tmp_path, words, message):
+    out = ["--output-dir", str(tmp_path / "out"), "--root", str(tmp_path / "data")]
+    with pytest.raises(UserError, match=message):
+        ablate.main("", [*out, *words])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_run_is_told_at_once(tmp_path):
+    (job,) = planned(tmp_path, "base2new", coop()[:1], datasets=["digits"])
+    folder = job.runs[0].folder
+    (folder / "prompt_learner").mkdir(parents=True)
+    (folder / "prompt_learner/checkpoint").write_text("model.pth.tar-3\n")
+    (folder / "config.yaml").write_text("OPTIM:\n  MAX_EPOCH: 3\n")
+    with pytest.raises(UserError, match=r"holds another run: OPTIM.MAX_EPOCH is 3 there, 50 here"):
+        planned(tmp_path, "base2new", coop()[:1], datasets=["digits"])
+
+
+def test_zero_shot_is_tested_once_and_never_trained(tmp_path):
+    config = Path(CONFIGS / "trainers/CoOp/tiny.yaml")
+    method = Method("ZeroshotCLIP", "ZeroshotCLIP", config, trained=False)
+    jobs = planned(tmp_path, "base2new", [method], datasets=["digits"], seeds=[1, 2])
+    assert [(run.score, run.trains) for job in jobs for run in job.runs] == [
+        *(("base", False), ("new", False))
+    ]

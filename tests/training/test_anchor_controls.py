@@ -1,0 +1,82 @@
+"""The controls of stage 1 and of the vote at test: random anchors, words, the anchors alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from anchoropt_plugin import AnchorTokens, UserError
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
+from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.training.settings import AnchorOPTConfig
+from dassl.engine import build_trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def words(root, out, *keys):
+    return [
+        *("--root", str(root), "--output-dir", str(out), "--seed", "1"),
+        *("--trainer", "CoOp_AnchorOPT"),
+        *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
+        *("--config-file", str(ROOT / "configs/trainers/CoOp/tiny.yaml")),
+        *("DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1"),
+        *(word for key in keys for word in ("TRAINER.ANCHOROPT." + key).split("=")),
+    ]
+
+
+def anchors_of(root, out, *keys):
+    assert train.main(words(root, out, *keys)) == 0
+    return AnchorTokens.load(out).values
+
+
+def test_words_stand_in_for_learned_anchors(root, tmp_path):
+    clip = load_clip("tiny")
+    row = clip.token_embedding(tokenize(["photo picture"]))[0, 1:3]
+    found = anchors_of(root, tmp_path / "out", "ANCHOR=photo_picture", "ANCHOR_LEN=2")
+    assert torch.equal(found, row.detach())
+    assert "Stage 1: left out" in (tmp_path / "out/log.txt").read_text()
+
+
+def test_words_of_another_length(root, tmp_path, capsys):
+    assert train.main(words(root, tmp_path, "ANCHOR=photo picture")) == 2
+    assert "is 2 tokens: set ANCHOR_LEN 2" in capsys.readouterr().err
+
+
+def test_random_anchors_are_drawn_by_the_seed(root, tmp_path):
+    first = anchors_of(root, tmp_path / "1", "ANCHOR=random")
+    again = anchors_of(root, tmp_path / "2", "ANCHOR=random")
+    learned = anchors_of(root, tmp_path / "3", "ANCHOR_EPOCHS=2")
+    assert torch.equal(first, again) and not torch.equal(first, learned)
+    many = AnchorTokens.random(TextTower(load_clip("tiny")), 1000).values
+    assert many.shape == (1000, 128) and many.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_anchors_alone_at_test(root, tmp_path):
+    keys = ["ENSEMBLE=anchors", "ANCHOR=random"]
+    args = train.build_parser().parse_args(words(root, tmp_path, *keys))
+    trainer = build_trainer(train.setup_cfg(args))
+    trainer.anchoropt_stage_one()
+    trainer.set_model_mode("eval")
+    images, _ = trainer.parse_batch_test(next(iter(trainer.test_loader)))
+    with torch.no_grad():
+        logits = trainer.model_inference(images)
+        features = torch.nn.functional.normalize(trainer.model.image_encoder(images), dim=-1)
+        texts = trainer.anchoropt.prompts.encode(trainer.anchoropt.position.anchors)
+        expected = trainer.model.logit_scale.exp() * features @ texts.t()
+    torch.testing.assert_close(logits, expected)
+
+
+def test_learned_anchors_from_a_file_exclude_others():
+    with pytest.raises(UserError, match="excludes ANCHOR random"):
+        AnchorOPTConfig(anchor_weights="anchors", anchor="random")
+    with pytest.raises(UserError, match="ANCHOR is ' '"):
+        AnchorOPTConfig(anchor=" ")

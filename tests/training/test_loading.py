@@ -1,0 +1,61 @@
+"""Checkpoints of hosts that load in ways of their own, with and without AnchorOPT in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anchoropt_plugin import UserError
+from dassl.engine import TrainerX
+from dassl.utils import load_checkpoint
+
+from .test_host_parts import odd_host
+from .test_two_stages import build, root
+
+__all__ = ["root"]
+
+
+def only_ctx(self, directory, epoch=None):
+    for name, model in self._models.items():
+        state = load_checkpoint(f"{directory}/{name}/model.pth.tar-{epoch}")["state_dict"]
+        model.load_state_dict({k: v for k, v in state.items() if k == "ctx"}, strict=False)
+
+
+def strict(self, directory, epoch=None):
+    """As Dassl's own, which takes the classes of the checkpoint alone."""
+    TrainerX.load_model(self, directory, epoch)
+
+
+def test_a_host_that_leaves_out_what_anchoropt_saved_is_told(root, tmp_path):
+    name = odd_host("OnlyContext", load_model=only_ctx)
+    trainer = build(root, tmp_path / "a", trainer=name)
+    trainer.anchoropt_stage_one()
+    trainer.save_model(0, str(tmp_path / "a"))
+    again = build(root, tmp_path / "b", trainer=name)
+    with pytest.raises(UserError, match=r"load_model of OnlyContext leaves out .* must load all"):
+        again.load_model(str(tmp_path / "a"), epoch=1)
+    # A checkpoint of the host alone has no more than it loads.
+    alone = build(root, tmp_path / "c", trainer="OnlyContext")
+    alone.save_model(0, str(tmp_path / "c"))
+    again.load_model(str(tmp_path / "c"), epoch=1)
+
+
+def test_a_strict_host_loads_a_checkpoint_from_before(root, tmp_path):
+    name = odd_host("Strict", load_model=strict)
+    alone = build(root, tmp_path / "a", trainer="Strict")
+    alone.save_model(0, str(tmp_path / "a"))
+    trainer = build(root, tmp_path / "b", trainer=name)
+    logits = trainer.model.prompt_learner.anchoropt.logits.detach().clone()
+    trainer.load_model(str(tmp_path / "a"), epoch=1)
+    learner = trainer.model.prompt_learner
+    assert torch.equal(learner.ctx, alone.model.prompt_learner.ctx)
+    assert torch.equal(learner.anchoropt.logits, logits)
+
+
+def test_a_checkpoint_with_a_part_of_the_position_alone_is_refused(root, tmp_path):
+    learner = build(root, tmp_path).model.prompt_learner
+    state = learner.state_dict()
+    del state["anchoropt.anchors"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*anchoropt\.anchors"):
+        learner.load_state_dict(state)
+    assert not learner.anchoropt.is_loaded

@@ -1,0 +1,544 @@
+"""The two stages through train.py on the embedded data, and the decorator on look-alike hosts."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import train
+from anchoropt_plugin import AnchorTokens, anchoropt
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
+from anchoropt_plugin.process.randomness import set_random_seed
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from trainers import prompted_clip
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["OPTIM.MAX_EPOCH", "3", "TRAINER.COOP.N_CTX", "4", "DATASET.NUM_SHOTS", "8"]
+SHORT += ["TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5"]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def command(root, out, trainer="CoOp_AnchorOPT", classes="base", flags=(), keys=()):
+    return [
+        *("--root", str(root), "--output-dir", str(out), "--trainer", trainer, "--seed", "1"),
+        *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
+        *("--config-file", str(ROOT / "configs/trainers/CoOp/tiny.yaml")),
+        *flags,
+        *("DATASET.SUBSAMPLE_CLASSES", classes),
+        *SHORT,
+        *keys,
+    ]
+
+
+def run(*args, **kwargs):
+    assert train.main(command(*args, **kwargs)) == 0
+
+
+def build(*args, **kwargs):
+    """The trainer of a command, not yet trained."""
+    cfg = train.setup_cfg(train.build_parser().parse_args(command(*args, **kwargs)))
+    set_random_seed(cfg.SEED)
+    return build_trainer(cfg)
+
+
+def test_flow(root, out, classes, model, *keys):
+    flags = ["--eval-only", "--model-dir", str(model), "--load-epoch", "3"]
+    run(root, out, classes=classes, flags=flags, keys=keys)
+
+
+test_flow.__test__ = False
+
+
+def accuracy(text):
+    return float(re.findall(r"\* accuracy: ([\d.]+)%", text)[-1])
+
+
+@pytest.fixture(scope="session")
+def trained(root, tmp_path_factory):
+    """The output folder of one short run on the base classes, anchors learned there."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    cache = tmp_path_factory.mktemp("cache")
+    run(root, out, keys=["TRAINER.ANCHOROPT.ANCHOR_CACHE", str(cache)])
+    return out
+
+
+def weights(out, name="prompt_learner", epoch=3):
+    file = out / name / f"model.pth.tar-{epoch}"
+    return torch.load(file, weights_only=True)["state_dict"]
+
+
+# ---------------------------------------------------------------------- the run as users see it
+def test_both_stages_leave_what_their_users_expect(trained):
+    log = (trained / "log.txt").read_text()
+    first, second = log.index("Stage 1: learning 1 anchor"), log.index("Stage 2: learning")
+    assert first < log.index("stage 1 epoch [5/5] loss") < second < log.index("epoch [1/3] batch")
+    for line in ("Finish training", "Deploy the last-epoch model", "Evaluate on the *test* set"):
+        assert line in log
+    assert {path.name for path in trained.iterdir()} == {
+        *(
+            "anchor_prompt_learner",
+            "anchoropt.json",
+            "classes.json",
+            "config.yaml",
+            "log.txt",
+            "position.jsonl",
+        ),
+        *("prompt_learner", "tensorboard"),
+    }
+    assert json.loads((trained / "anchoropt.json").read_text())["classes"][:2] == ["zero", "one"]
+
+
+def test_anchors_stay_and_the_rest_moves(trained, root, tmp_path):
+    state = weights(trained)
+    kept = AnchorTokens.load(trained).values
+    assert torch.equal(state["anchoropt.anchors"], kept) and kept.any()
+    start = build(root, tmp_path).model.prompt_learner.state_dict()
+    assert not torch.equal(state["ctx"], start["ctx"])
+    assert not torch.equal(state["anchoropt.logits"], start["anchoropt.logits"])
+    assert set(state) == {
+        *("ctx", "token_prefix", "token_suffix", "anchoropt.logits", "anchoropt.anchors"),
+        "anchoropt._extra_state",  # the temperature
+    }
+
+
+def test_the_history_of_the_position_matrix(trained):
+    lines = [json.loads(line) for line in (trained / "position.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert all(len(line["P"]) == 5 and len(line["P"][0]) == 5 for line in lines)
+
+
+def test_eval_only_repeats_the_training_run_s_own_evaluation(trained, root, tmp_path, capsys):
+    test_flow(root, tmp_path, "base", trained)
+    again = capsys.readouterr().out
+    before = (trained / "log.txt").read_text()
+    for line in (r"\* correct: \S+", r"\* macro_f1: \S+"):
+        assert re.findall(line, again)[-1] == re.findall(line, before)[-1]
+
+
+@pytest.mark.parametrize("classes", ["new", "all"])
+def test_unseen_classes_are_judged_by_the_averaged_logits(trained, root, tmp_path, classes):
+    flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "3"]
+    trainer = build(root, tmp_path, classes=classes, flags=flags)
+    trainer.load_model(str(trained), epoch=3)
+    trainer.set_model_mode("eval")
+    images, _ = trainer.parse_batch_test(next(iter(trainer.test_loader)))
+    with torch.no_grad():
+        together, own = trainer.model_inference(images), trainer.model(images)
+
+    clip, names = load_clip("tiny"), trainer.dm.dataset.classnames
+    tokens = tokenize([f"X of {name}." for name in names])
+    x = clip.token_embedding(tokens)
+    x[:, 1] = AnchorTokens.load(trained).values[0]
+    x = clip.transformer((x + clip.positional_embedding).permute(1, 0, 2)).permute(1, 0, 2)
+    text = clip.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1)] @ clip.text_projection
+    with torch.no_grad():
+        anchor = F.cosine_similarity(clip.encode_image(images)[:, None], text[None], dim=-1)
+    expected = (own + clip.logit_scale.exp() * anchor) / 2
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_trained_classes_are_judged_by_the_prompt_alone(trained, root, tmp_path):
+    trainer = build(root, tmp_path)
+    trainer.load_model(str(trained), epoch=3)
+    trainer.set_model_mode("eval")
+    images, _ = trainer.parse_batch_test(next(iter(trainer.test_loader)))
+    assert torch.equal(trainer.model_inference(images), trainer.model(images))
+
+
+@pytest.mark.parametrize(("setting", "averages"), [("always", True), ("never", False)])
+def test_averaging_can_be_set(trained, root, tmp_path, setting, averages):
+    trainer = build(root, tmp_path, keys=["TRAINER.ANCHOROPT.ENSEMBLE", setting])
+    trainer.load_model(str(trained), epoch=3)
+    assert trainer.anchoropt.averages("new") == averages == trainer.anchoropt.averages("base")
+
+
+# ---------------------------------------------------------------------- numbers
+def test_same_seed_same_numbers(trained, root, tmp_path):
+    run(root, tmp_path / "again")
+    ours, theirs = weights(trained), weights(tmp_path / "again")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(trained, root, tmp_path):
+    keys = ["TRAIN.CHECKPOINT_FREQ", "1"]
+    run(root, tmp_path / "first", keys=keys)
+    out = tmp_path / "second"
+    shutil.copytree(tmp_path / "first", out)
+    (out / "prompt_learner/model.pth.tar-3").unlink()
+    (out / "prompt_learner/model.pth.tar-2").unlink()
+    (out / "prompt_learner/checkpoint").write_text("model.pth.tar-1\n")
+    run(root, out, keys=keys)
+    ours, theirs = weights(trained), weights(out)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert (out / "position.jsonl").read_text() == (trained / "position.jsonl").read_text()
+
+
+def test_the_loss_of_a_step_is_the_objective_written_out(root, tmp_path):
+    settings = {"PROMPT_CE_WEIGHT": 10, "KD_WEIGHT": 100, "KD_TEMPERATURE": 2}
+    settings |= {"POSITION": "identity"}
+    keys = [word for key, value in settings.items() for word in (f"TRAINER.ANCHOROPT.{key}", value)]
+    trainer = build(root, tmp_path, keys=list(map(str, keys)))
+    trainer.anchoropt_stage_one()
+    trainer.set_model_mode("train")
+    batch = next(iter(trainer.train_loader_x))
+    trainer.batch_idx, trainer.num_batches = 0, 2
+    with torch.no_grad():
+        l_n = trainer.model(batch["img"])
+        l_a = trainer.anchoropt.logits()
+    summary = trainer.forward_backward(batch)
+    ens = ((l_n + l_a) / 2 / 2).softmax(-1)
+    kl = (ens * (ens.log() - (l_n / 2).log_softmax(-1))).sum()
+    expected = 10 * F.cross_entropy(l_n, batch["label"]) + 100 * 4 * kl / l_n.numel()
+    assert summary["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_position_logits_have_their_own_learning_rate_on_the_host_s_schedule(root, tmp_path):
+    keys = ["TRAINER.ANCHOROPT.POSITION_LR", "0.5", "OPTIM.MAX_EPOCH", "4", "OPTIM.LR", "0.002"]
+    trainer = build(root, tmp_path, keys=keys)
+    soft, position = trainer.optim.param_groups
+    assert [p is trainer.anchoropt.position.logits for p in position["params"]] == [True]
+    assert position["weight_decay"] == 0 and soft["weight_decay"] > 0
+    rates = []
+    for _ in range(4):
+        rates.append((soft["lr"], position["lr"]))
+        trainer.optim.step()
+        trainer.update_lr()
+    cosine = [0.5 * (1 + math.cos(math.pi * lag / 4)) for lag in range(3)]
+    assert [r[0] for r in rates] == pytest.approx([1e-5, *(0.002 * c for c in cosine)])
+    assert [r[1] for r in rates] == pytest.approx([1e-5 / 0.002 * 0.5, *(0.5 * c for c in cosine)])
+
+
+def test_position_lr_zero_leaves_them_with_the_soft_tokens(root, tmp_path):
+    trainer = build(root, tmp_path, keys=["TRAINER.ANCHOROPT.PRESET", "reference"])
+    assert len(trainer.optim.param_groups) == 1
+
+
+def test_resuming_from_another_folder(root, tmp_path):
+    keys = ["TRAIN.CHECKPOINT_FREQ", "1"]
+    run(root, tmp_path / "a", keys=keys)
+    (tmp_path / "a/prompt_learner/model.pth.tar-3").unlink()
+    (tmp_path / "a/prompt_learner/checkpoint").write_text("model.pth.tar-2\n")
+    run(root, tmp_path / "b", flags=["--resume", str(tmp_path / "a")], keys=keys)
+    ours, theirs = weights(tmp_path / "b"), weights(tmp_path / "a", epoch=2)
+    assert torch.equal(ours["anchoropt.anchors"], theirs["anchoropt.anchors"])
+    lines = (tmp_path / "b/position.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [3]
+
+
+def test_the_temperature_falls_over_the_epochs(root, tmp_path):
+    keys = ["TRAINER.ANCHOROPT.GUMBEL_TEMP_END", "0.25"]
+    run(root, tmp_path, keys=keys)
+    lines = (tmp_path / "position.jsonl").read_text().splitlines()
+    assert [json.loads(line)["temperature"] for line in lines] == pytest.approx([1, 0.5, 0.25])
+
+
+def test_the_reference_preset_reads_features_one_token_before_eot(root, tmp_path):
+    trainer = build(root, tmp_path, keys=["TRAINER.ANCHOROPT.PRESET", "reference"])
+    learner = trainer.model.prompt_learner
+    vanilla = build(root, tmp_path, trainer="CoOp").model.prompt_learner
+    assert torch.equal(learner.tokenized_prompts, vanilla.tokenized_prompts)
+    assert learner.anchoropt.relaxation == "gumbel" and learner.anchoropt.sample_at_eval
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "CoOp_AnchorOPT"])
+def test_the_fast_text_branch_trains_to_the_same_losses(root, tmp_path, trainer):
+    losses = []
+    for fast in ("True", "False"):
+        keys = ["TRAINER.ANCHOROPT.FAST_TEXT", fast, "OPTIM.MAX_EPOCH", "50", "TRAIN.PRINT_FREQ"]
+        run(root, tmp_path / fast, trainer=trainer, keys=[*keys, "1", "OPTIM.LR", "0.02"])
+        log = (tmp_path / fast / "log.txt").read_text()
+        assert ("fast text branch in place of TextEncoder" in log) == (fast == "True")
+        losses.append([float(x) for x in re.findall(r"loss \S+ \((\S+)\) acc", log)])
+    assert len(losses[0]) == 50
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-4)
+
+
+# ---------------------------------------------------------------------- the host is untouched
+def test_the_host_gives_the_same_numbers_with_and_without_the_decorator(root, tmp_path):
+    source = (ROOT / "trainers/coop.py").read_text()
+    assert source.count("@anchoropt\n") == 1
+    plain = source.replace("@anchoropt\n", "").replace("class CoOp(", "class BareCoOp(")
+    exec(compile(plain, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})
+    run(root, tmp_path / "decorated", trainer="CoOp")
+    run(root, tmp_path / "bare", trainer="BareCoOp")
+    ours, theirs = weights(tmp_path / "decorated"), weights(tmp_path / "bare")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert "BareCoOp_AnchorOPT" not in TRAINER_REGISTRY.registered_names()
+
+
+def test_a_vanilla_checkpoint_loads_and_gets_anchors(root, tmp_path, caplog):
+    run(root, tmp_path / "vanilla", trainer="CoOp")
+    trainer = build(root, tmp_path / "new", classes="new")
+    trainer.load_model(str(tmp_path / "vanilla"), epoch=3)
+    assert "trained without AnchorOPT" in caplog.text and "--trainer CoOp tests" in caplog.text
+    trainer.test()
+    ctx = weights(tmp_path / "vanilla")["ctx"]
+    assert torch.equal(trainer.model.prompt_learner.ctx, ctx)
+    assert trainer.anchoropt.has_anchors
+
+
+def test_a_checkpoint_of_anchoropt_is_not_the_host_s(trained, root, tmp_path, capsys):
+    flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "3"]
+    assert train.main(command(root, tmp_path, "CoOp", flags=flags)) == 2
+    assert "whose name ends in _AnchorOPT" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_the_learner_s_parameters_is_refused(root, tmp_path, capsys):
+    folder = tmp_path / "run/prompt_learner"
+    folder.mkdir(parents=True)
+    flags = ["--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "3"]
+    for state in ({}, {"prompt_learner.ctx": torch.zeros(4, 128)}):
+        torch.save({"state_dict": state, "epoch": 3}, folder / "model.pth.tar-3")
+        assert train.main(command(root, tmp_path / "out", "CoOp", flags=flags)) == 2
+        assert "ctx is here alone" in capsys.readouterr().err
+    torch.save(
+        {"state_dict": {"module.ctx": torch.ones(4, 128)}, "epoch": 3}, folder / "model.pth.tar-3"
+    )
+    trainer = build(root, tmp_path / "out", "CoOp")
+    trainer.load_model(str(tmp_path / "run"), epoch=3)
+    assert trainer.model.prompt_learner.ctx.eq(1).all()
+
+
+def test_init_weights_start_the_soft_tokens(root, tmp_path, trained):
+    file = trained / "prompt_learner/model.pth.tar-3"
+    trainer = build(root, tmp_path, keys=["MODEL.INIT_WEIGHTS", str(file)])
+    assert torch.equal(trainer.model.prompt_learner.ctx, weights(trained)["ctx"])
+
+
+# ---------------------------------------------------------------------- anchors
+def test_runs_with_the_same_content_share_anchors(root, tmp_path):
+    keys = ["TRAINER.ANCHOROPT.ANCHOR_CACHE", str(tmp_path / "cache")]
+    (tmp_path / "cache").mkdir()
+    run(root, tmp_path / "a", keys=keys)
+    run(root, tmp_path / "b", keys=[*keys, "SEED", "2", "TRAINER.COOP.N_CTX", "2"])
+    logs = [(tmp_path / name / "log.txt").read_text() for name in "ab"]
+    assert "Stage 1: learning" in logs[0] and "Stage 1: anchors recalled" in logs[1]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert torch.equal(*(AnchorTokens.load(tmp_path / name).values for name in "ab"))
+
+
+def test_the_descriptions_of_a_data_set_are_found_from_anywhere(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = build(root, tmp_path)
+    assert Path(trainer.cfg.TRAINER.ANCHOROPT.DESCRIPTIONS).is_file()
+    trainer.anchoropt_stage_one()
+    assert trainer.anchoropt.has_anchors
+
+
+def test_given_anchors_are_used(root, tmp_path, trained):
+    values = torch.randn(1, 128)
+    AnchorTokens(values).save(tmp_path / "given.pth.tar")
+    keys = ["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", str(tmp_path / "given.pth.tar")]
+    run(root, tmp_path / "out", keys=keys)
+    assert torch.equal(weights(tmp_path / "out")["anchoropt.anchors"], values)
+
+
+def test_several_anchors(root, tmp_path):
+    run(root, tmp_path, keys=["TRAINER.ANCHOROPT.ANCHOR_LEN", "3"])
+    state = weights(tmp_path)
+    assert state["anchoropt.anchors"].shape == (3, 128)
+    assert state["anchoropt.logits"].shape == (7, 7)
+
+
+def test_the_position_matrix_may_depend_on_the_task(root, tmp_path):
+    keys = ["TRAINER.ANCHOROPT.POSITION_TASK", "True"]
+    run(root, tmp_path / "base", keys=keys)
+    map_ = weights(tmp_path / "base")["anchoropt.task_map"]
+    assert map_.shape == (5, 5, 128) and map_.any()
+    tasks = []
+    for classes in ("base", "new"):
+        trainer = build(root, tmp_path / classes, classes=classes, keys=keys)
+        trainer.load_model(str(tmp_path / "base"), epoch=3)
+        tasks.append(trainer.anchoropt.position.task)
+        features = trainer.anchoropt.prompts.encode(trainer.anchoropt.position.anchors)
+        torch.testing.assert_close(tasks[-1], features.mean(0))
+        lr = trainer.anchoropt.settings.position_lr
+        groups = [group for group in trainer.optim.param_groups if group["initial_lr"] == lr]
+        assert len(groups[0]["params"]) == 2
+    assert not torch.equal(*tasks)
+
+
+def test_stage_one_with_images(root, tmp_path):
+    run(root, tmp_path, keys=["TRAINER.ANCHOROPT.ANCHOR_CE_WEIGHT", "1.0"])
+    assert "Stage 1: learning" in (tmp_path / "log.txt").read_text()
+
+
+# ---------------------------------------------------------------------- errors, one line each
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["TRAINER.ANCHOROPT.POSITION", "sinkhron"], "did you mean 'sinkhorn'?"),
+        (["TRAINER.ANCHOROPT.DESCRIPTIONS", "nowhere.json"], "nowhere.json is not a file"),
+        (["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "use CLASS_TOKEN_POSITION end"),
+        (["TRAINER.COOP.N_CTX", "74"], "77"),
+        (["TRAINER.COOP.N_CTX", "0"], "at least one token"),
+        (["INPUT.SIZE", "(224,224)"], "set INPUT.SIZE (32,32)"),
+        (["TRAINER.COOP.PREC", "fp8"], "one of fp16, fp32, amp"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(root, tmp_path, capsys, keys, message):
+    assert train.main(command(root, tmp_path, keys=keys)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not list(tmp_path.rglob("model*"))
+
+
+def test_a_published_switch_on_a_trainer_without_anchoropt_is_told(root, tmp_path, capsys):
+    keys = ["TRAINER.ANCHOROPT.USE_ANCHOROPT", "True"]
+    assert train.main(command(root, tmp_path, "CoOp", keys=keys)) == 2
+    assert "give --trainer CoOp_AnchorOPT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["TRAINER.COOP.N_CTX", "5"], "another context length or backbone"),
+        (["TRAINER.ANCHOROPT.ANCHOR_LEN", "2"], "trained with TRAINER.ANCHOROPT.ANCHOR_LEN 1"),
+        (["TRAINER.ANCHOROPT.POSITION", "soft"], "trained with TRAINER.ANCHOROPT.POSITION sinkh"),
+        (["TRAINER.ANCHOROPT.PRESET", "reference"], "trained with TRAINER.ANCHOROPT.POSITION"),
+        (["MODEL.BACKBONE.NAME", "RN50"], "was trained on tiny, this run has RN50"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(
+    trained, root, tmp_path, capsys, change, message, monkeypatch
+):
+    monkeypatch.setattr(prompted_clip, "load_clip", lambda name: load_clip("tiny"))
+    flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "3"]
+    assert train.main(command(root, tmp_path, flags=flags, keys=change)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and str(trained) in line
+
+
+def test_a_missing_checkpoint_names_those_that_are_there(trained, root, tmp_path, capsys):
+    flags = ["--eval-only", "--model-dir", str(trained)]
+    assert train.main(command(root, tmp_path, flags=flags)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.pth.tar-3" in line and "--load-epoch" in line
+
+
+def test_anchors_of_another_width(root, tmp_path, capsys):
+    AnchorTokens(torch.randn(1, 512)).save(tmp_path / "wide.pth.tar")
+    keys = ["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", str(tmp_path / "wide.pth.tar")]
+    assert train.main(command(root, tmp_path / "out", keys=keys)) == 2
+    assert "(1, 512), this run needs (1, 128)" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- the decorator
+def test_the_number_of_soft_tokens_of_published_scripts(root, tmp_path):
+    trainer = build(root, tmp_path, keys=["TRAINER.ANCHOROPT.N_CTX", "6"])
+    assert trainer.model.prompt_learner.ctx.shape == (6, 128)
+
+
+def host_like(name, **members):
+    """CoOp under another name, with some members replaced."""
+    host = TRAINER_REGISTRY.get("CoOp")
+    return TRAINER_REGISTRY.register()(type(name, (host,), {"node": "COOP", **members}))
+
+
+def test_arguments_of_the_decorator_are_defaults(root, tmp_path):
+    anchoropt(host_like("HostA"), name="HostA_Rows", position="gumbel")
+    assert build(root, tmp_path, "HostA_Rows").anchoropt.settings.position == "gumbel"
+    keys = ["TRAINER.ANCHOROPT.POSITION", "identity"]
+    trainer = build(root, tmp_path, "HostA_Rows", keys=keys)
+    assert trainer.anchoropt.settings.position == "identity"
+
+
+def test_a_host_without_a_learner_of_that_name_is_told(root, tmp_path, capsys):
+    anchoropt(host_like("HostB"), learner="my_prompts")
+    assert train.main(command(root, tmp_path, "HostB_AnchorOPT")) == 2
+    assert "no module named 'my_prompts'" in capsys.readouterr().err
+
+
+def test_a_host_without_prompts_is_told(root, tmp_path, capsys):
+    def build_model(self):
+        self.clip_model = load_clip(self.cfg.MODEL.BACKBONE.NAME)
+
+    anchoropt(host_like("HostWithoutPrompts", build_model=build_model))
+    assert train.main(command(root, tmp_path, "HostWithoutPrompts_AnchorOPT")) == 2
+    assert "HostWithoutPrompts has no prompt learner" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_a_cross_entropy_is_told(root, tmp_path, capsys):
+    def forward_backward(self, batch):
+        return {"loss": self.model(batch["img"]).square().mean().item()}
+
+    anchoropt(host_like("HostC", forward_backward=forward_backward))
+    assert train.main(command(root, tmp_path, "HostC_AnchorOPT")) == 2
+    assert "HostC computes no F.cross_entropy" in capsys.readouterr().err
+
+
+def test_a_host_that_optimises_its_context_alone_is_told(root, tmp_path, capsys):
+    """Otherwise the position matrix would stay as it was, and nobody would notice."""
+
+    def build_model(self):
+        TRAINER_REGISTRY.get("CoOp").build_model(self)
+        (name,) = self._models
+        self.optim = torch.optim.SGD([self.model.prompt_learner.ctx], lr=0.1)
+        self._optims[name] = self.optim
+
+    anchoropt(host_like("HostH", build_model=build_model))
+    assert train.main(command(root, tmp_path, "HostH_AnchorOPT")) == 2
+    assert "no optimiser of HostH holds what is added" in capsys.readouterr().err
+
+
+def test_a_learner_that_is_not_called_is_told(root, tmp_path, capsys):
+    """Hooks do not run on ``learner.forward()``, so its prompts are without anchors."""
+
+    def forward_backward(self, batch):
+        images, labels = self.parse_batch_train(batch)
+        model = self.model
+        prompts = model.prompt_learner.forward()
+        texts = model.text_encoder(prompts, model.tokenized_prompts)
+        loss = F.cross_entropy(model.logits(model.image_encoder(images), texts), labels)
+        return {"loss": loss.item()}
+
+    anchoropt(host_like("HostI", forward_backward=forward_backward))
+    assert train.main(command(root, tmp_path, "HostI_AnchorOPT")) == 2
+    assert "HostI takes its prompts from its learner without calling it" in capsys.readouterr().err
+
+
+def test_position_logits_learn_in_a_host_that_trains_only_what_is_named_ctx(root, tmp_path):
+    def build_model(self):
+        TRAINER_REGISTRY.get("CoOp").build_model(self)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("ctx" in name)
+
+    anchoropt(host_like("HostE", build_model=build_model))
+    trainer = build(root, tmp_path, "HostE_AnchorOPT")
+    trainer.anchoropt_stage_one()
+    trainer.set_model_mode("train")
+    trainer.num_batches, trainer.batch_idx = 2, 0
+    trainer.forward_backward(next(iter(trainer.train_loader_x)))
+    assert trainer.anchoropt.position.logits.grad.any()
+
+
+def test_further_losses_of_the_host_stay(root, tmp_path):
+    def forward_backward(self, batch):
+        image, label = self.parse_batch_train(batch)
+        F.cross_entropy(torch.zeros(len(label), 5), label)  # before any image: not the prompt's
+        output = self.model(image)
+        loss = F.cross_entropy(output, label) + 1000 * self.model.prompt_learner.ctx.square().sum()
+        self.model_backward_and_update(loss)
+        return {"loss": loss.item(), "logits": output.detach()}
+
+    anchoropt(host_like("HostD", forward_backward=forward_backward))
+    keys = ["TRAINER.ANCHOROPT.KD_WEIGHT", "0", "TRAINER.ANCHOROPT.PROMPT_CE_WEIGHT", "2"]
+    trainer = build(root, tmp_path, "HostD_AnchorOPT", keys=keys)
+    trainer.anchoropt_stage_one()
+    batch = next(iter(trainer.train_loader_x))
+    extra = 1000 * trainer.model.prompt_learner.ctx.square().sum().item()
+    summary = trainer.forward_backward(batch)
+    expected = 2 * F.cross_entropy(summary["logits"], batch["label"]).item() + extra
+    assert summary["loss"] == pytest.approx(expected, rel=1e-5)
