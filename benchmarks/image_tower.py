@@ -1,6 +1,6 @@
 """The frozen image tower, 32 pictures, as at each training step and each batch of a test.
 
-The plain side calls CLIP's own; ours is the same with the stand-in of ``keep_image_features``, to
+The plain side calls CLIP's own; ours is the same with the stand-in of ``cache_image_features``, to
 which every picture is new.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anchoropt_plugin.encoders.feature_cache import KeptFeatures
+from anchoropt_plugin.encoders.feature_cache import CachedFeatures
 from benchmarks import command, harness
 from benchmarks.harness import VIT_B16, Bench, Case, Outcome, Side, Sizes
 
@@ -36,7 +36,7 @@ def cases(bench: Bench) -> Iterator[Case]:
     yield Case(
         f"batch {BATCH}",
         Side("plain", lambda: encoded(visual), cost),
-        [Side("ours", lambda: encoded(KeptFeatures(visual)), cost)],
+        [Side("ours", lambda: encoded(CachedFeatures(visual)), cost)],
     )
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from anchoropt_plugin.encoders.clip_models import CLIP
-from anchoropt_plugin.encoders.feature_cache import KeptFeatures
+from anchoropt_plugin.encoders.feature_cache import CachedFeatures
 from anchoropt_plugin.method.objective import PromptLoss
 from anchoropt_plugin.training.host_parts import HostParts
 from anchoropt_plugin.training.settings import AnchorOPTConfig
@@ -168,14 +168,14 @@ class Stage2:
         return self.plain_loss(self.features, logits), logits
 
     # ------------------------------------------------------------------ ours
-    def ours(self, kept: KeptFeatures | None = None) -> tuple[Tensor, Tensor]:
+    def ours(self, kept: CachedFeatures | None = None) -> tuple[Tensor, Tensor]:
         """The host's own forward and cross-entropy, under AnchorOPT's objective.
 
         Without ``kept``, the features of no picture are known.
         """
         self.run.features.clear()
         encoder = self.model.image_encoder
-        encoder.forward = kept or KeptFeatures(encoder)
+        encoder.forward = kept or CachedFeatures(encoder)
         try:
             with PromptLoss(self.run.loss, self.run.is_prompt_logits):
                 logits = self.model(self.images)
@@ -216,7 +216,7 @@ class Stage2:
 
     def kept_side(self, sets: int = 1) -> Side:
         """Ours, once every picture has been seen."""
-        kept = KeptFeatures(self.model.image_encoder)
+        kept = CachedFeatures(self.model.image_encoder)
         cost = self.our_side(self.ours, sets, images=False).cost
         return Side(
             "ours, image features kept", lambda: self.update(partial(self.ours, kept)), cost

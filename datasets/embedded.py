@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 
 from anchoropt_plugin.errors import UserError
-from datasets.world import BENCHMARK, DIGITS, benchmark_scenes, camera
-from datasets.world.drawing import draw_shapes
-from datasets.world.sampling import uniform
+from datasets.synthetic import BENCHMARK, DIGITS, benchmark_scenes, camera
+from datasets.synthetic.drawing import draw_shapes
+from datasets.synthetic.sampling import uniform
 
 DIGITS_SPLIT = "split_zhou_Digits.json"
 SHAPES_SPLIT = "split_zhou_Shapes.json"
@@ -54,8 +54,8 @@ def write_digits(folder: Path) -> None:
 def write_shapes(folder: Path) -> None:
     """Write the drawn shapes to ``folder``, unless they are there.
 
-    Classes are the 48 triples of ``datasets.world.BENCHMARK``, in that order; for each there are
-    20 pictures for training, 8 for validation and 24 for testing, 32 x 32 RGB pixels.
+    Classes are the 48 triples of ``datasets.synthetic.BENCHMARK``, in that order; for each there
+    are 20 pictures for training, 8 for validation and 24 for testing, 32 x 32 RGB pixels.
 
     Args:
         folder: ``<root>/shapes``; gets ``images/`` and ``split_zhou_Shapes.json``.

@@ -74,7 +74,7 @@ def inventory(root: str | Path, sample: int = 20, progress: bool = False) -> lis
     if root.name in folders and not any((root / folder).is_dir() for folder in folders):
         raise UserError(f"--root {root} is a data set itself: give {root.parent}")
     console = Console(stderr=True)
-    rows = track(TABLE, "Looking", console=console, disable=not progress, transient=True)
+    rows = track(TABLE, "DeepPromptFinder", console=console, disable=not progress, transient=True)
     return [look(row, root, sample) for row in rows]
 
 

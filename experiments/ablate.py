@@ -8,7 +8,8 @@ from pathlib import Path
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
 
-from .command import Experiment, build_parser, chosen, parse, read_preset, run_experiment
+from .command import build_parser, chosen, parse, read_preset, run_experiment
+from .experiment import Experiment
 from .factors import parse_grid, varied
 from .files import CONFIGS, REPOSITORY
 from .plan import Method, host_method

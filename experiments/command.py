@@ -9,7 +9,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,22 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.process.command_line import Parser
-from anchoropt_plugin.process.folder_lock import alone_in
+from anchoropt_plugin.process.folder_lock import locked_folder
+from experiments.experiment import Experiment
 
 from .estimate import Estimate, estimate
 from .execution import Event, left
 from .executors import EXECUTORS, add_arguments
 from .files import REPOSITORY, find
-from .plan import Job, Method, plan
+from .formats import markdown, rich_table
+from .plan import Job, plan
 from .progress import follow, tell_failures
-from .protocols import Protocol
 from .report import write_report
 from .results import results
 from .tables import tables
-from .text import markdown, rich_table
 
 KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
 """What a config key looks like."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Methods under a protocol, and what the report says of them.
-
-    Attributes:
-        title: of the report.
-        about: a sentence or two below it.
-    """
-
-    title: str
-    about: str
-    protocol: Protocol
-    methods: Sequence[Method]
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -145,7 +129,7 @@ def run_experiment(
         return 0
     is_new = not args.output_dir.exists()
     try:
-        with alone_in(args.output_dir):
+        with locked_folder(args.output_dir):
             return _run_and_report(experiment, args, jobs, executor(jobs, workers), more, console)
     finally:
         if is_new:

@@ -8,7 +8,8 @@ from typing import Any
 
 from anchoropt_plugin import UserError
 
-from .command import Experiment, build_parser, chosen, parse, read_preset, run_experiment
+from .command import build_parser, chosen, parse, read_preset, run_experiment
+from .experiment import Experiment
 from .files import CONFIGS, REPOSITORY
 from .plan import Method, host_method
 from .protocols import read_protocol

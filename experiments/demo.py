@@ -17,7 +17,8 @@ import train
 from anchoropt_plugin.method.objective import average
 from dassl.engine import build_trainer
 
-from .command import Experiment, build_parser, parse, run_experiment
+from .command import build_parser, parse, run_experiment
+from .experiment import Experiment
 from .factors import varied
 from .files import REPOSITORY
 from .plan import Job, Method, Run, host_method

@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,15 +16,13 @@ from matplotlib.figure import Figure
 from anchoropt_plugin.files.atomic import atomic_write
 from anchoropt_plugin.training.two_stages import SUFFIX
 
-from . import pictures
+from . import figures
 from .execution import Event
+from .experiment import Experiment
+from .formats import caption_of, csv_of, html_table, latex_table, markdown_table, sources
 from .plan import Job
 from .results import newest_log
 from .tables import Table
-from .text import caption_of, csv_of, html_table, latex_table, markdown_table, sources
-
-if TYPE_CHECKING:
-    from .command import Experiment
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
@@ -49,12 +46,12 @@ def write_report(
     _write(folder / "tables.csv", csv_of(made))
     _write(folder / "tables.md", "\n".join(markdown_table(table) for table in made))
     _write(folder / "tables.tex", "\n".join(latex_table(table) for table in made))
-    figures = []
+    shown = []
     for name, says, figure in _figures(experiment, jobs, made):
         png = _png(figure)
         with atomic_write(folder / f"{name}.png") as file:
             file.write(png)
-        figures.append(
+        shown.append(
             f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,'
             f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(says)}</figcaption>'
             "</figure>"
@@ -80,7 +77,7 @@ def write_report(
                 f'<p class="note">Published numbers (◆ in the pictures): {html.escape(source)}.</p>'
                 for source in sources(made)
             ),
-            figures="\n".join(figures),
+            figures="\n".join(shown),
             command=html.escape(command),
             made=html.escape(_made(results, seconds)),
         ),
@@ -95,26 +92,26 @@ def _figures(
     factors = _factors(experiment)
     for table in made:
         title = table.title.replace(" ", "_")
-        lines = pictures.ablation_lines(table, factors)
+        lines = figures.ablation_lines(table, factors)
         if lines is not None:
             says = f"{table.title}: each factor alone, the others at their default"
             yield f"ablation_{title}", says, lines
         elif len(table.columns) > 2 and all(name.isdecimal() for name in table.columns[:-1]):
             says = f"{table.title}: accuracy over the pictures a class"
-            yield f"few_shot_{title}", says, pictures.few_shot_curves(table)
+            yield f"few_shot_{title}", says, figures.few_shot_curves(table)
         else:
             says = f"{table.title}: accuracy; black bars show the deviation"
-            yield f"bars_{title}", says, pictures.bars(table)
+            yield f"bars_{title}", says, figures.bars(table)
     group = experiment.protocol.datasets[0]
-    runs = pictures.folders_of([run for job in jobs for run in job.runs], group)
-    curves = None if factors else pictures.training_curves(runs)
+    runs = figures.folders_of([run for job in jobs for run in job.runs], group)
+    curves = None if factors else figures.training_curves(runs)
     if curves is not None:
         says = (
             f"Training on {group}: loss and accuracy at each epoch; the band spans the seeds. The "
             "losses are different objectives: AnchorOPT's adds a distillation."
         )
         yield "training", says, curves
-    matrices = pictures.position_matrices({name: folders[0] for name, folders in runs.items()})
+    matrices = figures.position_matrices({name: folders[0] for name, folders in runs.items()})
     if matrices is not None:
         says = (
             f"The relaxed position matrix over training on {group}, first seed: row by row, how "

@@ -18,7 +18,8 @@ VIEWS = (16, 4, 1)
 
 def main() -> int:
     """Train, test and report."""
-    from experiments.command import Experiment, build_parser, parse, run_experiment
+    from experiments.command import build_parser, parse, run_experiment
+    from experiments.experiment import Experiment
     from experiments.factors import varied
     from experiments.plan import host_method
     from experiments.protocols import read_protocol

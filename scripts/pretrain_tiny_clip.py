@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Pre-train the embedded tiny CLIP on the procedural world, or measure the one that is there.
 
-A CLIP of OpenAI's architecture learns from pictures that ``datasets.world`` draws and captions.
+A CLIP of OpenAI's architecture learns from pictures that ``datasets.synthetic`` draws and captions.
 It sees no real picture, and none of the 48 colour-fill-shape triples of the shapes data set.
 The last step's weights are kept: no figure that is reported here chooses anything.
 """
@@ -35,9 +35,9 @@ sys.path.insert(0, str(ROOT))
 
 from anchoropt_plugin.encoders.clip_models import CLIP, load_clip, tokenize
 from datasets.embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
-from datasets.world import BENCHMARK, DIGITS, Scenes, caption, vocabulary_text
-from datasets.world.pictures import benchmark_pictures, training_pictures
-from datasets.world.pretraining import (
+from datasets.synthetic import BENCHMARK, DIGITS, Scenes, caption, vocabulary_text
+from datasets.synthetic.images import benchmark_pictures, training_pictures
+from datasets.synthetic.pretraining import (
     AttributeHead,
     contrastive_loss,
     text_features,

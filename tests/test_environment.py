@@ -156,7 +156,7 @@ def test_nobody_has_a_home(monkeypatch):
 
 
 def test_a_cache_that_may_not_be_looked_into_has_nothing():
-    assert anchor_cache.recall(Path("x" * 300), "key", (1, 8)) is None  # the kernel refuses to look
+    assert anchor_cache.get(Path("x" * 300), "key", (1, 8)) is None  # the kernel refuses to look
 
 
 def test_pictures_that_cannot_be_written(tmp_path, capsys):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchoropt_plugin import accelerate
-from anchoropt_plugin.encoders.feature_cache import keep_image_features
+from anchoropt_plugin.encoders.feature_cache import cache_image_features
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.checkpoint_folder import is_of_classes, named_in
+from anchoropt_plugin.files.checkpoint_folder import is_of_classes, last_checkpoint_name
 from anchoropt_plugin.prompts.hooks import CHILD
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
@@ -71,7 +71,7 @@ class PromptTrainer(TrainerX):
                 forward.chunk = cfg.TRAINER.ANCHOROPT.CLASS_CHUNK
                 forward.split = cfg.TRAINER.ANCHOROPT.SPLIT_CLASSES
         if cfg.TRAINER.ANCHOROPT.KEEP_FEATURES:
-            keep_image_features(self.model.image_encoder)
+            cache_image_features(self.model.image_encoder)
         name, trained = self.checkpointed()
         self.model.requires_grad_(False)
         trained.requires_grad_(True)
@@ -140,7 +140,7 @@ def _checkpoint(folder: Path, epoch: int | None) -> Path:
         return folder / "model-best.pth.tar"
     last = folder / "checkpoint"  # a text file with the last one's name
     if epoch < 0 and last.exists():
-        return folder / named_in(folder)
+        return folder / last_checkpoint_name(folder)
     return folder / f"model.pth.tar-{epoch}"
 
 

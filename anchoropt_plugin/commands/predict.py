@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files.readers import read_image, read_text
-from ..process.user_code import imported
+from ..process.user_code import import_user_module
 from ..training.predictor import Predictor, load_predictor
 
 HELP = "print the classes of pictures by what a run has trained"
@@ -82,7 +82,7 @@ def _import_trainers(modules: list[str] | None) -> None:
     if modules is None:
         modules = [USUAL_MODULE] if importlib.util.find_spec(USUAL_MODULE) else []
     for name in modules:
-        imported(name)
+        import_user_module(name)
 
 
 def _class_names(args: argparse.Namespace) -> list[str] | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..process import distributed
-from ..process.folder_lock import alone_in
+from ..process.folder_lock import locked_folder
 from ..training.settings import extend_cfg
 from ..training.trainer_registry import two_stages_on_demand
 from ..training.two_stages import SUFFIX
@@ -114,7 +114,7 @@ def _alone() -> Iterator[None]:
         def lock_and_set_up(output: str | None = None) -> None:
             if output is not None:
                 is_file = output.endswith((".txt", ".log"))
-                locks.enter_context(alone_in(Path(output).parent if is_file else output))
+                locks.enter_context(locked_folder(Path(output).parent if is_file else output))
             setup_logger(output)
 
         utils.setup_logger = lock_and_set_up

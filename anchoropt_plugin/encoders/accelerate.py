@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import UserError
 from ..process.data_parallel import refuse_data_parallel
 from .fast_forward import FastForward
-from .feature_cache import KeptFeatures
+from .feature_cache import CachedFeatures
 from .text_tower import blocks_of
 
 log = logging.getLogger("anchoropt_plugin")
@@ -79,7 +79,7 @@ def accelerate(model: nn.Module) -> list[FastForward]:
 def restore(model: nn.Module) -> None:
     """Give every encoder in ``model`` its own forward back, the image encoder too."""
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), (FastForward, KeptFeatures)):
+        if isinstance(module.__dict__.get("forward"), (FastForward, CachedFeatures)):
             del module.forward
 
 

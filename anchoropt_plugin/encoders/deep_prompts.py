@@ -49,7 +49,7 @@ class DeepPrompt(NamedTuple):
         return prompt.half() if self.half else prompt
 
 
-class Looking:
+class DeepPromptFinder:
     """Looks on while a text encoder is called, and finds out its deep prompts.
 
     Args:
@@ -61,7 +61,7 @@ class Looking:
         self._before: dict[int, Tensor] = {}
         self._after: dict[int, Tensor] = {}
 
-    def __enter__(self) -> Looking:
+    def __enter__(self) -> DeepPromptFinder:
         self._handles = []
         for number, block in enumerate(blocks_of(self.encoder)):
             if not hasattr(block, "ln_1"):

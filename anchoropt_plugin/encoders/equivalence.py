@@ -16,7 +16,7 @@ Branch: TypeAlias = Callable[..., Tensor | None]
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative error of features against the encoder's own, by the dtype of its weights."""
 HALF_TOLERANCE = 3e-2
-CANNOT = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+CALL_ERRORS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 """What a call raises that an encoder is not made for, as one with something for each class."""
 CHECKED_CLASSES = 64
 
@@ -59,7 +59,7 @@ def compare(
         try:
             want = own(prompts, tokens, *deep)
             features = fast(prompts, tokens, *deep)
-        except CANNOT as refusal:
+        except CALL_ERRORS as refusal:
             return Finding(None, f"it cannot read {name} ({refusal})")
         if features is None:
             return Finding(None, f"deep prompts and contexts of each class meet in {name}")

@@ -22,8 +22,8 @@ from ..process import distributed
 from ..process.gradients import all_classes
 from ..prompts.eot import check_is_read, ending_as_prompts
 from ..prompts.hooks import PromptHook
-from .deep_prompts import FIRST, DeepPrompt, Looking, arranged, overwriting
-from .equivalence import CANNOT, compare
+from .deep_prompts import FIRST, DeepPrompt, DeepPromptFinder, arranged, overwriting
+from .equivalence import CALL_ERRORS, compare
 from .feature_cache import LastFeatures, state_of
 from .image_features import none_of
 from .shared_prefix import Sharing, equal_tokens, origin, sharing_in_gradient
@@ -96,15 +96,18 @@ class FastForward:
         if len(given) in self._deep:
             return
         prompts = prompts.flatten(0, -4)[0] if prompts.dim() > 3 else prompts
-        with torch.autocast(prompts.device.type, enabled=False), Looking(self.encoder) as looking:
+        with (
+            torch.autocast(prompts.device.type, enabled=False),
+            DeepPromptFinder(self.encoder) as finder,
+        ):
             called = prompts[:2], tokens[:2]
             try:
                 self._own_forward(*called, *deep)
-            except CANNOT:  # as where it holds something for each class
+            except CALL_ERRORS:  # as where it holds something for each class
                 called = prompts, tokens
                 self._own_forward(*called, *deep)
         try:
-            found = self._deep[len(given)] = self.hook.deep_prompts(looking, given)
+            found = self._deep[len(given)] = self.hook.deep_prompts(finder, given)
             self._check_rows(found, given)
             with torch.autocast(prompts.device.type, enabled=False):
                 self._check_end(*called, *deep)
@@ -147,9 +150,9 @@ class FastForward:
         if not self._is_end_checked:
             self._is_end_checked = True
             self._check_end(*args)
-        with Looking(self.encoder) as looking:
+        with DeepPromptFinder(self.encoder) as finder:
             features = self._own_forward(*args, **named)
-        if looking.found(()):
+        if finder.found(()):
             raise UserError(
                 f"{type(self.encoder).__name__} writes deep prompts over the context and is not "
                 "called with (prompts, tokens) or (prompts, tokens, list of deep prompts): the "
@@ -167,11 +170,11 @@ class FastForward:
         layout = [position.matrix()] if position is not None else []
         inputs = [prompts[:, : int(tokens.argmax(-1).max()) + 1], tokens, *deep, *layout]
         state = (*state_of(self.encoder), torch.is_autocast_enabled(prompts.device.type))
-        features = self._last.recall(inputs, state)
+        features = self._last.get(inputs, state)
         if features is None:
             features = self._fast(prompts, tokens, deep)
             if features is not None:
-                self._last.keep(inputs, state, features)
+                self._last.put(inputs, state, features)
         return features
 
     def forget(self) -> None:

@@ -46,7 +46,7 @@ class LastFeatures:
         self._state: Any = None
         self._features: Tensor | None = None
 
-    def recall(self, inputs: list[Tensor], state: Any) -> Tensor | None:
+    def get(self, inputs: list[Tensor], state: Any) -> Tensor | None:
         """A copy of the features kept for equal ``inputs`` and ``state``, or None."""
         if self._features is None or state != self._state or len(inputs) != len(self._inputs):
             return None
@@ -54,7 +54,7 @@ class LastFeatures:
         # A host may change what it gets in place; outside inference mode a copy is a plain tensor.
         return self._features.clone() if all(torch.equal(a, b) for a, b in pairs) else None
 
-    def keep(self, inputs: list[Tensor], state: Any, features: Tensor) -> None:
+    def put(self, inputs: list[Tensor], state: Any, features: Tensor) -> None:
         """Keep ``features``, and drop those from before."""
         self._inputs, self._state = [tensor.clone() for tensor in inputs], state
         self._features = features.clone()
@@ -64,7 +64,7 @@ class LastFeatures:
         return {"_inputs": [], "_state": None, "_features": None}
 
 
-class KeptFeatures:
+class CachedFeatures:
     """Stands in for the ``forward`` of one image encoder, pictures (B, 3, R, R) → features (B, e).
 
     The encoder's own forward is called for pictures not seen before: on the CPU a few at a time,
@@ -175,18 +175,18 @@ def _is_nothing(argument: Any) -> bool:
     return argument is None or (isinstance(argument, (Tensor, Sized)) and not len(argument))
 
 
-def keep_image_features(encoder: nn.Module) -> KeptFeatures:
+def cache_image_features(encoder: nn.Module) -> CachedFeatures:
     """Keep the features of a frozen image encoder from now on; ``restore`` ends it.
 
     >>> encoder = nn.Linear(4, 2).requires_grad_(False)
-    >>> kept = keep_image_features(encoder)
+    >>> kept = cache_image_features(encoder)
     >>> pictures = torch.randn(3, 4)
     >>> torch.equal(encoder(pictures), encoder(pictures)), kept.hits, kept.misses
     (True, 3, 3)
     """
     forward = encoder.__dict__.get("forward")
-    if not isinstance(forward, KeptFeatures):
-        forward = KeptFeatures(encoder)
+    if not isinstance(forward, CachedFeatures):
+        forward = CachedFeatures(encoder)
         # On the instance: type, submodules and state dict of the encoder stay as they are.
         encoder.forward = forward
     return forward

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .equivalence import CANNOT
+from .equivalence import CALL_ERRORS
 from .frozen_linear import frozen_products
 
 
@@ -67,7 +67,7 @@ def unprompted(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor
     if len(args) > 1:
         try:
             output = encoder(args[0], *(none_of(prompts) for prompts in args[1:]))
-        except CANNOT as error:
+        except CALL_ERRORS as error:
             raise UserError(
                 f"{type(encoder).__name__} cannot be called without its prompts ({error}): want "
                 "plain_features of a PromptHook (register_hook), which says what CLIP alone gives"

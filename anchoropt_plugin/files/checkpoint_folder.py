@@ -16,7 +16,7 @@ CLASS_BUFFERS = (
 """Buffers of a prompt learner that hold its classes: another set of classes has other ones."""
 
 
-def named_in(folder: str | Path) -> str:
+def last_checkpoint_name(folder: str | Path) -> str:
     """Return the file name that the text file ``checkpoint`` in ``folder`` holds.
 
     Raises:
@@ -33,14 +33,14 @@ def named_in(folder: str | Path) -> str:
     return name
 
 
-def newest_of_all(folders: Iterable[Path]) -> str:
+def newest_common_checkpoint(folders: Iterable[Path]) -> str:
     """Return the file name in the text files ``checkpoint`` of several models.
 
     A run that was killed while it saved has named a newer one for some of them: then it is the
     one that all have; the best one, which is written over, where they have no other.
     """
     folders = list(folders)
-    names = sorted(dict.fromkeys(map(named_in, folders)), key=BEST_MODEL.__eq__)
+    names = sorted(dict.fromkeys(map(last_checkpoint_name, folders)), key=BEST_MODEL.__eq__)
     whole = [name for name in names if all((folder / name).is_file() for folder in folders)]
     return next(iter([*whole, *names]))
 

@@ -42,11 +42,11 @@ def as_logits(output: Tensor) -> Tensor:
     return full.clamp_min(torch.finfo(full.dtype).tiny).log()
 
 
-def in_full(loss: Tensor) -> Tensor:
+def to_float32(loss: Tensor) -> Tensor:
     """A host's loss in float32 at least: in half precision 65504 is the largest number.
 
     >>> import torch
-    >>> (1000 * in_full(torch.tensor(100.0).half())).item()
+    >>> (1000 * to_float32(torch.tensor(100.0).half())).item()
     100000.0
     """
     return loss.to(torch.promote_types(loss.dtype, torch.float32))
@@ -133,6 +133,6 @@ class PromptLoss(TorchFunctionMode):
             return out
         logits = args[0] if args else (kwargs or {})["input"]
         if not self.is_prompts(logits):
-            return self.weight * in_full(out)
+            return self.weight * to_float32(out)
         self.replaced = True
         return self.replace(out, logits)

@@ -182,18 +182,18 @@ def concatenated(part: Tensor, n: int) -> Tensor:
     return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
 
 
-_share: float | None = None
+_batch_fraction: float | None = None
 
 
-def share() -> float:
+def batch_fraction() -> float:
     """Which share of the batch in work this process has; over all processes they sum to 1."""
-    return 1 / world_size() if _share is None else _share
+    return 1 / world_size() if _batch_fraction is None else _batch_fraction
 
 
-def set_share(value: float) -> None:
+def set_batch_fraction(value: float) -> None:
     """Say which share of the coming batch this process has."""
-    global _share
-    _share = value
+    global _batch_fraction
+    _batch_fraction = value
 
 
 def averaged(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -201,4 +201,4 @@ def averaged(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if not is_started() or not summary:
         return summary
     values = torch.tensor([float(value) for value in summary.values()], dtype=torch.float64)
-    return dict(zip(summary, summed(values * share()).tolist(), strict=True))
+    return dict(zip(summary, summed(values * batch_fraction()).tolist(), strict=True))

@@ -45,7 +45,7 @@ if fcntl is not None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: str | Path) -> Iterator[None]:
+def locked_folder(folder: str | Path) -> Iterator[None]:
     """While the block runs, no other process gets into such a block with the same folder.
 
     The folder is made where it is missing. Blocks of one process may be in each other. Of several
@@ -57,7 +57,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with alone_in(folder):
+    ...     with locked_folder(folder):
     ...         during = os.listdir(folder)
     ...     during, os.listdir(folder)
     (['.lock'], [])

@@ -52,7 +52,7 @@ class GradientAverage:
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
         # In float32 at least, which that of the flags is.
-        sums = distributed.summed(torch.cat([has.float(), *flat]) * distributed.share())
+        sums = distributed.summed(torch.cat([has.float(), *flat]) * distributed.batch_fraction())
         flags, *values = sums.split([len(has), *map(len, flat)])
         rows = zip(self.parameters, flags.tolist(), values, strict=True)
         for parameter, flag, value in rows:
@@ -75,7 +75,7 @@ class _AllClasses(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        share = distributed.share()
+        share = distributed.batch_fraction()
         total = distributed.summed(gradient.float() * share)
         part = total[distributed.part_of(ctx.n_classes)] / share
         return part.to(gradient.dtype), None

@@ -11,7 +11,7 @@ from types import ModuleType
 from ..errors import UserError
 
 
-def imported(name: str) -> ModuleType:
+def import_user_module(name: str) -> ModuleType:
     """Import a module of the working directory, or any other.
 
     Raises:
@@ -27,16 +27,16 @@ def imported(name: str) -> ModuleType:
     except Exception as error:  # whatever a module of somebody else's raises
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise UserError(f"there is no module {name!r} in {here}") from error
-        raise UserError(f"importing {name} fails: {in_one_line(error)}") from error
+        raise UserError(f"importing {name} fails: {error_in_one_line(error)}") from error
 
 
-def in_one_line(error: BaseException) -> str:
+def error_in_one_line(error: BaseException) -> str:
     """What an exception in somebody else's code says, and where in the working directory's files.
 
     >>> try:
     ...     {}["N_CTX"]
     ... except KeyError as error:
-    ...     in_one_line(error).partition(":")[2]
+    ...     error_in_one_line(error).partition(":")[2]
     "2: KeyError: 'N_CTX'"
     """
     places = traceback.extract_tb(error.__traceback__)

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..encoders.deep_prompts import DeepPrompt, Looking
+from ..encoders.deep_prompts import DeepPrompt, DeepPromptFinder
 from ..encoders.image_features import unprompted
 from ..errors import UserError
 from ..method.position import AnchorPositionModule
@@ -84,14 +84,16 @@ class PromptHook:
                 "context that stands before the class name, so use CLASS_TOKEN_POSITION end"
             )
 
-    def deep_prompts(self, looking: Looking, given: Sequence[Tensor]) -> tuple[DeepPrompt, ...]:
+    def deep_prompts(
+        self, finder: DeepPromptFinder, given: Sequence[Tensor]
+    ) -> tuple[DeepPrompt, ...]:
         """What the host writes over the context's hidden states, and before which text blocks.
 
         Args:
-            looking: at a call of the host's text encoder.
+            finder: at a call of the host's text encoder.
             given: the list of deep prompts that it was called with, if any.
         """
-        return looking.found(given)
+        return finder.found(given)
 
     def is_prompt_logits(self, logits: Tensor, n_images: int, n_classes: int) -> bool:
         """Whether a cross-entropy of the host's is over the prompt's logits l_n, (B, C)."""

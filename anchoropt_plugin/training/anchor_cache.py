@@ -61,7 +61,7 @@ def cache_folder(setting: str = "") -> Path:
         raise UserError(f"{chosen or base}: {error}: set HOME, or ANCHOROPT_CACHE") from error
 
 
-def recall(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:
+def get(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:
     """The anchors (K, d) kept under ``key``, or None; a damaged file is learned again."""
     path = folder / f"{key}.pth.tar"
     if not os.path.exists(path):  # noqa: PTH110  (that of a Path raises where it may not look)
@@ -76,7 +76,7 @@ def recall(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | Non
     return anchors
 
 
-def keep(anchors: AnchorTokens, folder: Path) -> None:
+def put(anchors: AnchorTokens, folder: Path) -> None:
     """Keep anchors under their key; where the folder cannot be written, say so and go on."""
     try:
         anchors.save(folder / f"{anchors.key}.pth.tar")

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..encoders.accelerate import accelerate, is_text_encoder
 from ..encoders.fast_forward import FastForward
-from ..encoders.feature_cache import keep_image_features
+from ..encoders.feature_cache import cache_image_features
 from ..errors import UserError
 from ..method.position import AnchorPositionModule
 from ..prompts.hooks import PromptHook, attach, hook_for, is_prompt_learner
@@ -73,7 +73,7 @@ class HostParts:
         elif name == "image_encoder":
             self._image_encoders.append((owner, module))
             if self.settings.keep_features:
-                keep_image_features(module)
+                cache_image_features(module)
         elif is_text_encoder(module):
             for forward in accelerate(module):
                 forward.in_use = self.settings.fast_text

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config.record import CLASSES, RECORD, merge_record
 from ..errors import UserError, nearest
-from ..files.checkpoint_folder import named_in
+from ..files.checkpoint_folder import last_checkpoint_name
 from ..files.readers import read_image, read_json, to_rgb
 from .run_record import RECORD as TWO_STAGES_RECORD
 from .run_record import read_record
@@ -192,7 +192,9 @@ def _tested_epoch(trainer: Any, folder: Path) -> int | None:
     if trainer.cfg.TEST.FINAL_MODEL == "best_val":
         return None
     last = folder / trainer.get_model_names()[0] / "checkpoint"
-    number = re.search(r"-(\d{1,9})$", named_in(last.parent)) if last.is_file() else None
+    number = (
+        re.search(r"-(\d{1,9})$", last_checkpoint_name(last.parent)) if last.is_file() else None
+    )
     if number is None:
         raise UserError(f"{last} names no checkpoint: give the epoch to load")
     return int(number[1])

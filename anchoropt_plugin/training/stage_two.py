@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..method import descriptions
 from ..method.anchors import AnchorPrompts, AnchorTokens, ImageBatches
 from ..method.metrics import Means, agreement, entropy
-from ..method.objective import as_logits, average, distillation, in_full
+from ..method.objective import as_logits, average, distillation, to_float32
 from ..process import distributed
 from . import anchor_cache
 from .host_parts import HostParts
@@ -118,7 +118,7 @@ class AnchorOPT:
         folder = anchor_cache.cache_folder(settings.anchor_cache)
         key = anchor_cache.content_key(self.tower, self.classes, texts, wanted)
         wanted_shape = tuple(self.position.anchors.shape)
-        anchors = anchor_cache.recall(folder, key, wanted_shape) if share else None
+        anchors = anchor_cache.get(folder, key, wanted_shape) if share else None
         # Of several processes one may look after another has kept them.
         anchors = distributed.from_main(anchors)
         if anchors is not None:
@@ -138,7 +138,7 @@ class AnchorOPT:
         )
         if share:
             anchors.key = key
-            anchor_cache.keep(anchors, folder)
+            anchor_cache.put(anchors, folder)
         return anchors
 
     # ------------------------------------------------------------------ stage 2 and test
@@ -184,7 +184,7 @@ class AnchorOPT:
     def loss(self, cross_entropy: Tensor, logits: Tensor) -> Tensor:
         """The objective of stage 2, given the host's cross-entropy and its logits l_n (B, C)."""
         settings = self.settings
-        loss = settings.prompt_ce_weight * in_full(cross_entropy)
+        loss = settings.prompt_ce_weight * to_float32(cross_entropy)
         if settings.kd_weight:
             anchor_logits = self.logits()
             divergence = distillation(logits, anchor_logits, settings.kd_temperature)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..config.record import write_record
 from ..errors import UserError
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
-from ..method.objective import PromptLoss, in_full
+from ..method.objective import PromptLoss, to_float32
 from ..method.position import AnchorPositionModule
 from ..process import distributed
 from ..process.data_parallel import refuse_data_parallel, without_data_parallel
 from ..process.finite_checks import check_weights, checked_step, finite
-from ..process.folder_lock import alone_in
+from ..process.folder_lock import locked_folder
 from .host_parts import HostParts
 from .optimizer_group import holds, own_learning_rate
 from .settings import AnchorOPTConfig
@@ -49,7 +49,7 @@ class TwoStages:
         own = cfg.TRAINER.get("ANCHOROPT", {}).get("N_CTX")
         if own and not settings.n_ctx:
             log.warning("TRAINER.ANCHOROPT.N_CTX %s is this repository's own key: not used", own)
-        cfg = _as_the_host_s(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
+        cfg = _host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
     def build_model(self: Any) -> None:
@@ -100,7 +100,7 @@ class TwoStages:
             yield whole[0], whole[1]
 
     def train(self: Any) -> None:
-        with alone_in(self.output_dir):
+        with locked_folder(self.output_dir):
             super().train()  # type: ignore[misc]
 
     def before_train(self: Any) -> None:
@@ -147,7 +147,7 @@ class TwoStages:
         def objective(cross_entropy: Tensor, logits: Tensor) -> Tensor:
             if run.features.is_used:
                 self._tell_of_others()
-                return run.settings.prompt_ce_weight * in_full(cross_entropy)
+                return run.settings.prompt_ce_weight * to_float32(cross_entropy)
             return finite(run.loss(cross_entropy, logits))
 
         step = super().forward_backward  # type: ignore[misc]
@@ -246,7 +246,7 @@ def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:
             yield from (m for m in value.modules() if isinstance(m, AnchorPositionModule))
 
 
-def _as_the_host_s(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
+def _host_cfg(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
     """A copy of ``cfg`` as the host alone gets it.
 
     Args:

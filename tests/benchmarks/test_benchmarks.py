@@ -14,7 +14,7 @@ from anchoropt_plugin.encoders import feature_cache
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.equivalence import TOLERANCE
 from anchoropt_plugin.encoders.fast_forward import FastForward
-from anchoropt_plugin.encoders.feature_cache import KeptFeatures
+from anchoropt_plugin.encoders.feature_cache import CachedFeatures
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchors import AnchorPrompts
 from benchmarks import (
@@ -99,8 +99,8 @@ def test_a_wrong_side_fails(benchmark, monkeypatch, capsys):
 
 
 def test_wrong_image_features_fail(monkeypatch, capsys):
-    encode = KeptFeatures._encode
-    monkeypatch.setattr(KeptFeatures, "_encode", lambda *args: 1.0001 * encode(*args))
+    encode = CachedFeatures._encode
+    monkeypatch.setattr(CachedFeatures, "_encode", lambda *args: 1.0001 * encode(*args))
     assert image_tower.main(ONCE, SMALL) == 1
     assert "✗ ours" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.dassl_compat.data import data_manager
-from anchoropt_plugin.dassl_compat.data import pictures as pictures_module
+from anchoropt_plugin.dassl_compat.data import images as pictures_module
 from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.utils import set_random_seed

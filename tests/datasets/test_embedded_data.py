@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from anchoropt_plugin.errors import UserError
 from datasets.embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
-from datasets.world import BENCHMARK, DIGITS
+from datasets.synthetic import BENCHMARK, DIGITS
 
 Split = dict[str, list[tuple[str, int, str]]]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize, unknown_words
-from datasets.world import (
+from datasets.synthetic import (
     BENCHMARK,
     DIGITS,
     Scene,
@@ -23,9 +23,9 @@ from datasets.world import (
     sample_shapes,
     vocabulary_text,
 )
-from datasets.world.pictures import benchmark_pictures, training_pictures
-from datasets.world.shapes import signed_distance
-from datasets.world.vocabulary import COLOURS, FILLS, SHAPES, STYLES
+from datasets.synthetic.images import benchmark_pictures, training_pictures
+from datasets.synthetic.shapes import signed_distance
+from datasets.synthetic.vocabulary import COLOURS, FILLS, SHAPES, STYLES
 
 DESCRIPTIONS = Path(__file__).parents[2] / "configs" / "descriptions"
 

@@ -11,9 +11,9 @@ import subprocess
 import pandas as pd
 import pytest
 
-from experiments.command import Experiment
 from experiments.execution import Event
-from experiments.pictures import position_matrices, training_curves
+from experiments.experiment import Experiment
+from experiments.figures import position_matrices, training_curves
 from experiments.plan import host_method, plan
 from experiments.protocols import read_protocol
 from experiments.report import write_report

@@ -19,10 +19,10 @@ from anchoropt_plugin.config.record import check_same_run, merge_record
 from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.dassl_compat.utils.torchtools import load_checkpoint
 from anchoropt_plugin.files import checkpoints
-from anchoropt_plugin.files.checkpoint_folder import named_in
+from anchoropt_plugin.files.checkpoint_folder import last_checkpoint_name
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens
-from anchoropt_plugin.training.anchor_cache import recall
+from anchoropt_plugin.training.anchor_cache import get
 from anchoropt_plugin.training.predictor import (
     _named,
     _recorded_cfg,
@@ -226,7 +226,7 @@ def test_checkpoints_and_anchors(folder, content):
     for reader in (checkpoints.load, load_checkpoint, AnchorTokens.load):
         reads(reader, content, folder / "model.pth.tar")
     (folder / "key.pth.tar").write_bytes(content)
-    found = recall(folder, "key", (1, 4))
+    found = get(folder, "key", (1, 4))
     assert found is None or found.values.shape == (1, 4)
 
 
@@ -260,5 +260,7 @@ def test_the_name_of_the_last_checkpoint(folder, content):
         cfg=SimpleNamespace(TEST=SimpleNamespace(FINAL_MODEL="last_step")),
         get_model_names=lambda: ["learner"],
     )
-    reads(lambda path: named_in(path.parent), content, folder / "learner" / "checkpoint")
+    reads(
+        lambda path: last_checkpoint_name(path.parent), content, folder / "learner" / "checkpoint"
+    )
     reads(lambda _: _tested_epoch(trainer, folder), content, folder / "learner" / "checkpoint")

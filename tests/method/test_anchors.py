@@ -205,22 +205,22 @@ def test_the_key_depends_on_all_that_the_anchors_depend_on(clip, monkeypatch):
 
 def test_kept_anchors_are_recalled_and_damaged_ones_are_not(tmp_path, caplog):
     kept = AnchorTokens(torch.randn(1, 8), [1.0], "abc")
-    anchor_cache.keep(kept, tmp_path / "new" / "folder")
-    recalled = anchor_cache.recall(tmp_path / "new" / "folder", "abc", (1, 8))
+    anchor_cache.put(kept, tmp_path / "new" / "folder")
+    recalled = anchor_cache.get(tmp_path / "new" / "folder", "abc", (1, 8))
     assert torch.equal(recalled.values, kept.values)
-    assert anchor_cache.recall(tmp_path, "abc", (1, 8)) is None
+    assert anchor_cache.get(tmp_path, "abc", (1, 8)) is None
     (tmp_path / "abc.pth.tar").write_bytes(pickle.dumps("nothing of the kind"))
-    assert anchor_cache.recall(tmp_path, "abc", (1, 8)) is None
+    assert anchor_cache.get(tmp_path, "abc", (1, 8)) is None
     kept.save(tmp_path / "abc.pth.tar")
-    assert anchor_cache.recall(tmp_path, "abc", (3, 8)) is None
+    assert anchor_cache.get(tmp_path, "abc", (3, 8)) is None
     kept.save(tmp_path / "abd.pth.tar")
-    assert anchor_cache.recall(tmp_path, "abd", (1, 8)) is None
+    assert anchor_cache.get(tmp_path, "abd", (1, 8)) is None
     assert "learning the anchors again" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_not_fatal(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    anchor_cache.keep(AnchorTokens(torch.zeros(1, 8), [], "abc"), tmp_path / "file" / "folder")
+    anchor_cache.put(AnchorTokens(torch.zeros(1, 8), [], "abc"), tmp_path / "file" / "folder")
     assert "learned anew" in caplog.text
 
 

@@ -220,7 +220,7 @@ def encode_split(n_classes, chunk):
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(5, *features.shape, generator=generator)
     mine = targets[distributed.part_of(5)]
-    distributed.set_share(len(mine) / 5)
+    distributed.set_batch_fraction(len(mine) / 5)
     GradientAverage([ctx])
     loss = ((features.pow(2) - mine).square()).mean()
     loss.backward()

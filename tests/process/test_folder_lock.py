@@ -17,7 +17,7 @@ import train
 from anchoropt_plugin import UserError
 from anchoropt_plugin.__main__ import main as command
 from anchoropt_plugin.process import folder_lock
-from anchoropt_plugin.process.folder_lock import LOCK, alone_in
+from anchoropt_plugin.process.folder_lock import LOCK, locked_folder
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from experiments.compare import main as compare
 from trainers.coop import CoOp
@@ -74,7 +74,7 @@ def holder(folder):
     """A process that holds the lock of ``folder``."""
 
     def work(wait):
-        with alone_in(folder):
+        with locked_folder(folder):
             wait()
 
     return child(work)
@@ -141,7 +141,7 @@ def test_a_killed_run_holds_nothing_even_if_its_workers_live_on(tmp_path):
     told, tell = os.pipe()
 
     def work(wait):
-        with alone_in(tmp_path):
+        with locked_folder(tmp_path):
             worker = os.fork()
             if worker == 0:
                 signal.pause()
@@ -151,7 +151,7 @@ def test_a_killed_run_holds_nothing_even_if_its_workers_live_on(tmp_path):
     with child(work):
         worker = int(os.read(told, 20))
     try:
-        with alone_in(tmp_path):
+        with locked_folder(tmp_path):
             assert str(os.getpid()) in (tmp_path / LOCK).read_text()
     finally:
         os.kill(worker, signal.SIGKILL)
@@ -159,12 +159,12 @@ def test_a_killed_run_holds_nothing_even_if_its_workers_live_on(tmp_path):
 
 
 def test_blocks_may_be_in_each_other_and_a_fork_has_none_of_them(tmp_path):
-    with alone_in(tmp_path):
-        with alone_in(tmp_path / "." / ".." / tmp_path.name):
+    with locked_folder(tmp_path):
+        with locked_folder(tmp_path / "." / ".." / tmp_path.name):
             pass
 
         def is_refused():
-            with pytest.raises(UserError), alone_in(tmp_path):
+            with pytest.raises(UserError), locked_folder(tmp_path):
                 pass
             return 0
 
@@ -183,7 +183,7 @@ def test_never_two_at_a_time(tmp_path):
         done = 0
         while done < rounds:
             try:
-                with alone_in(tmp_path / "out"):
+                with locked_folder(tmp_path / "out"):
                     count = int((tmp_path / "count").read_text())
                     (tmp_path / "count").write_text(str(count + 1))
                 done += 1
@@ -202,10 +202,10 @@ def test_of_several_processes_the_main_one_locks(tmp_path, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1")
     with holder(tmp_path):
         monkeypatch.setenv("RANK", "1")
-        with alone_in(tmp_path):
+        with locked_folder(tmp_path):
             pass
         monkeypatch.setenv("RANK", "0")
-        with pytest.raises(UserError, match="in use by process"), alone_in(tmp_path):
+        with pytest.raises(UserError, match="in use by process"), locked_folder(tmp_path):
             pass
 
 
@@ -214,14 +214,14 @@ def test_a_folder_that_cannot_be_locked_is_told(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(folder_lock.fcntl, "lockf", refuse)
-    with alone_in(tmp_path):
+    with locked_folder(tmp_path):
         assert "see that one run writes there" in caplog.text
 
 
 def test_what_is_in_the_file_is_shown_as_text(tmp_path):
     with holder(tmp_path):
         (tmp_path / LOCK).write_bytes(b"\x1b[2J\n\xff" + b"x" * 9999)
-        with pytest.raises(UserError) as caught, alone_in(tmp_path):
+        with pytest.raises(UserError) as caught, locked_folder(tmp_path):
             pass
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000

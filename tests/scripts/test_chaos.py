@@ -22,7 +22,7 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.dassl_compat.utils.torchtools import save_checkpoint
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.atomic import atomic_write
-from anchoropt_plugin.files.checkpoint_folder import named_in, newest_of_all
+from anchoropt_plugin.files.checkpoint_folder import last_checkpoint_name, newest_common_checkpoint
 from anchoropt_plugin.method.position import AnchorPositionModule
 from anchoropt_plugin.process.command_line import status_of
 from anchoropt_plugin.process.randomness import set_random_seed
@@ -234,7 +234,7 @@ def test_a_checkpoint_is_there_before_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "save", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint({"state_dict": {}, "epoch": 2}, tmp_path)
-    assert named_in(tmp_path) == "model.pth.tar-1"
+    assert last_checkpoint_name(tmp_path) == "model.pth.tar-1"
 
 
 def test_a_disk_that_fills_up_while_torch_writes_is_told_as_such(tmp_path):
@@ -357,16 +357,20 @@ def test_the_newest_checkpoint_that_all_models_have(tmp_path):
             (tmp_path / name / f"model.pth.tar-{epoch}").touch()
         (tmp_path / name / "checkpoint").write_text(f"model.pth.tar-{epochs[-1]}\n")
     folders = [tmp_path / "a", tmp_path / "b"]
-    assert newest_of_all(folders) == newest_of_all(folders[::-1]) == "model.pth.tar-1"
+    assert (
+        newest_common_checkpoint(folders)
+        == newest_common_checkpoint(folders[::-1])
+        == "model.pth.tar-1"
+    )
     (tmp_path / "b" / "model.pth.tar-2").touch()
-    assert newest_of_all(folders) == "model.pth.tar-2"
+    assert newest_common_checkpoint(folders) == "model.pth.tar-2"
 
 
 @pytest.mark.parametrize("text", ["", "../model.pth.tar-1", "/etc/passwd", "a\0b", "a\nb"])
 def test_what_checkpoint_names_lies_beside_it(tmp_path, text):
     (tmp_path / "checkpoint").write_text(text)
     with pytest.raises(UserError, match="not the name of a file beside it"):
-        named_in(tmp_path)
+        last_checkpoint_name(tmp_path)
 
 
 def test_the_scaler_of_amp_goes_on_too(words, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ...process.user_code import in_one_line
+from ...process.user_code import error_in_one_line
 from ...prompts.hooks import CHILD
 from .small_trainer import CLASSES, HostError, build, host_errors, quiet, tested, trained_by
 
@@ -63,7 +63,8 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
             lost = _lost(alone, _loaded(host, cfg, alone, classes))
         except HostError as error:
             assert error.__cause__ is not None
-            return f"not tried: {name} alone does not load its own ({in_one_line(error.__cause__)})"
+            why = error_in_one_line(error.__cause__)
+            return f"not tried: {name} alone does not load its own ({why})"
         where = (
             "into the same classes only, as without AnchorOPT (for others, load_model must leave "
             "out token_prefix and token_suffix),"

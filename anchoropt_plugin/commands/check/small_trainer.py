@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from ...config.merge import merge_file, merge_list, read_yaml
 from ...errors import UserError, nearest
 from ...files.readers import read_text
-from ...process.user_code import imported, in_one_line
+from ...process.user_code import error_in_one_line, import_user_module
 from ...prompts.hooks import is_prompt_learner
 from ...training.decorators import anchoropt
 from ...training.settings import extend_cfg
@@ -59,7 +59,7 @@ def find_trainer(spec: str, learner: str) -> tuple[type, type]:
     module_name, _, name = spec.partition(":")
     if not (module_name and name):
         raise UserError(f"{spec!r} is no module:Trainer, as in trainers.coop:CoOp")
-    module = imported(module_name.removesuffix(".py").replace("/", "."))
+    module = import_user_module(module_name.removesuffix(".py").replace("/", "."))
     registered = {
         other: TRAINER_REGISTRY.get(other) for other in TRAINER_REGISTRY.registered_names()
     }
@@ -94,11 +94,11 @@ def own_keys() -> Keys | None:
     if not path.is_file() or not re.search(r"^def extend_cfg\b", read_text(path), re.MULTILINE):
         return None
     try:
-        keys: Keys = imported("train").extend_cfg
+        keys: Keys = import_user_module("train").extend_cfg
     except SystemExit as error:
         raise UserError(
-            f"importing train.py for its extend_cfg fails ({in_one_line(error)}): see that what it "
-            'does stands under `if __name__ == "__main__"`'
+            f"importing train.py for its extend_cfg fails ({error_in_one_line(error)}): see that what "
+            'it does stands under `if __name__ == "__main__"`'
         ) from error
     return keys
 
@@ -241,7 +241,7 @@ def host_errors(what: str, remedy: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # whatever somebody else's code raises
-        raise HostError(f"{what}{in_one_line(error)}; {remedy}") from error
+        raise HostError(f"{what}{error_in_one_line(error)}; {remedy}") from error
 
 
 def modules_of(trainer: Any) -> dict[str, nn.Module]:

@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from ...errors import UserError
 from ...files.readers import read_text
-from ...process.user_code import imported
+from ...process.user_code import import_user_module
 from .client import TEMPLATE, Descriptions, ask_for_all
 
 HELP = "ask a language model for class descriptions"
@@ -142,7 +142,7 @@ def _of_dataset(config: str, root: str | None) -> list[str]:
             f"{Path.cwd()} is not a checkout of anchoropt-plugin, which knows the data sets: "
             "change into one, or give class names"
         )
-    train = imported("train")
+    train = import_user_module("train")
     words = ["--dataset-config-file", config, *(["--root", root] if root else [])]
     cfg = train.setup_cfg(train.build_parser().parse_args([*words, "VERBOSE", "False"]))
     build = importlib.import_module("dassl.data.datasets").build_dataset

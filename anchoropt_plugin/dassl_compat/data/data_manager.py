@@ -18,7 +18,7 @@ from ...files.readers import read_image
 from ...process import distributed
 from ...process.randomness import OwnRandomness, share_randomness
 from .datasets import DatasetBase, Datum, build_dataset
-from .pictures import Pictures
+from .images import Pictures
 from .samplers import build_sampler
 from .transforms import build_transform, interpolation_mode
 
@@ -150,7 +150,7 @@ class _Loader(DataLoader[Any]):
         for whole, part in zip(order, parts, strict=True):
             with own.active():
                 batch = next(batches)
-            distributed.set_share(len(part) / len(whole))
+            distributed.set_batch_fraction(len(part) / len(whole))
             yield batch
 
     def in_turns(self) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import UserError
-from ...files.checkpoint_folder import BEST_MODEL, newest_of_all
+from ...files.checkpoint_folder import BEST_MODEL, newest_common_checkpoint
 from ...process import distributed
 from ...process.randomness import random_state
 from ..utils.tools import tolist_if_not
@@ -121,7 +121,7 @@ class TrainerBase:
             print("No checkpoint found, train from scratch")
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
-        file_name = newest_of_all(folders.values())
+        file_name = newest_common_checkpoint(folders.values())
         scaler = getattr(self, "scaler", None)
         epochs = {
             resume_from_checkpoint(

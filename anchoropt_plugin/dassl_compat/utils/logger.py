@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...process.distributed import is_main
-from ...process.folder_lock import alone_in
+from ...process.folder_lock import locked_folder
 
 
 class Logger:
@@ -35,7 +35,7 @@ class Logger:
             self.console.reconfigure(errors="backslashreplace")
         self.path = Path(fpath)
         lock = contextlib.ExitStack()
-        lock.enter_context(alone_in(self.path.parent))
+        lock.enter_context(locked_folder(self.path.parent))
         self._unlock = weakref.finalize(self, lock.close)  # at the latest when Python ends
         # By lines, so that the log of a run that is killed is there up to its last line.
         self.file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...errors import UserError
 from ...files import checkpoints
 from ...files.atomic import atomic_write
-from ...files.checkpoint_folder import BEST_MODEL, is_of_classes, named_in
+from ...files.checkpoint_folder import BEST_MODEL, is_of_classes, last_checkpoint_name
 from ...process import distributed
 from ...process.randomness import restore_random_state
 
@@ -97,7 +97,7 @@ def resume_from_checkpoint(
         UserError: A file cannot be read, or belongs to another model or other classes.
     """
     folder = Path(fdir)
-    path = folder / (file_name or named_in(folder))
+    path = folder / (file_name or last_checkpoint_name(folder))
     print(f"Loading checkpoint from {path}")
     checkpoint = load_checkpoint(path)
     try:

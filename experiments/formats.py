@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.table import Table as RichTable
 
+from .experiment import Experiment
 from .tables import Cell, Table, entries
-
-if TYPE_CHECKING:
-    from .command import Experiment
 
 CAPTION = (
     "Accuracy in per cent, mean ± sample standard deviation over the seeds. {name} is the {mean} "
