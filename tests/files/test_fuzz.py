@@ -22,7 +22,7 @@ from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.checkpoint_folder import last_checkpoint_name
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens
-from anchoropt_plugin.training.anchor_cache import get
+from anchoropt_plugin.training import anchor_cache
 from anchoropt_plugin.training.predictor import (
     _named,
     _recorded_cfg,
@@ -226,7 +226,7 @@ def test_checkpoints_and_anchors(folder, content):
     for reader in (checkpoints.load, load_checkpoint, AnchorTokens.load):
         reads(reader, content, folder / "model.pth.tar")
     (folder / "key.pth.tar").write_bytes(content)
-    found = get(folder, "key", (1, 4))
+    found = anchor_cache.get(folder, "key", (1, 4))
     assert found is None or found.values.shape == (1, 4)
 
 

@@ -97,8 +97,8 @@ def own_keys() -> Keys | None:
         keys: Keys = import_user_module("train").extend_cfg
     except SystemExit as error:
         raise UserError(
-            f"importing train.py for its extend_cfg fails ({error_in_one_line(error)}): see that what "
-            'it does stands under `if __name__ == "__main__"`'
+            f"importing train.py for its extend_cfg fails ({error_in_one_line(error)}): see that "
+            'what it does stands under `if __name__ == "__main__"`'
         ) from error
     return keys
 
