@@ -302,7 +302,7 @@ def test_a_second_learner_and_class_names_elsewhere_are_told(root, tmp_path, cap
     assert "has a second prompt learner, other_learner" in caplog.text
     trainer.model.prompt_learner()
     trainer.model.prompt_learner()
-    assert caplog.text.count("do not go on with token_suffix") == 1
+    assert caplog.text.count("token_suffix does not follow the") == 1
 
 
 def test_prompts_in_a_dict_are_told(root, tmp_path):
