@@ -248,7 +248,7 @@ def test_the_loss_of_another_head_is_not_the_prompt_s(root, tmp_path, caplog):
     head, prompt, second = summary["losses"]
     assert head == pytest.approx(F.cross_entropy(torch.ones(1, 5), torch.zeros(1).long()).item())
     assert prompt > plain + 1e-3 and second == pytest.approx(plain, rel=1e-5)
-    assert "more than one cross-entropy of its prompt's logits" in caplog.text
+    assert "several cross-entropies of its prompt's logits" in caplog.text
 
 
 def test_a_copy_of_the_model_gets_the_anchors_too(root, tmp_path):
