@@ -251,7 +251,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_another_context_length_is_refused(tmp_path: Path) -> None:
     short = CLIP(24, 48, 3, 64, 16, 32, 120, 128, 2, 2)
     torch.save(short.state_dict(), tmp_path / "short.pt")
-    with pytest.raises(UserError, match="reads texts of 32 tokens, and a CLIP 77"):
+    with pytest.raises(UserError, match="reads texts of 32 tokens, but CLIP reads 77"):
         load_clip(str(tmp_path / "short.pt"))
 
 
