@@ -1,85 +1,96 @@
-"""Attention over packed prompts: shared prefixes, and suffix tokens that see their own prompt."""
+"""Attention over packed prompts: every token sees the shared prefix and its own prompt."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from .frozen_linear import frozen_linear
 from .packing import Packing
 
-# torch 2.4 calls what it has deprecated itself.
-warnings.filterwarnings(
-    "ignore", r"`torch\.cpu\.amp\.autocast", FutureWarning, r"torch\.utils\.checkpoint"
-)
 
-
-def attend(attention: Any, x: Tensor, packing: Packing, n_sets: int, only_eot: bool) -> Tensor:
-    """CLIP's multi-head attention over prompts that share their prefixes.
+def attend(attention: Any, x: Tensor, packing: Packing) -> Tensor:
+    """CLIP's multi-head attention for all rows.
 
     Args:
         attention: an ``nn.MultiheadAttention``, whose weights are read.
-        x: (n_sets · n_prefix + n_sets · n_packed, d): the prefixes of all sets, then the packed
-            rows of all sets.
-        packing: of the prompts of one set.
-        n_sets: sets of prompts with the same tokens.
-        only_eot: return the rows of EOT alone, (n_sets · n_prompts, d).
+        x: rows (N · R, d) as ``Packing`` describes them.
+        packing: of the prompts.
 
     Returns:
-        Rows of width d, in the order of ``x``.
+        Rows (N · R, d).
     """
-    d, n_heads = x.shape[-1], attention.num_heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    # Apart from the queries, which for EOT alone are few, and in memory are kept longer.
-    keys_values = frozen_linear(x, weight[d:], bias[d:])
-    queries = eot_rows(x, packing, n_sets) if only_eot else x
-    queries = frozen_linear(queries, weight[:d], bias[:d])
-    n_prefix, n_tiles = packing.n_prefix, len(packing.mask)
-
-    def heads(rows: Tensor, kinds: int, n: int, tokens: int) -> Tensor:
-        """(n · tokens, kinds · d) → (kinds, n, heads, tokens, width)."""
-        return rows.view(n, tokens, kinds, n_heads, d // n_heads).permute(2, 0, 3, 1, 4)
-
-    cut = n_sets * n_prefix
-
-    def look(queries: Tensor, mask: Tensor, keys_values: Tensor) -> Tensor:
-        """Each tile's queries, (sets · tiles · tokens, d), mixed to (sets, tiles · tokens, d)."""
-        n = n_sets * n_tiles
-        shared = heads(keys_values[:cut], 2, n_sets, n_prefix)[:, :, None]
-        shared = shared.expand(-1, -1, n_tiles, -1, -1, -1).flatten(1, 2)
-        own = heads(keys_values[cut:], 2, n, packing.mask.shape[2])
-        keys, values = torch.cat([shared, own], -2)
-        query = heads(queries, 1, n, mask.shape[2])[0]
-        mask = mask.repeat(n_sets, 1, 1, 1)
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        return mixed.transpose(1, 2).reshape(n_sets, -1, d)
-
-    def looked(queries: Tensor, mask: Tensor) -> Tensor:
-        # Computed again in the backward pass: little work, and less to keep than it took.
-        mixed: Tensor = checkpoint(
-            look, queries, mask, keys_values, use_reentrant=False, preserve_rng_state=False
-        )
-        return mixed
-
-    if only_eot:
-        queries = queries.view(n_sets, -1, d)[:, packing.eot_slots].flatten(0, 2)
-        mixed = looked(queries, packing.eot_mask)[:, packing.eot_order].flatten(0, 1)
-    else:
-        mixed = looked(queries[cut:], packing.mask).flatten(0, 1)
-        if n_prefix:
-            query = heads(queries[:cut], 1, n_sets, n_prefix)[0]
-            key, value = heads(keys_values[:cut], 2, n_sets, n_prefix)
-            ahead = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            mixed = torch.cat([ahead.transpose(1, 2).reshape(cut, d), mixed])
+    d = x.shape[-1]
+    rows = frozen_linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    tiles = _ToTiles.apply(rows, packing)
+    query, key, value = _heads(tiles, packing, attention.num_heads, d)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=packing.mask)
+    mixed = _FromTiles.apply(mixed.transpose(1, 2).reshape(-1, d), packing)
     return frozen_linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
 
 
-def eot_rows(x: Tensor, packing: Packing, n_sets: int) -> Tensor:
-    """Of ``x`` as ``attend`` takes it the rows of EOT, (n_sets · n_prompts, d), sets in turn."""
-    rows = x[n_sets * packing.n_prefix :].unflatten(0, (n_sets, -1))
-    return rows[:, packing.eot].flatten(0, 1)
+def attend_eot(attention: Any, x: Tensor, packing: Packing) -> Tensor:
+    """CLIP's multi-head attention for the rows of EOT alone, (N · n, d)."""
+    d, n_heads = x.shape[-1], attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    queries = frozen_linear(eot_rows(x, packing), weight[:d], bias[:d])
+    query = queries[packing.eot_slots].unflatten(-1, (n_heads, d // n_heads)).transpose(1, 2)
+    rows = frozen_linear(x, weight[d:], bias[d:])
+    key, value = _heads(_ToTiles.apply(rows, packing), packing, n_heads, d)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=packing.eot_mask)
+    mixed = mixed.transpose(1, 2).reshape(-1, d)[packing.eot_order]
+    return frozen_linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
+
+
+def eot_rows(x: Tensor, packing: Packing) -> Tensor:
+    """Return the rows of EOT, (N · n, d), of ``x`` (N · R, d)."""
+    return x.index_select(0, packing.eot)
+
+
+def _heads(tiles: Tensor, packing: Packing, n_heads: int, d: int) -> tuple[Tensor, ...]:
+    """(N · tiles · S, k · d) → k tensors (N · tiles, heads, S, width)."""
+    n_tiles, size = packing.rows.shape
+    apart = tiles.view(n_tiles, size, -1, n_heads, d // n_heads).permute(2, 0, 3, 1, 4)
+    return apart.unbind()
+
+
+class _ToTiles(torch.autograd.Function):
+    """Rows (N · R, k) → slots (N · tiles · S, k).
+
+    The backward pass needs no scatter: each suffix row has one slot, and the gradient of a prefix
+    row is a sum over tiles. Gradients of padding are zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return rows.index_select(0, packing.rows.flatten())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        packing: Packing = ctx.packing
+        rows = grad.index_select(0, packing.slots)
+        if packing.n_prefix:
+            of_set = grad.view(packing.n_sets, -1, packing.rows.shape[1], grad.shape[1])
+            prefix = of_set[:, :, : packing.n_prefix].sum(1)
+            rows.view(packing.n_sets, -1, grad.shape[1])[:, : packing.n_prefix] = prefix
+        return rows, None
+
+
+class _FromTiles(torch.autograd.Function):
+    """Slots (N · tiles · S, d) → rows (N · R, d); the prefix is read in the first tile."""
+
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return slots.index_select(0, packing.slots)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        with_zero = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
+        return with_zero.index_select(0, ctx.packing.row_or_zero), None

@@ -1,9 +1,9 @@
 """The exact fast text branch: CLIP's text features from only the tokens that matter.
 
-CLIP's text transformer is causal, so what stands after EOT changes nothing, and the hidden states
-of a prefix that all prompts share are the same for all of them. A prompt is therefore cut at its
-EOT, a shared prefix is computed once, and the remaining tokens of all prompts are packed into one
-matrix (``packing``). In the last block only the rows of EOT are computed.
+CLIP's text transformer is causal, so tokens after EOT change nothing, and the hidden states of a
+prefix that all prompts share are the same for all of them. So each prompt is cut at its EOT, a
+shared prefix is computed once, and the remaining tokens of all prompts are packed into one matrix
+(``packing``). The last block computes only the rows of EOT.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import attend, eot_rows
+from .attention import attend, attend_eot, eot_rows
 from .clip_models import tokenize
 from .frozen_linear import frozen_linear
 from .packing import Packing, pack
@@ -24,7 +24,7 @@ Rewrite = Callable[[int, Tensor], Tensor]
 
 
 def common_prefix(tokens: Tensor) -> int:
-    """How many leading tokens all rows of ``tokens`` (n, L) share, at most up to the first EOT.
+    """Return how many leading tokens all rows of ``tokens`` (n, L) share, at most up to EOT.
 
     >>> common_prefix(torch.tensor([[7, 3, 5, 9], [7, 3, 6, 9]]))
     2
@@ -35,11 +35,12 @@ def common_prefix(tokens: Tensor) -> int:
 
 
 def blocks_of(encoder: Any) -> Any:
-    """The residual blocks of a text encoder: of its ``transformer``, or that itself.
+    """Return the residual blocks of a text encoder.
 
-    Hosts that run the blocks one by one keep them alone under that name.
+    They are in ``encoder.transformer``; hosts that run the blocks one by one store only the blocks
+    under this name.
 
-    >>> from anchoropt_plugin.encoders.clip_models import load_clip
+    >>> from anchoropt_plugin import load_clip
     >>> clip = load_clip("tiny")
     >>> encoder = nn.Module()
     >>> encoder.transformer = clip.transformer.resblocks
@@ -52,14 +53,14 @@ def blocks_of(encoder: Any) -> Any:
 class TextTower:
     """CLIP's text transformer, read from the model and run over packed tokens.
 
-    It owns no weights: it refers to those of ``clip``, so moving or converting the model moves
-    this with it. The token embedding may stay on another device than the rest.
+    The tower owns no weights, it refers to those of ``clip``: moving or converting the model also
+    moves the tower. The token embedding may be on another device than the rest.
 
     Args:
         clip: a model with OpenAI's names: ``token_embedding``, ``positional_embedding``,
             ``transformer`` as ``blocks_of`` reads it, ``ln_final``, ``text_projection``.
 
-    >>> from anchoropt_plugin.encoders.clip_models import load_clip
+    >>> from anchoropt_plugin import load_clip
     >>> clip = load_clip("tiny")
     >>> tokens = tokenize(["a photo of a circle.", "a photo of a red star."])
     >>> fast = TextTower(clip).encode_tokens(tokens)
@@ -72,7 +73,7 @@ class TextTower:
 
     @property
     def device(self) -> torch.device:
-        """Where prompts are encoded."""
+        """The device on which prompts are encoded."""
         return self.clip.positional_embedding.device
 
     @property
@@ -86,7 +87,7 @@ class TextTower:
         return self.clip.positional_embedding.shape[1]
 
     def version(self) -> int:
-        """Counts the changes of the weights that are read: loading or training them."""
+        """Return a number that changes when the weights do, by loading or training them."""
         clip = self.clip
         parts = [clip.ln_final]
         for block in blocks_of(clip):
@@ -95,7 +96,7 @@ class TextTower:
         return sum(w._version for w in [*weights, clip.positional_embedding, clip.text_projection])
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings (n, L, d) of ``tokens`` (n, L), on ``device`` and of ``dtype``."""
+        """Return token embeddings (n, L, d) of ``tokens`` (n, L) on ``device``, in ``dtype``."""
         table = self.clip.token_embedding
         with torch.no_grad():
             return table(tokens.to(table.weight.device)).to(self.device, self.dtype)
@@ -108,46 +109,52 @@ class TextTower:
         rest_is_constant: bool = False,
         rewrite: Rewrite | None = None,
     ) -> Tensor:
-        """Text features (…, n, e) of prompts given as token embeddings, not normalised.
+        """Return text features (…, n, e) of embedded prompts, not normalised.
 
         Args:
             prompts: (…, n, L, d), without positions; L may be anything beyond the last EOT. Leading
-                dimensions hold sets of n prompts with the same tokens, as one set an image.
-            eot: n positions of EOT; the feature is read there.
-            n_shared: so many leading tokens are the same in all prompts of a set; they are taken
-                from the first and computed once a set. It must not exceed any ``eot``.
-            rest_is_constant: no gradient is wanted for the tokens behind the shared ones, as where
-                these are class names; that saves memory.
+                dimensions hold sets of n prompts with the same tokens, such as one set an image.
+            eot: n positions of EOT, where the feature is read.
+            n_shared: number of leading tokens that all prompts of a set share; they are taken from
+                the first prompt and computed once a set. It must not exceed any ``eot``.
+            rest_is_constant: the tokens behind the shared ones need no gradient, for example class
+                names; this saves memory.
             rewrite: called before each block but the first with the block's number and the hidden
-                states of the prefix (sets, n_shared, d); returns those that take their place, as
+                states of the prefix (sets, n_shared, d); returns the states that replace them, as
                 deep prompts do.
         """
         sets = prompts.flatten(0, -4) if prompts.dim() > 3 else prompts[None]
-        packing = pack(tuple(eot), n_shared, prompts.device)
+        device = prompts.device
+        dtype = self.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        packing = pack(tuple(eot), n_shared, len(sets), dtype, device)
         positions = self.clip.positional_embedding.to(prompts.dtype)
         prefix = sets[:, 0, :n_shared] + positions[:n_shared]
         rest = sets.detach() if rest_is_constant else sets
         suffix = rest[:, packing.prompt, packing.position] + positions[packing.position]
-        x = torch.cat([prefix.flatten(0, 1), suffix.flatten(0, 1)])
-        blocks = blocks_of(self.clip)
-        n_prefix_rows = len(sets) * n_shared
+        x = torch.cat([prefix, suffix], 1).flatten(0, 1)
+        *blocks, last = blocks_of(self.clip)
         for number, block in enumerate(blocks):
-            if rewrite is not None and number:
-                prefix = x[:n_prefix_rows].unflatten(0, (len(sets), n_shared))
-                x = torch.cat([rewrite(number, prefix).flatten(0, 1), x[n_prefix_rows:]])
-            x = _block(block, x, packing, len(sets), only_eot=number == len(blocks) - 1)
+            if number:
+                x = _rewritten(rewrite, number, x, packing)
+            x = x + attend(block.attn, block.ln_1(x), packing)
+            x = x + _mlp(block.mlp, block.ln_2(x))
+        x = _rewritten(rewrite, len(blocks), x, packing) if blocks else x
+        x = eot_rows(x, packing) + attend_eot(last.attn, last.ln_1(x), packing)
+        x = x + _mlp(last.mlp, last.ln_2(x))
         x = self.clip.ln_final(x).to(self.dtype) @ self.clip.text_projection
         return x.view(*prompts.shape[:-2], -1)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Text features (n, e) of ``tokens`` (n, L) as ``tokenize`` gives them, not normalised."""
+        """Return text features (n, e) of ``tokens`` (n, L) of ``tokenize``, not normalised."""
         eot = tokens.argmax(-1).tolist()
         cut = tokens[:, : max(eot) + 1]
         return self.encode(self.embed(cut), eot, common_prefix(tokens))
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch: int = 512) -> Tensor:
-        """L2-normalised text features (n, e) of sentences, in float32, without a graph."""
+        """Return L2-normalised text features (n, e) of sentences in float32, without a graph."""
         parts = [
             self.encode_tokens(tokenize(texts[start : start + batch]))
             for start in range(0, len(texts), batch)
@@ -158,8 +165,8 @@ class TextTower:
 class _QuickGELU(torch.autograd.Function):
     """y · sigmoid(1.702 y) as silu(1.702 y) / 1.702, whose derivative is silu's at 1.702 y.
 
-    ``y`` is written over: no backward pass of a linear map needs what it returned. One hidden
-    activation is kept, where the usual form keeps two.
+    ``y`` is overwritten: no backward pass of a linear map needs its output. One hidden activation
+    is saved, where the usual form saves two.
     """
 
     @staticmethod
@@ -185,8 +192,10 @@ def _mlp(mlp: Any, x: Tensor) -> Tensor:
     return frozen_linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)
 
 
-def _block(block: Any, x: Tensor, packing: Packing, n_sets: int, only_eot: bool) -> Tensor:
-    """One residual block over rows as ``attend`` takes them, returning what that returns."""
-    mixed = attend(block.attn, block.ln_1(x), packing, n_sets, only_eot)
-    x = (eot_rows(x, packing, n_sets) if only_eot else x) + mixed
-    return x + _mlp(block.mlp, block.ln_2(x))
+def _rewritten(rewrite: Rewrite | None, number: int, x: Tensor, packing: Packing) -> Tensor:
+    """Rows (N · R, d) before block ``number``, their prefixes replaced by ``rewrite``."""
+    if rewrite is None:
+        return x
+    sets = x.unflatten(0, (packing.n_sets, -1))
+    prefix = rewrite(number, sets[:, : packing.n_prefix])
+    return torch.cat([prefix, sets[:, packing.n_prefix :]], 1).flatten(0, 1)

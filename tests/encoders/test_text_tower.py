@@ -7,6 +7,7 @@ import torch
 from clip.model import convert_weights
 from torch.nn import functional as F
 
+from anchoropt_plugin.encoders.attention import _FromTiles, _ToTiles
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.packing import pack
 from anchoropt_plugin.encoders.text_tower import TextTower, common_prefix
@@ -104,20 +105,53 @@ def test_a_prefix_for_each_image_all_images_at_once(clip):
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
 
 
+@pytest.mark.parametrize("n_prefix", [0, 4])
+@pytest.mark.parametrize("n_sets", [1, 3])
 @pytest.mark.parametrize("n_prompts", [1, 7, 60])
-def test_a_packing_holds_every_token_once_and_keeps_prompts_apart(n_prompts):
+def test_a_packing_holds_every_token_once_and_keeps_prompts_apart(n_prompts, n_sets, n_prefix):
     lengths = torch.randint(1, 12, (n_prompts,)).tolist()
-    packing = pack(tuple(3 + length for length in lengths), 4, torch.device("cpu"))
-    rows = list(zip(packing.prompt.tolist(), packing.position.tolist(), strict=True))
-    tokens = [(i, 4 + j) for i, length in enumerate(lengths) for j in range(length)]
-    assert sorted(row for row in rows if row[1] >= 4) == tokens
-    assert [rows[row] for row in packing.eot] == [(i, 3 + n) for i, n in enumerate(lengths)]
-    n_tiles, _, size, _ = packing.mask.shape
-    for row, (prompt, position) in enumerate(rows):
-        tile = rows[row // size * size :][:size]
-        seen = packing.mask[row // size, 0, row % size]
-        assert seen[:4].all()
-        if position >= 4:
-            own = [(p, at) for (p, at), sees in zip(tile, seen[4:], strict=True) if sees]
-            assert own == [(prompt, at) for at in range(4, position + 1)]
-    assert len(packing.prompt) == n_tiles * size <= 1.5 * sum(lengths)
+    packing = pack(tuple(n_prefix - 1 + length for length in lengths), n_prefix, n_sets)
+    prefix = [(None, at) for at in range(n_prefix)]
+    suffixes = [(i, n_prefix + j) for i, length in enumerate(lengths) for j in range(length)]
+    assert list(zip(packing.prompt.tolist(), packing.position.tolist(), strict=True)) == suffixes
+    of_set = [*prefix, *suffixes]  # the prompt and the position of each row
+    assert [of_set[row] for row in packing.eot[:n_prompts]] == [
+        (i, n_prefix + length - 1) for i, length in enumerate(lengths)
+    ]
+    size = packing.rows.shape[1]
+    assert len(packing.slots) == n_sets * len(of_set) and size % 8 == 0
+    # Each row is read in one slot, which holds it, and which attends to what a causal prompt sees.
+    assert packing.rows.flatten()[packing.slots].tolist() == list(range(n_sets * len(of_set)))
+    for row, slot in enumerate(packing.slots.tolist()):
+        assert packing.row_or_zero[slot] == row
+        tile, sees = packing.rows[slot // size], packing.mask[slot // size, 0, slot % size] == 0
+        prompt, position = of_set[row % len(of_set)]
+        want = {(None if at < n_prefix else prompt, at) for at in range(position + 1)}
+        assert {of_set[other % len(of_set)] for other in tile[sees].tolist()} == want
+        assert {other // len(of_set) for other in tile.tolist()} == {row // len(of_set)}
+    assert sorted(set(packing.row_or_zero.tolist()))[-1] <= n_sets * len(of_set)
+    # The last block attends for the rows of EOT alone.
+    slots = packing.slots[packing.eot]
+    for prompt, order in enumerate(packing.eot_order.tolist()):
+        tile, place = divmod(order, packing.eot_slots.shape[1])
+        assert packing.eot_slots[tile, place] == prompt and tile == slots[prompt] // size
+        want = packing.mask[tile, 0, slots[prompt] % size]
+        assert torch.equal(packing.eot_mask[tile, 0, place], want)
+
+
+def test_rows_come_back_from_tiles_with_their_gradients():
+    packing = pack((5, 3, 9, 4), 3, n_sets=2)
+    rows = torch.randn(len(packing.slots), 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(packing.rows.numel(), 6, dtype=torch.float64)
+    weights = weights * (packing.row_or_zero < len(rows))[:, None]  # padding has no gradient
+    want = rows[packing.rows.flatten()]
+    got = _ToTiles.apply(rows, packing)
+    assert torch.equal(got, want)
+    gradients = [torch.autograd.grad((x * weights).sum(), rows)[0] for x in (got, want)]
+    torch.testing.assert_close(*gradients)
+    slots = torch.randn(packing.rows.numel(), 6, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(rows)
+    both = _FromTiles.apply(slots, packing), slots[packing.slots]
+    assert torch.equal(*both)
+    gradients = [torch.autograd.grad(x, slots, upstream)[0] for x in both]
+    assert torch.equal(*gradients)
