@@ -1,9 +1,9 @@
-"""Keep features of frozen encoders: what was encoded before is not encoded again.
+"""Cache features of frozen encoders: an image or prompt seen before is not encoded again.
 
-A picture is known by its content, so this needs nothing from the host or its data loader: where
-transforms are deterministic (tests, validation at each epoch, training without augmentation or
-with a bounded number of views), every epoch after the first finds its features. Where every
-picture is new, as under random crops, it soon gives up.
+Images are found by their content, so nothing is needed from the host or its data loader. If
+transforms are deterministic (tests, validation, training without augmentation or with a bounded
+number of views), every epoch after the first finds its features. If every image is new, as with
+random crops, the cache soon gives up.
 """
 
 from __future__ import annotations
@@ -13,33 +13,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .frozen_linear import frozen_products
 
 LIMIT = 200_000
-"""Features kept at most: 400 MB of 512 numbers in float32."""
+"""Features cached at most: 400 MB of 512 numbers in float32."""
 PATIENCE = 20_000
-"""So many pictures without one that was seen before, and nothing more is kept."""
+"""After this many images without a repeated one, caching ends."""
 PART = 5 << 20
-"""Bytes of pictures that the CPU encodes at once: 8 of 224 x 224 pixels in float32. Larger
-activations are taken from the system anew each time."""
+"""Bytes of images that the CPU encodes at once: 8 of 224 x 224 pixels in float32. The memory of
+larger activations is taken from the system anew each time."""
+KEYED = 1 << 26
+"""Bytes of images whose keys are computed at once."""
 
 _SHIFT = 1 << 63
+_WORD = torch.int64.itemsize
 
 _CHANGING = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
-"""Modules that give the same picture other features each time while they train."""
+"""Modules whose features of the same image change from call to call in training mode."""
 
 
 def state_of(module: nn.Module) -> tuple[Any, ...]:
-    """Changes when the weights of ``module`` do: loading or training them, moving, converting."""
+    """Return a state that changes when weights are loaded, trained, moved or converted."""
     parameters = list(module.parameters())
-    # A tensor's version counts its in-place changes.
+    # The version of a tensor counts its in-place changes.
     versions = sum(parameter._version for parameter in parameters)
     return versions, *((p.dtype, p.device, p.data_ptr()) for p in parameters[:1])
 
 
 class LastFeatures:
-    """The features of the last inputs: an evaluation encodes its prompts once, not every batch."""
+    """The features of the last inputs: an evaluation encodes its prompts once."""
 
     def __init__(self) -> None:
         self._inputs: list[Tensor] = []
@@ -47,35 +51,35 @@ class LastFeatures:
         self._features: Tensor | None = None
 
     def get(self, inputs: list[Tensor], state: Any) -> Tensor | None:
-        """A copy of the features kept for equal ``inputs`` and ``state``, or None."""
+        """Return a copy of the features of equal ``inputs`` and ``state``, or None."""
         if self._features is None or state != self._state or len(inputs) != len(self._inputs):
             return None
         pairs = zip(inputs, self._inputs, strict=True)
-        # A host may change what it gets in place; outside inference mode a copy is a plain tensor.
+        # A copy: a host may change features in place, and needs a plain tensor to do so.
         return self._features.clone() if all(torch.equal(a, b) for a, b in pairs) else None
 
     def put(self, inputs: list[Tensor], state: Any, features: Tensor) -> None:
-        """Keep ``features``, and drop those from before."""
+        """Store ``features`` and drop the earlier ones."""
         self._inputs, self._state = [tensor.clone() for tensor in inputs], state
         self._features = features.clone()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of a model starts with nothing kept.
+        # A copy of a model starts with an empty cache.
         return {"_inputs": [], "_state": None, "_features": None}
 
 
 class CachedFeatures:
-    """Stands in for the ``forward`` of one image encoder, pictures (B, 3, R, R) → features (B, e).
+    """Replaces the ``forward`` of one image encoder, images (B, 3, R, R) → features (B, e).
 
-    The encoder's own forward is called for pictures not seen before: on the CPU a few at a time,
-    with ``frozen_products``. It is simply called where something in it is trained, draws, uses
-    batch statistics or is looked at by a hook, where it gives anything but features (B, e), or
-    where more than pictures comes along. That a picture's features are its own, whatever else is in
-    its batch, is taken for granted. A change of weights or precision drops all that was kept.
+    The encoder's own forward encodes new images: on the CPU a few at a time, with
+    ``frozen_products``. Nothing is cached if the encoder has trained parameters, dropout, batch
+    norm or hooks, returns anything but features (B, e), or gets more arguments than images. The
+    features of an image are assumed not to depend on the other images in its batch. A change of
+    weights or precision empties the cache.
 
     Attributes:
-        hits: pictures that were found.
-        misses: pictures that were not.
+        hits: number of images that were found.
+        misses: number of images that were not found.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -94,7 +98,7 @@ class CachedFeatures:
         return self._forward(images, *prompts, **named) if features is None else features
 
     def _is_frozen(self, images: Tensor) -> bool:
-        """Whether the features of a picture are always the same, as far as can be seen."""
+        """Whether the features of an image are always the same, as far as one can see."""
         if not self._fits:
             return False
         if images.requires_grad or any(p.requires_grad for p in self.encoder.parameters()):
@@ -104,7 +108,7 @@ class CachedFeatures:
         return not any(m._forward_hooks or m._forward_pre_hooks for m in self._modules[1:])
 
     def _found(self, images: Tensor, prompts: tuple[Any, ...]) -> Tensor | None:
-        """Features of ``images``, of which those not found are encoded; None where none are had."""
+        """Return features of ``images``, new ones encoded; None if the encoder has none."""
         autocast = torch.is_autocast_enabled(images.device.type)
         signature = (*state_of(self.encoder), images.dtype, images.shape[1:], autocast)
         gives_up = not self.hits and self.misses > PATIENCE
@@ -128,41 +132,36 @@ class CachedFeatures:
         return torch.stack([found[key] for key in keys])
 
     def _encode(self, images: Tensor, prompts: tuple[Any, ...]) -> Tensor | None:
-        """The encoder's features of ``images``, without a graph; None where it gives others."""
+        """Return the encoder's features without a graph; None if it returns anything else."""
         parts: Sequence[Tensor] = [images]
         if images.device.type == "cpu" and len(images):
             parts = images.split(max(1, PART // images[0].nbytes))
-        # What is kept must serve in training too, even if a test in inference mode is first.
+        # Cached features must serve in training too, even if a test in inference mode is first.
         with torch.inference_mode(False), torch.no_grad(), frozen_products(images.device):
             features = [self._forward(part, *prompts) for part in parts]
             self._fits = all(map(_is_features, features, parts))
             return torch.cat(features) if self._fits else None
 
     def _forward(self, *args: Any, **named: Any) -> Any:
-        """The encoder's own."""
         return type(self.encoder).forward(self.encoder, *args, **named)
 
     def _keys(self, images: Tensor) -> list[int]:
-        """A number for each picture's content: its bits times random odd weights, modulo 2^64."""
-        bits = (
-            images.contiguous()
-            .view(
-                {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[
-                    images.element_size()
-                ]
-            )
-            .flatten(1)
-        )
-        if self._weights is None or self._weights.shape[0] != bits.shape[1]:
-            generator = torch.Generator().manual_seed(0)
-            weights = torch.randint(-_SHIFT, _SHIFT - 1, (bits.shape[1],), generator=generator)
-            self._weights = weights | 1
-        weights = self._weights = self._weights.to(bits.device)
-        # One picture at a time: the products are twice as wide as the picture.
-        return torch.stack([(row.long() * weights).sum() for row in bits]).tolist()
+        """Return a number for each image: its words times random odd weights, mod 2^64."""
+        n_bytes = images[0].nbytes
+        keys = []
+        for part in images.split(max(1, KEYED // n_bytes)):
+            words = F.pad(part.flatten(1).contiguous().view(torch.uint8), (0, -n_bytes % _WORD))
+            words = words.view(torch.int64)
+            if self._weights is None or len(self._weights) != words.shape[1]:
+                generator = torch.Generator().manual_seed(0)
+                weights = torch.randint(-_SHIFT, _SHIFT - 1, words.shape[1:], generator=generator)
+                self._weights = weights | 1
+            self._weights = self._weights.to(words.device)
+            keys.append((words * self._weights).sum(1))
+        return torch.cat(keys).tolist()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of a model starts with nothing kept.
+        # A copy of a model starts with an empty cache.
         return {**self.__dict__, "_features": {}, "_weights": None}
 
 
@@ -171,17 +170,17 @@ def _is_features(output: Any, images: Tensor) -> bool:
 
 
 def _is_nothing(argument: Any) -> bool:
-    """Whether a further argument of an image encoder is left out: None, or prompts of no tokens."""
+    """Whether a further argument is empty: None, or prompts of zero tokens."""
     return argument is None or (isinstance(argument, (Tensor, Sized)) and not len(argument))
 
 
 def cache_image_features(encoder: nn.Module) -> CachedFeatures:
-    """Keep the features of a frozen image encoder from now on; ``restore`` ends it.
+    """Cache the features of a frozen image encoder from now on; ``restore`` ends this.
 
     >>> encoder = nn.Linear(4, 2).requires_grad_(False)
-    >>> kept = cache_image_features(encoder)
-    >>> pictures = torch.randn(3, 4)
-    >>> torch.equal(encoder(pictures), encoder(pictures)), kept.hits, kept.misses
+    >>> cached = cache_image_features(encoder)
+    >>> images = torch.randn(3, 4)
+    >>> torch.equal(encoder(images), encoder(images)), cached.hits, cached.misses
     (True, 3, 3)
     """
     forward = encoder.__dict__.get("forward")
