@@ -14,10 +14,12 @@ from .dassl_compat import install as _install_runtime
 _install_runtime()  # first: a repository's own clip, which is found from here, may import dassl
 
 from .encoders.accelerate import accelerate, fast_text, restore
+from .encoders.clip_models import load_clip, tokenize
+from .encoders.text_tower import TextTower
 from .errors import UserError
 from .method.anchors import AnchorTokens
 from .method.position import AnchorPositionModule
-from .prompts.hooks import PromptHook, attach, detach, register_hook
+from .prompts.hooks import PromptHook, attach, attached, detach, register_hook
 from .training.decorators import anchoropt
 from .training.predictor import Predictor, load_predictor
 from .training.settings import extend_cfg
@@ -28,16 +30,20 @@ __all__ = [
     "AnchorTokens",
     "Predictor",
     "PromptHook",
+    "TextTower",
     "UserError",
     "accelerate",
     "anchoropt",
     "attach",
+    "attached",
     "detach",
     "extend_cfg",
     "fast_text",
+    "load_clip",
     "load_predictor",
     "register_hook",
     "restore",
+    "tokenize",
 ]
 __version__ = VERSION
 
