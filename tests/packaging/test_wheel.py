@@ -105,7 +105,8 @@ def test_mypy_sees_the_types_in_a_users_project(installed: Path, tmp_path: Path)
     (tmp_path / "user.py").write_text(USER_CODE)
     # --strict, with nothing of this repository's configuration; MYPYPATH is as site-packages.
     said = run(
-        *("mypy", "--strict", "--config-file=", "--follow-imports=silent", "user.py"),
+        *("mypy", "--strict", "--config-file=", "--follow-imports=silent"),
+        *("--cache-dir", str(ROOT / ".mypy_cache/user"), "user.py"),
         cwd=tmp_path,
         MYPYPATH=str(installed),
     )
