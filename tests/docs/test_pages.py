@@ -1,0 +1,48 @@
+"""The pages name only tests and commands that exist, and import from the package alone."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+EVERY_PAGE = pytest.mark.parametrize("page", TEXTS)
+
+
+def functions_of(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_guarantee_names_tests_that_exist() -> None:
+    """A ``::test`` alone is in the file that was named last."""
+    named = re.findall(r"`([\w/]+\.py)?(?:::(test_\w+))?`", TEXTS["docs/reliability.md"])
+    files: list[Path] = []
+    missing = []
+    for file, test in named:
+        if file.startswith("test_") or "/test_" in file:
+            files.append(ROOT / "tests" / file)
+            assert files[-1].is_file(), file
+        if test and test not in functions_of(files[-1]):
+            missing.append(f"{files[-1].name}::{test}")
+    assert len(files) > 10
+    assert not missing
+
+
+@EVERY_PAGE
+def test_files_and_folders_that_a_page_names_exist(page: str) -> None:
+    tops = "anchoropt_plugin|benchmarks|configs|datasets|docs|experiments|scripts|tests|trainers"
+    named = re.findall(rf"(?<![\w/.])(?:{tops})/[\w/.]*\w", TEXTS[page])
+    examples = {"datasets/birds.py", "configs/datasets/birds.yaml"}
+    there = {x for x in named for top in (ROOT, ROOT / "tests") if list(top.glob(f"{x}*"))}
+    assert {*named} - there - examples == set()
+
+
+@EVERY_PAGE
+def test_a_page_imports_from_the_package_alone(page: str) -> None:
+    assert not re.findall(r"(?:from|import) anchoropt_plugin\.\w+", TEXTS[page])
