@@ -45,7 +45,7 @@ lint: $(READY)
 
 # A broken link, an undocumented public name or an undocumented setting fails.
 docs: $(READY)
-	$(PYTHON) -m sphinx -W --keep-going -q docs output/docs
+	$(PYTHON) -m sphinx -E -W --keep-going -q docs output/docs
 
 test: lint docs
 	$(PYTHON) -m pytest -q -n 2 --cov --cov-report=term

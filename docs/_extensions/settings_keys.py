@@ -53,10 +53,7 @@ class SettingsDirective(SphinxDirective):
         default = str(field.default) if field.default != "" else '""'
         lines = [
             f":::{{confval}} {KEY}{name.upper()}",
-            f":type: {field.type}",
-            f":default: `{default}`",
-            "",
-            text[0].upper() + text[1:].replace("``", "`"),
+            f"`{field.type}`, default `{default}`: {text.replace('``', '`')}",
             ":::",
         ]
         return self.parse_text_to_nodes("\n".join(lines))
