@@ -23,7 +23,7 @@ extensions = [
     "settings_keys",
 ]
 
-# Every reference to a name of the package must have a target; those of other packages have none.
+# A reference to a public name must have a target; other names, such as torch.Tensor, have none.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:(class|data|obj)", r"(?!anchoropt_plugin\.\w+$).*"),
