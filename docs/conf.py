@@ -12,6 +12,8 @@ project = "anchoropt-plugin"
 version = release = anchoropt_plugin.__version__
 html_title = f"anchoropt-plugin {version}"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["drawings.css"]
 html_show_copyright = False
 html_show_sphinx = False
 exclude_patterns = ["_extensions"]
