@@ -46,3 +46,18 @@ def test_files_and_folders_that_a_page_names_exist(page: str) -> None:
 @EVERY_PAGE
 def test_a_page_imports_from_the_package_alone(page: str) -> None:
     assert not re.findall(r"(?:from|import) anchoropt_plugin\.\w+", TEXTS[page])
+
+
+@EVERY_PAGE
+def test_links_lead_to_files(page: str) -> None:
+    """Sphinx checks the links of docs/, but not those of the pages at the top."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", TEXTS[page])
+    folder = (ROOT / page).parent
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_the_tree_in_contributing_has_every_folder() -> None:
+    tree = TEXTS["CONTRIBUTING.md"].partition("## The tree")[2].partition("## The floors")[0]
+    package = {f"  {x.parent.name}/" for x in ROOT.glob("anchoropt_plugin/*/__init__.py")}
+    repository = {f"{x.parent.name}/" for x in ROOT.glob("*/__init__.py")}
+    assert [folder for folder in package | repository if f"\n{folder} " not in tree] == []
