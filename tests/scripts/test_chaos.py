@@ -324,7 +324,7 @@ def test_a_worker_process_that_is_killed_is_one_line(words, monkeypatch, capsys,
     assert train.main(words(*keys)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: DataLoader worker ")
-    assert "lower DATALOADER.NUM_WORKERS; the same command goes on" in said
+    assert "lower DATALOADER.NUM_WORKERS; to resume from the last checkpoint, run" in said
     assert said.count("\n") == 1
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import anchoropt
+from anchoropt_plugin.dassl_compat.finite_checks import checked_step
 from anchoropt_plugin.method.objective import PromptLoss
-from anchoropt_plugin.process.finite_checks import checked_step
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers import prompted_clip
@@ -25,7 +25,7 @@ from ..test_train_cli import DIGITS, TINY
 TWO = "epoch 2, batch 3 of 5"
 LINE = re.compile(
     r"error: (epoch 2, batch 3 of 5: [^;\n]+); the last good checkpoint is (\S+)"
-    r"; its pictures are, in (\S+)/images: (\w+/train_\d+\.png(?:, )?){4} "
+    r"; images of the batch, in (\S+)/images: (\w+/train_\d+\.png(?:, )?){4} "
     r"\(try PREC fp32, or a lower OPTIM\.LR\)\n"
 )
 
@@ -153,7 +153,7 @@ def test_weights_that_are_not_finite_end_the_run_at_the_next_step(words, capsys,
     error = error_of(capsys, words(trainer))
     assert error.startswith("error: epoch 2, batch 4 of 5: "), error
     assert error.count("\n") == 1
-    assert "model.pth.tar-1; its pictures are" in error
+    assert "model.pth.tar-1; images of the batch, in" in error
 
 
 @pytest.mark.parametrize("trainer", ["ExplodingLast", "ExplodingLast_AnchorOPT"])
@@ -190,7 +190,7 @@ def test_steps_that_amp_leaves_out_are_counted(capsys):
             # The decorator's call is inside of the training loop's.
             checked_step(trainer, lambda x: checked_step(trainer, step, x), factor)
     assert capsys.readouterr().out == (
-        "epoch 1: amp left out 2 of 3 steps, as their gradients overflowed\n"
+        "epoch 1: amp skipped 2 of 3 steps because their gradients overflowed\n"
     )
     assert torch.isfinite(weight).all()
 
