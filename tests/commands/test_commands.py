@@ -22,7 +22,7 @@ import train
 from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.commands import all_commands
-from anchoropt_plugin.commands.check.random_clip import random_weights, standing_in, write_archive
+from anchoropt_plugin.commands.check.random_clip import random_clip, random_weights, write_archive
 from anchoropt_plugin.commands.check.small_trainer import CLASSES
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
@@ -336,6 +336,9 @@ def test_every_module_of_the_folder_is_a_command(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for name, module in all_commands().items():
         assert name in shown and " ".join(module.HELP.split()) in shown
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert f"    python -m anchoropt_plugin {name} " in capsys.readouterr().out, "an example"
 
 
 @pytest.mark.parametrize(
@@ -345,7 +348,7 @@ def test_every_module_of_the_folder_is_a_command(capsys):
         (["predcit"], "'predcit'"),
         (["predict", "--model-dri", "x", "a.jpg"], "--model-dir"),
         (["run", "no/train.py"], "there is no script no/train.py"),
-        (["check", "trainers.coop"], "no module:Trainer"),
+        (["check", "trainers.coop"], "not of the form module:Trainer"),
         (["check", "no_such_module:CoOp"], "there is no module 'no_such_module'"),
     ],
 )
@@ -457,8 +460,8 @@ def test_check_tells_what_it_found(command, repository, trainer, learner):
         f"{learner}.ctx (4, 512)",
         f"{learner}.anchoropt.logits (5, 5)",
         # The look-alike leaves loading to Dassl, which knows of no other classes.
-        "checkpoints load into the same classes only, as without AnchorOPT (for others, load_model",
-        "in place of TextEncoder, relative error",
+        "checkpoints load for the same classes only, as without AnchorOPT (for others, load_model",
+        "replaces TextEncoder, relative error",
         f"616 → {computed} tokens",
     ):
         assert found in text, text
@@ -472,7 +475,7 @@ def test_check_finds_learners_of_another_name(command, repository):
 
 def test_check_has_as_many_text_blocks_as_hosts_count_on(command, repository):
     result = command(repository, "check", "trainers.deep:Deep")
-    wanted = "before text blocks 8 of the 12 here, from its own parameters, such as deep"
+    wanted = "before text blocks 8 of 12, from its own parameters, such as deep"
     assert wanted in " ".join(result.stdout.split()), result.stderr
 
 
@@ -482,12 +485,12 @@ def test_check_takes_keys_and_trainers_without_a_train_py(command, repository, t
     result = command(tmp_path, "check", "mine:Usual", "TRAINER.MY.N_CTX", 3, *precision)
     assert "3 soft tokens of width 512" in result.stdout, result.stderr
     line = one_line(command(tmp_path, "check", "mine:Usual"))
-    assert "still without AnchorOPT" in line and "MY" in line and "KEY VALUE" in line
+    assert "even without AnchorOPT" in line and "MY" in line and "KEY VALUE" in line
 
 
 def test_flags_behind_the_trainer_are_told(command, repository):
     line = one_line(command(repository, "check", "trainers.usual:Usual", "--config-file", "x.yaml"))
-    assert line == "--config-file stands among KEY VALUE pairs: give flags first"
+    assert line == "--config-file comes after KEY VALUE pairs: give flags first"
 
 
 def test_a_train_py_that_cannot_be_asked_for_its_keys_is_one_line(command, repository, tmp_path):
@@ -542,9 +545,9 @@ def test_clean_cfg_keeps_the_keys_of_the_host(repository, tmp_path):
 @pytest.mark.parametrize(
     ("trainer", "wanted"),
     [
-        ("visual:Visual", ["Visual learns no context of texts", "token_prefix", "as CoOp's"]),
+        ("visual:Visual", ["Visual has no prompt learner", "token_prefix", "like CoOp's"]),
         ("odd:Odd", ["Odd computes no F.cross_entropy", "its 8 classes", "(output, label)"]),
-        ("broken:Broken", ["Broken fails, still without AnchorOPT", "trainers/broken.py:"]),
+        ("broken:Broken", ["Broken fails even without AnchorOPT", "trainers/broken.py:"]),
         ("unimportable:X", ["importing trainers.unimportable fails", "a_module_that_is_nowhere"]),
         ("usual:Usaul", ["no trainer 'Usaul' (did you mean 'Usual'?)", "it registers Usual"]),
     ],
@@ -572,7 +575,7 @@ def test_nothing_is_downloaded_while_the_random_clip_stands_in():
     import clip
 
     own = clip.clip._download
-    with standing_in():
+    with random_clip():
         assert clip.clip._download("https://nowhere/RN50.pt").endswith("random.pt")
         with pytest.raises(UserError, match="https://nowhere"):
             urllib.request.urlopen("https://nowhere")
@@ -668,7 +671,7 @@ def test_pictures_and_folders(runs, tmp_path, capsys, caplog):
     assert lines[::3] == [str(inside / f"{number}.png") for number in range(3)]
     for line in lines[1::3] + lines[2::3]:
         assert re.fullmatch(r" +\d+\.\d %  (cat|red dog|bus)", line)
-    assert f"skipped: cannot read the picture {inside}/cut.png" in errors
+    assert f"skipped: cannot read the image {inside}/cut.png" in errors
     assert "skipped 2 file(s)" in errors and "note.txt" in errors and ".hidden" not in errors
 
     names = tmp_path / "names.txt"
@@ -680,9 +683,9 @@ def test_pictures_and_folders(runs, tmp_path, capsys, caplog):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["cut.png"], "cannot read the picture cut.png"),
-        (["none.png"], "there is no picture none.png"),
-        (["empty"], "there is no picture in the folder empty"),
+        (["cut.png"], "cannot read the image cut.png"),
+        (["none.png"], "there is no image none.png"),
+        (["empty"], "there is no image in the folder empty"),
         (["cut.png", "--top", "0"], "--top is 0"),
         (["cut.png", "--load-epoch", "7"], "model.pth.tar-2"),
         (["cut.png", "--model-dir", "empty"], "empty has no config.yaml"),

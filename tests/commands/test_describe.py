@@ -123,7 +123,7 @@ def test_what_is_written_is_what_stage_one_reads(server, tmp_path, capsys):
     (fox, _) = descriptions.read(out, ["Red Fox", "badger"], limit=10)
     assert fox == [f"A photo of a red fox, seen {n} times." for n in (1, 2, 3)]
     assert server.keys == {"Bearer a key"} and sorted(server.asked) == ["badger", "red fox"]
-    assert "2 classes described, 0 were before" in capsys.readouterr().out
+    assert "2 classes described, 0 already there" in capsys.readouterr().out
 
 
 def test_classes_that_are_done_are_not_asked_for_again(server, tmp_path, capsys):
@@ -135,7 +135,7 @@ def test_classes_that_are_done_are_not_asked_for_again(server, tmp_path, capsys)
     there = json.loads(out.read_text())
     assert there["Badger"] == kept["Badger"] and there["other"] == kept["other"]
     assert len(there["owl"]) == 3 and len(there) == 3
-    assert "1 classes described, 2 were before" in capsys.readouterr().out
+    assert "1 classes described, 2 already there" in capsys.readouterr().out
 
 
 def test_errors_that_pass_are_tried_again(server, tmp_path):
@@ -239,13 +239,13 @@ def test_class_names_of_a_file_and_of_a_data_set(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "give class names, or --classes-file, or --dataset-config-file"),
-        (["fox", "--classes-file", "x"], "one of them"),
-        (["fox", "--per-class", "0"], "--per-class is 0: 1 or more"),
+        ([], "give exactly one of: class names, --classes-file, --dataset"),
+        (["fox", "--classes-file", "x"], "give exactly one of"),
+        (["fox", "--per-class", "0"], "--per-class is 0, but must be 1 or more"),
         (["fox", "--timeout", "0"], "--timeout is 0.0"),
         (["fox", "--template", "Tell me."], "{name} is missing"),
         (["fox", "--template", "{name} {colour}"], "not 'colour'"),
-        (["fox", "--output", "nowhere/d.json"], "the folder nowhere is not there"),
+        (["fox", "--output", "nowhere/d.json"], "the folder nowhere is missing"),
         (["--classes-file", "nowhere.txt"], "cannot open nowhere.txt"),
     ],
 )

@@ -162,7 +162,7 @@ def test_values_that_cannot_be(cfg, key, values):
     node = functools.reduce(getattr, path, cfg)
     for value in values:
         node[name] = value
-        with pytest.raises(UserError, match=rf"^{re.escape(key)} is .*, it must be .+$"):
+        with pytest.raises(UserError, match=rf"^{re.escape(key)} is .*, but must be .+$"):
             check_values(cfg)
 
 
@@ -194,8 +194,8 @@ def test_another_run_is_refused(cfg, trained):
     with pytest.raises(UserError) as caught:
         check_same_run(cfg, trained)
     assert str(caught.value) == (
-        f"{trained} holds another run: INPUT.SIZE is [224, 224] there, [8, 8] here; "
-        "OPTIM.LR is 0.0003 there, 1.0 here; OPTIM.MAX_EPOCH is 10 there, 99 here; and 1 more: "
+        f"{trained} holds a run with other settings: INPUT.SIZE was [224, 224], now [8, 8]; "
+        "OPTIM.LR was 0.0003, now 1.0; OPTIM.MAX_EPOCH was 10, now 99; and 1 more: "
         "give another --output-dir"
     )
     (trained / "learner" / "checkpoint").unlink()
@@ -204,7 +204,7 @@ def test_another_run_is_refused(cfg, trained):
 
 def test_a_folder_of_another_repository_has_no_record(cfg, trained):
     (trained / "config.yaml").write_text("SEED: 5\nMODEL: {DEPTH: 3}\n")  # of some other tool
-    with pytest.raises(UserError, match="SEED is 5 there, -1 here: give"):
+    with pytest.raises(UserError, match="SEED was 5, now -1: give"):
         check_same_run(cfg, trained)
     (trained / "config.yaml").unlink()
     check_same_run(cfg, trained)

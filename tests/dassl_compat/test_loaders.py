@@ -15,8 +15,7 @@ import torchvision.transforms as T
 from PIL import Image
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.dassl_compat.data import data_manager
-from anchoropt_plugin.dassl_compat.data import images as pictures_module
+from anchoropt_plugin.dassl_compat.data import data_manager, image_cache
 from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.utils import set_random_seed
@@ -143,7 +142,7 @@ def test_a_broken_picture_is_named_in_one_line(cfg, pictures, tmp_path, workers,
         list(DataManager(cfg).test_loader)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(("the picture", "cannot read the picture"))
+    assert message.startswith(("the image", "cannot read the image"))
     assert str(victim) in message
 
 
@@ -189,7 +188,7 @@ def test_a_part_without_pictures(cfg, monkeypatch):
 
     monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Untested", Untested)
     cfg.DATASET.NAME = "Untested"
-    with pytest.raises(UserError, match="Untested has no pictures in its part 'test'"):
+    with pytest.raises(UserError, match="Untested has no images in its part 'test'"):
         DataManager(cfg)
 
 
@@ -197,8 +196,8 @@ def test_a_part_without_pictures(cfg, monkeypatch):
 def decoded(monkeypatch):
     """The paths of the pictures that are decoded in this process, in order."""
     paths = []
-    plain = pictures_module.read_image
-    for module in (pictures_module, data_manager):
+    plain = image_cache.read_image
+    for module in (image_cache, data_manager):
         monkeypatch.setattr(module, "read_image", lambda path: paths.append(path) or plain(path))
     return paths
 
@@ -223,13 +222,13 @@ def test_training_pictures_are_decoded_once(cfg, decoded, workers):
 
 
 def test_what_does_not_fit_into_memory_is_decoded_again(cfg, decoded):
-    store = pictures_module.Pictures(budget=2 * 3 * 10 * 12)
+    cache = image_cache.ImageCache(budget=2 * 3 * 10 * 12)
     paths = [item.impath for item in build_dataset(cfg).train_x]
-    store.read_all(paths)
-    assert store.n_kept == 2 and len(decoded) == 3
-    assert np.array_equal(store.read(paths[0]), store.read(paths[0])) and len(decoded) == 3
-    store.read(paths[5]), store.read(paths[5])
-    assert store.n_kept == 2 and len(decoded) == 5
+    cache.read_all(paths)
+    assert len(cache) == 2 and len(decoded) == 3
+    assert np.array_equal(cache.read(paths[0]), cache.read(paths[0])) and len(decoded) == 3
+    cache.read(paths[5]), cache.read(paths[5])
+    assert len(cache) == 2 and len(decoded) == 5
 
 
 def test_kept_views_are_so_many_and_the_same_whoever_makes_them(cfg):

@@ -121,7 +121,7 @@ def test_staged_learning_rate():
         ({"NAME": "sdg"}, r"OPTIM\.NAME is 'sdg' \(did you mean 'sgd'\?\)"),
         ({"LR_SCHEDULER": "cosin"}, "did you mean 'cosine'"),
         ({"WARMUP_EPOCH": 1, "WARMUP_TYPE": "konstant"}, "did you mean 'constant'"),
-        ({"STEPSIZE": (1.5,)}, "give an int"),
+        ({"STEPSIZE": (1.5,)}, "must be an int"),
     ],
 )
 def test_errors(options, message):

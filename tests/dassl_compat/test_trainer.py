@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
     trained(cfg)
     path = Path(cfg.OUTPUT_DIR, "linear", "model.pth.tar-1")
     checkpoints.save({**load_checkpoint(path), "state_dict": {"w": torch.zeros(1)}}, path)
-    with pytest.raises(UserError, match=r"cannot go on from .*model\.pth\.tar-1: .*Missing key"):
+    with pytest.raises(UserError, match=r"cannot resume from .*model\.pth\.tar-1: .*Missing key"):
         trained(cfg)
     with pytest.raises(UserError, match="does not fit the model linear"):
         build_trainer(cfg).load_model(cfg.OUTPUT_DIR, epoch=1)
@@ -201,7 +201,7 @@ def test_a_spoilt_state_is_refused(cfg, keys, value):
     spoil(checkpoint, keys, value)
     torch.save(checkpoint, path)
     cfg.OPTIM.MAX_EPOCH = 2
-    with pytest.raises(UserError, match=r"^cannot go on from .*model\.pth\.tar-1: [^\n]+$"):
+    with pytest.raises(UserError, match=r"^cannot resume from .*model\.pth\.tar-1: [^\n]+$"):
         trained(cfg)
 
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
     assert resume_from_checkpoint(tmp_path, learner) == 3
     for other in (suffix.flip(0), torch.zeros(5, 4)):
         learner.token_suffix = other
-        with pytest.raises(UserError, match="token_suffix is that of other classes"):
+        with pytest.raises(UserError, match="token_suffix belongs to other classes"):
             resume_from_checkpoint(tmp_path, learner)
 
 

@@ -170,10 +170,10 @@ def test_pictures(tmp_path):
     Image.effect_noise((40, 40), 50).save(path)
     assert read_image(path).mode == "RGB"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"cannot read the picture .*grey\.png"):
+    with pytest.raises(UserError, match=r"cannot read the image .*grey\.png"):
         read_image(path)
     path.write_text("not a picture")
-    with pytest.raises(UserError, match=r"cannot read the picture .*grey\.png"):
+    with pytest.raises(UserError, match=r"cannot read the image .*grey\.png"):
         read_image(path)
     with pytest.raises(UserError, match=r"gone\.png is missing"):
         read_image(tmp_path / "gone.png")

@@ -209,7 +209,7 @@ def test_a_header_that_claims_terabytes(tmp_path):
 
 @pytest.mark.parametrize("value", [torch.zeros(2, 2).to_sparse(), torch.empty(2, device="meta")])
 def test_tensors_without_values_of_their_own(tmp_path, value):
-    with pytest.raises(UserError, match=r"no values of its own|cannot read"):
+    with pytest.raises(UserError, match=r"w has no values|cannot read"):
         checkpoints.load(saved({"state_dict": {"w": value}}, tmp_path / "a.pt"))
 
 
@@ -249,7 +249,7 @@ def test_hostile_yaml(tmp_path, text):
 def test_aliases_that_stand_for_gigabytes(tmp_path, text):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match="its aliases make it"):
+    with pytest.raises(UserError, match="aliases make it over"):
         read_yaml(path)
 
 
@@ -303,7 +303,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\
 def test_hostile_pictures(tmp_path, content):
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="cannot read the picture") as error:
+    with pytest.raises(UserError, match="cannot read the image") as error:
         read_image(path)
     assert "\n" not in str(error.value)
 

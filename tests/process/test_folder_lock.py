@@ -122,8 +122,8 @@ def test_the_second_run_is_refused_and_changes_nothing(words, tmp_path, monkeypa
         capsys.readouterr()
         assert train.main(words()) == 2
         assert capsys.readouterr().err == (
-            f"error: {out} is in use by process {pid} on {platform.node()}: wait until that is "
-            "done, or give another --output-dir\n"
+            f"error: {out} is in use by process {pid} on {platform.node()}: wait until that "
+            "process ends, or give another output folder\n"
         )
         assert state_of(out) == before
         flags = ["--eval-only", "--model-dir", str(out), "--load-epoch", "1"]
@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_locked_is_told(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(folder_lock.fcntl, "lockf", refuse)
     with locked_folder(tmp_path):
-        assert "see that one run writes there" in caplog.text
+        assert "let only one run write there" in caplog.text
 
 
 def test_what_is_in_the_file_is_shown_as_text(tmp_path):
