@@ -1,4 +1,4 @@
-"""A whole run of a linear trainer: its log, its checkpoints, and going on where it stopped."""
+"""A whole run of a linear trainer: its log, its checkpoints, and resuming."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINE = re.compile(
 
 
 def trained(cfg, stop_after=None):
-    """Train as train.py does; with ``stop_after``, as a run that is killed after that epoch."""
+    """Train as train.py does; with ``stop_after``, like a run killed after that epoch."""
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
     if stop_after is None:
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
 
 
 class Hostile:
-    """Something that a pickle may hold, and that is read as nothing."""
+    """An object in a pickle that is read as a ``Foreign``."""
 
 
 def spoil(checkpoint, keys, value):
@@ -254,7 +254,7 @@ def test_best_val(cfg, capsys, monkeypatch):
     assert "Deploy the model with the best val performance" in out
     assert torch.equal(trainer.model[2].weight, best["state_dict"]["2.weight"])
 
-    # One that goes on does not take a worse epoch for the best.
+    # A resumed run does not take a worse epoch for the best one.
     again = build_trainer(cfg)
     again.before_train()
     assert (again.start_epoch, again.best_result) == (4, 80.0)

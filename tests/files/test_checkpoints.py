@@ -1,4 +1,4 @@
-"""Checkpoints: every format is read, no code is run, and a write is whole or not at all."""
+"""Checkpoints: all formats are read, no code runs, writes are whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ran: list[str] = []
 
 
 class Hostile:
-    """Runs code where it is unpickled."""
+    """An object that runs code when unpickled."""
 
     def __reduce__(self):
         return exec, (f"import {__name__} as here; here.ran.append('ran')",)
@@ -37,7 +37,7 @@ class Writes:
 
 
 def published(tmp_path, legacy, **more):
-    """A checkpoint as the CoOp family's are: half precision, a pickled scheduler in it."""
+    """Write a checkpoint like the CoOp family's: half precision, with a pickled scheduler."""
     context = nn.Parameter(torch.randn(4, 512).half())
     optimizer = torch.optim.SGD([context], lr=0.002, momentum=0.9)
     scheduler = CosineAnnealingLR(optimizer, 50)
