@@ -30,7 +30,7 @@ class _AliasFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] != _ALIAS or (fullname == _ALIAS and _is_installed()):
+        if fullname.partition(".")[0] != _ALIAS or (fullname == _ALIAS and is_installed()):
             return None
         real = importlib.util.find_spec(__name__ + fullname.removeprefix(_ALIAS))
         if real is None:
@@ -39,7 +39,8 @@ class _AliasFinder(MetaPathFinder):
         return ModuleSpec(fullname, _AliasLoader(), is_package=is_package)
 
 
-def _is_installed() -> bool:
+def is_installed() -> bool:
+    """Return whether Dassl itself can be imported."""
     others = (finder for finder in sys.meta_path if not isinstance(finder, _AliasFinder))
     specs = (finder.find_spec(_ALIAS, None) for finder in others)
     # A spec without an origin is a mere folder of that name, such as an unpacked archive.
@@ -53,7 +54,7 @@ def install() -> None:
     """
     if any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
         return
-    if _is_installed():
+    if is_installed():
         from .repairs import repair_dassl
 
         repair_dassl()

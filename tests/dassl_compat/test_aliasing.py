@@ -70,10 +70,10 @@ def test_installing_again_changes_nothing():
 def test_a_folder_of_that_name_is_not_an_installed_dassl(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "dassl").mkdir()
-    assert not dassl_compat._is_installed()
+    assert not dassl_compat.is_installed()
     (tmp_path / "dassl" / "__init__.py").touch()
     importlib.invalidate_caches()
-    assert dassl_compat._is_installed()
+    assert dassl_compat.is_installed()
 
 
 def test_a_module_of_dassl_that_the_runtime_lacks():
