@@ -349,7 +349,7 @@ def test_an_installed_dassl_is_named(data, tmp_path, monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="Dassl knows nothing of torchrun"):
+    with pytest.raises(UserError, match="Dassl does not support torchrun"):
         build_trainer(cfg_of("CoOp_AnchorOPT", data, tmp_path))
 
 
