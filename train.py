@@ -38,6 +38,7 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.config.check import check_values
 from anchoropt_plugin.config.merge import merge_file, merge_list
 from anchoropt_plugin.config.record import check_same_run, write_record
+from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (
     check_availability,
     collect_env_info,
@@ -247,8 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         cfg = setup_cfg(args)
         check(cfg, args)
-        run(cfg, args)
-        distributed.stop()
+        with training_errors():
+            run(cfg, args)
+            distributed.stop()
 
     return status_of(
         command,

@@ -209,8 +209,8 @@ def test_the_folder_of_another_run_is_refused(argv, tmp_path, capsys, base_run, 
     before = {path: path.stat().st_mtime_ns for path in base_run.rglob("*")}
     words = argv("--seed", "1", flag, str(base_run), opts=(key, value))
     message = error_of(capsys, words)
-    assert f"{base_run} holds another run: {key} is " in message
-    assert f"there, {value}" in message.replace("'", "")
+    assert f"{base_run} holds a run with other settings: {key} was " in message
+    assert f", now {value}" in message.replace("'", "")
     assert "give another --output-dir" in message
     assert {path: path.stat().st_mtime_ns for path in base_run.rglob("*")} == before
     assert list(tmp_path.iterdir()) == []
@@ -294,7 +294,7 @@ def error_of(capsys, words):
         (["OPTIM.LR", "1", "--seed", "1"], "flags come before KEY VALUE pairs: move --seed"),
         (["OPTIM.LR", "-1", "TEST.SPLIT", "x"], r"OPTIM\.LR is -1\.0, .*; TEST\.SPLIT is 'x'"),
         (["OUTPUT_DIR", "None"], "OUTPUT_DIR takes a str, but None"),
-        (["--seed", "4294967296"], "SEED is 4294967296, it must be below"),
+        (["--seed", "4294967296"], "SEED is 4294967296, but must be below"),
         (["DATALOADER.K_TRANSFORMS", "2", "TRAINER.NAME", "CoOp"], "CoOp takes one view"),
         (["OPTIM.MAX_EPOCH", "0"], r"OPTIM\.MAX_EPOCH is 0"),
         (["DATASET.SUBSAMPLE_CLASSES", "old"], r"SUBSAMPLE_CLASSES is 'old', .*all, base, new"),

@@ -127,7 +127,7 @@ import contextlib, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1] + "/scripts")
 import chaos, kills
-from anchoropt_plugin.files import checkpoints
+from anchoropt_plugin.files import atomic, checkpoints
 from anchoropt_plugin.dassl_compat.utils import torchtools
 
 seen = [-10]
@@ -141,7 +141,7 @@ def in_place(path):
             file.truncate(file.tell() // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-checkpoints.atomic_write = torchtools.atomic_write = in_place
+atomic.atomic_write = checkpoints.atomic_write = torchtools.atomic_write = in_place
 scratch = Path(sys.argv[2])
 chaos.write_digits(scratch / "digits")
 words = [*chaos._COMMAND, *chaos.RUNS["both stages"]]
@@ -324,7 +324,7 @@ def test_a_worker_process_that_is_killed_is_one_line(words, monkeypatch, capsys,
     assert train.main(words(*keys)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: DataLoader worker ")
-    assert "lower DATALOADER.NUM_WORKERS; the same command goes on" in said
+    assert "lower DATALOADER.NUM_WORKERS; to resume from the last checkpoint, run" in said
     assert said.count("\n") == 1
 
 
@@ -369,7 +369,7 @@ def test_the_newest_checkpoint_that_all_models_have(tmp_path):
 @pytest.mark.parametrize("text", ["", "../model.pth.tar-1", "/etc/passwd", "a\0b", "a\nb"])
 def test_what_checkpoint_names_lies_beside_it(tmp_path, text):
     (tmp_path / "checkpoint").write_text(text)
-    with pytest.raises(UserError, match="not the name of a file beside it"):
+    with pytest.raises(UserError, match="not the name of a file in its folder"):
         last_checkpoint_name(tmp_path)
 
 

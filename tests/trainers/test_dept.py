@@ -340,7 +340,7 @@ def test_under_anchoropt_the_whole_loss_is_weighted_and_nothing_distilled(
         ([f"{HEAD}WEIGHT", "1.5"], "TRAINER.LINEAR_PROBE.WEIGHT is 1.5: the share of the second"),
         ([f"{HEAD}WEIGHT", "-0.1"], "from 0 to 1"),
         ([f"{HEAD}TYPE", "mlp"], "TRAINER.LINEAR_PROBE.TYPE is 'mlp': one of linear, similarity"),
-        (["OPTIM.LR_EXP", "-1.0"], "OPTIM.LR_EXP is -1.0, it must be 0 or more"),
+        (["OPTIM.LR_EXP", "-1.0"], "OPTIM.LR_EXP is -1.0, but must be 0 or more"),
         (["OPTIM.NEW_LAYERS", "['head']"], "none of OPTIM.NEW_LAYERS ['head'] is in"),
     ],
 )
