@@ -57,7 +57,7 @@ def _classes(parent: Path, root: Path) -> dict[str, tuple[int, str]]:
     if file.exists():
         names = read_classnames(file, folders)
     else:
-        names = {folder: folder.replace("_", " ") for folder in folders}
+        names = {folder: as_words(folder) for folder in folders}
     seen: dict[str, str] = {}
     for folder in folders:
         if folder not in names:

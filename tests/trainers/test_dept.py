@@ -244,11 +244,11 @@ def test_a_run_on_all_classes_serves_a_part_of_them(root, tmp_path):
 def test_classes_find_their_rows_by_name_and_of_one_name_by_order():
     names = torch.randn(4, 3, 2)
     trained = names[[0, 1, 2, 1]]
-    assert dept._rows(trained.half(), trained) == [0, 1, 2, 3]
-    assert dept._rows(names[[1, 0]], trained) == [1, 0]
-    assert dept._rows(names[[0, 3]], trained) is None
-    assert dept._rows(names[[0, 0]], trained) is None
-    assert dept._rows(names, None) is dept._rows(names[:, :2], trained) is None
+    assert dept.head_rows(trained.half(), trained) == [0, 1, 2, 3]
+    assert dept.head_rows(names[[1, 0]], trained) == [1, 0]
+    assert dept.head_rows(names[[0, 3]], trained) is None
+    assert dept.head_rows(names[[0, 0]], trained) is None
+    assert dept.head_rows(names, None) is dept._rows(names[:, :2], trained) is None
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trained, root, tmp_path, monkeypatch, capsys):
@@ -337,11 +337,11 @@ def test_under_anchoropt_the_whole_loss_is_weighted_and_nothing_distilled(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ([f"{HEAD}WEIGHT", "1.5"], "TRAINER.LINEAR_PROBE.WEIGHT is 1.5: the share of the second"),
+        ([f"{HEAD}WEIGHT", "1.5"], "TRAINER.LINEAR_PROBE.WEIGHT is 1.5: give the share of the"),
         ([f"{HEAD}WEIGHT", "-0.1"], "from 0 to 1"),
         ([f"{HEAD}TYPE", "mlp"], "TRAINER.LINEAR_PROBE.TYPE is 'mlp': one of linear, similarity"),
         (["OPTIM.LR_EXP", "-1.0"], "OPTIM.LR_EXP is -1.0, it must be 0 or more"),
-        (["OPTIM.NEW_LAYERS", "['head']"], "none of OPTIM.NEW_LAYERS ['head'] is in"),
+        (["OPTIM.NEW_LAYERS", "['head']"], "has none of OPTIM.NEW_LAYERS ['head']:"),
     ],
 )
 def test_mistakes_get_one_line(root, tmp_path, capsys, keys, message):
