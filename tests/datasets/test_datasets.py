@@ -221,24 +221,24 @@ def test_an_unknown_half(pets):
         (lambda s: s["val"].append(["cat/x.jpg", 0, "dog"]), "label 0 has two names"),
         (lambda s: s["val"].append(["cat/x.jpg", "²", "dog"]), r"val\[13\] is "),
         (lambda s: s["val"].append(["x.jpg", "9" * 5000, "dog"]), r"val\[13\] is "),
-        (lambda s: s["train"].append(["x.jpg", 30000000, "emu"]), "label 3 has no picture"),
-        (lambda s: s["val"].append(["a\0.jpg", 0, "cat"]), r"'a\\x00.jpg' .* can be no file's"),
-        (lambda s: s["val"].append(["\ud800/a", 0, "cat"]), r"can be no file's"),
+        (lambda s: s["train"].append(["x.jpg", 30000000, "emu"]), "label 3 has no image"),
+        (lambda s: s["val"].append(["a\0.jpg", 0, "cat"]), r"'a\\x00.jpg' .* cannot be a file"),
+        (lambda s: s["val"].append(["\ud800/a", 0, "cat"]), r"cannot be a file"),
         (lambda s: s["train"].append(["x.jpg", 3, "\ud800"]), "name of label 3, .*control"),
         (lambda s: s["train"].append(["x.jpg", 3, "a\nb"]), "name of label 3, .*control"),
         (lambda s: s["train"].append(["x.jpg", 3, " "]), "name of label 3, ' ', is empty"),
-        (lambda s: s["test"].append(["x.jpg", 3, "fish"]), r"label 3 \('fish'\) has no picture"),
-        (lambda s: s["train"].append(["x.jpg", 4, "emu"]), "label 3 has no picture for training"),
+        (lambda s: s["test"].append(["x.jpg", 3, "fish"]), r"label 3 \('fish'\) has no image"),
+        (lambda s: s["train"].append(["x.jpg", 4, "emu"]), "label 3 has no image for training"),
         (lambda s: s["train"].append(["x.jpg", "3a", "emu"]), r"train\[13\] is .*\"3a\""),
         (lambda s: s["val"].append(["x.jpg", -1, "emu"]), r"val\[13\]"),
         (lambda s: s["val"].append("x.jpg"), r"val\[13\] is \"x\.jpg\", not \[relative path"),
-        (lambda s: s["train"].clear(), "no pictures for training"),
-        (lambda s: s["test"].clear(), "no pictures for test"),
+        (lambda s: s["train"].clear(), "no images for training"),
+        (lambda s: s["test"].clear(), "no images for test"),
         (lambda s: s.pop("test"), r'a split is \{"train"'),
         (lambda s: s.update(val=3), "val is not a list"),
         (
             lambda s: s["val"].append(["cat/gone.jpg", 0, "cat"]),
-            r"1 of 40 pictures .* cat/gone\.jpg",
+            r"1 of 40 images .* cat/gone\.jpg",
         ),
         (lambda s: s["val"].append(["/etc/passwd", 0, "cat"]), "/etc/passwd' .*leads out of"),
         (lambda s: s["val"].append(["cat/../../x.jpg", 0, "cat"]), r"leads out of"),
@@ -355,7 +355,7 @@ def test_class_names_from_a_file(tmp_path):
     with pytest.raises(UserError, match=r"no line for the folder .*n01"):
         ImageFolder(make_cfg(tmp_path))
     names.write_text("n02 shark\nn01\n")
-    with pytest.raises(UserError, match=r"classnames\.txt, line 2: no class name after 'n01'"):
+    with pytest.raises(UserError, match=r"classnames\.txt, line 2: .* no class name after 'n01'"):
         ImageFolder(make_cfg(tmp_path))
 
 
@@ -376,7 +376,7 @@ def test_two_folders_of_one_class_name(tmp_path, part, names):
     folders(tmp_path / "test", {"red_cat": 4} if part else {})
     if names:
         (tmp_path / "classnames.txt").write_text(names)
-    with pytest.raises(UserError, match=r"class folders 'red cat' and 'red_cat' in .* have one"):
+    with pytest.raises(UserError, match=r"'red cat' and 'red_cat' in .* have the same"):
         ImageFolder(make_cfg(tmp_path))
 
 
@@ -389,12 +389,12 @@ def test_own_pictures_gone_wrong(tmp_path):
     (tmp_path / "own").mkdir()
     refused("has no class folders")
     folders(tmp_path / "own", {"a": 3})
-    refused("own/a has 3 pictures; 4 are needed")
+    refused("own/a has 3 images; 4 are needed")
     (tmp_path / "own" / "b").mkdir()
     folders(tmp_path / "own", {"a": 1}, start=3)
-    refused("own/b has no pictures")
+    refused("own/b has no images")
     folders(tmp_path / "own" / "train", {"a": 1})
-    refused("none called test")
+    refused("no folder test")
     folders(tmp_path / "own" / "test", {"c": 1})
     refused("own/test/c has no counterpart")
     for name in ("split_1.json", "split_2.json"):

@@ -59,7 +59,7 @@ def test_a_missing_split_file_is_no_fault(tmp_path):
     finding = found(tmp_path, "SUN397")
     assert finding.state == "complete"
     assert [item.paths for item in finding.missing] == [("split_zhou_SUN397.json",)]
-    assert "every seed divides the pictures in another way" in text_of([finding])
+    assert "every seed divides the images differently" in text_of([finding])
 
 
 def test_what_is_missing_is_told_and_no_more(tmp_path):
@@ -75,7 +75,7 @@ def test_what_is_missing_is_told_and_no_more(tmp_path):
     text = text_of([finding])
     assert "lacks split_zhou_SUN397.json or Training_01.txt\n" in text
     assert "dead since 2025, see CoOp issue #90" in text
-    assert "not needed where split_zhou_SUN397.json is" in text
+    assert "not needed with split_zhou_SUN397.json" in text
     # With a split file, annotations are not asked for.
     (folder / "split_zhou_SUN397.json").write_text('{"train": [], "test": []}')
     assert not found(tmp_path, "SUN397").missing
@@ -86,7 +86,7 @@ def test_missing_pictures(tmp_path):
     (tmp_path / "eurosat" / "2750" / "Forest" / "Forest_3.jpg").unlink()
     finding = found(tmp_path, "EuroSAT")
     assert finding.state == "unusable"
-    assert "1 of 44 pictures" in finding.fault and "Forest_3.jpg" in finding.fault
+    assert "1 of 44 images" in finding.fault and "Forest_3.jpg" in finding.fault
 
 
 def test_truncated_pictures_are_named(tmp_path):
@@ -98,7 +98,7 @@ def test_truncated_pictures_are_named(tmp_path):
     assert (finding.state, finding.opened, len(finding.broken)) == ("damaged", 40, len(pictures))
     text = text_of([finding])
     assert all(str(picture) in text for picture in pictures)
-    assert f"{len(pictures)} of 40 pictures opened cannot be read" in text
+    assert f"{len(pictures)} of 40 opened images cannot be read" in text
     assert found(tmp_path, "Food101", sample=0).opened == 0
 
 
@@ -119,7 +119,7 @@ def test_the_command(tmp_path, capsys):
 def test_a_source_is_named_for_all_that_is_read(name):
     row = ROWS[name]
     named = {PurePosixPath(path) for item in DOWNLOADS[name] for path in item.paths}
-    pictures = [PurePosixPath(row.images, part) for part in row.picture_folders or (".",)]
+    pictures = [PurePosixPath(row.images, part) for part in row.image_folders or (".",)]
     assert set(pictures) <= named
     assert not row.split_file or PurePosixPath(row.split_file) in named
     for file in row.annotations if name != "UCF101" else ():  # there, public code names none

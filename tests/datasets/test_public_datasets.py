@@ -270,7 +270,7 @@ def test_class_names_of_imagenet_are_found_beside(written, tmp_path, name):
     (folder / "classnames.txt").rename(root / "imagenet" / "classnames.txt")
     assert build_dataset(make_cfg(root, name)).classnames == CLASSES[name]
     (root / "imagenet" / "classnames.txt").unlink()
-    assert f"looked for it in {folder} and in {root / 'imagenet'}" in refused(root, name)
+    assert f"put it in {folder} or in {root / 'imagenet'}" in refused(root, name)
 
 
 def test_folders_and_class_names_that_do_not_match(written, tmp_path):
@@ -322,7 +322,7 @@ def test_a_split_cannot_lead_out_of_the_folder(written, tmp_path, name, path):
 def test_folders_of_the_layout_may_be_links(written, tmp_path, name):
     root, folder = copied(written, tmp_path, name, split_file=True)
     wanted = rows_of(build_dataset(make_cfg(root, name)))
-    for number, part in enumerate(ROWS[name].picture_folders):
+    for number, part in enumerate(ROWS[name].image_folders):
         (folder / ROWS[name].images / part).rename(tmp_path / str(number))
         (folder / ROWS[name].images / part).symlink_to(tmp_path / str(number))
     assert rows_of(build_dataset(make_cfg(root, name))) == wanted
@@ -342,17 +342,17 @@ def test_missing_pictures_are_counted(written, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "file", "line", "message"),
     [
-        ("OxfordPets", "annotations/trainval.txt", "Bengal_3 x 1 1", "not 'picture label species"),
+        ("OxfordPets", "annotations/trainval.txt", "Bengal_3 x 1 1", "not 'image label species"),
         ("OxfordPets", "annotations/test.txt", "Bengal_3", "line 1 is 'Bengal_3'"),
-        ("OxfordPets", "annotations/test.txt", "Bengal_3 9 1 1", "label 8 .*has no picture"),
-        ("FGVCAircraft", "images_variant_val.txt", "00001 747", "no class '747' in .*variants"),
-        ("SUN397", "Training_01.txt", "/z/zoo/1.jpg", "no class 'z/zoo' in .*ClassName"),
+        ("OxfordPets", "annotations/test.txt", "Bengal_3 9 1 1", "label 8 .*has no image"),
+        ("FGVCAircraft", "images_variant_val.txt", "00001 747", "variants.txt has no class '747'"),
+        ("SUN397", "Training_01.txt", "/z/zoo/1.jpg", "ClassName.txt has no class 'z/zoo'"),
         ("SUN397", "Testing_01.txt", "//etc/passwd", "no class '/etc'"),
         ("UCF101", "ucfTrainTestlist/classInd.txt", "Archery", "not 'label action'"),
         ("UCF101", "ucfTrainTestlist/trainlist01.txt", "x.avi 1", "not 'action/video.avi'"),
         ("UCF101", "ucfTrainTestlist/testlist01.txt", "Tennis/x.avi", "no class 'Tennis'"),
         ("OxfordFlowers", "cat_to_name.json", "[]", 'is not {"1"'),
-        ("OxfordFlowers", "cat_to_name.json", "{}", "no class '3' in .*cat_to_name"),
+        ("OxfordFlowers", "cat_to_name.json", "{}", "cat_to_name.json has no class '3'"),
         ("OxfordFlowers", "imagelabels.mat", "text", "cannot read .*imagelabels.mat"),
         ("StanfordCars", "devkit/cars_meta.mat", "text", "cannot read .*cars_meta.mat"),
     ],
@@ -375,7 +375,7 @@ def test_matlab_files_of_something_else(written, tmp_path):
     assert "has no variable 'annotations'" in refused(root, "StanfordCars")
     root, folder = copied(written, tmp_path / "again", "OxfordFlowers")
     savemat(folder / "imagelabels.mat", {"labels": "abc"})
-    assert "its labels are no numbers" in refused(root, "OxfordFlowers")
+    assert "the labels are not numbers" in refused(root, "OxfordFlowers")
 
 
 @pytest.mark.parametrize(("name", "message"), [("EuroSAT", "50/20/30"), ("UCF101", "a fifth")])
@@ -389,7 +389,7 @@ def test_too_few_pictures_to_divide(tmp_path, name, message):
         lines = (folder / "ucfTrainTestlist" / "trainlist01.txt").read_text().splitlines(True)
         (folder / "ucfTrainTestlist" / "trainlist01.txt").write_text("".join(lines[8:]))
     said = refused(tmp_path, name)
-    assert "has 2 pictures" in said and message in said
+    assert "has 2 images" in said and message in said
 
 
 def test_a_truncated_picture_is_named(written, tmp_path):

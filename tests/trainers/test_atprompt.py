@@ -368,7 +368,11 @@ ONE = "TRAINER.ATPROMPT."
         ("CoOp", [ONE + "ATT1_TEXT", " "], "ATT1_TEXT is '', but ATT_NUM is 1"),
         ("CoOp", [ONE + "N_ATT3", "0"], "N_ATT3 is 0: give 1 or more soft tokens"),
         ("CoOp", [ONE + "N_ATT1", "90"], "CLIP reads 77 at most"),
-        ("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "with attributes it must be 'end'"),
+        (
+            "CoOp",
+            ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"],
+            "it must be 'end'",
+        ),
         ("MaPLe", [ONE + "N_ATT1", "1"], "deep prompts would overwrite class names"),
         ("CoOp_ATP_AnchorOPT", [ONE + "N_ATT1", "70"], "has no room for 1 more tokens"),
     ],

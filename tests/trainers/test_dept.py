@@ -339,7 +339,10 @@ def test_under_anchoropt_the_whole_loss_is_weighted_and_nothing_distilled(
     [
         ([f"{HEAD}WEIGHT", "1.5"], "TRAINER.LINEAR_PROBE.WEIGHT is 1.5: give the share of the"),
         ([f"{HEAD}WEIGHT", "-0.1"], "from 0 to 1"),
-        ([f"{HEAD}TYPE", "mlp"], "TRAINER.LINEAR_PROBE.TYPE is 'mlp': one of linear, similarity"),
+        (
+            [f"{HEAD}TYPE", "mlp"],
+            "TYPE is 'mlp': give one of linear, similarity",
+        ),
         (["OPTIM.LR_EXP", "-1.0"], "OPTIM.LR_EXP is -1.0, it must be 0 or more"),
         (["OPTIM.NEW_LAYERS", "['head']"], "has none of OPTIM.NEW_LAYERS ['head']:"),
     ],
