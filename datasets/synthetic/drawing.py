@@ -1,6 +1,6 @@
-"""Pictures of scenes: soft-edged shapes and digits in front of a background.
+"""Drawings of scenes: soft-edged shapes and digits in front of a background.
 
-All functions work on a whole batch at once; images are float32 (n, 3, SIZE, SIZE) in [0, 1].
+All functions take a whole batch; images are float32 (n, 3, SIZE, SIZE) in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .shapes import shape_distances
 from .vocabulary import COLOURS, FILLS
 
 SIZE = 32
-"""Height and width of every picture, in pixels."""
+"""Height and width of every image, in pixels."""
 
 _PIXEL = 2 / SIZE  # in the coordinates below
 _CENTRES = (torch.arange(SIZE) + 0.5) * _PIXEL - 1
@@ -27,34 +27,34 @@ _FILL = {name: index for index, name in enumerate(FILLS)}
 
 
 def _each(values: Tensor) -> Tensor:
-    """(n,) to (n, 1, 1): one value a picture."""
+    """Reshape (n,), one value for each image, to (n, 1, 1)."""
     return values[:, None, None]
 
 
 def _plane(colour: Tensor) -> Tensor:
-    """(n, 3) to (n, 3, 1, 1): one colour a picture."""
+    """Reshape (n, 3), one colour for each image, to (n, 3, 1, 1)."""
     return colour[:, :, None, None]
 
 
 def _coverage(distance: Tensor, pixel: Tensor | float = _PIXEL) -> Tensor:
-    """How much of a pixel lies inside, from the distance of its centre to the edge."""
+    """Return the covered share of each pixel, from the distance of its centre to the edge."""
     return (0.5 - distance / pixel).clamp(0, 1)
 
 
 def _paint(generator: torch.Generator, colour: Tensor, spread: float) -> Tensor:
-    """(n, 3) RGB: never twice the same red."""
+    """Return (n, 3) RGB values, spread about the colours' means."""
     return (_RGB[colour] + torch.randn(len(colour), 3, generator=generator) * spread).clamp(0, 1)
 
 
 def _shaded(generator: torch.Generator, plain: Tensor) -> Tensor:
-    """(n, 3) background colours to images with a faint slope of brightness."""
+    """Return images of the background colours (n, 3) with a faint brightness gradient."""
     n = len(plain)
     across, down = _each(uniform(generator, n, -1, 1)), _each(uniform(generator, n, -1, 1))
     return _plane(plain) + ((_X * across + _Y * down) * 0.08)[:, None]
 
 
 def _clutter(generator: torch.Generator, images: Tensor) -> Tensor:
-    """Put one half transparent bar or blob of any colour on every image."""
+    """Draw one half-transparent bar or blob of a random colour on every image."""
     n = len(images)
     angle = _each(uniform(generator, n, 0, math.pi))
     offset = _each(uniform(generator, n, -1, 1))
@@ -70,10 +70,10 @@ def _clutter(generator: torch.Generator, images: Tensor) -> Tensor:
 def _pattern(
     generator: torch.Generator, fill: Tensor, x: Tensor, y: Tensor, scale: Tensor
 ) -> Tensor:
-    """(n, height, width): 1 where a pattern shows its second colour, 0 where its first.
+    """Return (n, height, width) weights of a pattern's second colour, 0 to 1.
 
-    ``x`` and ``y`` are relative to the shape's centre, in the picture's scale: a pattern keeps
-    some of its frequency on small shapes, else it would be lost between the pixels.
+    ``x`` and ``y`` are relative to the shape's centre, in the image's scale. On small shapes the
+    frequency does not grow in full, as the pattern would be finer than the pixels.
     """
     n = len(fill)
     frequency = _each(uniform(generator, n, 3.5, 5.2)) / _each(scale).clamp_min(0.45)
@@ -98,17 +98,17 @@ def draw_shapes(
     rotation: float = 0.35,
     colour_spread: float = 0.06,
 ) -> Tensor:
-    """Draw scenes of shapes, each somewhere on its picture.
+    """Draw scenes of shapes, each shape at a random place.
 
     Args:
-        generator: the source of places, angles, shades and clutter.
-        scenes: n scenes, all of shapes.
-        clutter: how many bars and blobs lie behind every shape.
-        rotation: standard deviation of a shape's turn, in radians.
-        colour_spread: standard deviation of the colours' RGB values about their means.
+        generator: The source of places, angles, shades and clutter.
+        scenes: n scenes of shapes.
+        clutter: The number of bars and blobs behind every shape.
+        rotation: The standard deviation of a shape's rotation, in radians.
+        colour_spread: The standard deviation of RGB values about the colours' means.
 
     Returns:
-        (n, 3, SIZE, SIZE) float32 in [0, 1].
+        (n, 3, SIZE, SIZE) float32 images in [0, 1].
     """
     n = len(scenes)
     large = scenes.large.bool()
@@ -133,7 +133,7 @@ def draw_shapes(
     hollow = _each(scenes.fill == _FILL["hollow"])
     coverage = torch.where(hollow, outline, _coverage(distance, pixel))[:, None]
 
-    # Backgrounds are a little flat, so that white on yellow or black on brown can be told.
+    # Backgrounds have less contrast, so that white on yellow and black on brown stay visible.
     backdrop = _paint(generator, scenes.background, colour_spread) * 0.75 + 0.12
     images = _shaded(generator, backdrop)
     for _ in range(clutter):
@@ -142,14 +142,14 @@ def draw_shapes(
 
 
 def draw_digits(generator: torch.Generator, scenes: Scenes) -> Tensor:
-    """Draw scenes of digits, each in a hand of its own.
+    """Draw scenes of digits, each in another handwriting.
 
     Args:
-        generator: the source of hands, pens and shades.
-        scenes: n scenes, all of digits.
+        generator: The source of handwritings, pens and shades.
+        scenes: n scenes of digits.
 
     Returns:
-        (n, 3, SIZE, SIZE) float32 in [0, 1].
+        (n, 3, SIZE, SIZE) float32 images in [0, 1].
     """
     distance = digit_distances(scenes.digit, _X, _Y, generator)
     pen = _each(uniform(generator, len(scenes), 0.06, 0.2))

@@ -216,7 +216,7 @@ def epochs_of(cfg, count=4):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_pictures_are_decoded_once(cfg, decoded, workers):
+def test_training_images_are_decoded_once(cfg, decoded, workers):
     cfg.DATALOADER.NUM_WORKERS = workers
     epochs_of(cfg)
     assert len(decoded) == len(set(decoded)) == 18

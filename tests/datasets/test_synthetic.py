@@ -23,7 +23,7 @@ from datasets.synthetic import (
     sample_shapes,
     vocabulary_text,
 )
-from datasets.synthetic.images import benchmark_pictures, training_pictures
+from datasets.synthetic.images import benchmark_images, training_images
 from datasets.synthetic.shapes import signed_distance
 from datasets.synthetic.vocabulary import COLOURS, FILLS, SHAPES, STYLES
 
@@ -73,16 +73,16 @@ def test_shapes_fit_their_box_and_differ(shape: str) -> None:
 
 
 def test_same_seed_same_pictures() -> None:
-    images, scenes = training_pictures(seeded(5), 40)
-    again, scenes_again = training_pictures(seeded(5), 40)
-    other, _ = training_pictures(seeded(6), 40)
+    images, scenes = training_images(seeded(5), 40)
+    again, scenes_again = training_images(seeded(5), 40)
+    other, _ = training_images(seeded(6), 40)
     assert torch.equal(images, again)
     assert scenes.words() == scenes_again.words()
     assert not torch.equal(images, other)
 
 
 def test_pictures_are_images() -> None:
-    images, scenes = training_pictures(seeded(), 40)
+    images, scenes = training_images(seeded(), 40)
     assert images.shape == (40, 3, 32, 32)
     assert images.dtype == torch.float32
     assert images.min() >= 0
@@ -140,7 +140,7 @@ def test_styles_change_a_picture(style: str) -> None:
 
 
 def test_kind_tells_captions_apart() -> None:
-    _, scenes = training_pictures(seeded(), 400)
+    _, scenes = training_images(seeded(), 400)
     kinds: dict[int, set[tuple[object, ...]]] = {}
     for kind, scene in zip(scenes.kind().tolist(), scenes.words(), strict=True):
         is_digit = isinstance(scene.thing, int)
@@ -188,8 +188,8 @@ def test_descriptions_file_is_what_the_world_says() -> None:
     assert unknown_words(load_clip("tiny"), sentences) == []
 
 
-def test_benchmark_pictures_come_class_by_class() -> None:
-    images, labels = benchmark_pictures(seeded(), 2)
+def test_benchmark_images_come_class_by_class() -> None:
+    images, labels = benchmark_images(seeded(), 2)
     assert images.shape == (96, 3, 32, 32)
     assert labels.tolist() == [label for label in range(48) for _ in range(2)]
 
