@@ -48,7 +48,7 @@ def test_words_stand_in_for_learned_anchors(root, tmp_path):
 
 def test_words_of_another_length(root, tmp_path, capsys):
     assert train.main(words(root, tmp_path, "ANCHOR=photo picture")) == 2
-    assert "is 2 tokens: set ANCHOR_LEN 2" in capsys.readouterr().err
+    assert "is 2 tokens: give the length 2" in capsys.readouterr().err
 
 
 def test_random_anchors_are_drawn_by_the_seed(root, tmp_path):
