@@ -34,8 +34,8 @@ def read_class_folders(
     """Read ``<class>/*``, labels in the order of folder names: Caltech101, DTD, EuroSAT, Food101.
 
     Args:
-        ignored: The folders that are not classes.
-        renamed: Class names by folder, for those that differ from the folder's name.
+        ignored: the folders that are not classes.
+        renamed: class names by folder, for those that differ from the folder's name.
     """
     folders = [folder for folder in class_folders(image_dir) if folder.name not in ignored]
     items = [

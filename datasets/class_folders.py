@@ -17,7 +17,7 @@ def class_folders(parent: Path) -> list[Path]:
     """Return the class folders in ``parent``, sorted by name.
 
     Raises:
-        UserError: A missing folder, or one without class folders.
+        UserError: a missing folder, or one without class folders.
     """
     if not parent.is_dir():
         raise UserError(f"the folder {parent} is missing; unpack the images there")
@@ -37,7 +37,7 @@ def image_names(folder: Path) -> list[str]:
     Random draws depend on the order, so the order must not depend on the file system.
 
     Raises:
-        UserError: A folder without images.
+        UserError: a folder without images.
     """
     found = sorted(
         name
@@ -53,12 +53,12 @@ def read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
     """Return the class name of each folder, in the order of the lines ``folder class name``.
 
     Args:
-        path: The file.
-        folders: The existing folders, whose names may have blanks. The name of any other folder
+        path: the file.
+        folders: the existing folders, whose names may have blanks. The name of any other folder
             ends at the line's first blank.
 
     Raises:
-        UserError: A missing file, or a line without a class name.
+        UserError: a missing file, or a line without a class name.
     """
     known, names = set(folders), {}
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):

@@ -14,7 +14,7 @@ def divide(items: Iterable[Item], rng: random.Random) -> Split:
     """Divide each class at random: 50 % for training, 20 % for validation, the rest for test.
 
     Raises:
-        UserError: A class with too few images.
+        UserError: a class with too few images.
     """
     split = Split([], [], [])
     for group in by_label(items):
@@ -35,7 +35,7 @@ def hold_out(items: Iterable[Item], test: list[Item], rng: random.Random) -> Spl
     """Divide each class at random: 20 % for validation, the rest for training.
 
     Raises:
-        UserError: A class with too few images.
+        UserError: a class with too few images.
     """
     split = Split([], [], test)
     for group in by_label(items):

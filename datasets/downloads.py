@@ -23,9 +23,9 @@ class Download:
     """Files or folders of a data set, and their source.
 
     Attributes:
-        paths: The unpacked files or folders, relative to the data set's folder.
-        url: The source.
-        note: A remark, such as that the link is dead.
+        paths: the unpacked files or folders, relative to the data set's folder.
+        url: the source.
+        note: a remark, such as that the link is dead.
     """
 
     paths: tuple[str, ...]

@@ -44,10 +44,10 @@ def write_digits(folder: Path) -> None:
     writer, so most writers of the test part are in no other part.
 
     Args:
-        folder: The folder ``<root>/digits`` for ``images/`` and ``split_zhou_Digits.json``.
+        folder: the folder ``<root>/digits`` for ``images/`` and ``split_zhou_Digits.json``.
 
     Raises:
-        UserError: A missing scikit-learn, or a folder that exists with other content.
+        UserError: a missing scikit-learn, or a folder that exists with other content.
     """
     _write_once(folder, DIGITS_SPLIT, _digits)
 
@@ -59,10 +59,10 @@ def write_shapes(folder: Path) -> None:
     images for training, 8 for validation and 24 for test, of 32 x 32 RGB pixels.
 
     Args:
-        folder: The folder ``<root>/shapes`` for ``images/`` and ``split_zhou_Shapes.json``.
+        folder: the folder ``<root>/shapes`` for ``images/`` and ``split_zhou_Shapes.json``.
 
     Raises:
-        UserError: A folder that exists with other content.
+        UserError: a folder that exists with other content.
     """
     _write_once(folder, SHAPES_SPLIT, _shapes)
 

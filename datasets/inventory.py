@@ -27,15 +27,15 @@ class Finding:
     """The state of one data set.
 
     Attributes:
-        row: The data set's row in the table.
-        missing: The downloads that are missing.
-        exists: Whether the data set's folder exists.
-        fault: The reason why the data set cannot be used, in one line, or "".
-        n_classes: The number of classes.
-        sizes: The number of images for training, validation and test; 0 for a part that repeats
+        row: the data set's row in the table.
+        missing: the downloads that are missing.
+        exists: whether the data set's folder exists.
+        fault: the reason why the data set cannot be used, in one line, or "".
+        n_classes: the number of classes.
+        sizes: the number of images for training, validation and test; 0 for a part that repeats
             another one.
-        opened: The number of opened images.
-        broken: One line for each image that cannot be read.
+        opened: the number of opened images.
+        broken: one line for each image that cannot be read.
     """
 
     row: PublicSet
@@ -61,12 +61,12 @@ def inventory(root: str | Path, sample: int = 20, progress: bool = False) -> lis
     Every image of a split must exist. Nothing is written.
 
     Args:
-        root: The folder of the data sets.
-        sample: The number of images to open of each data set, evenly spread over it.
-        progress: Whether to show a progress bar on stderr.
+        root: the folder of the data sets.
+        sample: the number of images to open of each data set, evenly spread over it.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        UserError: A root that is not a folder, or the folder of a single data set.
+        UserError: a root that is not a folder, or the folder of a single data set.
     """
     root = Path(root).expanduser().absolute()
     if not root.is_dir():

@@ -16,13 +16,13 @@ def read_public_pickle(path: Path, dataset_dir: Path, image_dir: Path) -> dict[s
     """Return the lists of a public pickle by name, without running code from the pickle.
 
     Args:
-        path: A pickle of ``{"train": [Datum, ...], ...}``.
-        dataset_dir, image_dir: The folders of the data set and of its images. The pickle's paths
+        path: a pickle of ``{"train": [Datum, ...], ...}``.
+        dataset_dir, image_dir: the folders of the data set and of its images. The pickle's paths
             are those of the machine that wrote it; an image's relative path follows the names of
             these two folders.
 
     Raises:
-        UserError: A file of another kind, without training images, or of another data set.
+        UserError: a file of another kind, without training images, or of another data set.
     """
     parts = load_fewshot_pickle(path)
     if not parts.get("train"):
@@ -75,11 +75,11 @@ def load_fewshot_pickle(path: str | Path) -> dict[str, list[FewShotItem]]:
     """Return the lists of a public ``shot_{k}-seed_{s}.pkl``, without running code from it.
 
     Args:
-        path: A pickle of ``{"train": [Datum, ...], "val": [Datum, ...]}``; ImageNet's has no
+        path: a pickle of ``{"train": [Datum, ...], "val": [Datum, ...]}``; ImageNet's has no
             ``val``.
 
     Raises:
-        UserError: A file that cannot be read, or has other content.
+        UserError: a file that cannot be read, or has other content.
     """
     try:
         with Path(path).open("rb") as file:

@@ -31,19 +31,19 @@ class SplitDataset(DatasetBase):
     A subclass sets the names. A subclass without a split file overrides :meth:`make_split`.
 
     Args:
-        cfg: The configuration: ``DATASET.ROOT``; ``DATASET.NUM_SHOTS``, below 1 for all images;
+        cfg: the configuration: ``DATASET.ROOT``; ``DATASET.NUM_SHOTS``, below 1 for all images;
             ``SEED`` of the few-shot draw, negative for another draw in every run;
             ``DATASET.SUBSAMPLE_CLASSES``.
 
     Attributes:
-        image_folders: The folders in ``images`` that may be symlinks, as ``images`` itself.
-        written_on_first_use: Whether the data set writes itself, and so needs no existing root.
-        val_is_test: Whether the test part is also the validation part.
-        test_only: Whether all images are for test; no shots are drawn and no classes dropped. The
+        image_folders: the folders in ``images`` that may be symlinks, as ``images`` itself.
+        written_on_first_use: whether the data set writes itself, and so needs no existing root.
+        val_is_test: whether the test part is also the validation part.
+        test_only: whether all images are for test; no shots are drawn and no classes dropped. The
             training part repeats the test part, as the classes are read from it.
 
     Raises:
-        UserError: A missing, incomplete or malformed data set.
+        UserError: a missing, incomplete or malformed data set.
     """
 
     folder = ""

@@ -38,7 +38,7 @@ def read_split(path: Path) -> Split:
     """Read ``{"train": [[relative path, label, class name], ...], "val": ..., "test": ...}``.
 
     Raises:
-        UserError: A missing or malformed file, a split that :func:`check_classes` refuses, or two
+        UserError: a missing or malformed file, a split that :func:`check_classes` refuses, or two
             labels with the same name.
     """
     parts = read_json(path)
@@ -61,7 +61,7 @@ def items_of(rows: Any, where: str) -> list[Item]:
     """Return ``[[relative path, label, class name], ...]`` as items.
 
     Raises:
-        UserError: Any other row; the message begins with ``where`` and the row's number.
+        UserError: any other row; the message begins with ``where`` and the row's number.
     """
     if not isinstance(rows, list):
         raise UserError(f"{where} is not a list of [relative path, label, class name]")
@@ -86,7 +86,7 @@ def check_drawn(drawn: Split, split: Split, where: str) -> None:
     """Check that few-shot images belong to the same part of the split, with the same label.
 
     Raises:
-        UserError: Any other image; the message begins with ``where``.
+        UserError: any other image; the message begins with ``where``.
     """
     for part in ("train", "val"):
         known = {(item.path, item.label) for item in getattr(split, part)}
@@ -103,7 +103,7 @@ def check_classes(split: Split, where: str) -> None:
     """Check that labels are 0 ... n - 1, each with a training image and one name in all parts.
 
     Raises:
-        UserError: Other labels or names; the message begins with ``where``.
+        UserError: other labels or names; the message begins with ``where``.
     """
     names: dict[int, str] = {}
     for item in itertools.chain(*split):
@@ -164,7 +164,7 @@ def subsample(split: Split, which: str) -> Split:
     If the number of classes is odd, base has one more. New labels start from 0.
 
     Raises:
-        UserError: An unknown half, or a half without classes.
+        UserError: an unknown half, or a half without classes.
     """
     choices = ("all", "base", "new")
     if which not in choices:
@@ -226,12 +226,12 @@ def check_files(split: Split, image_dir: Path, linked: Iterable[str] = ()) -> No
     """Check that every image of a split is a file in the image folder.
 
     Args:
-        split: The split, with paths relative to ``image_dir``.
-        image_dir: The image folder, which may be a symlink.
-        linked: The folders in ``image_dir`` that may be symlinks too.
+        split: the split, with paths relative to ``image_dir``.
+        image_dir: the image folder, which may be a symlink.
+        linked: the folders in ``image_dir`` that may be symlinks too.
 
     Raises:
-        UserError: An absolute path, a path with ``..``, a symlink out of the folder, or missing
+        UserError: an absolute path, a path with ``..``, a symlink out of the folder, or missing
             images; the message has their number and the first three.
     """
     roots = [image_dir.resolve(), *((image_dir / folder).resolve() for folder in linked)]

@@ -30,18 +30,18 @@ class PublicSet:
     """A row of the table.
 
     Attributes:
-        name: The data set's ``DATASET.NAME``.
-        config: The name of the data set's yaml.
-        folder: The data set's folder in ``DATASET.ROOT``.
-        images: The image folder in ``folder``.
-        split_file: The file of the published split, or "" if there is none.
-        read: A function of (folder, image folder, random generator) that returns a split if
+        name: the data set's ``DATASET.NAME``.
+        config: the name of the data set's yaml.
+        folder: the data set's folder in ``DATASET.ROOT``.
+        images: the image folder in ``folder``.
+        split_file: the file of the published split, or "" if there is none.
+        read: a function of (folder, image folder, random generator) that returns a split if
             ``split_file`` is missing.
-        annotations: The files that ``read`` needs besides the images.
-        classes: The source of labels and class names in ``read``, in words.
-        image_folders: The folders in ``images`` that may be symlinks.
-        val_is_test: Whether the test part is also the validation part.
-        test_only: Whether all images are for test; no shots are drawn and no classes dropped.
+        annotations: the files that ``read`` needs besides the images.
+        classes: the source of labels and class names in ``read``, in words.
+        image_folders: the folders in ``images`` that may be symlinks.
+        val_is_test: whether the test part is also the validation part.
+        test_only: whether all images are for test; no shots are drawn and no classes dropped.
     """
 
     name: str

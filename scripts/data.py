@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        UserError: An unusable ``--root`` or ``--sample``.
+        UserError: an unusable ``--root`` or ``--sample``.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of the data sets")

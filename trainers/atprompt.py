@@ -32,7 +32,7 @@ def attribute_words(settings: Any) -> list[str]:
     """Return the attributes of ``cfg.TRAINER.ATPROMPT``; an empty list without USE_ATPROMPT.
 
     Raises:
-        UserError: An ATT_NUM other than 1, 2 or 3, a missing word, or an attribute without soft
+        UserError: an ATT_NUM other than 1, 2 or 3, a missing word, or an attribute without soft
             tokens.
     """
     if not settings.USE_ATPROMPT:
@@ -68,7 +68,7 @@ class AttributeLearner(ContextLearner):
     gets the first one, and the prompt is cut as if every attribute had one token.
 
     Attributes:
-        attributes: The attribute words.
+        attributes: the attribute words.
     """
 
     def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:
@@ -177,7 +177,7 @@ class MaPLeLearner(AttributeLearner, maple.MultiModalPromptLearner):
     the context, and attributes keep their hidden states.
 
     Raises:
-        UserError: Deep prompts that go beyond the context.
+        UserError: deep prompts that go beyond the context.
     """
 
     def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:

@@ -47,11 +47,11 @@ class TwoHeadedCLIP(PromptedCLIP):
     """Prompted CLIP with a second head: images (B, 3, R, R) → logits (B, C) of both.
 
     Attributes:
-        film_lp_img: Channel adjustment of image features, for the second head only.
-        film_lp_text: Channel adjustment of text features, for the second head only.
-        linear_probe_proj: The linear head, features (B, e) → logits (B, C); the identity for
+        film_lp_img: channel adjustment of image features, for the second head only.
+        film_lp_text: channel adjustment of text features, for the second head only.
+        linear_probe_proj: the linear head, features (B, e) → logits (B, C); the identity for
             TYPE "similarity".
-        knows_classes: Whether the second head was trained on the present classes; if not, the
+        knows_classes: whether the second head was trained on the present classes; if not, the
             logits are those of the prompts.
     """
 

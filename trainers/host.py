@@ -36,7 +36,7 @@ class PromptTrainer(TrainerX):
     hosts.
 
     Attributes:
-        node: The host's node in ``cfg.TRAINER``.
+        node: the host's node in ``cfg.TRAINER``.
     """
 
     node: str
@@ -50,6 +50,11 @@ class PromptTrainer(TrainerX):
         if settings.N_CTX < 1:
             raise UserError(
                 f"TRAINER.{self.node}.N_CTX is {settings.N_CTX}: give 1 or more soft tokens"
+            )
+        if cfg.DATALOADER.K_TRANSFORMS > 1:
+            raise UserError(
+                f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}: give 1, as "
+                f"{type(self).__name__} takes one view of each image"
             )
 
     def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
@@ -125,11 +130,11 @@ class PromptTrainer(TrainerX):
         """Load a checkpoint for the present classes.
 
         Args:
-            directory: The output folder of a run; "" loads nothing.
-            epoch: The epoch of the checkpoint; None for the best, -1 for the last.
+            directory: the output folder of a run; "" loads nothing.
+            epoch: the epoch of the checkpoint; None for the best, -1 for the last.
 
         Raises:
-            UserError: A missing checkpoint, or one of another context length, prompt depth or
+            UserError: a missing checkpoint, or one of another context length, prompt depth or
                 backbone.
         """
         if not directory:
@@ -171,12 +176,12 @@ def check_fits(state: dict[str, Tensor], model: nn.Module, origin: str) -> None:
     AnchorOPT fits a trainer with AnchorOPT, but not the reverse.
 
     Args:
-        state: The weights by name.
-        model: The module to load them into.
-        origin: The file, for messages.
+        state: the weights by name.
+        model: the module to load them into.
+        origin: the file, for messages.
 
     Raises:
-        UserError: Weights of another trainer, context length, prompt depth or backbone.
+        UserError: weights of another trainer, context length, prompt depth or backbone.
     """
     own = model.state_dict()
     for key, value in state.items():

@@ -33,10 +33,10 @@ class MultiModalPromptLearner(ContextLearner):
     prompts stay in float32, as in the public code.
 
     Attributes:
-        deep_start: The first slot that deep prompts overwrite in the text tower.
+        deep_start: the first slot that deep prompts overwrite in the text tower.
 
     Raises:
-        UserError: A CLIP without an image transformer, a PROMPT_DEPTH beyond its towers, or fewer
+        UserError: a CLIP without an image transformer, a PROMPT_DEPTH beyond its towers, or fewer
             tokens in CTX_INIT than N_CTX.
     """
 

@@ -17,12 +17,12 @@ def load_host_clip(cfg: Any, precision: str, device: torch.device) -> nn.Module:
     """Return the plain CLIP of ``MODEL.BACKBONE.NAME``, on the CPU, where prompts are embedded.
 
     Args:
-        cfg: The configuration; reads ``MODEL.BACKBONE.NAME`` and ``INPUT.SIZE``.
+        cfg: the configuration; reads ``MODEL.BACKBONE.NAME`` and ``INPUT.SIZE``.
         precision: "fp32", "fp16" or "amp".
-        device: The device of the training to come; a CPU takes fp32 only.
+        device: the device of the training to come; a CPU takes fp32 only.
 
     Raises:
-        UserError: An unknown backbone, or an INPUT.SIZE other than the backbone's.
+        UserError: an unknown backbone, or an INPUT.SIZE other than the backbone's.
     """
     print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
     clip = load_clip(cfg.MODEL.BACKBONE.NAME)
@@ -66,7 +66,7 @@ class TextEncoder(nn.Module):
     ``deep``, each (n, d), overwrite n slots before the text blocks 1, 2, … (MaPLe).
 
     Attributes:
-        deep_start: The first slot that deep prompts overwrite; slot 0 follows SOS.
+        deep_start: the first slot that deep prompts overwrite; slot 0 follows SOS.
     """
 
     deep_start = 0
@@ -94,9 +94,9 @@ class PromptedCLIP(nn.Module):
     """CLIP with text features from a prompt learner: images (B, 3, R, R) → logits (B, C).
 
     Args:
-        prompt_learner: The module of ``PromptTrainer.build_learner``.
-        clip: The plain CLIP.
-        image_encoder: A replacement of CLIP's own image encoder.
+        prompt_learner: the module of ``PromptTrainer.build_learner``.
+        clip: the plain CLIP.
+        image_encoder: a replacement of CLIP's own image encoder.
     """
 
     def __init__(
@@ -142,11 +142,11 @@ def initial_context(clip: nn.Module, words: str, n_ctx: int, *sets: int) -> tupl
     """Return the words of an initial context, and the context.
 
     Args:
-        clip: The plain CLIP, on the CPU.
-        words: The initial words, ``_`` for a blank; each of their tokens becomes a soft token.
+        clip: the plain CLIP, on the CPU.
+        words: the initial words, ``_`` for a blank; each of their tokens becomes a soft token.
             "" draws the context from N(0, 0.02²).
-        n_ctx: The number M of soft tokens of a drawn context.
-        sets: The leading dimensions of a drawn context.
+        n_ctx: the number M of soft tokens of a drawn context.
+        sets: the leading dimensions of a drawn context.
 
     Returns:
         The given words and their embeddings (M, d), or "X X …" and a drawn context (*sets, M, d).
@@ -166,10 +166,10 @@ class ContextLearner(nn.Module):
     """Soft tokens before the class names: the base of all hosts' prompt learners.
 
     Args:
-        clip: The plain CLIP, on the CPU.
-        class_names: The names of C classes.
-        words: The words in the slots of the soft tokens.
-        ctx: The initial soft tokens, (M, d) or (C, M, d).
+        clip: the plain CLIP, on the CPU.
+        class_names: the names of C classes.
+        words: the words in the slots of the soft tokens.
+        ctx: the initial soft tokens, (M, d) or (C, M, d).
 
     Attributes:
         tokenized_prompts: (C, 77) tokens of ``<words> <class name>.``

@@ -57,9 +57,9 @@ def take(generator: torch.Generator, images: Tensor, scenes: Scenes) -> Tensor:
     """Return drawings as a camera sees them, each in the style of its scene.
 
     Args:
-        generator: The source of strengths and of the light's tint.
+        generator: the source of strengths and of the light's tint.
         images: (n, 3, height, width) drawings.
-        scenes: The n scenes of the drawings; reads ``style``, and ``digit`` for coarse pixels.
+        scenes: the n scenes of the drawings; reads ``style``, and ``digit`` for coarse pixels.
 
     Returns:
         New images of the same shape.

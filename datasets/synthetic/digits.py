@@ -178,7 +178,7 @@ def digit_distances(digit: Tensor, x: Tensor, y: Tensor, generator: torch.Genera
     Args:
         digit: (n,) integers 0 to 9.
         x, y: (height, width) float coordinates in [-1, 1], right and down.
-        generator: The source of handwritings.
+        generator: the source of handwritings.
 
     Returns:
         (n, height, width) float distances, 0 on the track.

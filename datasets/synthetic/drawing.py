@@ -101,11 +101,11 @@ def draw_shapes(
     """Draw scenes of shapes, each shape at a random place.
 
     Args:
-        generator: The source of places, angles, shades and clutter.
+        generator: the source of places, angles, shades and clutter.
         scenes: n scenes of shapes.
-        clutter: The number of bars and blobs behind every shape.
-        rotation: The standard deviation of a shape's rotation, in radians.
-        colour_spread: The standard deviation of RGB values about the colours' means.
+        clutter: the number of bars and blobs behind every shape.
+        rotation: the standard deviation of a shape's rotation, in radians.
+        colour_spread: the standard deviation of RGB values about the colours' means.
 
     Returns:
         (n, 3, SIZE, SIZE) float32 images in [0, 1].
@@ -145,7 +145,7 @@ def draw_digits(generator: torch.Generator, scenes: Scenes) -> Tensor:
     """Draw scenes of digits, each in another handwriting.
 
     Args:
-        generator: The source of handwritings, pens and shades.
+        generator: the source of handwritings, pens and shades.
         scenes: n scenes of digits.
 
     Returns:

@@ -23,10 +23,10 @@ def with_unknown_tokens(
     vectors ignores the words after them.
 
     Args:
-        generator: The source of the chosen texts and of their numbers of unknown tokens.
+        generator: the source of the chosen texts and of their numbers of unknown tokens.
         tokens: (n, 77) int64; the end token is the largest of each row, followed by padding.
-        share: The share of changed texts, 0 to 1.
-        most: The largest number of unknown tokens in a text with enough room.
+        share: the share of changed texts, 0 to 1.
+        most: the largest number of unknown tokens in a text with enough room.
 
     Returns:
         (n, 77) int64; inserted tokens are ``UNKNOWN``.

@@ -34,8 +34,8 @@ class Scenes:
 
     Attributes:
         digit: 0 to 9, or -1 for a shape.
-        shape: The index in ``SHAPES``, or -1 for a digit.
-        colour, fill, background, style: The indices in ``COLOURS``, ``FILLS``, ``COLOURS`` and
+        shape: the index in ``SHAPES``, or -1 for a digit.
+        colour, fill, background, style: the indices in ``COLOURS``, ``FILLS``, ``COLOURS`` and
             ``STYLES``; the fill of a digit is 0.
         large: 1 for a large shape, 0 for a small shape or a digit.
     """
@@ -146,9 +146,9 @@ def benchmark_scenes(
     """Draw clean scenes of the 48 held-out triples, class by class.
 
     Args:
-        generator: The source of backgrounds and sizes.
-        per_class: The number of images of every class.
-        large: The share of large shapes, 0 to 1.
+        generator: the source of backgrounds and sizes.
+        per_class: the number of images of every class.
+        large: the share of large shapes, 0 to 1.
 
     Returns:
         The 48 * per_class scenes, and their labels (48 * per_class,) int64.

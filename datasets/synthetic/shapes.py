@@ -79,14 +79,14 @@ def signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
     """Return the distance of each point to the edge of ``shape``, negative inside.
 
     Args:
-        shape: A name in ``vocabulary.SHAPES``.
-        u, v: Float coordinates of the same size, right and down; the shape roughly fills [-1, 1].
+        shape: a name in ``vocabulary.SHAPES``.
+        u, v: float coordinates of the same size, right and down; the shape roughly fills [-1, 1].
 
     Returns:
         A float tensor of the same size.
 
     Raises:
-        KeyError: An unknown shape.
+        KeyError: an unknown shape.
 
     >>> middle = torch.zeros(1)
     >>> bool(signed_distance("circle", middle, middle) < 0)

@@ -1,4 +1,4 @@
-"""ATPrompt on CoOp, CoCoOp and MaPLe, against the same computation written out."""
+"""ATPrompt on CoOp, CoCoOp and MaPLe, against a plain computation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = ["cat", "red_dog", "long haired horse"]
 WORDS = ["color", "habitat", "growth"]
 DIM, WIDTH, FEATURES = 64, 128, 32
 M = 2
-"""Soft tokens of a context, and of an attribute where nothing else is said."""
+"""Soft tokens of a context, and by default of an attribute."""
 HOSTS = ["CoOp", "CoCoOp", "MaPLe"]
 PLAIN = {
     "CoOp": (coop.PromptLearner, PromptedCLIP),
@@ -70,7 +70,7 @@ def settings(host, words, *keys, n_att=M):
 
 
 def build(clip, host, words, *keys, **named):
-    """The host's model, its parameters moved apart so that none can stand for another."""
+    """Return the host's model with different values in all its parameters."""
     torch.manual_seed(0)
     learner = LEARNERS[host](settings(host, words, *keys, **named), NAMES, clip)
     with torch.no_grad():
@@ -79,13 +79,13 @@ def build(clip, host, words, *keys, **named):
     return PLAIN[host][1](learner, clip)
 
 
-# ---------------------------------------------------------------------- the definition, written out
+# ---------------------------------------------------------------------- the plain computation
 def embedded(clip, text):
     return clip.token_embedding(tokenize([text])[0])
 
 
 def plain_prompt(clip, learner, words, name, ctx):
-    """[SOS] soft attribute … ctx name . [EOT], cut at EOT: (L, d)."""
+    """Return [SOS] soft attribute … ctx name . [EOT], cut at EOT: (L, d)."""
     rows = [embedded(clip, "")[:1]]
     for i, word in enumerate(words, start=1):
         rows += [getattr(learner, f"ctx_att{i}"), embedded(clip, word)[1:2]]
@@ -95,7 +95,7 @@ def plain_prompt(clip, learner, words, name, ctx):
 
 
 def plain_feature(clip, prompt, deep=(), start=0, order=None):
-    """Block by block; ``order`` says which token of the context stands in which slot."""
+    """Encode block by block; ``order`` is the context token of each slot."""
     x = prompt + clip.positional_embedding[: len(prompt)]
     mask = torch.full((len(x), len(x)), -torch.inf).triu(1)
     for number, block in enumerate(clip.transformer.resblocks):
@@ -111,7 +111,7 @@ def plain_feature(clip, prompt, deep=(), start=0, order=None):
 
 
 def plain_logits(clip, images, host, learner, words, start=None, order=None, anchors=None):
-    """Logits (B, C), one prompt at a time."""
+    """Return logits (B, C), computed one prompt at a time."""
     n_slots = sum(len(getattr(learner, f"ctx_att{i + 1}")) + 1 for i in range(len(words))) + M
 
     def text(name, ctx, deep=()):
@@ -160,9 +160,9 @@ def test_soft_tokens_are_drawn_in_the_public_order(clip):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_without_use_atprompt_the_host_is_left(clip, host):
+def test_without_use_atprompt_the_learner_is_the_host_s(clip, host):
     cfg = settings(host, WORDS[:0])
-    cfg.TRAINER.ATPROMPT.ATT_NUM = 2  # as a data set's file has it
+    cfg.TRAINER.ATPROMPT.ATT_NUM = 2  # as in the yaml of a data set
     learners = []
     for kind in (LEARNERS[host], PLAIN[host][0]):
         torch.manual_seed(0)
@@ -220,7 +220,7 @@ def test_logits_and_gradients_are_those_of_the_plain_computation(clip, images, h
 @pytest.mark.parametrize(("n_att", "n_words", "start"), [(M, 2, 6), (4, 1, 3), (3, 2, 6)])
 @pytest.mark.parametrize("fast", [False, True])
 def test_deep_prompts_take_the_slots_of_the_public_code(clip, images, n_att, n_words, start, fast):
-    """2 soft tokens an attribute are counted, whatever N_ATT is."""
+    """Slots are counted with 2 soft tokens for each attribute, for any N_ATT."""
     words = WORDS[:n_words]
     model = build(clip, "MaPLe", words, n_att=n_att)
     if fast:
@@ -236,7 +236,7 @@ def test_anchoropt_arranges_all_slots_at_every_block(clip, images, host, fast):
     learner = model.prompt_learner
     anchors = 0.1 * torch.randn(1, DIM)
     n_slots = 2 * (M + 1) + M
-    order = [4, 0, 6, 8, 1, 7, 2, 5, 3]  # soft tokens, attributes and the anchor all change places
+    order = [4, 0, 6, 8, 1, 7, 2, 5, 3]  # all tokens change places
     position = attach(learner, anchors, relaxation="sinkhorn")
     assert position.n_ctx == n_slots
     with torch.no_grad():
@@ -299,7 +299,7 @@ def test_a_run_with_anchoropt_reproduces_and_the_fast_branch_changes_nothing(roo
 
 @pytest.fixture(scope="module")
 def bare():
-    """The same trainers without the decorator, registered as …_Bare."""
+    """Register the same trainers without the decorator, as …_Bare."""
     source = (ROOT / "trainers/atprompt.py").read_text()
     assert source.count("@anchoropt\n") == 3
     source = source.replace("@anchoropt\n", "").replace("_ATP(", "_ATP_Bare(")
@@ -323,7 +323,7 @@ def trainer_of(root, out, host, classes="base", keys=()):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_what_is_in_the_prompt_learns(root, tmp_path, host):
+def test_all_parameters_in_the_prompt_learn(root, tmp_path, host):
     trainer = trainer_of(root, tmp_path, f"{host}_ATP")
     trainer.set_model_mode("train")
     trainer.num_batches, trainer.batch_idx = 2, 0
@@ -334,7 +334,7 @@ def test_what_is_in_the_prompt_learns(root, tmp_path, host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_anchoropt_hands_its_n_ctx_to_the_host(root, tmp_path, host):
+def test_anchoropt_sets_the_host_s_n_ctx(root, tmp_path, host):
     keys = ["TRAINER.ANCHOROPT.N_CTX", "1"]
     trainer = trainer_of(root, tmp_path, f"{host}_ATP_AnchorOPT", keys=keys)
     learner = trainer.model.prompt_learner
@@ -343,8 +343,8 @@ def test_anchoropt_hands_its_n_ctx_to_the_host(root, tmp_path, host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_public_checkpoint_serves_another_data_set(root, tmp_path, host):
-    """One of other classes, and of a data set with more attributes."""
+def test_a_public_checkpoint_loads_for_another_data_set(root, tmp_path, host):
+    """The checkpoint is of other classes, and of a data set with more attributes."""
     more = ["TRAINER.ATPROMPT.ATT_NUM", "3", "TRAINER.ATPROMPT.ATT2_TEXT", "shape"]
     more += ["TRAINER.ATPROMPT.ATT3_TEXT", "pattern"]
     source = trainer_of(root, tmp_path / "a", f"{host}_ATP", "base", more)
@@ -387,14 +387,14 @@ def test_mistakes_get_one_line(root, tmp_path, capsys, host, keys, message):
     assert message in line
 
 
-def test_shallow_maple_overwrites_nothing(clip):
+def test_maple_of_depth_one_overwrites_no_slot(clip):
     keys = ["TRAINER.MAPLE.PROMPT_DEPTH", "1"]
     build(clip, "MaPLe", WORDS, *keys, n_att=1)
     with pytest.raises(UserError, match="overwrite class names"):
         build(clip, "MaPLe", WORDS, n_att=1)
 
 
-def test_a_backbone_that_never_saw_an_attribute_is_told_of(root, tmp_path, capsys):
+def test_an_attribute_unknown_to_the_backbone_gives_a_warning(root, tmp_path, capsys):
     trainer_of(root, tmp_path, "CoOp_ATP", keys=[ONE + "ATT1_TEXT", "luxury"])
     assert "never saw 1 word(s) of the attributes (luxury)" in capsys.readouterr().out
 
