@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .sampling import uniform
+from .sampling import each, uniform
 
 _POINTS = 18  # per stroke, after resampling at equal steps
 
@@ -146,9 +146,6 @@ def _distort(segments: Tensor, generator: torch.Generator) -> Tensor:
     """
     n = len(segments)
     x, y = segments.unbind(-1)
-
-    def each(values: Tensor) -> Tensor:
-        return values[:, None, None]
 
     def normal(std: float) -> Tensor:
         return each(torch.randn(n, generator=generator) * std)

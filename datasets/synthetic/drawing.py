@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .digits import digit_distances
-from .sampling import chance, uniform
+from .sampling import chance, each, uniform
 from .scenes import Scenes
 from .shapes import shape_distances
 from .vocabulary import COLOURS, FILLS
@@ -24,11 +24,6 @@ _CENTRES = (torch.arange(SIZE) + 0.5) * _PIXEL - 1
 _Y, _X = torch.meshgrid(_CENTRES, _CENTRES, indexing="ij")
 _RGB = torch.tensor([colour.rgb for colour in COLOURS.values()])
 _FILL = {name: index for index, name in enumerate(FILLS)}
-
-
-def _each(values: Tensor) -> Tensor:
-    """Reshape (n,), one value for each image, to (n, 1, 1)."""
-    return values[:, None, None]
 
 
 def _plane(colour: Tensor) -> Tensor:
@@ -49,21 +44,21 @@ def _paint(generator: torch.Generator, colour: Tensor, spread: float) -> Tensor:
 def _shaded(generator: torch.Generator, plain: Tensor) -> Tensor:
     """Return images of the background colours (n, 3) with a faint brightness gradient."""
     n = len(plain)
-    across, down = _each(uniform(generator, n, -1, 1)), _each(uniform(generator, n, -1, 1))
+    across, down = each(uniform(generator, n, -1, 1)), each(uniform(generator, n, -1, 1))
     return _plane(plain) + ((_X * across + _Y * down) * 0.08)[:, None]
 
 
 def _clutter(generator: torch.Generator, images: Tensor) -> Tensor:
     """Draw one half-transparent bar or blob of a random colour on every image."""
     n = len(images)
-    angle = _each(uniform(generator, n, 0, math.pi))
-    offset = _each(uniform(generator, n, -1, 1))
+    angle = each(uniform(generator, n, 0, math.pi))
+    offset = each(uniform(generator, n, -1, 1))
     along = _X * torch.cos(angle) + _Y * torch.sin(angle) - offset
-    bar = along.abs() - _each(uniform(generator, n, 0.03, 0.12))
-    x, y = _each(uniform(generator, n, -1, 1)), _each(uniform(generator, n, -1, 1))
-    blob = torch.hypot(_X - x, _Y - y) - _each(uniform(generator, n, 0.05, 0.25))
-    distance = torch.where(_each(chance(generator, n, 0.5)), bar, blob)
-    alpha = _coverage(distance) * _each(uniform(generator, n, 0.2, 0.9))
+    bar = along.abs() - each(uniform(generator, n, 0.03, 0.12))
+    x, y = each(uniform(generator, n, -1, 1)), each(uniform(generator, n, -1, 1))
+    blob = torch.hypot(_X - x, _Y - y) - each(uniform(generator, n, 0.05, 0.25))
+    distance = torch.where(each(chance(generator, n, 0.5)), bar, blob)
+    alpha = _coverage(distance) * each(uniform(generator, n, 0.2, 0.9))
     return torch.lerp(images, _plane(torch.rand(n, 3, generator=generator)), alpha[:, None])
 
 
@@ -76,9 +71,9 @@ def _pattern(
     frequency does not grow in full, as the pattern would be finer than the pixels.
     """
     n = len(fill)
-    frequency = _each(uniform(generator, n, 3.5, 5.2)) / _each(scale).clamp_min(0.45)
-    phase = _each(uniform(generator, n, 0, 2 * math.pi))
-    angle = _each(uniform(generator, n, 0, math.pi))
+    frequency = each(uniform(generator, n, 3.5, 5.2)) / each(scale).clamp_min(0.45)
+    phase = each(uniform(generator, n, 0, 2 * math.pi))
+    angle = each(uniform(generator, n, 0, math.pi))
     u = (x * torch.cos(angle) + y * torch.sin(angle)) * frequency
     v = (y * torch.cos(angle) - x * torch.sin(angle)) * frequency
     stripes = torch.sin(2.2 * u + phase)
@@ -86,7 +81,7 @@ def _pattern(
     checks = torch.sin(1.9 * u + phase) * torch.sin(1.9 * v + phase) * 2.2
     height = torch.full_like(u, -9.0)  # no pattern
     for name, wave in (("striped", stripes), ("dotted", dots), ("checkered", checks)):
-        height = torch.where(_each(fill == _FILL[name]), wave, height)
+        height = torch.where(each(fill == _FILL[name]), wave, height)
     return torch.sigmoid(height * 5)
 
 
@@ -114,23 +109,23 @@ def draw_shapes(
     large = scenes.large.bool()
     scale = torch.where(large, uniform(generator, n, 0.68, 0.95), uniform(generator, n, 0.44, 0.62))
     room = (1 - scale) * 0.8 + 0.05
-    x = _X - _each(uniform(generator, n, -1, 1) * room)
-    y = _Y - _each(uniform(generator, n, -1, 1) * room)
-    angle = _each(torch.randn(n, generator=generator) * rotation)
+    x = _X - each(uniform(generator, n, -1, 1) * room)
+    y = _Y - each(uniform(generator, n, -1, 1) * room)
+    angle = each(torch.randn(n, generator=generator) * rotation)
     stretch = torch.exp(torch.randn(n, generator=generator) * 0.07)
-    u = (x * torch.cos(angle) + y * torch.sin(angle)) / _each(scale * stretch)
-    v = (y * torch.cos(angle) - x * torch.sin(angle)) / _each(scale / stretch)
+    u = (x * torch.cos(angle) + y * torch.sin(angle)) / each(scale * stretch)
+    v = (y * torch.cos(angle) - x * torch.sin(angle)) / each(scale / stretch)
     distance = shape_distances(scenes.shape, u, v)
-    pixel = _each(_PIXEL / scale)
+    pixel = each(_PIXEL / scale)
 
     paint = _paint(generator, scenes.colour, colour_spread)
     pale_or_dark = torch.where(paint.mean(1, keepdim=True) > 0.55, 0.0, 0.62)
     second = _pattern(generator, scenes.fill, x, y, scale)[:, None]
     body = torch.lerp(_plane(paint), _plane(paint * 0.35 + pale_or_dark), second)
 
-    line = _each(uniform(generator, n, 0.09, 0.15)) + pixel / 2
+    line = each(uniform(generator, n, 0.09, 0.15)) + pixel / 2
     outline = _coverage((distance + line).abs() - line, pixel)
-    hollow = _each(scenes.fill == _FILL["hollow"])
+    hollow = each(scenes.fill == _FILL["hollow"])
     coverage = torch.where(hollow, outline, _coverage(distance, pixel))[:, None]
 
     # Backgrounds have less contrast, so that white on yellow and black on brown stay visible.
@@ -152,7 +147,7 @@ def draw_digits(generator: torch.Generator, scenes: Scenes) -> Tensor:
         (n, 3, SIZE, SIZE) float32 images in [0, 1].
     """
     distance = digit_distances(scenes.digit, _X, _Y, generator)
-    pen = _each(uniform(generator, len(scenes), 0.06, 0.2))
+    pen = each(uniform(generator, len(scenes), 0.06, 0.2))
     ink = _plane(_paint(generator, scenes.colour, 0.06))
     paper = _plane(_paint(generator, scenes.background, 0.06))
     return torch.lerp(paper, ink, _coverage(distance - pen)[:, None])

@@ -15,6 +15,11 @@ def uniform(generator: torch.Generator, n: int, low: float, high: float) -> Tens
     return torch.rand(n, generator=generator) * (high - low) + low
 
 
+def each(values: Tensor) -> Tensor:
+    """Reshape (n,), one value for each image, to (n, 1, 1)."""
+    return values[:, None, None]
+
+
 def integers(generator: torch.Generator, n: int, low: int, high: int) -> Tensor:
     """Draw ``n`` int64 numbers, uniform in {low, …, high - 1}.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +13,15 @@ from anchoropt_plugin import UserError, accelerate, attach
 from anchoropt_plugin.config.merge import merge_list
 from anchoropt_plugin.encoders.accelerate import install
 from anchoropt_plugin.encoders.clip_models import tokenize
-from anchoropt_plugin.process.randomness import set_random_seed
 from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
 from anchoropt_plugin.prompts.hooks import attachment_of
 from dassl.config import get_cfg_default
-from dassl.engine import build_trainer
 from trainers import atprompt, cocoop, coop, maple
 from trainers.prompted_clip import PromptedCLIP
 
+from .runs import ROOT, build, command
 from .test_cocoop_and_maple import cosine_logits, image_feature, shapes
 
-ROOT = Path(__file__).parents[2]
 NAMES = ["cat", "red_dog", "long haired horse"]
 WORDS = ["color", "habitat", "growth"]
 DIM, WIDTH, FEATURES = 64, 128, 32
@@ -69,7 +66,7 @@ def settings(host, words, *keys, n_att=M):
     return cfg
 
 
-def build(clip, host, words, *keys, **named):
+def model_of(clip, host, words, *keys, **named):
     """Return the host's model with different values in all its parameters."""
     torch.manual_seed(0)
     learner = LEARNERS[host](settings(host, words, *keys, **named), NAMES, clip)
@@ -201,7 +198,7 @@ def test_class_specific_contexts_share_the_attributes(clip):
 @pytest.mark.parametrize("host", HOSTS)
 def test_logits_and_gradients_are_those_of_the_plain_computation(clip, images, host, number, fast):
     words = WORDS[:number]
-    model = build(clip, host, words)
+    model = model_of(clip, host, words)
     if fast:
         (forward,) = accelerate(model)
     learner = model.prompt_learner
@@ -222,7 +219,7 @@ def test_logits_and_gradients_are_those_of_the_plain_computation(clip, images, h
 def test_deep_prompts_take_the_slots_of_the_public_code(clip, images, n_att, n_words, start, fast):
     """Slots are counted with 2 soft tokens for each attribute, for any N_ATT."""
     words = WORDS[:n_words]
-    model = build(clip, "MaPLe", words, n_att=n_att)
+    model = model_of(clip, "MaPLe", words, n_att=n_att)
     if fast:
         accelerate(model)
     want = plain_logits(clip, images, "MaPLe", model.prompt_learner, words, start)
@@ -232,7 +229,7 @@ def test_deep_prompts_take_the_slots_of_the_public_code(clip, images, n_att, n_w
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("host", HOSTS)
 def test_anchoropt_arranges_all_slots_at_every_block(clip, images, host, fast):
-    model = build(clip, host, WORDS[:2])
+    model = model_of(clip, host, WORDS[:2])
     learner = model.prompt_learner
     anchors = 0.1 * torch.randn(1, DIM)
     n_slots = 2 * (M + 1) + M
@@ -258,23 +255,6 @@ def test_anchoropt_arranges_all_slots_at_every_block(clip, images, host, fast):
 
 
 # ---------------------------------------------------------------------- through train.py
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-def command(root, out, host, classes="base", flags=(), keys=()):
-    return [
-        *("--root", str(root), "--output-dir", str(out), "--trainer", host, "--seed", "1"),
-        *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
-        *("--config-file", str(ROOT / f"configs/trainers/{host.split('_ATP')[0]}_ATP/tiny.yaml")),
-        *flags,
-        *("DATASET.SUBSAMPLE_CLASSES", classes, "OPTIM.MAX_EPOCH", "2", "DATASET.NUM_SHOTS", "2"),
-        *("TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "2"),
-        *keys,
-    ]
-
-
 def weights(out, host):
     folder = "MultiModalPromptLearner" if host == "MaPLe" else "prompt_learner"
     return torch.load(out / folder / "model.pth.tar-2", weights_only=True)["state_dict"]
@@ -315,16 +295,9 @@ def test_the_decorator_leaves_the_host_s_numbers(root, tmp_path, host, bare):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def trainer_of(root, out, host, classes="base", keys=()):
-    args = train.build_parser().parse_args(command(root, out, host, classes, keys=keys))
-    cfg = train.setup_cfg(args)
-    set_random_seed(cfg.SEED)
-    return build_trainer(cfg)
-
-
 @pytest.mark.parametrize("host", HOSTS)
 def test_all_parameters_in_the_prompt_learn(root, tmp_path, host):
-    trainer = trainer_of(root, tmp_path, f"{host}_ATP")
+    trainer = build(root, tmp_path, f"{host}_ATP")
     trainer.set_model_mode("train")
     trainer.num_batches, trainer.batch_idx = 2, 0
     trainer.forward_backward(next(iter(trainer.train_loader_x)))
@@ -336,7 +309,7 @@ def test_all_parameters_in_the_prompt_learn(root, tmp_path, host):
 @pytest.mark.parametrize("host", HOSTS)
 def test_anchoropt_sets_the_host_s_n_ctx(root, tmp_path, host):
     keys = ["TRAINER.ANCHOROPT.N_CTX", "1"]
-    trainer = trainer_of(root, tmp_path, f"{host}_ATP_AnchorOPT", keys=keys)
+    trainer = build(root, tmp_path, f"{host}_ATP_AnchorOPT", keys=keys)
     learner = trainer.model.prompt_learner
     assert len(learner.ctx) == 1
     assert trainer.anchoropt.position.n_ctx == len(learner.ctx_att1) + 1 + 1
@@ -347,12 +320,12 @@ def test_a_public_checkpoint_loads_for_another_data_set(root, tmp_path, host):
     """The checkpoint is of other classes, and of a data set with more attributes."""
     more = ["TRAINER.ATPROMPT.ATT_NUM", "3", "TRAINER.ATPROMPT.ATT2_TEXT", "shape"]
     more += ["TRAINER.ATPROMPT.ATT3_TEXT", "pattern"]
-    source = trainer_of(root, tmp_path / "a", f"{host}_ATP", "base", more)
+    source = build(root, tmp_path / "a", f"{host}_ATP", "base", more)
     (name,) = source.get_model_names()
     public = {key: value + 1 for key, value in source._models[name].state_dict().items()}
     (tmp_path / name).mkdir()
     torch.save({"state_dict": public, "epoch": 5}, tmp_path / name / "model.pth.tar-5")
-    trainer = trainer_of(root, tmp_path / "b", f"{host}_ATP", "all")
+    trainer = build(root, tmp_path / "b", f"{host}_ATP", "all")
     trainer.load_model(str(tmp_path), epoch=5)
     for key, value in trainer._models[name].state_dict().items():
         assert torch.equal(value, public[key]) == ("token_" not in key), key
@@ -389,13 +362,13 @@ def test_mistakes_get_one_line(root, tmp_path, capsys, host, keys, message):
 
 def test_maple_of_depth_one_overwrites_no_slot(clip):
     keys = ["TRAINER.MAPLE.PROMPT_DEPTH", "1"]
-    build(clip, "MaPLe", WORDS, *keys, n_att=1)
+    model_of(clip, "MaPLe", WORDS, *keys, n_att=1)
     with pytest.raises(UserError, match="overwrite class names"):
-        build(clip, "MaPLe", WORDS, n_att=1)
+        model_of(clip, "MaPLe", WORDS, n_att=1)
 
 
 def test_an_attribute_unknown_to_the_backbone_gives_a_warning(root, tmp_path, capsys):
-    trainer_of(root, tmp_path, "CoOp_ATP", keys=[ONE + "ATT1_TEXT", "luxury"])
+    build(root, tmp_path, "CoOp_ATP", keys=[ONE + "ATT1_TEXT", "luxury"])
     assert "never saw 1 word(s) of the attributes (luxury)" in capsys.readouterr().out
 
 

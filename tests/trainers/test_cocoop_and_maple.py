@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +13,12 @@ import train
 from anchoropt_plugin import UserError, accelerate
 from anchoropt_plugin.config.merge import merge_list
 from anchoropt_plugin.encoders.clip_models import tokenize
-from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.config import get_cfg_default
-from dassl.engine import build_trainer
 from trainers import cocoop, maple
 from trainers.prompted_clip import TextEncoder
 
-ROOT = Path(__file__).parents[2]
+from .runs import ROOT, build, command
+
 NAMES = ["cat", "red_dog", "long haired horse"]
 DIM, WIDTH, FEATURES, BLOCKS = 64, 128, 32, 3
 """Widths of the text tower, the image tower and the features; blocks of each tower."""
@@ -222,30 +220,6 @@ def test_a_test_batch_with_many_prompts_is_split(clip, images, monkeypatch):
 
 
 # ---------------------------------------------------------------------- through train.py
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-def command(root, out, host, classes="base", flags=(), keys=()):
-    return [
-        *("--root", str(root), "--output-dir", str(out), "--trainer", host, "--seed", "1"),
-        *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
-        *("--config-file", str(ROOT / f"configs/trainers/{host.split('_')[0]}/tiny.yaml")),
-        *flags,
-        *("DATASET.SUBSAMPLE_CLASSES", classes, "OPTIM.MAX_EPOCH", "2", "DATASET.NUM_SHOTS", "4"),
-        *("TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "2"),
-        *keys,
-    ]
-
-
-def build(root, out, host, classes="base", keys=()):
-    args = train.build_parser().parse_args(command(root, out, host, classes, keys=keys))
-    cfg = train.setup_cfg(args)
-    set_random_seed(cfg.SEED)
-    return build_trainer(cfg)
-
-
 @pytest.fixture(scope="module", params=HOSTS)
 def trained(request, root, tmp_path_factory):
     """Return a host, and the output folder of a short run on the base classes."""

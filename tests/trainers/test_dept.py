@@ -15,11 +15,9 @@ from anchoropt_plugin.method.objective import average
 from tests.conftest import random_clip
 from trainers import coop, dept
 
+from .runs import ROOT, build, command
 from .test_cocoop_and_maple import (
     NAMES,
-    ROOT,
-    build,
-    command,
     cosine_logits,
     eots,
     settings,
@@ -131,11 +129,6 @@ def test_half_precision(images):
 
 
 # ---------------------------------------------------------------------- through train.py
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
 @pytest.fixture(scope="module", params=["DePT", "DePT_AnchorOPT"])
 def trained(request, root, tmp_path_factory):
     """Return a trainer's name, and the output folder of a short run on the base classes."""
