@@ -1,4 +1,4 @@
-"""The inventory of the fifteen public data sets: complete or not, and where to get the rest."""
+"""The inventory of the fifteen public data sets: state, missing files, download links."""
 
 from __future__ import annotations
 

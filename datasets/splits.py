@@ -145,7 +145,7 @@ def draw_shots(split: Split, shots: int, rng: random.Random) -> Split:
     """Draw ``shots`` training and ``min(shots, 4)`` validation images of each class.
 
     Classes are in the order of their first item; a class with fewer images keeps all of them. If
-    ``rng`` has the seed that public code gives to ``random``, the draw is that of public code.
+    ``rng`` has the seed that public code gives to ``random``, the draw equals public code's.
     """
     train = _draw(split.train, shots, rng)
     return split._replace(train=train, val=_draw(split.val, min(shots, 4), rng))

@@ -52,7 +52,7 @@ class TwoHeadedCLIP(PromptedCLIP):
         linear_probe_proj: the linear head, features (B, e) → logits (B, C); the identity for
             TYPE "similarity".
         knows_classes: whether the second head was trained on the present classes; if not, the
-            logits are those of the prompts.
+            prompts give the logits.
     """
 
     def __init__(self, cfg: Any, prompt_learner: nn.Module, clip: nn.Module) -> None:
@@ -105,8 +105,8 @@ class TwoHeadedCLIP(PromptedCLIP):
 class DePT(CoOp):
     """Decoupled Prompt Tuning: images (B, 3, R, R) → logits (B, C).
 
-    On the classes of the training the logits of both heads are averaged; on other classes they are
-    those of the prompts.
+    For the classes of the training the logits of both heads are averaged; for other classes the
+    prompts give the logits.
 
     Keys: all of ``TRAINER.COOP``; of ``TRAINER.LINEAR_PROBE`` the keys ``TYPE`` (linear or
     similarity), ``WEIGHT`` (share of the second head), ``TEST_TIME_FUSION``;

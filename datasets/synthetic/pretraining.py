@@ -44,8 +44,8 @@ def with_unknown_tokens(
 def embed(model: CLIP, tokens: Tensor) -> Tensor:
     """Return (n, length, width) token embeddings; an unknown token is new noise in every call.
 
-    All noise in a text has one random scale, between half of that of untrained embeddings and that
-    of trained ones.
+    All noise in a text has the same random scale, from half the scale of untrained embeddings to
+    the scale of trained ones.
     """
     known = model.token_embedding(tokens.clamp_min(0))
     scale = torch.empty(len(tokens), 1, 1).uniform_(0.01, 0.06)
