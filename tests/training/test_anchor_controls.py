@@ -43,7 +43,7 @@ def test_words_stand_in_for_learned_anchors(root, tmp_path):
     row = clip.token_embedding(tokenize(["photo picture"]))[0, 1:3]
     found = anchors_of(root, tmp_path / "out", "ANCHOR=photo_picture", "ANCHOR_LEN=2")
     assert torch.equal(found, row.detach())
-    assert "Stage 1: left out" in (tmp_path / "out/log.txt").read_text()
+    assert "Stage 1: skipped" in (tmp_path / "out/log.txt").read_text()
 
 
 def test_words_of_another_length(root, tmp_path, capsys):

@@ -251,7 +251,7 @@ def test_one_that_cannot_go_without_prompts_is_told():
 # ---------------------------------------------------------------------- another context
 def test_a_checkpoint_of_another_context_is_told():
     one, other = (AnchorPositionModule(n, torch.ones(1, 4)) for n in (5, 4))
-    with pytest.raises(UserError, match=r"is \(6, 6\), and here a prompt has 4 soft tokens"):
+    with pytest.raises(UserError, match=r"is \(6, 6\), but here a prompt has 4 soft tokens"):
         other.load_state_dict(one.state_dict())
     with pytest.raises(UserError, match=r"position matrix of the checkpoint is \(\), but here"):
         other.load_state_dict({**one.state_dict(), "logits": torch.tensor(1.0)})

@@ -381,7 +381,7 @@ def test_stage_one_with_images(root, tmp_path):
         (["TRAINER.ANCHOROPT.POSITION", "sinkhron"], "did you mean 'sinkhorn'?"),
         (["TRAINER.ANCHOROPT.DESCRIPTIONS", "nowhere.json"], "nowhere.json is not a file"),
         (["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "nowhere.pth"], "nowhere.pth"),
-        (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "use CLASS_TOKEN_POSITION end"),
+        (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "use the class token position 'end'"),
         (["TRAINER.COOP.N_CTX", "74"], "77"),
         (["TRAINER.COOP.N_CTX", "0"], "give 1 or more soft tokens"),
         (["INPUT.SIZE", "(224,224)"], "set INPUT.SIZE (32,32)"),
