@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -32,3 +33,13 @@ def build(root, out, trainer, classes="base", keys=()):
     cfg = train.setup_cfg(args)
     set_random_seed(cfg.SEED)
     return build_trainer(cfg)
+
+
+@functools.cache
+def register_bare(module):
+    """Register the trainers X of ``trainers/{module}.py`` without the decorator, as X_Bare."""
+    source = (ROOT / f"trainers/{module}.py").read_text()
+    decorated = r"^@anchoropt.*\n(@TRAINER_REGISTRY.*\n)class (\w+)\("
+    source, count = re.subn(decorated, r"\1class \2_Bare(", source, flags=re.MULTILINE)
+    assert count and "@anchoropt" not in source
+    exec(compile(source, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})

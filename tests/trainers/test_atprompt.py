@@ -19,7 +19,7 @@ from dassl.config import get_cfg_default
 from trainers import atprompt, cocoop, coop, maple
 from trainers.prompted_clip import PromptedCLIP
 
-from .runs import ROOT, build, command
+from .runs import ROOT, build, command, register_bare
 from .test_cocoop_and_maple import cosine_logits, image_feature, shapes
 
 NAMES = ["cat", "red_dog", "long haired horse"]
@@ -277,17 +277,9 @@ def test_a_run_with_anchoropt_reproduces_and_the_fast_branch_changes_nothing(roo
     assert train.main(command(root, tmp_path / "new", f"{host}_ATP_AnchorOPT", "new", flags)) == 0
 
 
-@pytest.fixture(scope="module")
-def bare():
-    """Register the same trainers without the decorator, as …_Bare."""
-    source = (ROOT / "trainers/atprompt.py").read_text()
-    assert source.count("@anchoropt\n") == 3
-    source = source.replace("@anchoropt\n", "").replace("_ATP(", "_ATP_Bare(")
-    exec(compile(source, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})
-
-
 @pytest.mark.parametrize("host", HOSTS)
-def test_the_decorator_leaves_the_host_s_numbers(root, tmp_path, host, bare):
+def test_the_decorator_leaves_the_host_s_numbers(root, tmp_path, host):
+    register_bare("atprompt")
     names = f"{host}_ATP", f"{host}_ATP_Bare"
     for name in names:
         assert train.main(command(root, tmp_path / name, name)) == 0

@@ -15,7 +15,7 @@ from anchoropt_plugin.method.objective import average
 from tests.conftest import random_clip
 from trainers import coop, dept
 
-from .runs import ROOT, build, command
+from .runs import ROOT, build, command, register_bare
 from .test_cocoop_and_maple import (
     NAMES,
     cosine_logits,
@@ -175,11 +175,7 @@ def test_epoch_minus_one_is_the_last(trained, root, tmp_path, capsys):
 
 @pytest.mark.parametrize("trained", ["DePT"], indirect=True)
 def test_the_decorator_leaves_the_host_s_numbers(trained, root, tmp_path):
-    source = (ROOT / "trainers/dept.py").read_text()
-    (decorator,) = re.findall(r"@anchoropt.*\n", source)
-    bare = source.replace(decorator, "").replace("class DePT(", "class DePT_Bare(")
-    bare = bare.replace("from .", "from trainers.")
-    exec(compile(bare, "bare.py", "exec"), {"__name__": "bare"})
+    register_bare("dept")
     assert train.main(command(root, tmp_path, "DePT_Bare")) == 0
     ours, theirs = weights(trained[1]), weights(tmp_path)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
