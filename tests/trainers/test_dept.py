@@ -237,7 +237,7 @@ def test_classes_are_matched_by_name_and_then_by_order():
     assert dept.head_rows(names[[1, 0]], trained) == [1, 0]
     assert dept.head_rows(names[[0, 3]], trained) is None
     assert dept.head_rows(names[[0, 0]], trained) is None
-    assert dept.head_rows(names, None) is dept._rows(names[:, :2], trained) is None
+    assert dept.head_rows(names, None) is dept.head_rows(names[:, :2], trained) is None
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trained, root, tmp_path, monkeypatch, capsys):
