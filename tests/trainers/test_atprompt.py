@@ -335,7 +335,7 @@ ONE = "TRAINER.ATPROMPT."
         ("MaPLe", [ONE + "ATT_NUM", "2"], "ATT2_TEXT is 'none', but ATT_NUM is 2"),
         ("CoOp", [ONE + "ATT1_TEXT", " "], "ATT1_TEXT is '', but ATT_NUM is 1"),
         ("CoOp", [ONE + "N_ATT3", "0"], "N_ATT3 is 0: give 1 or more soft tokens"),
-        ("CoOp", [ONE + "N_ATT1", "90"], "CLIP reads 77 at most"),
+        ("CoOp", [ONE + "N_ATT1", "90"], "CLIP reads at most 77"),
         (
             "CoOp",
             ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"],
