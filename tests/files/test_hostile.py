@@ -274,7 +274,7 @@ def test_texts_of_any_length_and_script():
     with pytest.raises(UserError, match="10003 letters") as error:
         tokenize([f"{'x' * 10_000} a."])
     assert len(str(error.value)) < 1000
-    with pytest.raises(UserError, match="CLIP reads 77 at most") as error:
+    with pytest.raises(UserError, match="CLIP reads at most 77") as error:
         tokenize(["ab" * 4000])
     assert len(str(error.value)) < 1000
     names = ["猫", "e\u0301te\u0301", "\U0001f600", "\u202eabc", "a\ud800b", "<b>&amp;</b>", "''"]
@@ -365,8 +365,8 @@ def with_name(name):
         (with_path("/etc/passwd"), "leads out of"),
         (with_path("cat/../../../x.png"), "leads out of"),
         (with_path("link/x.png"), "is a symlink out of"),
-        (with_path("cat\0.png"), "can be no file's"),
-        (with_path("x" * 10_000), "can be no file's"),
+        (with_path("cat\0.png"), "cannot be a file"),
+        (with_path("x" * 10_000), "cannot be a file"),
         (with_name("dog"), "labels 0 and 1 are both named 'dog'"),
         (with_name("x" * 10_000), "has 10000 letters: shorten it"),
         (with_name("many words " * 100), "has 1100 letters: shorten it"),

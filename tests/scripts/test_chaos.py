@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     assert train.main(words()) == 2
     said = capsys.readouterr().err
     assert said == (
-        "error: No space left on device; make room there, or give another --output-dir\n"
+        "error: No space left on device; free some space, or give another --output-dir\n"
     )
     assert not list((tmp_path / "out").rglob(".*"))
     for path in (tmp_path / "out").rglob("*pth.tar*"):
@@ -262,13 +262,13 @@ class Stopped(Pair):
         return super().forward_backward(batch)
 
 
-def test_sigterm_says_how_to_go_on(words, tmp_path, monkeypatch, capsys):
+def test_sigterm_says_how_to_resume(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", Stopped)
     assert train.main(words()) == 143
     said = capsys.readouterr().err
     assert said == (
-        "interrupted; the same command goes on from the last checkpoint that TRAIN.CHECKPOINT_FREQ "
-        "has saved, or from the start\n"
+        "interrupted; the same command resumes from the last checkpoint (see "
+        "TRAIN.CHECKPOINT_FREQ), or starts again if there is none\n"
     )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", Pair)

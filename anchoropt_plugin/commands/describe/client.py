@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...encoders.class_names import as_words
 from ...errors import UserError
 from ...files.atomic import write_text
 from ...method import descriptions
@@ -107,7 +108,7 @@ async def ask_for_all(
 
     async def work() -> None:
         for name in waiting:
-            question = template.format(name=name.replace("_", " "), count=into.count)
+            question = template.format(name=as_words(name), count=into.count)
             try:
                 into.add(name, await _answer(client, model, question, into.count))
             except temporary as error:
