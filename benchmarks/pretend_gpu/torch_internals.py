@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import re
@@ -68,6 +69,8 @@ def let_autograd_run() -> None:
     table = entries(*entries.from_address(pointer.value - 16))  # type: ignore[operator]
     answer = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int8)(lambda *_: False)
     table[slot + 2] = ctypes.cast(answer, ctypes.c_void_p).value  # type: ignore[call-overload]
+    # Python frees its function at exit, while C++ may still call it.
+    atexit.register(setattr, pointer, "value", pointer.value)
     pointer.value = ctypes.addressof(table) + 16
     _alive.extend((answer, table))
     torch._C._ensureCUDADeviceGuardSet()

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import train
+from anchoropt_plugin.dassl_compat.data import data_manager
 from trainers.host import PromptTrainer
 
 NODES = {"CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "DePT": "COOP"}
@@ -26,6 +27,7 @@ Losses = dict[tuple[int, int], float]
 
 
 def command(
+    root: Path,
     folder: Path,
     host: str,
     precision: str,
@@ -33,19 +35,38 @@ def command(
     keys: Sequence[str] = (),
     classes: str = "base",
 ) -> list[str]:
-    """The words of a command: ``host`` with AnchorOPT, its output in ``folder/out``."""
+    """The words of a command: ``host`` with AnchorOPT, its output in ``folder``."""
     node = NODES[host]
     return [
-        *("--root", str(folder), "--output-dir", str(folder / "out"), "--seed", "1"),
+        *("--root", str(root), "--output-dir", str(folder), "--seed", "1"),
         *("--trainer", f"{host}_AnchorOPT"),
         *("--dataset-config-file", str(CONFIGS / "datasets" / "digits.yaml")),
         *("--config-file", str(CONFIGS / "trainers" / host / "tiny.yaml")),
         *flags,
-        *("DATASET.SUBSAMPLE_CLASSES", classes, "TRAINER.ANCHOROPT.ANCHOR_CACHE", str(folder)),
+        *(
+            "DATASET.SUBSAMPLE_CLASSES",
+            classes,
+            "TRAINER.ANCHOROPT.ANCHOR_CACHE",
+            str(folder / "cache"),
+        ),
         *(f"TRAINER.{node}.N_CTX", "2", f"TRAINER.{node}.PREC", precision),
         *SHORT,
         *keys,
     ]
+
+
+@contextlib.contextmanager
+def few_images(step: int = 20) -> Iterator[None]:
+    """Evaluate every ``step``-th image of a data set alone, to save time."""
+    build_dataset = data_manager.build_dataset
+
+    def build_few(cfg):
+        dataset = build_dataset(cfg)
+        dataset._val, dataset._test = dataset.val[::step], dataset.test[::step]
+        return dataset
+
+    with mock.patch.object(data_manager, "build_dataset", build_few):
+        yield
 
 
 def interrupted_and_resumed(words: Sequence[str]) -> Losses:

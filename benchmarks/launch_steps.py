@@ -1,0 +1,192 @@
+"""The steps whose launches are counted: the text branch, trainers, stage 1, the position matrix.
+
+CLIP has the depth of ViT-B/16 and a small width: launches depend on neither width nor classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import train
+from anchoropt_plugin.encoders.clip_models import CLIP
+from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.method.anchors import AnchorPrompts, AnchorTokens, StageOne
+from anchoropt_plugin.method.position import AnchorPositionModule
+from anchoropt_plugin.training.stage_two import AnchorOPT
+from anchoropt_plugin.training.without_data import without_data
+from benchmarks.cost import Sizes
+from benchmarks.plain import PlainTextEncoder, class_names
+from dassl.engine import TRAINER_REGISTRY
+from trainers import prompted_clip
+from trainers.prompted_clip import TextEncoder, embed_prompts
+
+SIZES = Sizes(32, 32, 12, 64, 16, 77, 49408, 64, 8, 12)
+CLASSES, BATCH, TEST_BATCH, STEPS = 6, 4, 8, 4
+NODES = {"CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "DePT": "COOP"}
+"""The hosts, and where their keys are."""
+PRECISIONS = ("fp32", "fp16", "amp")
+PLAIN, CUT, OURS = "plain", "cut", "ours"
+SIDES = (PLAIN, CUT, OURS)
+"""Plain: 77 tokens, anchor prompts encoded at each step. Cut: at the longest EOT, anchor prompts
+encoded once, what an engineer does in ten minutes. Ours."""
+
+Snapshot = Callable[[], None]
+"""Is called between two steps."""
+
+
+def clip() -> CLIP:
+    """CLIP with random weights, always the same, frozen, on the CPU."""
+    torch.manual_seed(0)
+    return CLIP(*astuple(SIZES)).float().eval().requires_grad_(False)
+
+
+def text_branch(side: str, device: str, between: Snapshot) -> None:
+    """Features of prompts with a shared context of five tokens, and back to the context."""
+    model = clip()
+    tokens, frame = embed_prompts(model, class_names(CLASSES), "X X X X X")
+    context = torch.randn(5, SIZES.width).to(device).requires_grad_()
+    frame = frame.to(device)
+    encoder = _encoder(side, model.to(device))
+    for _ in range(STEPS):
+        between()
+        prompts = torch.cat([frame[:, :1], context.expand(CLASSES, -1, -1), frame[:, 6:]], 1)
+        features = encoder(prompts, tokens)
+        torch.autograd.grad(features, context, torch.ones_like(features))
+    between()
+
+
+def position_matrix(device: str, between: Snapshot) -> None:
+    """A draw of the position matrix for four soft tokens and an anchor, and back to its logits."""
+    module = AnchorPositionModule(4, torch.randn(1, SIZES.width).to(device))
+    for _ in range(STEPS):
+        between()
+        matrix = module.draw()
+        torch.autograd.grad(matrix, module.logits, torch.ones_like(matrix))
+    between()
+
+
+def stage_one(side: str, device: str, between: Snapshot) -> None:
+    """Stage 1, an epoch of four steps between two snapshots; plain encodes 77 tokens."""
+    tower = TextTower(clip().to(device))
+    names = class_names(CLASSES)
+    with _plain_anchor_prompts() if side != OURS else contextlib.nullcontext():
+        AnchorTokens.learn(
+            tower,
+            names,
+            [[f"a photo of a {name}."] for name in names],
+            StageOne(epochs=STEPS, steps=STEPS),
+            on_epoch=lambda *_: between(),
+        )
+
+
+def training(host: str, precision: str, side: str, device: str, between: Snapshot) -> None:
+    """Steps of stage 2 through the trainer of ``host`` with AnchorOPT, all that happens in them."""
+    _run(f"{host}_AnchorOPT", host, precision, side, device, between, is_training=True)
+
+
+def host_training(host: str, precision: str, side: str, device: str, between: Snapshot) -> None:
+    """The same without AnchorOPT: ours is its fast text branch alone."""
+    _run(host, host, precision, side, device, between, is_training=True)
+
+
+def evaluation(host: str, precision: str, side: str, device: str, between: Snapshot) -> None:
+    """Batches of an evaluation of ``host`` with AnchorOPT."""
+    _run(f"{host}_AnchorOPT", host, precision, side, device, between, is_training=False)
+
+
+class _Batches:
+    """The same batch a few times; calls ``between`` whenever the trainer asks for one."""
+
+    def __init__(self, n_images: int, between: Snapshot) -> None:
+        self.between = between
+        self.batch = {
+            "img": torch.randn(n_images, 3, SIZES.resolution, SIZES.resolution),
+            "label": torch.arange(n_images) % CLASSES,
+            "domain": torch.zeros(n_images, dtype=torch.long),
+            "impath": [f"{number}.jpg" for number in range(n_images)],
+            "index": torch.arange(n_images),
+        }
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for _ in range(STEPS):
+            self.between()
+            yield self.batch
+        self.between()
+
+
+def _run(
+    trainer: str,
+    host: str,
+    precision: str,
+    side: str,
+    device: str,
+    between: Snapshot,
+    is_training: bool,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        cfg = _cfg(trainer, host, precision, side, device, folder)
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(mock.patch.object(prompted_clip, "load_clip", lambda _: clip()))
+        if side == CUT:
+            stack.enter_context(_cut_at_eot())
+        if side == PLAIN:
+            stack.enter_context(_anchor_prompts_at_each_step())
+        batches = _Batches(BATCH if is_training else TEST_BATCH, between)
+        cls = TRAINER_REGISTRY.get(trainer)
+        run = without_data(cls, class_names(CLASSES), batches)(cfg)
+        if is_training:
+            run.train()
+        else:
+            run.test()
+
+
+def _cfg(trainer: str, host: str, precision: str, side: str, device: str, folder: str) -> Any:
+    configs = Path(train.__file__).parent / "configs" / "trainers"
+    node, is_ours = NODES[host], side == OURS
+    words = [
+        *("--root", folder, "--output-dir", folder, "--seed", "1", "--trainer", trainer),
+        *("--config-file", str(configs / host / "tiny.yaml"), "DATASET.NAME", "Digits"),
+        *(f"TRAINER.{node}.PREC", precision, f"TRAINER.{node}.N_CTX", "4"),
+        *("TRAINER.MAPLE.PROMPT_DEPTH", "9", "TEST.NO_TEST", "True", "OPTIM.MAX_EPOCH", "1"),
+        *("USE_CUDA", str(device == "cuda"), "TRAINER.ANCHOROPT.ANCHOR", "random"),
+        *("TRAINER.ANCHOROPT.FAST_TEXT", str(is_ours), "TRAINER.ANCHOROPT.ENSEMBLE", "always"),
+        *("TRAINER.ANCHOROPT.KEEP_FEATURES", "False", "TRAIN.PRINT_FREQ", "1000"),
+    ]
+    return train.setup_cfg(train.build_parser().parse_args(words))
+
+
+# ---------------------------------------------------------------------- the rivals
+def _encoder(side: str, model: CLIP) -> Callable[[Tensor, Tensor], Tensor]:
+    from anchoropt_plugin import accelerate
+
+    encoder = PlainTextEncoder(model)
+    if side == OURS:
+        accelerate(encoder)
+    if side == CUT:
+        return CutTextEncoder(model)
+    return encoder
+
+
+class CutTextEncoder(PlainTextEncoder):
+    """The plain text branch, cut behind the longest prompt."""
+
+    def forward(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        length = int(tokens.argmax(-1).max()) + 1
+        x = prompts[:, :length] + self.positional_embedding[:length].type(self.dtype)
+        with _short_mask(self.transformer, length):
+            x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+        x = self.ln_final(x).type(self.dtype)
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
