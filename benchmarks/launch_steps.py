@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import train
+from anchoropt_plugin import accelerate
 from anchoropt_plugin.encoders.clip_models import CLIP
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchors import AnchorPrompts, AnchorTokens, StageOne
@@ -25,13 +27,14 @@ from anchoropt_plugin.method.position import AnchorPositionModule
 from anchoropt_plugin.training.stage_two import AnchorOPT
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.cost import Sizes
-from benchmarks.plain import PlainTextEncoder, class_names
+from benchmarks.plain import CutTextEncoder, PlainTextEncoder, class_names
 from dassl.engine import TRAINER_REGISTRY
 from trainers import prompted_clip
-from trainers.prompted_clip import TextEncoder, embed_prompts
+from trainers.prompted_clip import embed_prompts
 
 SIZES = Sizes(32, 32, 12, 64, 16, 77, 49408, 64, 8, 12)
 CLASSES, BATCH, TEST_BATCH, STEPS = 6, 4, 8, 4
+"""A run has four steps; the third is counted: the first ones check and cache, the last prints."""
 NODES = {"CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "DePT": "COOP"}
 """The hosts, and where their keys are."""
 PRECISIONS = ("fp32", "fp16", "amp")
@@ -56,7 +59,10 @@ def text_branch(side: str, device: str, between: Snapshot) -> None:
     tokens, frame = embed_prompts(model, class_names(CLASSES), "X X X X X")
     context = torch.randn(5, SIZES.width).to(device).requires_grad_()
     frame = frame.to(device)
-    encoder = _encoder(side, model.to(device))
+    encoder = {PLAIN: PlainTextEncoder, CUT: CutTextEncoder, OURS: PlainTextEncoder}[side](model)
+    encoder.to(device)
+    if side == OURS:
+        accelerate(encoder)
     for _ in range(STEPS):
         between()
         prompts = torch.cat([frame[:, :1], context.expand(CLASSES, -1, -1), frame[:, 6:]], 1)
@@ -76,10 +82,11 @@ def position_matrix(device: str, between: Snapshot) -> None:
 
 
 def stage_one(side: str, device: str, between: Snapshot) -> None:
-    """Stage 1, an epoch of four steps between two snapshots; plain encodes 77 tokens."""
+    """Epochs of stage 1 between the snapshots, each of four steps; plain encodes 77 tokens."""
     tower = TextTower(clip().to(device))
     names = class_names(CLASSES)
-    with _plain_anchor_prompts() if side != OURS else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        _replace(stack, side)
         AnchorTokens.learn(
             tower,
             names,
@@ -140,11 +147,9 @@ def _run(
         cfg = _cfg(trainer, host, precision, side, device, folder)
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(mock.patch.object(prompted_clip, "load_clip", lambda _: clip()))
-        if side == CUT:
-            stack.enter_context(_cut_at_eot())
-        if side == PLAIN:
-            stack.enter_context(_anchor_prompts_at_each_step())
-        batches = _Batches(BATCH if is_training else TEST_BATCH, between)
+        _replace(stack, side)
+        n_images = 1 if host == "CoCoOp" else BATCH  # public CoCoOp takes one image at a time
+        batches = _Batches(n_images if is_training else TEST_BATCH, between)
         cls = TRAINER_REGISTRY.get(trainer)
         run = without_data(cls, class_names(CLASSES), batches)(cfg)
         if is_training:
@@ -155,38 +160,46 @@ def _run(
 
 def _cfg(trainer: str, host: str, precision: str, side: str, device: str, folder: str) -> Any:
     configs = Path(train.__file__).parent / "configs" / "trainers"
-    node, is_ours = NODES[host], side == OURS
+    node = NODES[host]
     words = [
         *("--root", folder, "--output-dir", folder, "--seed", "1", "--trainer", trainer),
         *("--config-file", str(configs / host / "tiny.yaml"), "DATASET.NAME", "Digits"),
         *(f"TRAINER.{node}.PREC", precision, f"TRAINER.{node}.N_CTX", "4"),
         *("TRAINER.MAPLE.PROMPT_DEPTH", "9", "TEST.NO_TEST", "True", "OPTIM.MAX_EPOCH", "1"),
         *("USE_CUDA", str(device == "cuda"), "TRAINER.ANCHOROPT.ANCHOR", "random"),
-        *("TRAINER.ANCHOROPT.FAST_TEXT", str(is_ours), "TRAINER.ANCHOROPT.ENSEMBLE", "always"),
-        *("TRAINER.ANCHOROPT.KEEP_FEATURES", "False", "TRAIN.PRINT_FREQ", "1000"),
+        *("TRAINER.ANCHOROPT.FAST_TEXT", str(side == OURS), "TRAINER.ANCHOROPT.ENSEMBLE", "always"),
+        *("TRAINER.ANCHOROPT.KEEP_FEATURES", "False", "TRAIN.PRINT_FREQ", str(STEPS)),
     ]
     return train.setup_cfg(train.build_parser().parse_args(words))
 
 
-# ---------------------------------------------------------------------- the rivals
-def _encoder(side: str, model: CLIP) -> Callable[[Tensor, Tensor], Tensor]:
-    from anchoropt_plugin import accelerate
+# ---------------------------------------------------------------------- the plain way
+def _encode_77_tokens(self: AnchorPrompts, anchors: Tensor) -> Tensor:
+    """In place of ``AnchorPrompts.encode``: the released code encodes all 77 tokens."""
+    frame, n_classes = self.frame, len(self.eot)
+    context = anchors.to(frame.dtype).expand(n_classes, -1, -1)
+    prompts = torch.cat([frame[:, :1], context, frame[:, 1 + self.length :]], 1)
+    prompts = F.pad(prompts, (0, 0, 0, SIZES.context - prompts.shape[1]))
+    tokens = F.one_hot(torch.tensor(self.eot), SIZES.context)  # argmax finds EOT, as in tokens
+    return F.normalize(PlainTextEncoder(self.tower.clip)(prompts, tokens).float(), dim=-1)
 
-    encoder = PlainTextEncoder(model)
-    if side == OURS:
-        accelerate(encoder)
+
+@torch.no_grad()
+def _encode_at_each_step(self: AnchorOPT) -> Tensor:
+    """In place of ``AnchorOPT._class_features``, which encodes anchor prompts once."""
+    return self.prompts.encode(self.position.anchors)
+
+
+PLAIN_ANCHORS = (
+    (AnchorPrompts, "encode", _encode_77_tokens),
+    (AnchorOPT, "_class_features", _encode_at_each_step),
+)
+
+
+def _replace(stack: contextlib.ExitStack, side: str) -> None:
+    """Put the code of a side in place of ours, until ``stack`` is closed."""
+    if side == PLAIN:
+        for owner, name, value in PLAIN_ANCHORS:
+            stack.enter_context(mock.patch.object(owner, name, value))
     if side == CUT:
-        return CutTextEncoder(model)
-    return encoder
-
-
-class CutTextEncoder(PlainTextEncoder):
-    """The plain text branch, cut behind the longest prompt."""
-
-    def forward(self, prompts: Tensor, tokens: Tensor) -> Tensor:
-        length = int(tokens.argmax(-1).max()) + 1
-        x = prompts[:, :length] + self.positional_embedding[:length].type(self.dtype)
-        with _short_mask(self.transformer, length):
-            x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
-        x = self.ln_final(x).type(self.dtype)
-        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
+        stack.enter_context(mock.patch.object(prompted_clip, "TextEncoder", CutTextEncoder))

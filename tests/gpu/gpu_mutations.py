@@ -112,7 +112,7 @@ def test_a_run_without_a_fault_passes(gpu, tmp_path):
 def test_a_mix_of_devices_or_dtypes_is_refused(fault, gpu, tmp_path, monkeypatch):
     precision, plant = REFUSED[fault]
     plant(monkeypatch)
-    with pytest.raises((RuntimeError, TypeError), match="device|dtype|numpy"):
+    with pytest.raises((RuntimeError, TypeError), match=r"device|dtype|numpy"):
         train_briefly(tmp_path, precision)
 
 
