@@ -33,8 +33,11 @@ from trainers import prompted_clip
 from trainers.prompted_clip import embed_prompts
 
 SIZES = Sizes(32, 32, 12, 64, 16, 77, 49408, 64, 8, 12)
-CLASSES, BATCH, TEST_BATCH, STEPS = 6, 4, 8, 4
+CLASSES, STEPS = 6, 4
 """A run has four steps; the third is counted: the first ones check and cache, the last prints."""
+BATCHES = {"CoOp": 32, "CoCoOp": 1, "MaPLe": 4, "DePT": 32}
+"""Images of a training step, as in public runs."""
+TEST_BATCH = 100
 NODES = {"CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "DePT": "COOP"}
 """The hosts, and where their keys are."""
 PRECISIONS = ("fp32", "fp16", "amp")
@@ -112,25 +115,27 @@ def evaluation(host: str, precision: str, side: str, device: str, between: Snaps
 
 
 class _Batches:
-    """The same batch a few times; calls ``between`` whenever the trainer asks for one."""
+    """Batches of new images; calls ``between`` whenever the trainer asks for one."""
 
     def __init__(self, n_images: int, between: Snapshot) -> None:
+        self.n_images = n_images
         self.between = between
-        self.batch = {
-            "img": torch.randn(n_images, 3, SIZES.resolution, SIZES.resolution),
-            "label": torch.arange(n_images) % CLASSES,
-            "domain": torch.zeros(n_images, dtype=torch.long),
-            "impath": [f"{number}.jpg" for number in range(n_images)],
-            "index": torch.arange(n_images),
-        }
 
     def __len__(self) -> int:
         return STEPS
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        n, side = self.n_images, SIZES.resolution
         for _ in range(STEPS):
+            batch = {
+                "img": torch.randn(n, 3, side, side),
+                "label": torch.arange(n) % CLASSES,
+                "domain": torch.zeros(n, dtype=torch.long),
+                "impath": [f"{number}.jpg" for number in range(n)],
+                "index": torch.arange(n),
+            }
             self.between()
-            yield self.batch
+            yield batch
         self.between()
 
 
@@ -148,8 +153,7 @@ def _run(
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(mock.patch.object(prompted_clip, "load_clip", lambda _: clip()))
         _replace(stack, side)
-        n_images = 1 if host == "CoCoOp" else BATCH  # public CoCoOp takes one image at a time
-        batches = _Batches(n_images if is_training else TEST_BATCH, between)
+        batches = _Batches(BATCHES[host] if is_training else TEST_BATCH, between)
         cls = TRAINER_REGISTRY.get(trainer)
         run = without_data(cls, class_names(CLASSES), batches)(cfg)
         if is_training:
@@ -168,7 +172,7 @@ def _cfg(trainer: str, host: str, precision: str, side: str, device: str, folder
         *("TRAINER.MAPLE.PROMPT_DEPTH", "9", "TEST.NO_TEST", "True", "OPTIM.MAX_EPOCH", "1"),
         *("USE_CUDA", str(device == "cuda"), "TRAINER.ANCHOROPT.ANCHOR", "random"),
         *("TRAINER.ANCHOROPT.FAST_TEXT", str(side == OURS), "TRAINER.ANCHOROPT.ENSEMBLE", "always"),
-        *("TRAINER.ANCHOROPT.KEEP_FEATURES", "False", "TRAIN.PRINT_FREQ", str(STEPS)),
+        *("TRAINER.ANCHOROPT.KEEP_FEATURES", str(side == OURS), "TRAIN.PRINT_FREQ", str(STEPS)),
     ]
     return train.setup_cfg(train.build_parser().parse_args(words))
 

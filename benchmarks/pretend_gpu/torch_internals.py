@@ -20,7 +20,7 @@ PRIVATE_NAMES = (
     "torch.Tensor._make_wrapper_subclass",
     "torch.cuda._lazy_init",
     "torch.optim.optimizer._foreach_supported_types",
-    "torch.utils._python_dispatch._disable_current_modes",
+    "torch.utils._python_dispatch.TorchDispatchMode",
 )
 FUSED_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 _FOLDER = Path(torch.__file__).parent
