@@ -126,6 +126,8 @@ def _fused_attention(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
             query, key, value = (x.to(dtype) for x in (query, key, value))
+            if attn_mask is not None and attn_mask.is_floating_point():
+                attn_mask = attn_mask.to(dtype)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             # As PyTorch does it for CUDA too.
             zero, infinity = (query.new_full((), x) for x in (0.0, -torch.inf))
