@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 
@@ -50,6 +50,12 @@ def plain_text(sizes: Sizes, n_prompts: int, backward: bool = True) -> Cost:
     tokens, pairs = n_prompts * sizes.context, n_prompts * sizes.context**2
     flops = _transformer(sizes.width, sizes.layers, tokens, pairs, tokens, pairs, backward)
     return Cost(tokens, flops + _projection(sizes, n_prompts, backward))
+
+
+def cut_text(sizes: Sizes, eot: Sequence[int], backward: bool = True, sets: int = 1) -> Cost:
+    """The plain text branch, cut behind the longest prompt."""
+    cut = replace(sizes, context=max(eot) + 1)
+    return plain_text(cut, len(eot), backward).times(sets)
 
 
 def fast_text(

@@ -18,7 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin import accelerate
 from benchmarks import command, harness
-from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
+from benchmarks.harness import (
+    VIT_B16,
+    Bench,
+    Case,
+    CutTextEncoder,
+    Outcome,
+    PlainTextEncoder,
+    Side,
+    Sizes,
+)
 from benchmarks.train_step import host_model
 
 BATCHES, BATCH = 10, 100
@@ -37,19 +46,28 @@ def evaluation(bench: Bench, n_classes: int) -> Case:
     model = host_model("CoOp", harness.class_names(n_classes), clip)
     model.image_encoder = nn.Identity()
     model.eval().to(bench.device)
-    learner, encoder = model.prompt_learner, PlainTextEncoder(clip)
+    learner = model.prompt_learner
+    encoder, cut_encoder = PlainTextEncoder(clip), CutTextEncoder(clip)
     stand_ins = accelerate(model)
     batches = bench.random(BATCHES, BATCH, sizes.embed_dim)
 
-    def plain_logits(features: torch.Tensor) -> torch.Tensor:
-        text = encoder(learner(), learner.tokenized_prompts)
+    def logits_of(features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         features = features / features.norm(dim=-1, keepdim=True)
         text = text / text.norm(dim=-1, keepdim=True)
         return clip.logit_scale.exp() * features @ text.t()
 
     @torch.no_grad()
     def plain() -> Outcome:
-        return Outcome(torch.cat([plain_logits(batch) for batch in batches]))
+        parts = []
+        for batch in batches:
+            text = encoder(learner(), learner.tokenized_prompts)
+            parts.append(logits_of(batch, text))
+        return Outcome(torch.cat(parts))
+
+    @torch.no_grad()
+    def cut() -> Outcome:
+        text = cut_encoder(learner(), learner.tokenized_prompts)
+        return Outcome(torch.cat([logits_of(batch, text) for batch in batches]))
 
     @torch.no_grad()
     def ours() -> Outcome:
@@ -65,6 +83,7 @@ def evaluation(bench: Bench, n_classes: int) -> Case:
         f"{n_classes} classes, {BATCHES} batches of {BATCH}",
         Side("plain", plain, harness.plain_text(sizes, n_classes, backward=False).times(BATCHES)),
         [Side("ours", ours, harness.fast_text(sizes, eot, n_shared, False))],
+        [Side(harness.CUT, cut, harness.cut_text(sizes, eot, backward=False))],
     )
 
 

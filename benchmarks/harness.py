@@ -33,20 +33,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from anchoropt_plugin.encoders.clip_models import CLIP, convert_weights
 from anchoropt_plugin.encoders.fast_forward import FastForward
 from anchoropt_plugin.encoders.frozen_linear import frozen_linear
-from benchmarks.cost import VIT_B16, Cost, Sizes, fast_text, image_tower, plain_text
-from benchmarks.plain import PlainTextEncoder, class_names
+from benchmarks.cost import VIT_B16, Cost, Sizes, cut_text, fast_text, image_tower, plain_text
+from benchmarks.plain import CutTextEncoder, PlainTextEncoder, class_names
 
 __all__ = [
     "VIT_B16",
     "Cost",
+    "CutTextEncoder",
     "PlainTextEncoder",
     "Sizes",
     "class_names",
+    "cut_text",
     "fast_text",
     "image_tower",
     "plain_text",
 ]
 
+CUT = "cut at EOT"
+"""The honest rival: the plain way, cut behind the longest prompt, frozen prompts encoded once."""
 TOLERANCE = 1e-5
 """Largest relative error of features and gradients in fp32."""
 EXCESS = 1.25
@@ -88,11 +92,12 @@ class Side(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A step to measure, in the plain way (None where that cannot be run) and in ours."""
+    """A step to measure: in the plain way (None where that cannot be run), in ours, by rivals."""
 
     name: str
     plain: Side | None
     ours: Sequence[Side]
+    rivals: Sequence[Side] = ()
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ class Bench:
 
     def measure(self, case: Case) -> list[Row]:
         """Compare the sides of a case, then time them in turns."""
-        sides = [case.plain, *case.ours] if case.plain else list(case.ours)
+        sides = [case.plain, *case.rivals, *case.ours] if case.plain else list(case.ours)
         if case.plain and self.device.type == "cuda":
             case.plain.step()
         # What the plain way cannot do takes long in ours too: it is done once.

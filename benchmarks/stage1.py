@@ -9,10 +9,11 @@ Both losses differ by a constant, and the gradient of the anchor is the same.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,7 +27,16 @@ from anchoropt_plugin.method.anchors import (
     StageOne,
 )
 from benchmarks import command, harness
-from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
+from benchmarks.harness import (
+    VIT_B16,
+    Bench,
+    Case,
+    CutTextEncoder,
+    Outcome,
+    PlainTextEncoder,
+    Side,
+    Sizes,
+)
 from trainers.prompted_clip import embed_prompts
 
 BATCH = 32
@@ -56,11 +66,12 @@ def stage_one(bench: Bench, n_classes: int) -> Case:
     optimizer = torch.optim.SGD(
         [anchors], settings.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
-    encoder, prompts = PlainTextEncoder(clip), AnchorPrompts(TextTower(clip), names, 1)
+    plain_encoder, cut_encoder = PlainTextEncoder(clip), CutTextEncoder(clip)
+    prompts = AnchorPrompts(TextTower(clip), names, 1)
     # As ``learn`` scales it, so that half precision keeps the gradient.
     scale = targets.numel() / settings.mse_weight
 
-    def update(features: torch.Tensor, loss: torch.Tensor) -> Outcome:
+    def update(features: Tensor, loss: Tensor) -> Outcome:
         optimizer.zero_grad()
         (loss * scale).backward()
         anchors.grad /= scale
@@ -70,25 +81,40 @@ def stage_one(bench: Bench, n_classes: int) -> Case:
             anchors.copy_(start)
         return Outcome(features.detach(), [gradient])
 
-    def plain() -> Outcome:
-        clip.visual(images)
+    def encoded(encoder: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         context = anchors.to(frame.dtype).expand(n_classes, -1, -1)
         prompt = torch.cat([frame[:, :1], context, frame[:, 2:]], 1)
-        features = F.normalize(encoder(prompt, tokens).float(), dim=-1)
+        return F.normalize(encoder(prompt, tokens).float(), dim=-1)
+
+    def plain() -> Outcome:
+        clip.visual(images)
+        features = encoded(plain_encoder)
         repeated = features.repeat_interleave(DESCRIPTIONS, 0)
         return update(
             features, settings.mse_weight * F.mse_loss(repeated, descriptions.flatten(0, 1))
         )
 
-    def ours() -> Outcome:
-        features = prompts.encode(anchors)
+    def to_the_means(features: Tensor) -> Outcome:
         return update(features, settings.mse_weight * (features - targets).square().mean())
 
     image_cost = harness.image_tower(sizes, BATCH)
     return Case(
         f"{n_classes} classes, batch {BATCH}",
         Side("plain", plain, harness.plain_text(sizes, n_classes).plus(image_cost)),
-        [Side("ours", ours, harness.fast_text(sizes, prompts.eot, prompts.n_shared))],
+        [
+            Side(
+                "ours",
+                lambda: to_the_means(prompts.encode(anchors)),
+                harness.fast_text(sizes, prompts.eot, prompts.n_shared),
+            )
+        ],
+        [
+            Side(
+                harness.CUT,
+                lambda: to_the_means(encoded(cut_encoder)),
+                harness.cut_text(sizes, prompts.eot),
+            )
+        ],
     )
 
 

@@ -7,17 +7,27 @@ encoder as public code has it; ours is the same encoder after ``accelerate``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.encoders.clip_models import CLIP
 from benchmarks import command, harness
-from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
+from benchmarks.harness import (
+    VIT_B16,
+    Bench,
+    Case,
+    CutTextEncoder,
+    Outcome,
+    PlainTextEncoder,
+    Side,
+    Sizes,
+)
 from trainers.prompted_clip import embed_prompts
 
 N_CTX = 5
@@ -40,11 +50,12 @@ def text_branch(bench: Bench, clip: CLIP, n_classes: int, chunk: int = 0) -> Cas
     context = (0.02 * bench.random(N_CTX, bench.sizes.width)).requires_grad_()
     upstream = bench.random(n_classes, bench.sizes.embed_dim)
     plain_encoder, fast_encoder = PlainTextEncoder(clip), PlainTextEncoder(clip)
+    cut_encoder = CutTextEncoder(clip)
     stand_ins = accelerate(fast_encoder)
     for stand_in in stand_ins:
         stand_in.chunk = chunk
 
-    def step(encoder: PlainTextEncoder) -> Outcome:
+    def step(encoder: Callable[[Tensor, Tensor], Tensor]) -> Outcome:
         contexts = context.expand(n_classes, -1, -1)
         prompts = torch.cat([frame[:, :1], contexts, frame[:, 1 + N_CTX :]], 1)
         features = encoder(prompts, tokens)
@@ -64,6 +75,7 @@ def text_branch(bench: Bench, clip: CLIP, n_classes: int, chunk: int = 0) -> Cas
         f"{n_classes} classes",
         Side("plain", lambda: step(plain_encoder), harness.plain_text(bench.sizes, n_classes)),
         [Side("ours", ours, cost)],
+        [Side(harness.CUT, lambda: step(cut_encoder), harness.cut_text(bench.sizes, eot))],
     )
 
 

@@ -17,7 +17,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -34,7 +34,16 @@ from anchoropt_plugin.training.host_parts import HostParts
 from anchoropt_plugin.training.settings import AnchorOPTConfig
 from anchoropt_plugin.training.stage_two import AnchorOPT
 from benchmarks import command, harness
-from benchmarks.harness import VIT_B16, Bench, Case, Outcome, PlainTextEncoder, Side, Sizes
+from benchmarks.harness import (
+    VIT_B16,
+    Bench,
+    Case,
+    CutTextEncoder,
+    Outcome,
+    PlainTextEncoder,
+    Side,
+    Sizes,
+)
 from dassl.config import get_cfg_default
 from trainers import cocoop, coop, maple
 from trainers.prompted_clip import PromptedCLIP, embed_prompts
@@ -47,7 +56,7 @@ MODELS = {
     "MaPLe": (maple.MultiModalPromptLearner, maple.MultiModalCLIP),
 }
 
-Objective = Callable[[], tuple[Tensor, Tensor]]
+Objective = Callable[..., tuple[Tensor, Tensor]]
 """Gives the loss and the logits (B, C)."""
 
 
@@ -86,7 +95,7 @@ class Stage2:
         frame = embed_prompts(self.clip, [f"of {name}" for name in names], "X")
         self.anchor_tokens, self.anchor_frame = frame[0], frame[1].to(bench.device)
         self.tokens = self.model.tokenized_prompts
-        self.encoder = PlainTextEncoder(self.clip)
+        self.encoder, self.cut_encoder = PlainTextEncoder(self.clip), CutTextEncoder(self.clip)
         self.images = bench.random(batch, 3, bench.sizes.resolution, bench.sizes.resolution)
         self.features = F.normalize(bench.random(batch, bench.sizes.embed_dim), dim=-1)
         self.labels = torch.arange(batch, device=bench.device) % n_classes
@@ -107,14 +116,24 @@ class Stage2:
         return Outcome(logits.detach(), gradients)
 
     # ------------------------------------------------------------------ the plain way
-    def plain_loss(self, features: Tensor, logits: Tensor) -> Tensor:
+    @torch.no_grad()
+    def anchor_text(self) -> Tensor:
+        """Features of the anchor prompts."""
+        frame, anchors = self.anchor_frame, self.position.anchors
+        context = anchors.to(frame.dtype).expand(self.n_classes, -1, -1)
+        prompts = torch.cat([frame[:, :1], context, frame[:, 1 + len(anchors) :]], 1)
+        return unit(self.encoder(prompts, self.anchor_tokens))
+
+    @cached_property
+    def anchor_text_once(self) -> Tensor:
+        """The same, encoded once: what the rival does."""
+        return self.anchor_text()
+
+    def plain_loss(self, features: Tensor, logits: Tensor, is_cut: bool = False) -> Tensor:
         """Cross-entropy and distillation from the mean of both logits."""
         settings = self.run.settings
-        frame, anchors = self.anchor_frame, self.position.anchors
         with torch.no_grad():
-            context = anchors.to(frame.dtype).expand(self.n_classes, -1, -1)
-            prompts = torch.cat([frame[:, :1], context, frame[:, 1 + len(anchors) :]], 1)
-            text = unit(self.encoder(prompts, self.anchor_tokens))
+            text = self.anchor_text_once if is_cut else self.anchor_text()
             anchor_logits = self.clip.logit_scale.exp() * features @ text.t()
             teacher = (logits + anchor_logits) / 2
         temperature = settings.kd_temperature
@@ -128,32 +147,38 @@ class Stage2:
         cross_entropy = F.cross_entropy(logits, self.labels)
         return settings.prompt_ce_weight * cross_entropy + settings.kd_weight * distillation
 
-    def plain_coop(self) -> tuple[Tensor, Tensor]:
+    def plain_coop(self, is_cut: bool = False) -> tuple[Tensor, Tensor]:
         """CoOp: one set of prompts."""
+        encoder = self.cut_encoder if is_cut else self.encoder
         features = unit(self.clip.visual(self.images))
-        text = unit(self.encoder(self.learner(), self.tokens))
+        text = unit(encoder(self.learner(), self.tokens))
         logits = self.clip.logit_scale.exp() * features @ text.t()
-        return self.plain_loss(features, logits), logits
+        return self.plain_loss(features, logits, is_cut), logits
 
-    def plain_cocoop(self) -> tuple[Tensor, Tensor]:
+    def plain_cocoop(self, is_cut: bool = False) -> tuple[Tensor, Tensor]:
         """CoCoOp: a set of prompts for each image, one after the other."""
+        encoder = self.cut_encoder if is_cut else self.encoder
         features = unit(self.clip.visual(self.images))
         rows = []
         for feature, prompts in zip(features, self.learner(features), strict=True):
-            text = unit(self.encoder(prompts, self.tokens))
+            text = unit(encoder(prompts, self.tokens))
             rows.append(self.clip.logit_scale.exp() * feature @ text.t())
         logits = torch.stack(rows)
-        return self.plain_loss(features, logits), logits
+        return self.plain_loss(features, logits, is_cut), logits
 
-    def plain_maple(self) -> tuple[Tensor, Tensor]:
+    def plain_maple(self, is_cut: bool = False) -> tuple[Tensor, Tensor]:
         """MaPLe's text side: before the prompted blocks the context is overwritten.
 
         Position matrix P and anchor outlive that: the slots get P · [deep prompt; anchor].
         """
         prompts, _, deep_text, _ = self.learner()
+        eot = self.tokens.argmax(-1)
+        length = int(eot.max()) + 1 if is_cut else self.sizes.context
+        prompts = prompts[:, :length]
         matrix = self.position.matrix().to(prompts.dtype)
         anchor_slot = 1 + int(matrix[:, -1].argmax())
-        x = (prompts + self.clip.positional_embedding.to(prompts.dtype)).permute(1, 0, 2)
+        positions = self.clip.positional_embedding[:length].to(prompts.dtype)
+        x = (prompts + positions).permute(1, 0, 2)
         for number, block in enumerate(self.clip.transformer.resblocks):
             if 0 < number <= len(deep_text):
                 deep = deep_text[number - 1].to(x.dtype)[:, None].expand(-1, x.shape[1], -1)
@@ -162,10 +187,9 @@ class Stage2:
                 x = torch.cat([x[:1], context, x[1 + len(context) :]])
             x = block(x)
         x = self.clip.ln_final(x.permute(1, 0, 2)).to(prompts.dtype)
-        eot = self.tokens.argmax(-1)
         text = unit(x[torch.arange(len(x)), eot] @ self.clip.text_projection)
         logits = self.clip.logit_scale.exp() * self.features @ text.t()
-        return self.plain_loss(self.features, logits), logits
+        return self.plain_loss(self.features, logits, is_cut), logits
 
     # ------------------------------------------------------------------ ours
     def ours(self, kept: CachedFeatures | None = None) -> tuple[Tensor, Tensor]:
@@ -205,6 +229,13 @@ class Stage2:
             cost = cost.plus(harness.image_tower(self.sizes, self.batch))
         return Side("plain", lambda: self.update(objective), cost)
 
+    def cut_side(self, objective: Objective, sets: int = 1, images: bool = True) -> Side:
+        """The plain way cut at the longest EOT; the anchor prompts were encoded before."""
+        cost = harness.cut_text(self.sizes, self.tokens.argmax(-1).tolist(), sets=sets)
+        if images:
+            cost = cost.plus(harness.image_tower(self.sizes, self.batch))
+        return Side(harness.CUT, lambda: self.update(partial(objective, is_cut=True)), cost)
+
     def our_side(self, objective: Objective, sets: int = 1, images: bool = True) -> Side:
         """Ours; the anchor prompts were encoded before."""
         eot = self.tokens.argmax(-1).tolist()
@@ -233,12 +264,14 @@ def cases(bench: Bench) -> Iterator[Case]:
     for n_classes in bench.classes or (200,):
         step = Stage2(bench, "CoOp", n_classes, batch=32)
         sides = [step.our_side(step.ours), step.kept_side()]
-        yield Case(f"CoOp, {n_classes} classes, batch 32", step.plain_side(step.plain_coop), sides)
+        plain, cut = step.plain_side(step.plain_coop), step.cut_side(step.plain_coop)
+        yield Case(f"CoOp, {n_classes} classes, batch 32", plain, sides, [cut])
     for n_classes in bench.classes or (50,):
         step = Stage2(bench, "CoCoOp", n_classes, batch=4)
         sides = [step.our_side(step.ours, sets=4), step.kept_side(sets=4)]
         plain = step.plain_side(step.plain_cocoop, sets=4)
-        yield Case(f"CoCoOp, {n_classes} classes, batch 4", plain, sides)
+        cut = step.cut_side(step.plain_cocoop, sets=4)
+        yield Case(f"CoCoOp, {n_classes} classes, batch 4", plain, sides, [cut])
     if not bench.classes:
         step = Stage2(bench, "CoCoOp", 500, batch=8)
         yield Case("CoCoOp, 500 classes, batch 8", None, [step.our_side(step.ours, sets=8)])
@@ -246,7 +279,8 @@ def cases(bench: Bench) -> Iterator[Case]:
         step = Stage2(bench, "MaPLe", n_classes, batch=4)
         plain = step.plain_side(step.plain_maple, images=False)
         sides = [step.our_side(step.ours_maple, images=False)]
-        yield Case(f"MaPLe, text side, {n_classes} classes, batch 4", plain, sides)
+        cut = step.cut_side(step.plain_maple, images=False)
+        yield Case(f"MaPLe, text side, {n_classes} classes, batch 4", plain, sides, [cut])
 
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:

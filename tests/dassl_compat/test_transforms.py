@@ -81,6 +81,15 @@ def test_many_at_once(cfg, image):
     assert_same(cfg, image, names, by_hand)
 
 
+def test_what_is_no_rgb_image_goes_through_torchvision(cfg, image):
+    pixels = np.asarray(image)
+    cfg.INPUT.TRANSFORMS, cfg.INPUT.SIZE = ("normalize",), pixels.shape[:2]
+    *_, table = build_transform(cfg).transforms
+    by_hand = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
+    assert torch.equal(table(pixels), by_hand(pixels))
+    assert torch.equal(table(image), by_hand(image))
+
+
 def test_test_transform_ignores_augmentation(cfg, image):
     by_hand = [
         T.Resize(24, interpolation=BICUBIC),

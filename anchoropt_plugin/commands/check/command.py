@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -58,11 +59,14 @@ def run(args: argparse.Namespace) -> int:
     keys = own_keys()  # first: a train.py may register trainers named X_AnchorOPT
     host, with_anchoropt = find_trainer(args.trainer, args.learner)
     with tempfile.TemporaryDirectory() as folder, random_clip(), _only_errors():
-        cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, "fp32")
+        # A GPU runs the host as its users do, in its default precision; on a CPU half precision
+        # is slow or missing. Some hosts work in one precision alone.
+        first, second = (None, "fp32") if torch.cuda.is_available() else ("fp32", None)
+        cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, first)
         try:
             found = _trial(host, with_anchoropt, cfg)
-        except HostError:  # some hosts work only in half precision
-            cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts)
+        except HostError:
+            cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, second)
             found = _trial(host, with_anchoropt, cfg)
         _report(host.__name__, found)
     return 0

@@ -248,7 +248,9 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
             # A view depends on image and view number alone: not on the order of the images, nor
             # on the worker process that makes it.
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed((self.cfg.SEED * len(self) + idx) * self.n_views + view)
+                # Of the CPU alone: torch.manual_seed would seed the GPU's generator, too.
+                seed = (self.cfg.SEED * len(self) + idx) * self.n_views + view
+                torch.default_generator.manual_seed(seed)
                 self._views[idx, view] = self._view(item.impath)
         return output | self._views[idx, view]
 

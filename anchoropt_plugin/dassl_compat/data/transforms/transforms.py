@@ -12,6 +12,7 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 from yacs.config import CfgNode
 
 from ...utils.registry import check_availability
+from .pixel_table import with_table
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -161,4 +162,4 @@ def build_transform(
     print(f"Building transform_{'train' if is_train else 'test'}")
     for step in steps:
         print(f"+ {step}")
-    return T.Compose(steps)
+    return T.Compose(with_table(steps))

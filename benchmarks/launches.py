@@ -1,0 +1,160 @@
+"""Launches and waits of the host in a step: the plain way, cut at EOT, and ours.
+
+    python benchmarks/launches.py                # on a pretend GPU
+    python benchmarks/launches.py --sides ours   # ours alone
+
+A launch is an operator that is no view: on CUDA each starts at least one kernel. A wait is a place
+where the host stops until the GPU is done. Both are counted, not measured: the third step of four,
+on CLIP with the depth of ViT-B/16. Without a pretend GPU launches are counted on the CPU, in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from anchoropt_plugin.process.command_line import Parser, status_of
+from benchmarks import estimate, launch_steps
+from benchmarks.launch_steps import NODES, OURS, PLAIN, PRECISIONS, SIDES, STEPS, Snapshot
+from benchmarks.pretend_gpu import Record, pretend_gpu, unavailable
+
+Step = Callable[[str, Snapshot], None]
+"""Takes a device and a function to call between two steps."""
+
+
+class Count(NamedTuple):
+    """What one step has: launches, and waits of the host, or None where they are not counted."""
+
+    launches: float
+    waits: int | None
+
+
+class Row(NamedTuple):
+    """A step, one way of doing it, and its count."""
+
+    name: str
+    side: str
+    count: Count
+
+
+def steps(sides: Sequence[str] = SIDES, on_gpu: bool = True) -> Iterator[tuple[str, str, Step]]:
+    """Each step with its name and side; without a GPU a trainer runs in fp32."""
+    precisions = PRECISIONS if on_gpu else PRECISIONS[:1]
+    for side in sides:
+        yield "text branch", side, partial(launch_steps.text_branch, side)
+    yield "position matrix", OURS, launch_steps.position_matrix
+    for side in sides:
+        yield "stage 1", side, partial(launch_steps.stage_one, side)
+    for host in NODES:
+        for precision in precisions:
+            for side in sides:
+                run = partial(launch_steps.training, host, precision, side)
+                yield f"{host}_AnchorOPT, {precision}", side, run
+            for side in sides:
+                if side != launch_steps.CUT:  # which launches what the plain way launches
+                    run = partial(launch_steps.host_training, host, precision, side)
+                    yield f"{host}, {precision}", side, run
+    for host in ("CoOp", "MaPLe"):
+        for side in sides:
+            run = partial(launch_steps.evaluation, host, "fp32", side)
+            yield f"evaluation of {host}_AnchorOPT", side, run
+
+
+def counted(name: str, step: Step, on_gpu: bool) -> Count:
+    """The count of a step."""
+    record = Record()
+    seen: list[tuple[int, int]] = []
+
+    def between() -> None:
+        seen.append((record.launches.total(), record.waits.total()))
+
+    if on_gpu:
+        with pretend_gpu() as record:
+            step("cuda", between)
+    else:
+        with OnTheCPU(record):
+            step("cpu", between)
+    launches, waits = (after - before for before, after in zip(*seen[2:4], strict=True))
+    # Between two snapshots of stage 1 there is an epoch.
+    per_step = launches / STEPS if name == "stage 1" else launches
+    return Count(per_step, waits if on_gpu else None)
+
+
+class OnTheCPU(TorchDispatchMode):
+    """Counts the launches of operators on the CPU."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.record = record
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if not func.is_view:
+            self.record.launch(func._schema.name.removeprefix("aten::"), None)
+        return func(*args, **(kwargs or {}))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The counts in Markdown: launches, and waits in brackets."""
+    sides = [side for side in SIDES if any(row.side == side for row in rows)]
+    found = {(row.name, row.side): row.count for row in rows}
+    lines = [_line(["a step", *sides]), _line(["---", *["---:"] * len(sides)])]
+    for name in dict.fromkeys(row.name for row in rows):
+        lines.append(_line([name, *(_cell(found.get((name, side))) for side in sides)]))
+    return "\n".join(lines)
+
+
+def _cell(count: Count | None) -> str:
+    if count is None:
+        return ""
+    waits = "" if count.waits is None else f" ({count.waits})"
+    return f"{count.launches:,.0f}{waits}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--sides", nargs="+", choices=SIDES, default=SIDES, help="(default: all)")
+    add("--device", choices=("pretend", "cpu"), help="(default: pretend where there is one)")
+    add("--json", type=Path, metavar="FILE", help="store the counts too")
+
+    def command() -> int:
+        args = parser.parse_args(arguments)
+        on_gpu = (args.device or ("cpu" if unavailable() else "pretend")) == "pretend"
+        if not on_gpu and unavailable():
+            print(f"no pretend GPU, so no waits and no half precision: {unavailable()}\n")
+        torch.set_num_threads(1)
+        rows = [
+            Row(name, side, counted(name, step, on_gpu))
+            for name, side, step in steps(args.sides, on_gpu)
+        ]
+        print(f"Launches (waits; of stage 1 those of {STEPS} steps, an epoch)\n\n{table(rows)}")
+        if {PLAIN, OURS} <= set(args.sides):
+            launches = {(row.name, row.side): row.count.launches for row in rows}
+            print(f"\nEstimate in ms: {estimate.LEGEND}\n\n{estimate.tables(launches)}")
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps([[*row[:2], *row.count] for row in rows], indent=0))
+        return 0
+
+    return status_of(command, room="--json wants another file")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Which precision ``check`` tries first."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+
+from anchoropt_plugin.commands.check import command
+from anchoropt_plugin.commands.check.small_trainer import HostError
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "wanted"), [(True, ["fp16", "fp32"]), (False, ["fp32", "fp16"])]
+)
+def test_check_tries_the_default_of_the_host_first_on_a_gpu(has_gpu, wanted, monkeypatch, tmp_path):
+    tried = []
+
+    def fails(host, with_anchoropt, cfg):
+        tried.append(cfg.TRAINER.COOP.PREC)
+        raise HostError("no")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(command, "_trial", fails)
+    args = argparse.Namespace(trainer="trainers.coop:CoOp", learner="", config_file="", opts=[])
+    with pytest.raises(HostError):
+        command.run(args)
+    assert tried == wanted
