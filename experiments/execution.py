@@ -1,7 +1,7 @@
-"""Doing the jobs of a plan on this machine: side by side, a process a run.
+"""Execution of jobs on this machine: several at a time, each run in its own process.
 
-An executor takes jobs and yields what happens to their runs, until nothing is left to do. That is
-all that the rest knows of it.
+An executor takes jobs and yields what happens to their runs until all are done. Nothing else of it
+is used elsewhere.
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ import subprocess
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from anchoropt_plugin.files.run_events import EVENTS, read_events
 
 from .files import REPOSITORY
 from .plan import Job, Run
 from .results import outcome
 from .worker import perform
 
+POLL_SECONDS = 0.2
+"""The time between two looks at the events of the runs."""
+
 
 def prepare_server() -> Any:
-    """The multiprocessing context whose processes are forked where everything is imported."""
-    # Read by the server when it starts, which is before anything is computed.
+    """Return the multiprocessing context that forks from a server with all imports done."""
+    # The server reads these when it starts, before anything is computed.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(REPOSITORY) not in paths:
@@ -35,7 +41,7 @@ def prepare_server() -> Any:
 
 
 class Event(NamedTuple):
-    """What happened to a run: it is ``started``, ``at`` an epoch, ``finished`` or ``failed``."""
+    """A change of a run: it is ``started``, ``at`` an epoch, ``finished`` or ``failed``."""
 
     kind: str
     run: Run
@@ -48,7 +54,7 @@ Executor = Callable[[Sequence[Job], int], Generator[Event, None, None]]
 
 
 def gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the available GPUs as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip()]
@@ -56,17 +62,17 @@ def gpus() -> list[str]:
 
 
 def default_workers() -> int:
-    """One a GPU; without any, one a core."""
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone tells which cores are ours
+    """Return the number of GPUs, or without GPUs the number of CPU cores."""
+    allowed = getattr(os, "sched_getaffinity", None)  # only Linux tells which cores are ours
     return len(gpus()) or (len(allowed(0)) if allowed else os.cpu_count() or 1)
 
 
 def run_locally(jobs: Sequence[Job], workers: int) -> Generator[Event, None, None]:
-    """Do jobs on this machine, ``workers`` at a time; those that are finished cost nothing.
+    """Execute the unfinished runs of ``jobs`` on this machine, ``workers`` at a time.
 
-    A run's process computes with one thread unless OMP_NUM_THREADS says otherwise, so that numbers
-    do not depend on ``workers``. Of the jobs that share a stage 1 one begins, and the others wait
-    until it has learned the anchors. After a run that failed the rest of its job is left out.
+    A run's process computes with one thread unless OMP_NUM_THREADS says otherwise, so the numbers
+    do not depend on ``workers``. Jobs that share stage 1 wait until one of them has learned the
+    anchors. After a failed run the rest of its job is skipped.
     """
     with _Machine(workers) as machine:
         yield from machine.events(list(jobs))
@@ -74,7 +80,7 @@ def run_locally(jobs: Sequence[Job], workers: int) -> Generator[Event, None, Non
 
 @dataclass
 class _Place:
-    """A job at work."""
+    """A job in execution."""
 
     job: Job
     waiting: list[Run]
@@ -82,14 +88,23 @@ class _Place:
     process: Any = None
     messages: Connection | None = None
     error: str = ""
+    version: tuple[int, ...] = ()
 
     @property
     def run(self) -> Run:
         return self.waiting[0]
 
+    def news(self) -> list[dict[str, Any]]:
+        """Return the events of the run, if their file has changed; else an empty list."""
+        version = _version(self.run.folder / EVENTS)
+        if version == self.version:  # the file may be from an earlier, killed run
+            return []
+        self.version = version
+        return read_events(self.run.folder)
+
 
 class _Machine:
-    """The processes at work, and what they are to know of each other."""
+    """The processes at work and the jobs that wait for them."""
 
     def __init__(self, workers: int) -> None:
         self.context = prepare_server()
@@ -120,10 +135,10 @@ class _Machine:
                 if job.anchors not in self.learned:
                     self.learning[job.anchors] = place
                 yield self._start(place)
-            yield from self._listen()
+            yield from self._watch()
 
     def _next(self, waiting: Iterable[tuple[Job, list[Run]]]) -> int | None:
-        """The first job that need not wait for another's anchors."""
+        """Return the number of the first job that does not wait for another job's anchors."""
         for number, (job, _) in enumerate(waiting):
             if job.anchors in self.learned or job.anchors not in self.learning:
                 return number
@@ -133,6 +148,7 @@ class _Machine:
         environment = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
         if place.device:
             environment["CUDA_VISIBLE_DEVICES"] = place.device
+        place.version = _version(place.run.folder / EVENTS)
         place.messages, to_parent = self.context.Pipe(duplex=False)
         place.process = self.context.Process(
             target=perform, args=(place.run, to_parent, environment, self.commit)
@@ -142,20 +158,22 @@ class _Machine:
         place.error = ""
         return Event("started", place.run)
 
-    def _listen(self) -> Iterator[Event]:
-        by_messages = {place.messages: place for place in self.places}
-        for messages in wait(list(by_messages)):
-            place = by_messages[messages]
-            try:
-                match messages.recv():
-                    case "epoch", epoch, epochs:
-                        yield Event("at", place.run, epoch, epochs)
-                    case ("anchors",):
-                        self._anchors_of(place, are_learned=True)
-                    case "failed", why:
-                        place.error = why
-            except EOFError:
-                yield from self._ended(place)
+    def _watch(self) -> Iterator[Event]:
+        """Yield the news of all runs, and replace the processes that have ended."""
+        speaking = wait([place.messages for place in self.places if place.messages], POLL_SECONDS)
+        for place in list(self.places):
+            # Read after the wait: at the end of a process all of its events are in the file.
+            news = place.news()
+            if any(event["event"] == "anchors" for event in news):
+                self._anchors_of(place, are_learned=True)
+            epochs = [event for event in news if event["event"] == "epoch"]
+            if epochs:
+                yield Event("at", place.run, epochs[-1]["epoch"], epochs[-1]["epochs"])
+            if place.messages in speaking:
+                try:
+                    place.error = place.messages.recv()
+                except EOFError:
+                    yield from self._ended(place)
 
     def _anchors_of(self, place: _Place, are_learned: bool) -> None:
         if self.learning.get(place.job.anchors) is place:
@@ -167,17 +185,17 @@ class _Machine:
         place.process.join()
         code = place.process.exitcode
         if code and not place.error:
-            why = f"signal {-code}, as when memory runs out" if code < 0 else f"exit status {code}"
+            why = f"signal {-code}, for example out of memory" if code < 0 else f"status {code}"
             place.error = f"its process ended with {why}"
         elif not place.error and not outcome(place.run):
-            place.error = "it ended without a result in its log"
+            place.error = "it ended without results"
         place.process.close()
         place.process = None
         run = place.waiting.pop(0)
         if place.error:
             yield Event("failed", run, error=place.error)
             for other in place.waiting:
-                yield Event("failed", other, error=f"left out: {run} failed")
+                yield Event("failed", other, error=f"skipped: {run} failed")
             place.waiting.clear()
         else:
             yield Event("finished", run)
@@ -189,8 +207,17 @@ class _Machine:
             self.free.append(place.device)
 
 
+def _version(path: Path) -> tuple[int, ...]:
+    """Return numbers that differ whenever a file was written again; none if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list[Run]]]:
-    """The first job of each stage 1 in front, as others wait for its anchors; then the rest."""
+    """Put the first job of each stage 1 in front, because others wait for its anchors."""
     first: dict[str, Job] = {}
     for job, _ in waiting:
         first.setdefault(job.anchors, job)
@@ -200,13 +227,13 @@ def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list
 
 
 def left(job: Job) -> list[Run]:
-    """The runs of a job that are not finished; after one of them its tests are not either."""
+    """Return the unfinished runs of a job; with an unfinished training, all of its tests too."""
     runs = [run for run in job.runs if not outcome(run)]
     return job.runs if runs and runs[0].trains else runs
 
 
 def commit() -> str:
-    """The commit of this repository, with ``-dirty`` where files differ from it."""
+    """Return the commit of this repository, with ``-dirty`` if files differ from it."""
     words = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()

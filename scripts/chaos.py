@@ -86,7 +86,7 @@ def left_by(folder: Path) -> dict[str, Path]:
 
 
 def differences(folder: Path, other: Path) -> list[str]:
-    """Which files differ between what two runs have left; a last line if their tests do."""
+    """Which files differ between what two runs have left."""
     here, there = left_by(folder), left_by(other)
     found = sorted(here.keys() ^ there.keys())
     for name in sorted(here.keys() & there.keys()):
@@ -96,17 +96,7 @@ def differences(folder: Path, other: Path) -> list[str]:
             same = here[name].read_bytes() == there[name].read_bytes()
         if not same:
             found.append(name)
-    if _results(folder) != _results(other):
-        found.append("the last test's results")
     return found
-
-
-def _results(folder: Path) -> list[str]:
-    """What the last test of a run has found."""
-    logs = sorted((folder / "out").glob("log.txt*"), key=lambda path: path.stat().st_mtime)
-    lines = logs[-1].read_text(encoding="utf-8").splitlines()
-    last = max(number for number, line in enumerate(lines) if line == "=> result")
-    return [line for line in lines[last:] if line.startswith("* ")]
 
 
 def _equal(one: Any, other: Any) -> bool:

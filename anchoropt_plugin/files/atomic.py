@@ -47,6 +47,12 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all, as :func:`atomic_write` does."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
 def _remove_unfinished(path: Path) -> None:
     """Remove what processes of this machine that are no more have left of ``path``."""
     start = f".{path.name}.{platform.node()}."

@@ -11,6 +11,7 @@ import subprocess
 import pandas as pd
 import pytest
 
+from anchoropt_plugin.files.run_events import append_event
 from experiments.execution import Event
 from experiments.experiment import Experiment
 from experiments.figures import position_matrices, training_curves
@@ -30,6 +31,11 @@ addEventListener("load", () => {
   });
 });
 </script>"""
+
+
+def write_epochs(folder):
+    for epoch in (1, 2):
+        append_event(folder, "epoch", epoch=epoch, epochs=2, loss=float(epoch), acc=50.0 + epoch)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +59,8 @@ def page(tmp_path_factory):
     rows = []
     for run in (run for job in jobs for run in job.runs):
         accuracy = 70.0 + len(rows)
-        log = [f"epoch [{n}/2] batch [1/1] loss 1.0 ({n}.0) acc 50.0 (5{n}.0)" for n in (1, 2)]
         run.folder.mkdir(parents=True)
-        (run.folder / "log.txt").write_text("\n".join(log))
+        write_epochs(run.folder)
         rows.append(
             {
                 **{"method": run.method.name, "reference": run.method.reference},
@@ -122,9 +127,9 @@ def test_a_page_that_fetches_and_complains_is_seen(browser, page, tmp_path):
 def test_pictures_have_no_empty_places_and_whole_epochs(tmp_path):
     lines = [json.dumps({"epoch": n, "temperature": 1.0, "P": [[1, 0], [0, 1]]}) for n in (1, 2)]
     (tmp_path / "position.jsonl").write_text("\n".join(lines))
-    (tmp_path / "anchoropt.json").write_text(json.dumps({"settings": {"anchor_len": 1}}))
-    log = [f"epoch [{n}/2] batch [1/1] loss 1.0 ({n}.0) acc 50.0 (5{n}.0)" for n in (1, 2)]
-    (tmp_path / "log.txt").write_text("\n".join(log))
+    record = {"backbone": "tiny", "classes": ["cat"], "settings": {"anchor_len": 1}}
+    (tmp_path / "anchoropt.json").write_text(json.dumps(record))
+    write_epochs(tmp_path)
     figure = position_matrices({"one": tmp_path})
     assert [axis.get_title() for axis in figure.axes[:2]] == ["epoch 1", "epoch 2"]
     assert len(figure.axes) == 3  # and the colour bar

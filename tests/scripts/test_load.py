@@ -122,13 +122,12 @@ def test_features_of_descriptions_are_held_until_their_class_is_complete(clip, m
 # ---------------------------------------------------------------------- runs
 @pytest.fixture
 def finished(tmp_path):
-    """The runs of a comparison, all with a log and a record."""
+    """The runs of a comparison, all with results and a record."""
     protocol = read_protocol("base2new").with_changes({"datasets": ["dtd"], "seeds": [1]})
     jobs = plan(protocol, compare._methods(["CoOp"], "tiny", {}, ["dtd"]), tmp_path, tmp_path, [])
     for run in (run for job in jobs for run in job.runs):
-        lines = ["Finish training", "=> result", "* total: 4", "* correct: 3", "* macro_f1: 1%"]
-        log = "\n".join([*lines, "Elapsed: 0:00:03\n"])
-        load_cases.leave(run, log)
+        results = {"total": 4, "correct": 3, "accuracy": 75.0, "macro_f1": 1.0}
+        load_cases.leave(run, results)
     return jobs
 
 

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
+from ...files.run_events import append_event, rewind, write_results
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.finite_checks import check_weights, checked_step
@@ -70,6 +71,7 @@ class SimpleTrainer(TrainerBase):
             self._be_alike()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = -math.inf
+        self._is_trained = False
 
     def _be_alike(self) -> None:
         """Several processes start from the main one's weights, and step on the same gradients."""
@@ -109,6 +111,7 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = self.resume_model_if_exist(directory)
         if len(set(distributed.gathered(self.start_epoch))) > 1:
             raise UserError(f"some processes do not see the checkpoints in {directory}: share it")
+        rewind(self.output_dir, self.start_epoch)
         self._recall_best_result(directory)
         if directory == self.output_dir:
             self._save_what_was_due()
@@ -145,6 +148,7 @@ class SimpleTrainer(TrainerBase):
     def after_train(self) -> None:
         """Test, unless ``TEST.NO_TEST``, and tell the time it all took."""
         print("Finish training")
+        self._is_trained = True
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
@@ -182,6 +186,7 @@ class SimpleTrainer(TrainerBase):
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
+        is_final = split is None
         split = split or self.cfg.TEST.SPLIT
         if split == "val" and self.val_loader is not None:
             loader = self.val_loader
@@ -201,6 +206,11 @@ class SimpleTrainer(TrainerBase):
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
+        if is_final:
+            test = {"split": split, "after_training": self._is_trained}
+            counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
+            numbers = {name: float(value) for name, value in results.items()}
+            write_results(self.output_dir, {**test, **counts, **numbers})
         return next(iter(results.values()))
 
     def _outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -243,6 +253,7 @@ class TrainerX(SimpleTrainer):
         batch_time, data_time = AverageMeter(), AverageMeter()
         self.num_batches = len(self.train_loader_x)
         frequency = self.cfg.TRAIN.PRINT_FREQ
+        lr = float(self.get_current_lr())
         end = time.time()
         for batch_idx, batch in enumerate(self.train_loader_x):
             self.batch_idx = batch_idx
@@ -258,6 +269,9 @@ class TrainerX(SimpleTrainer):
             self.write_scalar("train/lr", self.get_current_lr(), step)
             end = time.time()
         check_weights(self)
+        means = {name: float(meter.avg) for name, meter in losses.meters.items()}
+        epoch = {"epoch": self.epoch + 1, "epochs": self.max_epoch, "lr": lr}
+        append_event(self.output_dir, "epoch", **{**means, **epoch})
 
     def _print_progress(
         self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter

@@ -1,0 +1,140 @@
+"""The results and the events of a run: files in its output folder that other programs read.
+
+Both files are written whole or not at all, by the main process, and only into a folder that exists:
+a trainer that is used from Python needs no output folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..process.distributed import is_main
+from .atomic import write_text_atomically
+from .readers import read_json, read_text
+
+RESULTS = "results.json"
+"""The numbers of the test that a run ends with."""
+
+EVENTS = "events.jsonl"
+"""What happened in a training, one JSON object a line: ``{"event": "epoch", "epoch": 1, …}``."""
+
+
+def append_event(folder: str | Path, kind: str, /, **values: Any) -> None:
+    """Append an event to ``events.jsonl``, unless the file has the same event already.
+
+    Args:
+        folder: the output folder.
+        kind: ``"epoch"``, with the values epoch (from 1) and epochs, or another word.
+        values: anything that JSON can hold.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     append_event(folder, "anchors")
+    ...     append_event(folder, "epoch", epoch=1, epochs=2, loss=0.5)
+    ...     read_events(folder)
+    [{'event': 'anchors'}, {'event': 'epoch', 'epoch': 1, 'epochs': 2, 'loss': 0.5}]
+    """
+    path = Path(folder, EVENTS)
+    if path.parent.is_dir():
+        line, lines = json.dumps({"event": kind, **values}), _complete_lines(path)
+        if line not in lines:
+            write_text_atomically(path, _joined([*lines, line]))
+
+
+def read_events(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the events of a run; an empty list if the folder has no ``events.jsonl``.
+
+    Of several events of one epoch, or of another kind, the last counts. A last line without its end
+    is ignored: a copy may have caught the file half written.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no event; the line is named.
+    """
+    path = Path(folder, EVENTS)
+    last: dict[Any, dict[str, Any]] = {}
+    for number, line in enumerate(_complete_lines(path), start=1):
+        event = _parsed(line, path, number)
+        last[event["epoch"] if event["event"] == "epoch" else event["event"]] = event
+    return list(last.values())
+
+
+def rewind(folder: str | Path, epoch: int) -> None:
+    """Remove what is outdated when a training starts or resumes: its results and later events.
+
+    A folder that is trained in again is thus unfinished until its test has ended.
+
+    Args:
+        folder: the output folder.
+        epoch: number of epochs that the checkpoint has; 0 removes all events.
+
+    Raises:
+        UserError: ``events.jsonl`` has a line that is no event.
+    """
+    path = Path(folder, EVENTS)
+    if not is_main():
+        return
+    Path(folder, RESULTS).unlink(missing_ok=True)
+    if path.exists():
+        lines = _complete_lines(path) if epoch else []
+        done = []
+        for number, line in enumerate(lines, start=1):
+            event = _parsed(line, path, number)
+            if event["event"] != "epoch" or event["epoch"] <= epoch:
+                done.append(line)
+        write_text_atomically(path, _joined(done))
+
+
+def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
+    """Write ``results.json``."""
+    if Path(folder).is_dir():
+        write_text_atomically(Path(folder, RESULTS), json.dumps(results, indent=1) + "\n")
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """Return what ``results.json`` holds; an empty dict if there is no such file.
+
+    Returns:
+        ``split``, ``after_training`` (whether the test followed a training), ``total``,
+        ``correct`` and the evaluator's numbers, in per cent: ``accuracy``, ``macro_f1``, …
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    path = Path(folder, RESULTS)
+    if not path.exists():
+        return {}
+    match read_json(path):
+        case {
+            "after_training": bool(),
+            "total": int(),
+            "correct": int(),
+            "accuracy": int() | float(),
+            "macro_f1": int() | float(),
+        } as results:
+            return dict(results)
+    raise UserError(f"{path} does not hold the results of a test: remove it and test again")
+
+
+def _complete_lines(path: Path) -> list[str]:
+    return read_text(path).split("\n")[:-1] if path.exists() else []
+
+
+def _joined(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        event = None
+    match event:
+        case {"event": "epoch", "epoch": int(), "epochs": int()}:
+            return dict(event)
+        case {"event": str(kind)} if kind != "epoch":
+            return dict(event)
+    raise UserError(f"{path}, line {number}: not an event of a run: remove the file")
