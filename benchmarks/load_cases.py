@@ -172,7 +172,7 @@ def _finish(protocol: Protocol, out: Path, folder: Path) -> None:
     train.run(real, train.build_parser().parse_args([]))
     real_results = read_results(folder / "out")
     draw = random.Random(0)
-    methods = compare._methods(HOSTS, "tiny", {}, protocol.datasets)
+    methods = compare.methods_of(HOSTS, "tiny", protocol.datasets)
     for run in (run for job in plan(protocol, methods, folder, out, []) for run in job.runs):
         correct = draw.randint(300, 400)
         accuracy = 100 * correct / real_results["total"]

@@ -79,7 +79,7 @@ def run_locally(jobs: Sequence[Job], workers: int) -> Generator[Event, None, Non
 
 
 @dataclass
-class _Place:
+class _RunningJob:
     """A job in execution."""
 
     job: Job
@@ -110,8 +110,8 @@ class _Machine:
         self.context = prepare_server()
         devices = gpus() or [""]
         self.free = [devices[number % len(devices)] for number in range(workers)]
-        self.places: list[_Place] = []
-        self.learning: dict[str, _Place] = {}
+        self.running: list[_RunningJob] = []
+        self.learning: dict[str, _RunningJob] = {}
         self.learned: set[str] = {""}
         self.commit = commit()
 
@@ -119,22 +119,22 @@ class _Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for place in self.places:
-            if place.process is not None:
-                place.process.kill()
-                place.process.join()
+        for running in self.running:
+            if running.process is not None:
+                running.process.kill()
+                running.process.join()
 
     def events(self, jobs: list[Job]) -> Iterator[Event]:
-        waiting = [(job, left(job)) for job in jobs]
+        waiting = [(job, unfinished(job)) for job in jobs]
         waiting = _leaders_first([(job, runs) for job, runs in waiting if runs])
-        while waiting or self.places:
+        while waiting or self.running:
             while self.free and (number := self._next(waiting)) is not None:
                 job, runs = waiting.pop(number)
-                place = _Place(job, list(runs), self.free.pop(0))
-                self.places.append(place)
+                running = _RunningJob(job, list(runs), self.free.pop(0))
+                self.running.append(running)
                 if job.anchors not in self.learned:
-                    self.learning[job.anchors] = place
-                yield self._start(place)
+                    self.learning[job.anchors] = running
+                yield self._start(running)
             yield from self._watch()
 
     def _next(self, waiting: Iterable[tuple[Job, list[Run]]]) -> int | None:
@@ -144,67 +144,68 @@ class _Machine:
                 return number
         return None
 
-    def _start(self, place: _Place) -> Event:
+    def _start(self, running: _RunningJob) -> Event:
         environment = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
-        if place.device:
-            environment["CUDA_VISIBLE_DEVICES"] = place.device
-        place.version = _version(place.run.folder / EVENTS)
-        place.messages, to_parent = self.context.Pipe(duplex=False)
-        place.process = self.context.Process(
-            target=perform, args=(place.run, to_parent, environment, self.commit)
+        if running.device:
+            environment["CUDA_VISIBLE_DEVICES"] = running.device
+        running.version = _version(running.run.folder / EVENTS)
+        running.messages, to_parent = self.context.Pipe(duplex=False)
+        running.process = self.context.Process(
+            target=perform, args=(running.run, to_parent, environment, self.commit)
         )
-        place.process.start()
+        running.process.start()
         to_parent.close()
-        place.error = ""
-        return Event("started", place.run)
+        running.error = ""
+        return Event("started", running.run)
 
     def _watch(self) -> Iterator[Event]:
-        """Yield the news of all runs, and replace the processes that have ended."""
-        speaking = wait([place.messages for place in self.places if place.messages], POLL_SECONDS)
-        for place in list(self.places):
+        """Yield the news of all runs, and start the next run where a process has ended."""
+        pipes = [running.messages for running in self.running if running.messages]
+        ready = wait(pipes, POLL_SECONDS)
+        for running in list(self.running):
             # Read after the wait: at the end of a process all of its events are in the file.
-            news = place.news()
+            news = running.news()
             if any(event["event"] == "anchors" for event in news):
-                self._anchors_of(place, are_learned=True)
+                self._anchors_of(running, are_learned=True)
             epochs = [event for event in news if event["event"] == "epoch"]
             if epochs:
-                yield Event("at", place.run, epochs[-1]["epoch"], epochs[-1]["epochs"])
-            if place.messages in speaking:
+                yield Event("at", running.run, epochs[-1]["epoch"], epochs[-1]["epochs"])
+            if running.messages in ready:
                 try:
-                    place.error = place.messages.recv()
+                    running.error = running.messages.recv()
                 except EOFError:
-                    yield from self._ended(place)
+                    yield from self._ended(running)
 
-    def _anchors_of(self, place: _Place, are_learned: bool) -> None:
-        if self.learning.get(place.job.anchors) is place:
-            del self.learning[place.job.anchors]
+    def _anchors_of(self, running: _RunningJob, are_learned: bool) -> None:
+        if self.learning.get(running.job.anchors) is running:
+            del self.learning[running.job.anchors]
             if are_learned:
-                self.learned.add(place.job.anchors)
+                self.learned.add(running.job.anchors)
 
-    def _ended(self, place: _Place) -> Iterator[Event]:
-        place.process.join()
-        code = place.process.exitcode
-        if code and not place.error:
+    def _ended(self, running: _RunningJob) -> Iterator[Event]:
+        running.process.join()
+        code = running.process.exitcode
+        if code and not running.error:
             why = f"signal {-code}, for example out of memory" if code < 0 else f"status {code}"
-            place.error = f"its process ended with {why}"
-        elif not place.error and not outcome(place.run):
-            place.error = "it ended without results"
-        place.process.close()
-        place.process = None
-        run = place.waiting.pop(0)
-        if place.error:
-            yield Event("failed", run, error=place.error)
-            for other in place.waiting:
+            running.error = f"its process ended with {why}"
+        elif not running.error and not outcome(running.run):
+            running.error = "it ended without results"
+        running.process.close()
+        running.process = None
+        run = running.waiting.pop(0)
+        if running.error:
+            yield Event("failed", run, error=running.error)
+            for other in running.waiting:
                 yield Event("failed", other, error=f"skipped: {run} failed")
-            place.waiting.clear()
+            running.waiting.clear()
         else:
             yield Event("finished", run)
-        if place.waiting:
-            yield self._start(place)
+        if running.waiting:
+            yield self._start(running)
         else:
-            self._anchors_of(place, are_learned=False)
-            self.places.remove(place)
-            self.free.append(place.device)
+            self._anchors_of(running, are_learned=False)
+            self.running.remove(running)
+            self.free.append(running.device)
 
 
 def _version(path: Path) -> tuple[int, ...]:
@@ -226,7 +227,7 @@ def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list
     return [entry for _, entry in pairs]
 
 
-def left(job: Job) -> list[Run]:
+def unfinished(job: Job) -> list[Run]:
     """Return the unfinished runs of a job; with an unfinished training, all of its tests too."""
     runs = [run for run in job.runs if not outcome(run)]
     return job.runs if runs and runs[0].trains else runs

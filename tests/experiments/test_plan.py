@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
 
 import pytest
 
+import experiments
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
 from experiments import ablate, compare
 from experiments.factors import parse_grid, varied
 from experiments.files import CONFIGS
-from experiments.plan import Method, host_method, plan
+from experiments.plan import host_method, plan, zero_shot_method
 from experiments.protocols import read_protocol
 from experiments.published import published_numbers, published_settings
 
@@ -191,7 +192,7 @@ TINY = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
         ([*TINY, "--sedes", "1"], "there is no flag --sedes"),
         ([*TINY, "--seeds", "1", "--anchoropt", "both", "digits"], "'digits' is neither a flag"),
         ([], "nothing to compare"),
-        (["--datasets", "digits"], "no --hosts are given"),
+        (["--datasets", "digits"], "no host is given: give --hosts"),
         (["--datasets", "digits", "--hosts", "CoOp"], "no --config is given"),
         (["--preset", "published", "--datasets", "digits"], "nothing is published for CoOp"),
     ],
@@ -211,10 +212,10 @@ ABLATE = ["--host", "CoOp", "--config", "tiny", "--datasets", "digits"]
     [
         (ABLATE, "nothing is varied"),
         ([*ABLATE, "--grid", "positon=soft"], "unknown factor 'positon' .did you mean 'position'"),
-        ([*ABLATE, "--grid", "position"], "--grid position is not of the form KEY=v1,v2"),
+        ([*ABLATE, "--grid", "position"], "--grid position does not have the form KEY=v1,v2"),
         ([*ABLATE, "--grid", "OPTIM.LRR=1"], "unknown config key OPTIM.LRR"),
         ([*ABLATE, "--grid", "position=sof"], "POSITION is 'sof'"),
-        (["--grid", "position=soft"], "--host and --config are to be given"),
+        (["--grid", "position=soft"], "give --host and --config, or --preset"),
         ([*ABLATE, "--grid-file", "nowhere.yaml"], "cannot open the config file nowhere.yaml"),
     ],
 )
@@ -235,9 +236,15 @@ def test_a_folder_of_another_run_is_told_at_once(tmp_path):
         planned(tmp_path, "base2new", coop()[:1], datasets=["digits"])
 
 
+def test_an_installed_dassl_is_refused(monkeypatch):
+    theirs = type("TrainerX", (), {"__module__": "dassl.engine.trainer"})
+    monkeypatch.setattr("dassl.engine.TrainerX", theirs)
+    with pytest.raises(UserError, match=r"the installed Dassl does not write: pip uninstall dassl"):
+        importlib.reload(experiments)
+
+
 def test_zero_shot_is_tested_once_and_never_trained(tmp_path):
-    config = Path(CONFIGS / "trainers/CoOp/tiny.yaml")
-    method = Method("ZeroshotCLIP", "ZeroshotCLIP", config, trained=False)
+    method = zero_shot_method(CONFIGS / "trainers/CoOp/tiny.yaml")
     jobs = planned(tmp_path, "base2new", [method], datasets=["digits"], seeds=[1, 2])
     assert [(run.score, run.trains) for job in jobs for run in job.runs] == [
         *(("base", False), ("new", False))

@@ -181,9 +181,9 @@ def test_a_test_is_not_finished_once_its_model_was_trained_again(job):
     times = checkpoint.stat().st_atime_ns, checkpoint.stat().st_mtime_ns
     later = (tested.folder / "results.json").stat().st_mtime_ns + 10**9
     os.utime(checkpoint, ns=(later, later))
-    assert not outcome(tested) and execution.left(job) == [tested]
+    assert not outcome(tested) and execution.unfinished(job) == [tested]
     os.utime(checkpoint, ns=times)
-    assert execution.left(job) == []
+    assert execution.unfinished(job) == []
 
 
 def test_a_folder_of_an_earlier_version_is_only_tested_again(compared, root, tmp_path):

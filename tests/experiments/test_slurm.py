@@ -153,12 +153,12 @@ def test_a_requeued_job_goes_on_and_the_same_command_attaches_to_it(cluster, tmp
         compared_in(out, *words, epochs=epochs)
     assert stopped.done
     said = capsys.readouterr().out
-    assert re.search(r"jobs go on in Slurm.*`scancel \d+` cancels them", said)
+    assert re.search(r"jobs continue in Slurm.*`scancel \d+` cancels them", said)
     ask("scontrol", "requeue", training_in(out))
     if "Finish training" in (folder / "log.txt").read_text():
         pytest.skip("the run was faster than its requeue")
     before = jobs_in(out)
-    with pytest.raises(UserError, match=r"is at work in .* with other settings: wait for it, or"):
+    with pytest.raises(UserError, match=r"uses .* with other settings: wait for the job, or"):
         compared_in(out, *words, epochs=epochs, opts=["TRAIN.PRINT_FREQ", "7"])
     assert compared_in(out, *words, epochs=epochs) == 0
     assert "attached to" in capsys.readouterr().out and jobs_in(out) == before
@@ -240,7 +240,7 @@ def test_options_reach_sbatch_and_jobs_that_share_anchors_wait(submitting, capsy
     assert "dependency" not in first and second["dependency"] == "afterany:70_0"
     # They are in no queue: as far as is known, Slurm ended them.
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
-    assert len(told) == 14 and all("(unknown to squeue), whose log is" in line for line in told)
+    assert len(told) == 14 and all("(unknown to squeue); the job's log is" in line for line in told)
 
 
 def test_more_jobs_than_an_array_takes_are_several(submitting):
@@ -282,8 +282,8 @@ def test_a_refusal_is_one_line(submitting):
 def test_what_is_missing_or_cannot_be_is_said(submitting, monkeypatch):
     out = submitting / "out"
     for words, says in (
-        (["--partition", "long"], "--partition says nothing without --executor slurm"),
-        (["--executor", "slurm", "--sbatch", "account"], "KEY=VALUE is wanted"),
+        (["--partition", "long"], "--partition needs --executor slurm"),
+        (["--executor", "slurm", "--sbatch", "account"], "give KEY=VALUE"),
     ):
         with pytest.raises(UserError, match=says):
             compared_in(out, *words)
@@ -292,7 +292,7 @@ def test_what_is_missing_or_cannot_be_is_said(submitting, monkeypatch):
         compared_in(out, "--seeds", "1", "--executor", "slurm")
     (submitting / "bin/squeue").unlink()
     monkeypatch.setenv("PATH", str(submitting / "bin"))
-    with pytest.raises(UserError, match="there is no squeue here"):
+    with pytest.raises(UserError, match="this machine has no squeue"):
         compared_in(out, "--executor", "slurm")
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'"):

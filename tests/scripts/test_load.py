@@ -124,7 +124,7 @@ def test_features_of_descriptions_are_held_until_their_class_is_complete(clip, m
 def finished(tmp_path):
     """The runs of a comparison, all with results and a record."""
     protocol = read_protocol("base2new").with_changes({"datasets": ["dtd"], "seeds": [1]})
-    jobs = plan(protocol, compare._methods(["CoOp"], "tiny", {}, ["dtd"]), tmp_path, tmp_path, [])
+    jobs = plan(protocol, compare.methods_of(["CoOp"], "tiny", ["dtd"]), tmp_path, tmp_path, [])
     for run in (run for job in jobs for run in job.runs):
         results = {"total": 4, "correct": 3, "accuracy": 75.0, "macro_f1": 1.0}
         load_cases.leave(run, results)
