@@ -14,7 +14,7 @@ from anchoropt_plugin.training.run_record import HISTORY, RECORD, read_history, 
 def read_epochs(folder: Path) -> pd.DataFrame:
     """Return the columns epoch, loss and acc: the means over the batches of each epoch."""
     epochs = [event for event in read_events(folder) if event["event"] == "epoch"]
-    return pd.DataFrame(epochs, columns=["epoch", "loss", "acc"])
+    return pd.DataFrame(epochs, columns=["epoch", "loss", "acc"], dtype=float)
 
 
 def read_positions(folder: Path) -> tuple[list[dict[str, Any]], int]:

@@ -1,4 +1,4 @@
-"""A whole run of a linear trainer: its log, its checkpoints, and going on where it stopped."""
+"""A whole run of a linear trainer: its log, its checkpoints, its results, and resuming."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LINE = re.compile(
 
 
 def trained(cfg, stop_after=None):
-    """Train as train.py does; with ``stop_after``, as a run that is killed after that epoch."""
+    """Train as train.py does; ``stop_after`` interrupts the training after this epoch."""
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
     if stop_after is None:
@@ -96,7 +96,7 @@ def test_checkpoints(cfg):
     assert (folder / "checkpoint").read_text() == "model.pth.tar-4\n"
     assert list(Path(cfg.OUTPUT_DIR, "tensorboard").iterdir())
 
-    # Nothing in it but tensors and plain containers: torch reads it with weights_only.
+    # The file has only tensors and plain containers, so torch reads it with weights_only.
     checkpoint = torch.load(folder / "model.pth.tar-4", weights_only=True)
     assert set(checkpoint) >= {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
     assert checkpoint["epoch"] == 4
@@ -128,7 +128,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(cfg, tmp_path, final_
     assert len(resumed.rates) == 2 * 4
     assert resumed.rates == pytest.approx(whole.rates[8:])
     assert torch.equal(weights(resumed), weights(whole))
-    # The last evaluation of both is that of the model deployed.
+    # The last evaluation of both runs is that of the deployed model.
     assert [line for line in out.splitlines() if line.startswith("* ")][-5:] == lines[-5:]
 
 
@@ -137,7 +137,7 @@ def test_a_run_writes_its_epochs_and_its_results(cfg, capsys):
     trainer = trained(cfg)
     events = read_events(cfg.OUTPUT_DIR)
     assert [(event["epoch"], event["epochs"]) for event in events] == [(n, 4) for n in range(1, 5)]
-    # Rates of the log, each from the first step of its epoch; means of its last line.
+    # The rate is that of the first step of the epoch, the means are those of its last log line.
     assert [event["lr"] for event in events] == trainer.rates[::4]
     said = capsys.readouterr().out
     for name in ("loss", "acc"):
@@ -153,7 +153,7 @@ def test_a_run_writes_its_epochs_and_its_results(cfg, capsys):
 
 def test_a_test_alone_does_not_count_as_the_end_of_a_training(cfg):
     build_trainer(cfg).test()
-    assert not Path(cfg.OUTPUT_DIR).exists()  # nobody made one
+    assert not Path(cfg.OUTPUT_DIR).exists()  # the folder is not made for results.json
     trained(cfg)
     build_trainer(cfg).test()
     assert not read_results(cfg.OUTPUT_DIR)["after_training"]
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
 
 
 class Hostile:
-    """Something that a pickle may hold, and that is read as nothing."""
+    """A class that a pickle may hold and that is read as nothing."""
 
 
 def spoil(checkpoint, keys, value):
@@ -326,7 +326,7 @@ def test_best_val(cfg, capsys, monkeypatch):
     assert "Deploy the model with the best val performance" in out
     assert torch.equal(trainer.model[2].weight, best["state_dict"]["2.weight"])
 
-    # One that goes on does not take a worse epoch for the best.
+    # A resumed run does not take a worse epoch for the best.
     again = build_trainer(cfg)
     again.before_train()
     assert (again.start_epoch, again.best_result) == (4, 80.0)

@@ -1,4 +1,4 @@
-"""The report as a browser shows it: nothing fetched, nothing complained of, nothing cut off."""
+"""The report in a browser: it fetches nothing, has no errors and fits the window."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from experiments.tables import tables
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 PROBE = """<script>
 addEventListener("load", () => {
-  const pictures = [...document.images];
+  const images = [...document.images];
   document.title = JSON.stringify({
     width: document.documentElement.scrollWidth - innerWidth,
-    pictures: pictures.length,
-    broken: pictures.filter(picture => !picture.naturalWidth).length,
+    images: images.length,
+    broken: images.filter(image => !image.naturalWidth).length,
   });
 });
 </script>"""
@@ -48,7 +48,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report of made-up numbers, with long names, a long command, and a failure."""
+    """Write a report with invented numbers, long names, a long command and a failure."""
     out = tmp_path_factory.mktemp("report")
     protocol = read_protocol("base2new").with_changes({"datasets": ["digits"], "shots": [2]})
     methods = [
@@ -81,7 +81,7 @@ def page(tmp_path_factory):
 
 
 def opened(browser, page, tmp_path, width):
-    """What a browser says of a page, the addresses that the page asks for, and its own words."""
+    """Open a page; return the probe's numbers, the console lines and the requested addresses."""
     probed = tmp_path / "page.html"
     probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
     net = tmp_path / "net.json"
@@ -101,7 +101,7 @@ def opened(browser, page, tmp_path, width):
     )
     title = re.search(r"<title>(.*?)</title>", done.stdout)[1]
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    # What the browser asks its makers is not the page's doing.
+    # Requests of the browser itself are not counted.
     asked = re.findall(r'"network_isolation_key":"file:.*?"url":"([^"]*)"', net.read_text())
     return json.loads(title), said, set(asked)
 
@@ -109,7 +109,7 @@ def opened(browser, page, tmp_path, width):
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_shows_all_of_it_and_fetches_nothing(browser, page, tmp_path, width):
     seen, said, asked = opened(browser, page, tmp_path, width)
-    assert seen["pictures"] >= 2 and seen["broken"] == 0
+    assert seen["images"] >= 2 and seen["broken"] == 0
     assert seen["width"] <= 0  # no scrolling sideways
     assert said == [] and asked == set()
 
@@ -124,7 +124,7 @@ def test_a_page_that_fetches_and_complains_is_seen(browser, page, tmp_path):
     assert asked == {"http://127.0.0.1:9/x.png"}
 
 
-def test_pictures_have_no_empty_places_and_whole_epochs(tmp_path):
+def test_figures_have_no_empty_axes_and_whole_epochs(tmp_path):
     lines = [json.dumps({"epoch": n, "temperature": 1.0, "P": [[1, 0], [0, 1]]}) for n in (1, 2)]
     (tmp_path / "position.jsonl").write_text("\n".join(lines))
     record = {"backbone": "tiny", "classes": ["cat"], "settings": {"anchor_len": 1}}

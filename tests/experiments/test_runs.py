@@ -1,4 +1,4 @@
-"""Experiments that really run, shortened: what they write, go on with, share and survive."""
+"""Short experiments that really run: their files, resuming, shared anchors, failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from experiments.results import outcome
 
 SHORT = ["OPTIM.MAX_EPOCH", "2", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]
 HOST = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits", "--shots", "2"]
-KEPT = "TRAINER.ANCHOROPT.ANCHOR_CACHE"
+CACHE = "TRAINER.ANCHOROPT.ANCHOR_CACHE"
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def root(tmp_path_factory):
 
 def compared_in(out, root, *words, opts=()):
     places = ["--root", str(root), "--output-dir", str(out)]
-    return compare.main("", [*HOST, *places, *words, *SHORT, KEPT, str(out / "cache"), *opts])
+    return compare.main("", [*HOST, *places, *words, *SHORT, CACHE, str(out / "cache"), *opts])
 
 
 @pytest.fixture(scope="module")
 def compared(root, tmp_path_factory):
-    """The output folder of CoOp with and without AnchorOPT, two seeds, two at a time."""
+    """Run CoOp with and without AnchorOPT, two seeds, two at a time; return the output folder."""
     out = tmp_path_factory.mktemp("compared")
     assert compared_in(out, root, "--seeds", "1", "2", "--jobs", "2") == 0
     return out
@@ -68,7 +68,7 @@ def accuracy_in(folder):
     return float(re.findall(r"\* accuracy: ([\d.]+)%", (folder / "log.txt").read_text())[-1])
 
 
-# ---------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------- files
 def test_a_row_for_each_run_with_the_numbers_of_its_log(compared):
     table = pd.read_csv(compared / "results.csv")
     assert sorted(zip(table["method"], table["score"], table["seed"], strict=True)) == sorted(
@@ -88,7 +88,7 @@ def test_a_row_for_each_run_with_the_numbers_of_its_log(compared):
     assert (table["torch"] == torch.__version__).all()
 
 
-def test_the_page_needs_nothing_beside_it(compared):
+def test_the_page_needs_no_other_file(compared):
     page = (compared / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
     assert page.count("data:image/png;base64,") == 3  # bars, training curves, position matrices
@@ -130,7 +130,7 @@ def test_train_py_alone_gives_the_same(compared, root, tmp_path):
         *("--dataset-config-file", "configs/datasets/digits.yaml"),
         *("--config-file", "configs/trainers/CoOp/tiny.yaml"),
         *("--output-dir", str(tmp_path / "out"), "DATASET.SUBSAMPLE_CLASSES", "base"),
-        *("DATASET.NUM_SHOTS", "2", *SHORT, KEPT, str(tmp_path / "cache")),
+        *("DATASET.NUM_SHOTS", "2", *SHORT, CACHE, str(tmp_path / "cache")),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "train.py", *words]
@@ -145,15 +145,15 @@ def test_train_py_alone_gives_the_same(compared, root, tmp_path):
         assert lines[0] == lines[1] != []
 
 
-# ---------------------------------------------------------------------- what counts as finished
+# ---------------------------------------------------------------------- finished runs
 @pytest.fixture
 def job(compared, root):
-    """A training and its test, both finished."""
+    """Return a job with a finished training and a finished test."""
     protocol = read_protocol("base2new").with_changes(
         {"datasets": ["digits"], "shots": [2], "seeds": [1]}
     )
     method = host_method("CoOp", "tiny", anchoropt=False)
-    opts = [*SHORT, KEPT, str(compared / "cache")]
+    opts = [*SHORT, CACHE, str(compared / "cache")]
     (job,) = plan(protocol, [method], root, compared, opts)
     return job
 
@@ -201,11 +201,11 @@ def test_a_folder_of_an_earlier_version_is_only_tested_again(compared, root, tmp
     assert "Finish training" in said and "epoch [" not in said
 
 
-# ---------------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------------- failures
 def test_a_failure_is_told_at_the_end_and_the_rest_is_done(root, tmp_path, capsys):
     blocked = train_folder(tmp_path, "CoOp", 1)
     blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where a folder is to be")
+    blocked.write_text("a file instead of a folder")
     assert compared_in(tmp_path, root, "--seeds", "1", "--anchoropt", "without") == 1
     said = capsys.readouterr().out
     last = said[said.rindex("finished") :]
@@ -218,7 +218,7 @@ def test_a_failure_is_told_at_the_end_and_the_rest_is_done(root, tmp_path, capsy
     assert "<h2>Failed</h2>" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_fault_of_the_program_s_is_one_line_with_its_trace_in_the_log(job, tmp_path, monkeypatch):
+def test_a_bug_is_one_line_with_its_trace_in_the_log(job, tmp_path, monkeypatch):
     run = job.runs[0]
     (tmp_path / "log.txt").write_text("so far\n")
     monkeypatch.setattr(train, "main", lambda argv: 1 / 0)
@@ -231,7 +231,7 @@ def test_a_fault_of_the_program_s_is_one_line_with_its_trace_in_the_log(job, tmp
 
 def start(root, out):
     words = [*HOST, "--seeds", "1", "2", "3", "--root", str(root), "--output-dir", str(out)]
-    words += ["--jobs", "2", *SHORT, KEPT, str(out / "cache")]
+    words += ["--jobs", "2", *SHORT, CACHE, str(out / "cache")]
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "scripts/compare.py"), *words],
         stdout=subprocess.DEVNULL,
@@ -277,7 +277,7 @@ def test_runs_end_with_the_process_that_asked_for_them(root, tmp_path):
     wait_for(lambda: nobody_in(process.pid), seconds=30)
 
 
-# ---------------------------------------------------------------------- plans and places
+# ---------------------------------------------------------------------- plans and devices
 def test_a_dry_run_estimates_and_writes_nothing(root, tmp_path, capsys):
     out = tmp_path / "out"
     assert compared_in(out, root, "--seeds", "1", "--anchoropt", "without", "--dry-run") == 0
@@ -287,7 +287,7 @@ def test_a_dry_run_estimates_and_writes_nothing(root, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_gpus_are_shared_out(monkeypatch):
+def test_workers_share_the_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert execution.default_workers() == 2
     assert execution._Machine(3).free == ["2", "3", "2"]
@@ -299,7 +299,7 @@ def test_an_ablation_from_training_to_report(root, tmp_path):
     words = ["--host", "CoOp", *HOST[2:], "--seeds", "1", "--root", str(root)]
     words += ["--output-dir", str(tmp_path), "--jobs", "2", "--one-at-a-time"]
     words += ["--grid", "position=sinkhorn,identity", "--grid", "averaging=never,anchors"]
-    assert ablate.main("", [*words, *SHORT, KEPT, str(tmp_path / "cache")]) == 0
+    assert ablate.main("", [*words, *SHORT, CACHE, str(tmp_path / "cache")]) == 0
     table = pd.read_csv(tmp_path / "results.csv")
     rows = ["ZeroshotCLIP", "CoOp", "CoOp_AnchorOPT", "position=identity"]
     assert set(table["method"]) == {*rows, "averaging=never", "averaging=anchors"}
@@ -307,6 +307,6 @@ def test_an_ablation_from_training_to_report(root, tmp_path):
     assert set(never["does"]) == {"test"} and set(never.index) == {"base", "new"}
     assert set(never["TRAINER.ANCHOROPT.ENSEMBLE"]) == {"never"}
     default = table[table["method"] == "CoOp_AnchorOPT"].set_index("score")
-    # On base classes the default does not average, so it is the same test of the same model.
+    # On base classes the default does not average: this is the same test of the same model.
     assert never.loc["base", "correct"] == default.loc["base", "correct"]
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 2

@@ -1,4 +1,4 @@
-"""scripts/parse_test_res.py: lines and numbers that users of the public script expect."""
+"""scripts/parse_test_res.py prints the lines and numbers of the public script."""
 
 from __future__ import annotations
 
