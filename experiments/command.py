@@ -79,7 +79,8 @@ def parse(
         The arguments, with the whole command line as ``command``.
 
     Raises:
-        UserError: a word is neither a flag nor a config key, or the preset is invalid.
+        UserError: a word is neither a flag nor a config key, or the preset or one of its keys is
+            unknown.
     """
     argv = sys.argv[1:] if argv is None else argv
     if presets is not None:
@@ -98,25 +99,15 @@ def parse(
         raise UserError(f"{args.opts[0]!r} is neither a flag nor a config key; see --help")
     args.opts = list(argv[at:])
     args.command = shlex.join(["python", f"scripts/{parser.prog}", *argv])
-    preset = read_preset(presets, args.preset, keys) if presets and args.preset else {}
+    path = find(presets, args.preset, "preset") if presets and args.preset else None
+    preset = read_yaml(path) if path else {}
+    for key in preset:
+        if key not in keys:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(key, keys)}")
     for key in keys:
         if getattr(args, key, None) is None:
             setattr(args, key, preset.get(key))
     return args
-
-
-def read_preset(folder: Path, name: str, keys: Sequence[str]) -> dict[str, Any]:
-    """Return the values of a preset.
-
-    Raises:
-        UserError: there is no such preset, or one of its keys is unknown.
-    """
-    path = find(folder, name, "preset")
-    values = read_yaml(path)
-    for key in values:
-        if key not in keys:
-            raise UserError(f"{path}: unknown key {key!r}{nearest(key, keys)}")
-    return values
 
 
 def protocol_of(args: argparse.Namespace, **defaults: Sequence[Any]) -> Protocol:

@@ -67,14 +67,7 @@ def methods_of(
     published: bool = False,
     zero_shot: bool = True,
 ) -> list[Method]:
-    """Return each host without and with AnchorOPT.
-
-    Args:
-        hosts: names of trainers.
-        config: the name of a file of ``configs/trainers/<host>``.
-        datasets: the data sets to train on.
-        published: use the published settings of each host and data set.
-        zero_shot: put zero-shot CLIP in front.
+    """Return each host without and with AnchorOPT, by default after zero-shot CLIP.
 
     Raises:
         UserError: a host, a config file or published settings are missing.

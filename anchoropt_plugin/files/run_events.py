@@ -29,7 +29,7 @@ def append_event(folder: str | Path, kind: str, /, **values: Any) -> None:
     Args:
         folder: the output folder.
         kind: ``"epoch"``, with the values epoch (from 1) and epochs, or another word.
-        values: anything that JSON can hold.
+        values: values that JSON can hold.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -42,50 +42,46 @@ def append_event(folder: str | Path, kind: str, /, **values: Any) -> None:
     if path.parent.is_dir():
         line, lines = json.dumps({"event": kind, **values}), _complete_lines(path)
         if line not in lines:
-            write_text_atomically(path, _joined([*lines, line]))
+            write_text_atomically(path, "\n".join([*lines, line, ""]))
 
 
 def read_events(folder: str | Path) -> list[dict[str, Any]]:
     """Return the events of a run; an empty list if the folder has no ``events.jsonl``.
 
-    Of several events of one epoch, or of another kind, the last counts. A last line without its end
-    is ignored: a copy may have caught the file half written.
+    The last event of each epoch and of each other kind counts. A last line without its end is
+    ignored: a copy may have caught the file half written.
 
     Raises:
-        UserError: the file cannot be read, or a line is no event; the line is named.
+        UserError: the file cannot be read, or a line is no event; the message names the line.
     """
     path = Path(folder, EVENTS)
     last: dict[Any, dict[str, Any]] = {}
     for number, line in enumerate(_complete_lines(path), start=1):
-        event = _parsed(line, path, number)
+        event = _parsed(line, f"{path}, line {number}")
         last[event["epoch"] if event["event"] == "epoch" else event["event"]] = event
     return list(last.values())
 
 
 def rewind(folder: str | Path, epoch: int) -> None:
-    """Remove what is outdated when a training starts or resumes: its results and later events.
+    """Remove the results and the later events of a folder, when a training starts or resumes.
 
-    A folder that is trained in again is thus unfinished until its test has ended.
+    So a training folder has results only if its last training has ended.
 
     Args:
         folder: the output folder.
-        epoch: number of epochs that the checkpoint has; 0 removes all events.
+        epoch: the number of epochs in the checkpoint; 0 removes all events.
 
     Raises:
-        UserError: ``events.jsonl`` has a line that is no event.
+        UserError: the events cannot be read.
     """
     path = Path(folder, EVENTS)
     if not is_main():
         return
     Path(folder, RESULTS).unlink(missing_ok=True)
     if path.exists():
-        lines = _complete_lines(path) if epoch else []
-        done = []
-        for number, line in enumerate(lines, start=1):
-            event = _parsed(line, path, number)
-            if event["event"] != "epoch" or event["epoch"] <= epoch:
-                done.append(line)
-        write_text_atomically(path, _joined(done))
+        events = read_events(folder) if epoch else []
+        done = [event for event in events if event.get("epoch", 0) <= epoch]
+        write_text_atomically(path, "".join(f"{json.dumps(event)}\n" for event in done))
 
 
 def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
@@ -98,8 +94,8 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """Return what ``results.json`` holds; an empty dict if there is no such file.
 
     Returns:
-        ``split``, ``after_training`` (whether the test followed a training), ``total``,
-        ``correct`` and the evaluator's numbers, in per cent: ``accuracy``, ``macro_f1``, …
+        ``split``, ``after_training`` (whether the test ended a training), ``total``, ``correct``
+        and the evaluator's numbers in per cent: ``accuracy``, ``macro_f1``, …
 
     Raises:
         UserError: the file cannot be read, or holds something else.
@@ -123,11 +119,7 @@ def _complete_lines(path: Path) -> list[str]:
     return read_text(path).split("\n")[:-1] if path.exists() else []
 
 
-def _joined(lines: list[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+def _parsed(line: str, where: str) -> dict[str, Any]:
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -135,6 +127,6 @@ def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
     match event:
         case {"event": "epoch", "epoch": int(), "epochs": int()}:
             return dict(event)
-        case {"event": str(kind)} if kind != "epoch":
+        case {"event": str(kind)} if kind != "epoch" and "epoch" not in event:
             return dict(event)
-    raise UserError(f"{path}, line {number}: not an event of a run: remove the file")
+    raise UserError(f"{where}: not an event of a run: remove the file")

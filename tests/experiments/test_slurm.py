@@ -134,7 +134,7 @@ def test_the_numbers_are_those_of_this_machine(cluster, tmp_path, capsys):
         ]
         assert_same_weights(*folders, epoch=2)
         assert results_in(folders[0]) == results_in(folders[1]) != []
-    # First array: two tests of zero-shot and the job that learns the anchors. Second: a waiting job.
+    # An array of two tests of zero-shot and the job that learns the anchors, then a waiting job.
     assert re.search(r"submitted 3 jobs to Slurm: (\d+)\n.*submitted 1 jobs to Slurm: \d+", said)
     assert [id.partition("_")[2] for id in jobs_in(tmp_path / "slurm")] == ["0", "1", "2", ""]
     logs = [path.read_text() for path in (tmp_path / "slurm").rglob("log.txt")]

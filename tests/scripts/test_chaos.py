@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_while_torch_writes_is_told_as_such(tmp_path):
     checkpoints.save({"w": torch.zeros(10)}, path)
     code = (
         "import resource, sys, torch\n"
-        "from anchoropt_plugin import checkpoints\n"
+        "from anchoropt_plugin.files import checkpoints\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "checkpoints.save({'w': torch.zeros(10000)}, sys.argv[1])\n"
     )
