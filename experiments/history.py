@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from anchoropt_plugin.files.run_events import read_events
-from anchoropt_plugin.training.run_record import HISTORY, RECORD, read_history, read_record
+from anchoropt_plugin.training.run_record import HISTORY, RUN_RECORD, read_history, read_record
 
 
 def read_epochs(folder: Path) -> pd.DataFrame:
@@ -27,8 +27,8 @@ def read_positions(folder: Path) -> tuple[list[dict[str, Any]], int]:
     Raises:
         UserError: a file cannot be read or holds something else.
     """
-    if not (folder / HISTORY).exists() or not (folder / RECORD).exists():
+    if not (folder / HISTORY).exists() or not (folder / RUN_RECORD).exists():
         return [], 0
     history = read_history(folder / HISTORY)
-    n_anchors = int(read_record(folder / RECORD)["settings"]["anchor_len"])
+    n_anchors = int(read_record(folder / RUN_RECORD)["settings"]["anchor_len"])
     return history, len(history[0]["P"]) - n_anchors if history else 0

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from anchoropt_plugin.files.atomic import atomic_write, write_text_atomically
+from anchoropt_plugin.files.atomic import atomic_write, write_text
 from anchoropt_plugin.training.two_stages import SUFFIX
 
 from . import figures
@@ -53,10 +53,10 @@ def write_report(
         The path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(folder / "results.csv", results.to_csv(index=False))
-    write_text_atomically(folder / "tables.csv", csv_of(made))
-    write_text_atomically(folder / "tables.md", "\n".join(map(markdown_table, made)))
-    write_text_atomically(folder / "tables.tex", "\n".join(map(latex_table, made)))
+    write_text(folder / "results.csv", results.to_csv(index=False))
+    write_text(folder / "tables.csv", csv_of(made))
+    write_text(folder / "tables.md", "\n".join(map(markdown_table, made)))
+    write_text(folder / "tables.tex", "\n".join(map(latex_table, made)))
     shown = []
     for name, says, figure in _figures(experiment, jobs, made):
         png = _png(figure)
@@ -73,7 +73,7 @@ def write_report(
         if method.trainer.endswith(SUFFIX) and not (method.factors or method.factors_at_test)
     }
     page = folder / "report.html"
-    write_text_atomically(
+    write_text(
         page,
         PAGE.substitute(
             title=html.escape(experiment.title),

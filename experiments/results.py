@@ -14,7 +14,7 @@ import yaml
 
 from anchoropt_plugin.config.check import flattened
 from anchoropt_plugin.config.record import FREE, RECORD
-from anchoropt_plugin.files.atomic import write_text_atomically
+from anchoropt_plugin.files.atomic import write_text
 from anchoropt_plugin.files.run_events import RESULTS, read_results
 
 from .plan import Job, Run
@@ -79,7 +79,7 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 def write_facts(facts: Mapping[str, Any], folder: Path) -> None:
     """Write ``run.json``, whole or not at all."""
-    write_text_atomically(folder / FACTS, json.dumps(facts, indent=1))
+    write_text(folder / FACTS, json.dumps(facts, indent=1))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.files.atomic import write_text_atomically
+from anchoropt_plugin.files.atomic import write_text
 
 from .execution import Event, prepare_server, run_locally, unfinished
 from .plan import Job, Run
@@ -234,7 +234,7 @@ class Slurm:
                 job, slurm_job.job_id, self._file(job, "jsonl"), slurm_job.paths.stderr
             )
             record = {"id": submitted.id, "log": str(submitted.log), "runs": _words(job)}
-            write_text_atomically(self._file(job, "json"), json.dumps(record))
+            write_text(self._file(job, "json"), json.dumps(record))
             followed.append(submitted)
         ids = " ".join(sorted({submitted.id.partition("_")[0] for submitted in followed}))
         print(f"submitted {len(followed)} jobs to Slurm: {ids}")

@@ -24,7 +24,7 @@ import torch
 
 import train
 from anchoropt_plugin.config.record import RECORD
-from anchoropt_plugin.files.atomic import write_text_atomically
+from anchoropt_plugin.files.atomic import write_text
 from anchoropt_plugin.version import VERSION
 
 from .plan import Run
@@ -70,7 +70,7 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
         return
     if not run.trains:  # train.py writes the record of a training only
         args = train.build_parser().parse_args(list(run.argv))
-        write_text_atomically(record, train.setup_cfg(args).dump())
+        write_text(record, train.setup_cfg(args).dump())
     write_facts(_facts(time.time() - started, commit), run.folder)
 
 

@@ -139,7 +139,7 @@ def test_a_run_without_a_home_says_once_that_anchors_are_not_kept(
         monkeypatch.delenv(name, raising=False)
     assert train.main(words(tmp_path)) == 0
     said = capsys.readouterr()
-    assert said.out.count(f"cannot keep the anchors in {homes[home]}/.cache/anchoropt_plugin") == 1
+    assert said.out.count(f"cannot cache the anchors in {homes[home]}/.cache/anchoropt_plugin") == 1
     assert said.out.count("they are learned anew") == 1
     assert said.err == ""
 

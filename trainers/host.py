@@ -67,9 +67,8 @@ class PromptTrainer(TrainerX):
         warn_of_unknown_words(clip, class_names)
         self.model = self.build_prompted_clip(self.build_learner(class_names, clip), clip)
         if cfg.TRAINER.ANCHOROPT.FAST_TEXT:
-            for forward in accelerate(self.model):
-                forward.chunk = cfg.TRAINER.ANCHOROPT.CLASS_CHUNK
-                forward.split = cfg.TRAINER.ANCHOROPT.SPLIT_CLASSES
+            anchoropt = cfg.TRAINER.ANCHOROPT
+            accelerate(self.model, chunk=anchoropt.CLASS_CHUNK, split=anchoropt.SPLIT_CLASSES)
         if cfg.TRAINER.ANCHOROPT.KEEP_FEATURES:
             cache_image_features(self.model.image_encoder)
         name, trained = self.checkpointed()

@@ -47,8 +47,8 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
-def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all, as :func:`atomic_write` does."""
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` in UTF-8, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..process.distributed import is_main
-from .atomic import write_text_atomically
+from .atomic import write_text
 from .readers import read_json, read_text
 
 RESULTS = "results.json"
@@ -42,7 +42,7 @@ def append_event(folder: str | Path, kind: str, /, **values: Any) -> None:
     if path.parent.is_dir():
         line, lines = json.dumps({"event": kind, **values}), _complete_lines(path)
         if line not in lines:
-            write_text_atomically(path, "\n".join([*lines, line, ""]))
+            write_text(path, "\n".join([*lines, line, ""]))
 
 
 def read_events(folder: str | Path) -> list[dict[str, Any]]:
@@ -81,13 +81,13 @@ def rewind(folder: str | Path, epoch: int) -> None:
     if path.exists():
         events = read_events(folder) if epoch else []
         done = [event for event in events if event.get("epoch", 0) <= epoch]
-        write_text_atomically(path, "".join(f"{json.dumps(event)}\n" for event in done))
+        write_text(path, "".join(f"{json.dumps(event)}\n" for event in done))
 
 
 def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
     """Write ``results.json``."""
     if Path(folder).is_dir():
-        write_text_atomically(Path(folder, RESULTS), json.dumps(results, indent=1) + "\n")
+        write_text(Path(folder, RESULTS), json.dumps(results, indent=1) + "\n")
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def run(root, out, data_set, *flags, keys=()):
 def test_without_descriptions_templates_stand_in_and_the_log_says_so(root, tmp_path):
     assert run(root, tmp_path, "ucf101", keys=["DATASET.SUBSAMPLE_CLASSES", "new"]) == 0
     log = (tmp_path / "log.txt").read_text()
-    assert re.search("Stage 1: .*templates stand in", log)
+    assert re.search("Stage 1: .*templates are used", log)
     assert "SUBSAMPLE NEW CLASSES!" in log
 
 

@@ -12,8 +12,11 @@ from clip.model import CLIP
 import train
 from anchoropt_plugin import UserError, accelerate, attach
 from anchoropt_plugin.config.merge import merge_list
+from anchoropt_plugin.encoders.accelerate import install
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.process.randomness import set_random_seed
+from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
+from anchoropt_plugin.prompts.hooks import attachment_of
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from trainers import atprompt, cocoop, coop, maple
@@ -238,8 +241,8 @@ def test_anchoropt_arranges_all_slots_at_every_block(clip, images, host, fast):
     assert position.n_ctx == n_slots
     with torch.no_grad():
         position.logits.copy_(10 * torch.eye(n_slots + 1)[order])
-    (forward,) = accelerate(model)
-    forward.position, forward.in_use = position, fast
+    prompts = AnchoredEncoder(attachment_of(learner))
+    forward = install(model.text_encoder, prompts=prompts, in_use=fast)
     model.eval()
     got = model(images)
     want = plain_logits(

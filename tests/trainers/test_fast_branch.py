@@ -7,8 +7,11 @@ import torch
 from clip.model import CLIP, convert_weights
 
 import train
-from anchoropt_plugin import accelerate, attach
+from anchoropt_plugin import attach
 from anchoropt_plugin.config.merge import merge_list
+from anchoropt_plugin.encoders.accelerate import install, is_text_encoder
+from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
+from anchoropt_plugin.prompts.hooks import attachment_of
 from dassl.config import get_cfg_default
 from trainers import atprompt, cocoop, coop, dept, maple
 from trainers.prompted_clip import PromptedCLIP
@@ -89,11 +92,10 @@ def outcome(host, names, dtype, autocast, fast, anchors):
     model = HOSTS[host](clip, names)
     learner = model.prompt_learner.requires_grad_(True)
     if anchors:
-        position = attach(learner, torch.randn(1, 64).mul(0.02), relaxation="identity")
-    forwards = accelerate(model)
-    for forward in forwards:
-        forward.in_use = fast
-        forward.position = position if anchors else None
+        attach(learner, torch.randn(1, 64).mul(0.02), relaxation="identity")
+    prompts = AnchoredEncoder(attachment_of(learner))
+    encoders = [module for module in model.modules() if is_text_encoder(module)]
+    forwards = [install(encoder, prompts=prompts, in_use=fast) for encoder in encoders]
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits = model(images)
