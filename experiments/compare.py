@@ -10,7 +10,7 @@ from anchoropt_plugin import UserError
 from .command import build_parser, parse, protocol_of, run_experiment
 from .experiment import Experiment
 from .files import CONFIGS
-from .plan import Method, host_method, zero_shot_method
+from .plan import Method, Settings, host_method, zero_shot_method
 from .published import published_settings
 
 PRESETS = CONFIGS / "presets" / "compare"
@@ -74,7 +74,8 @@ def methods_of(
     """
     methods = []
     for host in hosts:
-        own, settings = config, {}
+        own = config
+        settings: dict[str, Settings] = {}
         if published:
             of_host, settings = published_settings(host)
             own = config or of_host

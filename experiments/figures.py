@@ -91,13 +91,11 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
         table: the table of an ablation.
         factors: for each factor, its values in order and the method with each value.
     """
-    known = {
-        name: {value: table.rows[method] for value, method in of.items() if method in table.rows}
-        for name, of in factors.items()
-    }
     last = table.columns[-1]
+    cells_of = {method: row[last] for method, row in table.rows.items() if last in row}
     known = {
-        name: {v: row[last] for v, row in of.items() if last in row} for name, of in known.items()
+        name: {value: cells_of[method] for value, method in of.items() if method in cells_of}
+        for name, of in factors.items()
     }
     known = {name: of for name, of in known.items() if len(of) > 1}
     if not known:

@@ -108,12 +108,12 @@ def markdown(
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-_LATEX = {"±": r"$\pm$", "Δ": r"$\Delta$", "−": "$-$", "–": "--", "<": "$<$"}
+_LATEX = str.maketrans({"±": r"$\pm$", "Δ": r"$\Delta$", "−": "$-$", "–": "--", "<": "$<$"})
 
 
 def _latex_signs(text: str) -> str:
     """Replace the signs that pandas does not escape."""
-    return text.translate(str.maketrans(_LATEX))
+    return text.translate(_LATEX)
 
 
 def latex_table(table: Table) -> str:

@@ -216,13 +216,12 @@ class _Planner:
     ) -> Iterator[Run]:
         for dataset in part.datasets or [group]:
             flags = ["--eval-only"]
+            model = trained.folder if trained is not None else None
             if trained is not None:
                 flags += ["--model-dir", str(trained.folder)]
                 if trained.settings["TEST.FINAL_MODEL"] == "last_step":
                     flags += ["--load-epoch", str(trained.settings["OPTIM.MAX_EPOCH"])]
-            yield self._run(
-                part, method, group, shots, seed, dataset, True, flags, trained and trained.folder
-            )
+            yield self._run(part, method, group, shots, seed, dataset, True, flags, model)
 
     def _run(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, harmonic_mean
 from typing import Any
@@ -11,7 +11,10 @@ from anchoropt_plugin import UserError
 
 from .files import CONFIGS, find, made_of, read_as
 
-MEANS = {"arithmetic": fmean, "harmonic": harmonic_mean}
+MEANS: dict[str, Callable[[Sequence[float]], float]] = {
+    "arithmetic": fmean,
+    "harmonic": harmonic_mean,
+}
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def published_settings(host: str) -> tuple[str, dict[str, Settings]]:
     if host in (ANCHORS, "numbers"):
         raise UserError(f"unknown host with published settings {host!r}")
     of_host, of_anchors = read_yaml(path), read_yaml(FOLDER / f"{ANCHORS}.yaml")
-    settings = {
+    settings: dict[str, Settings] = {
         dataset: {**_row(of_anchors, dataset), **_row(of_host, dataset)}
         for dataset in of_host["datasets"]
     }
@@ -64,7 +64,7 @@ def published_numbers(method: str, **place: str | int) -> dict[str, Number]:
     >>> published_numbers("averaging=anchors", **place)["new"].value
     62.56
     """
-    found = {}
+    found: dict[str, Number] = {}
     for table in _numbers():
         names = table["datasets"]
         of = " ".join(sorted(names)) if isinstance(names, list) else names
