@@ -87,6 +87,13 @@ def _is_transformer(encoder: nn.Module) -> bool:
     return all(hasattr(encoder, part) for part in parts)
 
 
+def image_tokens(visual: Any, images: Tensor) -> Tensor:
+    """Return the class token and the patches, (B, 1 + P, v), that CLIP's image transformer gets."""
+    x = visual.conv1(images).flatten(2).permute(0, 2, 1)
+    start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    return torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
+
+
 def plain_features(visual: Any, images: Tensor) -> Tensor:
     """Return features (B, e) of images (B, 3, R, R) by CLIP's image transformer alone.
 
@@ -96,10 +103,7 @@ def plain_features(visual: Any, images: Tensor) -> Tensor:
     True
     """
     with frozen_products(images.device):
-        x = visual.conv1(images).flatten(2).permute(0, 2, 1)
-        start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
-        x = visual.ln_pre(x).permute(1, 0, 2)
+        x = visual.ln_pre(image_tokens(visual, images)).permute(1, 0, 2)
         for block in visual.transformer.resblocks:
             x = x + block.attention(block.ln_1(x))
             x = x + block.mlp(block.ln_2(x))

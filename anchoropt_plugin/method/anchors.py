@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..encoders.class_names import as_words
 from ..encoders.clip_models import tokenize
 from ..encoders.text_tower import TextTower, common_prefix
 from ..errors import UserError
@@ -82,7 +83,7 @@ class AnchorPrompts:
     def __init__(self, tower: TextTower, class_names: Sequence[str], length: int) -> None:
         self.tower = tower
         placeholder = " ".join(["X"] * length)
-        names = [name.replace("_", " ") for name in class_names]
+        names = [as_words(name) for name in class_names]
         tokens = tokenize([f"{placeholder} of {name}." for name in names])
         self.eot = tokens.argmax(-1).tolist()
         self.n_shared = common_prefix(tokens)
@@ -228,7 +229,7 @@ class AnchorTokens:
         >>> AnchorTokens.of_words(TextTower(load_clip("tiny")), "photo", 1).values.shape
         torch.Size([1, 128])
         """
-        tokens = tokenize([words.replace("_", " ")])
+        tokens = tokenize([as_words(words)])
         found = int(tokens.argmax()) - 1
         if found != length:
             raise UserError(f"{words!r} is {found} tokens: give the length {found}, not {length}")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..encoders.class_names import as_words
 from ..errors import UserError
 
 TEMPLATES = (
@@ -29,7 +30,7 @@ def plain(name: str) -> str:
     >>> plain("Golden_Retriever")
     'golden retriever'
     """
-    return " ".join(name.replace("_", " ").lower().split())
+    return " ".join(as_words(name).lower().split())
 
 
 def from_templates(class_names: Sequence[str], limit: int) -> list[list[str]]:
@@ -38,7 +39,7 @@ def from_templates(class_names: Sequence[str], limit: int) -> list[list[str]]:
     >>> from_templates(["red_panda"], limit=2)
     [['a photo of a red panda.', 'a picture of a red panda.']]
     """
-    names = [name.replace("_", " ") for name in class_names]
+    names = [as_words(name) for name in class_names]
     return [[template.format(name) for template in TEMPLATES[:limit]] for name in names]
 
 

@@ -248,7 +248,7 @@ def attach(
     ``anchoropt``, and so is trained, moved and saved with the learner.
 
     Args:
-        learner: a prompt learner as described at the top of this module.
+        learner: a prompt learner with the tensors that its ``PromptHook`` needs.
         anchors: anchor tokens (K, d).
         pooling: "eot", or "unshifted": ``tokenized_prompts`` stays as it is, so that features are
             read K tokens before EOT, as in the released code.

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from .settings import AnchorOPTConfig
 from .two_stages import SUFFIX, TwoStages
 
 Trainer = TypeVar("Trainer", bound=type)
+
+
+@overload
+def anchoropt(
+    trainer: Trainer,
+    *,
+    name: str | None = ...,
+    learner: str = ...,
+    node: str = ...,
+    **settings: Any,
+) -> Trainer: ...
+
+
+@overload
+def anchoropt(
+    trainer: None = None,
+    *,
+    name: str | None = ...,
+    learner: str = ...,
+    node: str = ...,
+    **settings: Any,
+) -> Callable[[Trainer], Trainer]: ...
 
 
 def anchoropt(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.record import write_record
+from ..dassl_compat.finite_checks import check_weights, checked_step, finite
 from ..errors import UserError
 from ..files.run_events import append_event
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
@@ -18,7 +19,6 @@ from ..method.objective import PromptLoss, to_float32
 from ..method.position import AnchorPositionModule
 from ..process import distributed
 from ..process.data_parallel import refuse_data_parallel, without_data_parallel
-from ..process.finite_checks import check_weights, checked_step, finite
 from ..process.folder_lock import locked_folder
 from . import run_record
 from .host_parts import HostParts

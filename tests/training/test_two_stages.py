@@ -303,7 +303,7 @@ def test_a_checkpoint_without_the_learner_s_parameters_is_refused(root, tmp_path
     for state in ({}, {"prompt_learner.ctx": torch.zeros(4, 128)}):
         torch.save({"state_dict": state, "epoch": 3}, folder / "model.pth.tar-3")
         assert train.main(command(root, tmp_path / "out", "CoOp", flags=flags)) == 2
-        assert "ctx is here alone" in capsys.readouterr().err
+        assert "only the model has ctx" in capsys.readouterr().err
     torch.save(
         {"state_dict": {"module.ctx": torch.ones(4, 128)}, "epoch": 3}, folder / "model.pth.tar-3"
     )
@@ -385,7 +385,7 @@ def test_stage_one_with_images(root, tmp_path):
         (["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "nowhere.pth"], "nowhere.pth"),
         (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "use the class token position 'end'"),
         (["TRAINER.COOP.N_CTX", "74"], "77"),
-        (["TRAINER.COOP.N_CTX", "0"], "at least one token"),
+        (["TRAINER.COOP.N_CTX", "0"], "give 1 or more soft tokens"),
         (["INPUT.SIZE", "(224,224)"], "set INPUT.SIZE (32,32)"),
         (["TRAINER.COOP.PREC", "fp8"], "one of fp16, fp32, amp"),
     ],

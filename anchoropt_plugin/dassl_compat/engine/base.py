@@ -51,7 +51,7 @@ class TrainerBase:
         """Register a model that is saved, with its optimiser and schedule if it is trained.
 
         Raises:
-            ValueError: Another model has this name.
+            ValueError: another model has this name.
         """
         if name in self._models:
             raise ValueError(f"another model is registered as {name!r}")
@@ -63,7 +63,7 @@ class TrainerBase:
         """Return ``names`` as a list; None gives the names of all models.
 
         Raises:
-            KeyError: No model has this name.
+            KeyError: no model has this name.
         """
         if names is None:
             return list(self._models)
@@ -84,11 +84,11 @@ class TrainerBase:
         """Write every model to ``{directory}/{name}/model.pth.tar-{epoch + 1}``.
 
         Args:
-            epoch: The last finished epoch, from 0.
-            directory: The output folder.
-            is_best: Also copy the file to ``model-best.pth.tar``.
-            val_result: The result on the validation set.
-            model_name: Another file name.
+            epoch: the last finished epoch, from 0.
+            directory: the output folder.
+            is_best: also copy the file to ``model-best.pth.tar``.
+            val_result: the result on the validation set.
+            model_name: another file name.
         """
         scaler = getattr(self, "scaler", None)  # some hosts have one, for amp
         for name in self.get_model_names():
@@ -144,11 +144,11 @@ class TrainerBase:
         """Load every model from ``{directory}/{name}``.
 
         Args:
-            directory: An output folder; with an empty name nothing is loaded.
-            epoch: The epoch to load; None loads ``model-best.pth.tar``.
+            directory: an output folder; with an empty name nothing is loaded.
+            epoch: the epoch to load; None loads ``model-best.pth.tar``.
 
         Raises:
-            UserError: The file is missing or belongs to another model.
+            UserError: the file is missing or belongs to another model.
         """
         if not directory:
             print("No model is loaded, because no folder is given")
@@ -177,7 +177,7 @@ class TrainerBase:
         """Set models to the mode ``"train"``, ``"test"`` or ``"eval"``; the last two are equal.
 
         Raises:
-            KeyError: The mode is unknown.
+            KeyError: the mode is unknown.
         """
         if mode not in ("train", "test", "eval"):
             raise KeyError(f"unknown mode {mode!r}: use 'train', 'test' or 'eval'")
@@ -195,7 +195,7 @@ class TrainerBase:
         """Check that a loss is finite.
 
         Raises:
-            FloatingPointError: The loss is infinite or NaN.
+            FloatingPointError: the loss is infinite or NaN.
         """
         if not torch.isfinite(loss).all():
             raise FloatingPointError("Loss is infinite or NaN!")
