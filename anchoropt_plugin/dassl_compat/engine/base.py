@@ -113,7 +113,7 @@ class TrainerBase:
             The number of finished epochs; 0 if no checkpoint was found.
 
         Raises:
-            UserError: A checkpoint cannot be read, or the models have different epochs.
+            UserError: a checkpoint cannot be read, or the models have different epochs.
         """
         folders = {name: Path(directory, name) for name in self.get_model_names()}
         if not all((folder / "checkpoint").exists() for folder in folders.values()):
