@@ -17,7 +17,7 @@ from .encoders.accelerate import accelerate, fast_text, restore
 from .encoders.clip_models import load_clip, tokenize
 from .encoders.text_tower import TextTower
 from .errors import UserError
-from .method.anchors import AnchorTokens
+from .method.anchors import AnchorTokens, StageOne
 from .method.position import AnchorPositionModule
 from .prompts.hooks import PromptHook, attach, attached, detach, register_hook
 from .training.decorators import anchoropt
@@ -30,6 +30,7 @@ __all__ = [
     "AnchorTokens",
     "Predictor",
     "PromptHook",
+    "StageOne",
     "TextTower",
     "UserError",
     "accelerate",

@@ -42,7 +42,7 @@ FEATURES = {
             *("train.py", "--root", "data", "--trainer", "ZeroshotCLIP"),
             *("--config-file", TINY, "--dataset-config-file", DIGITS),
         ],
-        "the Digits data set needs scikit-learn: pip install scikit-learn",
+        "the Digits data set needs scikit-learn: pip install -e '.[data]'",
     ),
 }
 """By optional package: a command that needs the package, and the error without the package."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..dassl_compat.finite_checks import training_errors
 from ..errors import UserError
 from ..process import distributed
 from ..process.folder_lock import locked_folder
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         _lock_output_folder(),
     ):
         try:
-            runpy.run_path(str(script), run_name="__main__")
+            with training_errors():
+                runpy.run_path(str(script), run_name="__main__")
             distributed.stop()
         except (UserError, BrokenPipeError):
             raise
