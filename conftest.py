@@ -1,4 +1,4 @@
-"""For tests and doctests: one thread a process, a cache of its own, nothing left in the logger."""
+"""Set up tests and doctests: one thread, a temporary anchor cache, a clean logger."""
 
 from __future__ import annotations
 

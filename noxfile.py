@@ -1,8 +1,8 @@
 """The tests on several versions of Python and torch: `make matrix`, or `nox --session lint`.
 
-What this machine has no interpreter for is skipped, and named so at the end. With the source of
-Dassl in a folder, `DASSL=<folder> make matrix` runs the tests that need it, too. `SELECTION="tests
-anchoropt_plugin datasets docs" make matrix` runs everything.
+A Python that this machine lacks is skipped, and nox says so at the end. If a folder has the source
+of Dassl, `DASSL=<folder> make matrix` also runs the tests that need Dassl.
+`SELECTION="tests anchoropt_plugin datasets docs" make matrix` runs everything.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ nox.options.error_on_missing_interpreters = False
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 TORCH = {"2.4": ["torch==2.4.*", "torchvision==0.19.*"], "newest": []}
-"""What is installed besides the package, whose own range takes the newest."""
+"""Packages installed besides the package itself; its own version range allows the newest torch."""
 SELECTION = (
     "anchoropt_plugin tests/config tests/dassl_compat tests/encoders tests/method tests/prompts "
     "tests/process tests/files/test_checkpoints.py tests/trainers/test_cocoop_and_maple.py "
     "tests/training/test_loading.py tests/training/test_two_stages.py tests/test_environment.py "
     "tests/test_train_cli.py tests/test_train_process.py"
 )
-"""What depends on Python and torch; the rest depends on them through it."""
+"""The tests that depend on Python and torch directly."""
 
 
 @nox.session(python=PYTHONS)
@@ -31,17 +31,17 @@ SELECTION = (
 def tests(session: nox.Session, torch: str) -> None:
     """Run the tests on a version of torch."""
     if torch == "2.4" and session.python == "3.13":
-        session.skip("torch 2.4 is not made for Python 3.13")
-    session.install("-e", ".[report,slurm,describe,dev]", *TORCH[torch])
+        session.skip("torch 2.4 does not support Python 3.13")
+    session.install("-e", ".[data,report,slurm,describe,docs,dev]", *TORCH[torch])
     if os.environ.get("DASSL"):
-        session.install("gdown", "tabulate")  # which it imports
+        session.install("gdown", "tabulate")  # Dassl imports both
     selection = os.environ.get("SELECTION", SELECTION).split()
     session.run("pytest", "-q", "-n", "2", *selection, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check syntax and types for each Python, which needs none of their interpreters."""
+    """Check syntax and types for each Python; no interpreter of that version is needed."""
     session.install("ruff", "mypy", "-e", ".")
     for version in PYTHONS:
         target = f"py{version.replace('.', '')}"

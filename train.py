@@ -1,17 +1,19 @@
-r"""Train and test a prompt learner: the command line of CoOp, with AnchorOPT plugged in.
+r"""Train and test a prompt learner, with or without AnchorOPT. Flags are those of CoOp's train.py.
 
     python train.py --root data --trainer CoOp_AnchorOPT --seed 1 \
         --dataset-config-file configs/datasets/digits.yaml \
         --config-file configs/trainers/CoOp/tiny.yaml \
         --output-dir output/digits DATASET.NUM_SHOTS 16
 
-The configuration is built in this order, later values winning: defaults, data set file, method
-file, flags, KEY VALUE pairs.
+The configuration is merged in this order, later values win: defaults, data set yaml, method yaml,
+flags, KEY VALUE pairs. To resume an interrupted run, run the same command again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import operator
 import os
 import signal
 import sys
@@ -22,7 +24,7 @@ from typing import NoReturn
 if __name__ == "__main__":
 
     def _stop(number: int, _: object) -> NoReturn:
-        """Answer ctrl-C while the imports below run: they take seconds, and catch exceptions."""
+        """End the process at ctrl-C during the imports, which take seconds and catch exceptions."""
         print("interrupted", file=sys.stderr)
         os._exit(128 + number)
 
@@ -31,13 +33,13 @@ if __name__ == "__main__":
 
 from yacs.config import CfgNode
 
-import anchoropt_plugin  # first: it makes `import dassl` work
 import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
-from anchoropt_plugin import UserError
+from anchoropt_plugin import UserError  # before dassl: it makes `import dassl` work
 from anchoropt_plugin.config.check import check_values
 from anchoropt_plugin.config.merge import merge_file, merge_list
 from anchoropt_plugin.config.record import check_same_run, write_record
+from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (
     check_availability,
     collect_env_info,
@@ -47,39 +49,13 @@ from anchoropt_plugin.dassl_compat.utils import (
 from anchoropt_plugin.process import distributed
 from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.process.randomness import set_random_seed
-from anchoropt_plugin.training.two_stages import TwoStages
+from anchoropt_plugin.training.checks import check_anchoropt
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from trainers.host import PromptTrainer
+from trainers.config import extend_cfg
 
-_HOSTS = {
-    "COOP": {
-        "N_CTX": 16,
-        "CSC": False,
-        "CTX_INIT": "",
-        "PREC": "fp16",  # fp16, fp32 or amp
-        "CLASS_TOKEN_POSITION": "end",  # end, middle or front
-    },
-    "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
-    "MAPLE": {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9},
-    # DePT has its context under COOP.
-    "LINEAR_PROBE": {"TYPE": "linear", "WEIGHT": 0.7, "TEST_TIME_FUSION": True},
-    "FILM": {"LINEAR_PROBE": True},
-    "ATPROMPT": {
-        "USE_ATPROMPT": False,
-        "N_ATT1": 4,
-        "N_ATT2": 4,
-        "N_ATT3": 4,
-        "ATT_NUM": 0,
-        "ATT1_TEXT": "none",
-        "ATT2_TEXT": "none",
-        "ATT3_TEXT": "none",
-    },
-}
-
-# Which config key a flag sets.
-_FLAGS = {
+_KEYS = {
     "root": "DATASET.ROOT",
     "output_dir": "OUTPUT_DIR",
     "resume": "RESUME",
@@ -91,35 +67,51 @@ _FLAGS = {
     "backbone": "MODEL.BACKBONE.NAME",
     "head": "MODEL.HEAD.NAME",
 }
+"""The config key of each flag."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="train.py [FLAGS] [KEY VALUE ...]",
     )
-    add = parser.add_argument
-    add("--root", help="folder of the data sets (of the pictures, for ImageFolder)")
-    add("--output-dir", help="folder for log.txt, checkpoints and scalars (default: ./output)")
-    add("--resume", help="output folder of the run to go on with (default: --output-dir)")
-    add("--seed", type=int, help="0 or more fixes all random numbers (default: -1, not fixed)")
-    add("--source-domains", nargs="+", metavar="NAME", help="domains for training")
-    add("--target-domains", nargs="+", metavar="NAME", help="domains for test")
-    add("--transforms", nargs="+", metavar="NAME", help="replaces INPUT.TRANSFORMS")
-    add("--config-file", metavar="FILE", help="yaml of the method, in configs/trainers")
-    add("--dataset-config-file", metavar="FILE", help="yaml of the data set, in configs/datasets")
-    add("--trainer", help=f"one of {', '.join(sorted(TRAINER_REGISTRY.registered_names()))}")
-    add("--backbone", help="replaces MODEL.BACKBONE.NAME")
-    add("--head", help="replaces MODEL.HEAD.NAME")
-    add("--eval-only", action="store_true", help="test a model that was trained before")
-    add("--model-dir", default="", help="with --eval-only: the output folder of its run")
-    add(
+    run = parser.add_argument_group("the run").add_argument
+    names = ", ".join(sorted(TRAINER_REGISTRY.registered_names()))
+    run("--trainer", metavar="NAME", help=f"one of {names}")
+    run("--root", metavar="FOLDER", help="folder of the data sets; for ImageFolder, of the images")
+    run("--dataset-config-file", metavar="FILE", help="yaml of the data set, see configs/datasets")
+    run("--config-file", metavar="FILE", help="yaml of the method, see configs/trainers")
+    run(
+        "--output-dir",
+        metavar="FOLDER",
+        help="folder for log.txt, checkpoints and scalars (default: ./output)",
+    )
+    run("--seed", type=int, help="0 or more fixes all random numbers (default: -1, not fixed)")
+    run(
+        "--resume",
+        metavar="FOLDER",
+        help="output folder of the run to resume (default: --output-dir)",
+    )
+    run("--no-train", action="store_true", help="build the trainer, then stop")
+    test = parser.add_argument_group("test of a trained model").add_argument
+    test("--eval-only", action="store_true", help="test, do not train")
+    test("--model-dir", metavar="FOLDER", default="", help="output folder of the trained model")
+    test(
         "--load-epoch",
+        metavar="EPOCH",
         type=int,
-        help="with --eval-only: of which epoch (default: the best; -1: the last)",
+        help="epoch of the checkpoint; -1 for the last (default: the best)",
     )
-    add("--no-train", action="store_true", help="build everything, and stop")
-    add(
+    other = parser.add_argument_group("short names of config keys").add_argument
+    other("--backbone", metavar="NAME", help="sets MODEL.BACKBONE.NAME")
+    other("--head", metavar="NAME", help="sets MODEL.HEAD.NAME")
+    other("--transforms", nargs="+", metavar="NAME", help="sets INPUT.TRANSFORMS")
+    other("--source-domains", nargs="+", metavar="NAME", help="sets DATASET.SOURCE_DOMAINS")
+    other("--target-domains", nargs="+", metavar="NAME", help="sets DATASET.TARGET_DOMAINS")
+    parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
@@ -128,21 +120,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def extend_cfg(cfg: CfgNode) -> None:
-    """Add the keys of the hosts and of AnchorOPT to Dassl's."""
-    for name, defaults in _HOSTS.items():
-        cfg.TRAINER[name] = CfgNode(defaults)
-    cfg.OPTIM.LR_EXP = 6.5  # with STAGED_LR: the learning rate of DePT's NEW_LAYERS is LR * LR_EXP
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
-    cfg.DATASET.TEMPLATE = "a photo of a {}."  # the prompt of ZeroshotCLIP
-    anchoropt_plugin.extend_cfg(cfg)
-
-
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
-    """Return the frozen configuration that the command line asks for.
+    """Return the frozen configuration of a command line.
 
     Raises:
-        UserError: Something in it is unknown, missing or of the wrong type.
+        UserError: an unknown key, an unreadable file, or a value of the wrong type.
     """
     late = [word for word in args.opts if word.startswith("--")]
     if late:
@@ -152,64 +134,50 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_file(cfg, path)
-    for flag, key in _FLAGS.items():
+    for flag, key in _KEYS.items():
         value = getattr(args, flag)
         if value is not None:
-            section, _, name = key.rpartition(".")
-            node = cfg
-            for part in filter(None, section.split(".")):
-                node = node[part]
-            node[name] = value
+            *sections, name = key.split(".")
+            functools.reduce(operator.getitem, sections, cfg)[name] = value
     merge_list(cfg, args.opts)
     settings = cfg.TRAINER.ANCHOROPT
     beside = Path(__file__).resolve().parent / settings.DESCRIPTIONS
     if settings.DESCRIPTIONS and not Path(settings.DESCRIPTIONS).exists() and beside.exists():
-        # The data sets' yaml files name those of this repository, wherever it is run from.
+        # The yaml files of data sets name files of this repository, for any working directory.
         settings.DESCRIPTIONS = str(beside)
     cfg.freeze()
     return cfg
 
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Check what can be checked before anything is written.
+    """Check the command line and the configuration, before anything is written.
 
     Raises:
-        UserError: A value cannot be, a name is unknown, a folder missing or another run's.
+        UserError: an invalid value, an unknown name, a missing folder, or the output folder of
+            another run.
     """
     training = not (args.eval_only or args.no_train)
     check_values(cfg, training)
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "--trainer")
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
-    name = cfg.TRAINER.NAME
-    trainer = TRAINER_REGISTRY.get(name)
-    if cfg.DATALOADER.K_TRANSFORMS > 1 and issubclass(trainer, PromptTrainer):
-        raise UserError(f"DATALOADER.K_TRANSFORMS must be 1: {name} takes one view of a picture")
-    if cfg.TRAINER.ANCHOROPT.USE_ANCHOROPT and not issubclass(trainer, TwoStages):
-        raise UserError(
-            f"TRAINER.ANCHOROPT.USE_ANCHOROPT is set, but --trainer {name} runs without AnchorOPT: "
-            f"give --trainer {name}_AnchorOPT"
-        )
+    check_anchoropt(cfg, TRAINER_REGISTRY.get(cfg.TRAINER.NAME), training)
     if not cfg.DATASET.ROOT:
-        raise UserError("--root is not given: the folder of the data sets")
+        raise UserError("--root is not given: give the folder of the data sets")
     data_set = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     folders = {"--resume": cfg.RESUME, "--model-dir": args.model_dir}
     if not getattr(data_set, "written_on_first_use", False):
         folders["--root"] = cfg.DATASET.ROOT
     for flag, folder in folders.items():
         if folder and not Path(folder).expanduser().is_dir():
-            what = "that of the data sets" if flag == "--root" else "the output folder of a run"
-            raise UserError(f"{flag} {folder} is not a folder: give {what}")
-    reads = training and issubclass(trainer, TwoStages)  # what plain hosts are given they let be
-    descriptions = cfg.TRAINER.ANCHOROPT.DESCRIPTIONS if reads else ""
-    if descriptions and not Path(descriptions).expanduser().is_file():
-        raise UserError(f"TRAINER.ANCHOROPT.DESCRIPTIONS {descriptions} is not a file")
+            what = "folder of the data sets" if flag == "--root" else "output folder of a run"
+            raise UserError(f"{flag} {folder} is not a folder: give the {what}")
     if training:
         for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):
             check_same_run(cfg, folder)
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Build the trainer, then train, test, or neither, as the flags say."""
+    """Build the trainer; then train it, test it or stop, as the flags say."""
     setup_logger(str(Path(cfg.OUTPUT_DIR, "log.txt")))
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
@@ -241,24 +209,25 @@ def _print_box(title: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: see ``status_of``."""
+    """Run the command line, and return the exit status of ``status_of``."""
 
     def command() -> None:
         args = build_parser().parse_args(argv)
         cfg = setup_cfg(args)
         check(cfg, args)
-        run(cfg, args)
-        distributed.stop()
+        with training_errors():
+            run(cfg, args)
+            distributed.stop()
 
     return status_of(
         command,
-        room="make room there, or give another --output-dir",
-        interrupted="interrupted; the same command goes on from the last checkpoint that "
-        "TRAIN.CHECKPOINT_FREQ has saved, or from the start",
+        room="free some space, or give another --output-dir",
+        interrupted="interrupted; the same command resumes from the last checkpoint (see "
+        "TRAIN.CHECKPOINT_FREQ), or starts again if there is none",
     )
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command has one of its own
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # status_of has its own handler
     sys.exit(main())

@@ -1,8 +1,8 @@
-"""AnchorOPT as a plug-in for prompt learners on CLIP: learned anchor tokens and their positions.
+"""AnchorOPT, a plug-in for CLIP prompt learners: learned anchor tokens and a position matrix.
 
-Importing this package makes ``import dassl`` work: where Dassl is not installed, the package's own
-runtime answers; where it is, Dassl itself does, with what is broken on today's torch repaired. Its
-default configuration gets the keys of ``TRAINER.ANCHOROPT``.
+Importing this package makes ``import dassl`` work. If Dassl is installed, it is used, and what
+today's torch breaks in it is repaired; otherwise the package's own runtime answers. Dassl's default
+configuration gets the keys of ``TRAINER.ANCHOROPT``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import importlib
 
 from .dassl_compat import install as _install_runtime
 
-_install_runtime()  # first: a repository's own clip, which is found from here, may import dassl
+_install_runtime()  # first: a repository's own clip, imported below, may import dassl
 
 from .encoders.accelerate import accelerate, fast_text, restore
+from .encoders.clip_models import load_clip, tokenize
+from .encoders.text_tower import TextTower
 from .errors import UserError
-from .method.anchors import AnchorTokens
+from .method.anchors import AnchorTokens, StageOne
 from .method.position import AnchorPositionModule
-from .prompts.hooks import PromptHook, attach, detach, register_hook
+from .prompts.hooks import PromptHook, attach, attached, detach, register_hook
 from .training.decorators import anchoropt
 from .training.predictor import Predictor, load_predictor
 from .training.settings import extend_cfg
@@ -28,16 +30,21 @@ __all__ = [
     "AnchorTokens",
     "Predictor",
     "PromptHook",
+    "StageOne",
+    "TextTower",
     "UserError",
     "accelerate",
     "anchoropt",
     "attach",
+    "attached",
     "detach",
     "extend_cfg",
     "fast_text",
+    "load_clip",
     "load_predictor",
     "register_hook",
     "restore",
+    "tokenize",
 ]
 __version__ = VERSION
 

@@ -11,9 +11,9 @@ from .process.command_line import Parser, status_of
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, with one sub-command a module of ``commands``."""
+    """Return the command-line parser, with one sub-command for each module of ``commands``."""
     parser = Parser(
-        prog="python -m anchoropt_plugin", description="AnchorOPT for any CLIP prompt learner."
+        prog="python -m anchoropt_plugin", description="AnchorOPT for CLIP prompt learners."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in all_commands().items():

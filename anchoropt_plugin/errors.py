@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and the nearest name to what was typed."""
+"""``UserError``, the error that the user can fix, and the nearest name to a misspelt one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can put right: one line saying what is wrong, where, and what to do.
+    """An error that the user can fix: one line saying what is wrong, where, and what to do.
 
-    Commands print it as it stands and exit with status 2; a library user catches it like any
+    Commands print the message and exit with status 2. Library users catch this class like any
     other exception.
 
     >>> UserError("names of files\\nmay have line breaks")
@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return a hint at the candidate that looks most like ``name``, or an empty string.
+    """Return a hint at the candidate most similar to ``name``, or an empty string.
 
     >>> nearest("ViT-B16", ["RN50", "ViT-B/16"])
     " (did you mean 'ViT-B/16'?)"

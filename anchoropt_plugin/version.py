@@ -1,3 +1,3 @@
-"""The package's version, alone, so that building the package imports nothing else."""
+"""The package's version, in a module of its own: the build reads it without other imports."""
 
 VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""Data sets; importing this registers them with Dassl's registry, or the runtime's."""
+"""Data sets; importing this package registers them in ``DATASET_REGISTRY``."""
 
 import anchoropt_plugin  # noqa: F401  (makes `import dassl` work)
 

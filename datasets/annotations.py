@@ -1,8 +1,8 @@
-"""Readers of the annotations that the public data sets come with, one for each format.
+"""Readers of the public data sets' annotations, one for each format.
 
-Each takes the data set's folder, its image folder and the random numbers to divide with, and
-returns the split that public CoOp makes of them. Pictures in a folder come in the order of their
-names; in public code it is the file system's, which differs between machines.
+Each reader takes the data set's folder, its image folder and a random number generator, and returns
+the split that public CoOp makes. The images of a folder are sorted by name; in public code they
+have the file system's order, which differs between machines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.io import loadmat
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files.readers import read_json, read_text
 
-from .class_folders import class_folders, pictures
+from .class_folders import class_folders, image_names
 from .divisions import divide, hold_out
 from .splits import Item, Split
 
@@ -31,40 +31,40 @@ def read_class_folders(
     ignored: tuple[str, ...] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> Split:
-    """``<class>/*``, labels in the order of the folders' names: Caltech101, DTD, EuroSAT, Food101.
+    """Read ``<class>/*``, labels in the order of folder names: Caltech101, DTD, EuroSAT, Food101.
 
     Args:
-        ignored: Folders that are no classes.
-        renamed: Class names of folders, where they are not the folder's.
+        ignored: the folders that are not classes.
+        renamed: class names by folder, for those that differ from the folder's name.
     """
     folders = [folder for folder in class_folders(image_dir) if folder.name not in ignored]
     items = [
         Item(f"{folder.name}/{name}", label, (renamed or {}).get(folder.name, folder.name))
         for label, folder in enumerate(folders)
-        for name in pictures(folder)
+        for name in image_names(folder)
     ]
     return divide(items, rng)
 
 
 def read_pets(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
-    """Lines ``Breed_name_12 label species breed``, labels from 1; breeds become lower-case."""
+    """Read lines ``Breed_name_12 label species breed``, labels from 1; lower-case class names."""
 
     def read(name: str) -> list[Item]:
         items = []
         for where, line in _lines(dataset_dir / "annotations" / name):
             match line.split(" "):
-                case [picture, label, _, _] if label.isdecimal():
-                    breed = picture.rpartition("_")[0].lower()
-                    items.append(Item(f"{picture}.jpg", int(label) - 1, breed))
+                case [image, label, _, _] if label.isdecimal():
+                    breed = image.rpartition("_")[0].lower()
+                    items.append(Item(f"{image}.jpg", int(label) - 1, breed))
                 case _:
-                    raise _unlike(where, line, "picture label species breed")
+                    raise _unlike(where, line, "image label species breed")
         return items
 
     return hold_out(read("trainval.txt"), read("test.txt"), rng)
 
 
 def read_cars(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
-    """Matlab files: ``annotations`` with ``fname`` and ``class`` from 1, and ``class_names``."""
+    """Read Matlab files: ``annotations`` (``fname``, ``class`` from 1) and ``class_names``."""
     meta = dataset_dir / "devkit" / "cars_meta.mat"
     names = []
     for name in _variable(meta, "class_names"):
@@ -74,7 +74,9 @@ def read_cars(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
     def read(folder: str, path: Path) -> list[Item]:
         rows = _variable(path, "annotations")
         if not {"fname", "class"} <= set(rows.dtype.names or ()):
-            raise UserError(f"{path}: its annotations have no fname and class; get it anew")
+            raise UserError(
+                f"{path}: the annotations have no fname and class; download the file again"
+            )
         labels = _labels(rows["class"], path)
         if not all(0 <= label < len(names) for label in labels):
             raise UserError(f"{path} has classes beyond the {len(names)} of {meta}")
@@ -89,7 +91,7 @@ def read_cars(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
 
 
 def read_flowers(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
-    """A Matlab row ``labels`` from 1 for ``image_00001.jpg`` on, and a json of names by label."""
+    """Read a Matlab row ``labels`` from 1 for ``image_00001.jpg`` …, and a json of class names."""
     path = dataset_dir / "cat_to_name.json"
     names = read_json(path)
     if not isinstance(names, dict):
@@ -103,22 +105,22 @@ def read_flowers(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
 
 
 def read_aircraft(dataset_dir: Path, _: Path, __: random.Random) -> Split:
-    """Lines ``picture variant`` for each part; labels are the lines of ``variants.txt``."""
+    """Read lines ``image variant`` of each part; labels are line numbers of ``variants.txt``."""
     variants = dataset_dir / "variants.txt"
     labels = {line: label for label, (_, line) in enumerate(_lines(variants))}
 
     def read(part: str) -> list[Item]:
         items = []
         for where, line in _lines(dataset_dir / f"images_variant_{part}.txt"):
-            picture, _, variant = line.partition(" ")
-            items.append(Item(f"{picture}.jpg", _known(labels, variant, where, variants), variant))
+            image, _, variant = line.partition(" ")
+            items.append(Item(f"{image}.jpg", _known(labels, variant, where, variants), variant))
         return items
 
     return Split(read("train"), read("val"), read("test"))
 
 
 def read_sun(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
-    """Lines ``/a/airfield/indoor/picture.jpg``, whose class is named "indoor airfield"."""
+    """Read lines ``/a/airfield/indoor/image.jpg`` of the class "indoor airfield"."""
     classes = dataset_dir / "ClassName.txt"
     labels = {line[1:]: label for label, (_, line) in enumerate(_lines(classes))}
 
@@ -134,7 +136,7 @@ def read_sun(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
 
 
 def read_ucf(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
-    """Lines ``ApplyLipstick/video.avi``, whose frame is in ``Apply_Lipstick/video.jpg``."""
+    """Read lines ``ApplyLipstick/video.avi`` of the frame ``Apply_Lipstick/video.jpg``."""
     lists = dataset_dir / "ucfTrainTestlist"
     labels = {}
     for where, line in _lines(lists / "classInd.txt"):
@@ -150,8 +152,8 @@ def read_ucf(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
                 case [action, video]:
                     label = _known(labels, action, where, lists / "classInd.txt")
                     classname = "_".join(re.findall("[A-Z][^A-Z]*", action))
-                    picture = PurePosixPath(video).with_suffix(".jpg")
-                    items.append(Item(f"{classname}/{picture}", label, classname))
+                    frame = PurePosixPath(video).with_suffix(".jpg")
+                    items.append(Item(f"{classname}/{frame}", label, classname))
                 case _:
                     raise _unlike(where, line, "action/video.avi")
         return items
@@ -160,7 +162,7 @@ def read_ucf(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not empty, each after the words that say where it is."""
+    """Yield the place ("file, line 3") and the text of each line that is not empty."""
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
         if line:
             yield f"{path}, line {number}", line
@@ -170,10 +172,10 @@ def _variable(path: Path, name: str) -> Any:
     try:
         variable = np.atleast_1d(loadmat(path, variable_names=[name], squeeze_me=True)[name])
     except KeyError:
-        raise UserError(f"{path} has no variable {name!r}; get the file anew") from None
-    except Exception as error:  # scipy answers a broken file with a dozen different exceptions
+        raise UserError(f"{path} has no variable {name!r}; download the file again") from None
+    except Exception as error:  # scipy raises a dozen different exceptions for broken files
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {reason}; get the file anew") from error
+        raise UserError(f"cannot read {path}: {reason}; download the file again") from error
     return variable
 
 
@@ -181,12 +183,12 @@ def _labels(values: Any, path: Path) -> list[int]:
     try:
         return [int(value) - 1 for value in values]
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: its labels are no numbers; get the file anew") from error
+        raise UserError(f"{path}: the labels are not numbers; download the file again") from error
 
 
 def _known(known: Mapping[str, Any], name: str, where: str, source: Path) -> Any:
     if name not in known:
-        raise UserError(f"{where}: there is no class {name!r} in {source}")
+        raise UserError(f"{where}: {source} has no class {name!r}")
     return known[name]
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures, one for each class, and the file that names them."""
+"""Folders of images, one for each class, and the file of their class names."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from pathlib import Path
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files.readers import read_text
 
-_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _NOT_CLASSES = {"split_fewshot"}
 
 
 def class_folders(parent: Path) -> list[Path]:
-    """Return the class folders in ``parent`` in the order of their names.
+    """Return the class folders in ``parent``, sorted by name.
 
     Raises:
-        UserError: There is none, or no such folder.
+        UserError: a missing folder, or one without class folders.
     """
     if not parent.is_dir():
-        raise UserError(f"the folder {parent} is missing; unpack the pictures there")
+        raise UserError(f"the folder {parent} is missing; unpack the images there")
     folders = sorted(
         entry
         for entry in parent.iterdir()
         if entry.is_dir() and entry.name not in _NOT_CLASSES and not entry.name.startswith(".")
     )
     if not folders:
-        raise UserError(f"{parent} has no class folders; put each class's pictures into its own")
+        raise UserError(f"{parent} has no class folders; make a folder of images for each class")
     return folders
 
 
-def pictures(folder: Path) -> list[str]:
-    """Return the names of the pictures in a class folder, sorted.
+def image_names(folder: Path) -> list[str]:
+    """Return the file names of the images in a class folder, sorted.
 
-    The order matters to every draw from them, and must not depend on the file system.
+    Random draws depend on the order, so the order must not depend on the file system.
 
     Raises:
-        UserError: There is none.
+        UserError: a folder without images.
     """
     found = sorted(
         name
         for name in os.listdir(folder)  # noqa: PTH208  (ImageNet: a million Paths take seconds)
-        if os.path.splitext(name)[1].lower() in _PICTURES and not name.startswith(".")  # noqa: PTH122
+        if os.path.splitext(name)[1].lower() in _SUFFIXES and not name.startswith(".")  # noqa: PTH122
     )
     if not found:
-        raise UserError(f"the class folder {folder} has no pictures; fill it or remove it")
+        raise UserError(f"the class folder {folder} has no images; add some, or remove the folder")
     return found
 
 
@@ -53,11 +53,12 @@ def read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
     """Return the class name of each folder, in the order of the lines ``folder class name``.
 
     Args:
-        path: The file.
-        folders: Folders that are there. Their names may have blanks; others end at the first.
+        path: the file.
+        folders: the existing folders, whose names may have blanks. The name of any other folder
+            ends at the line's first blank.
 
     Raises:
-        UserError: There is no such file, or a line without a class name.
+        UserError: a missing file, or a line without a class name.
     """
     known, names = set(folders), {}
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
@@ -69,5 +70,7 @@ def read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
             )
             names[folder] = line.removeprefix(folder).strip()
             if not names[folder]:
-                raise UserError(f"{path}, line {number}: no class name after {folder!r}")
+                raise UserError(
+                    f"{path}, line {number}: there is no class name after {folder!r}; add one"
+                )
     return names

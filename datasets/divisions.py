@@ -1,4 +1,4 @@
-"""How public code divides pictures where no split file does, draw for draw."""
+"""Division of images into a split, with the same random draws as public code."""
 
 from __future__ import annotations
 
@@ -7,29 +7,21 @@ from collections.abc import Iterable
 
 from anchoropt_plugin.errors import UserError
 
-from .splits import Item, Split
-
-
-def by_label(items: Iterable[Item]) -> list[list[Item]]:
-    """Return the pictures of each label, labels in the order in which they are first seen."""
-    groups: dict[int, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.label, []).append(item)
-    return list(groups.values())
+from .splits import Item, Split, by_label
 
 
 def divide(items: Iterable[Item], rng: random.Random) -> Split:
-    """Shuffle each class; half of it is for training, a fifth for validation, the rest for test.
+    """Divide each class at random: 50 % for training, 20 % for validation, the rest for test.
 
     Raises:
-        UserError: A class has too few pictures for that.
+        UserError: a class with too few images.
     """
     split = Split([], [], [])
     for group in by_label(items):
         n_train, n_val = round(len(group) * 0.5), round(len(group) * 0.2)
         if not (n_train and n_val and n_train + n_val < len(group)):
             raise UserError(
-                f"the class {group[0].classname!r} has {len(group)} pictures, too few to divide "
+                f"the class {group[0].classname!r} has {len(group)} images, too few to divide "
                 "them 50/20/30: unpack all of them, or get the split file"
             )
         rng.shuffle(group)
@@ -40,17 +32,17 @@ def divide(items: Iterable[Item], rng: random.Random) -> Split:
 
 
 def hold_out(items: Iterable[Item], test: list[Item], rng: random.Random) -> Split:
-    """Shuffle each class; a fifth of it is for validation, the rest for training.
+    """Divide each class at random: 20 % for validation, the rest for training.
 
     Raises:
-        UserError: A class has too few pictures for that.
+        UserError: a class with too few images.
     """
     split = Split([], [], test)
     for group in by_label(items):
         n_val = round(len(group) * 0.2)
         if not n_val:
             raise UserError(
-                f"the class {group[0].classname!r} has {len(group)} pictures for training, too "
+                f"the class {group[0].classname!r} has {len(group)} images for training, too "
                 "few to hold out a fifth: unpack all of them, or get the split file"
             )
         rng.shuffle(group)

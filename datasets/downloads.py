@@ -1,7 +1,7 @@
-"""Where the files of the public data sets are to be had, as public CoOp's DATASETS.md names it.
+"""Download links of the public data sets, from public CoOp's DATASETS.md.
 
-Links that users found dead are marked so, with the place where that is discussed and, where there
-is one, another source. None of them is tried here.
+A link that users reported as dead has a note with the discussion and, if known, another source. No
+link is tried here.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ _NO_CARS = (
     "https://github.com/pytorch/vision/issues/7545"
 )
 _NO_SUN = "dead since 2025, see CoOp issue #90 and https://github.com/pytorch/vision/issues/9348"
-_NO_NAMES = "copy it from imagenet/, or leave it there: it is found"
+_NO_NAMES = "the file in imagenet/ is found without a copy"
 
 
 @dataclass(frozen=True)
 class Download:
-    """Files or folders of a data set and their source.
+    """Files or folders of a data set, and their source.
 
     Attributes:
-        paths: What is there once it is unpacked, relative to the data set's folder.
-        url: Its source.
-        note: What else to know, such as that the link is dead.
+        paths: the unpacked files or folders, relative to the data set's folder.
+        url: the source.
+        note: a remark, such as that the link is dead.
     """
 
     paths: tuple[str, ...]
@@ -43,7 +43,7 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
         Download(
             ("images/val",),
             "https://image-net.org",
-            "needs an account; comes flat, sort it into a folder for each class",
+            "needs an account; sort the images into a folder for each class",
         ),
         Download(("classnames.txt",), _DRIVE + "1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"),
     ),
@@ -93,7 +93,7 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
                 "images_variant_test.txt",
             ),
             _VGG + "fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
-            "its folder data is to be fgvc_aircraft here",
+            "rename the archive's folder data to fgvc_aircraft",
         ),
     ),
     "SUN397": (
@@ -115,7 +115,7 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
         Download(
             ("2750",),
             "https://zenodo.org/record/7711810",
-            "the RGB pictures, class folders into 2750; the certificate of CoOp's link, "
+            "the RGB images, class folders into 2750; the certificate of CoOp's link, "
             "madm.dfki.de, has expired, see phelber/EuroSAT issue #10",
         ),
         _split("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
@@ -150,4 +150,4 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
         Download(("classnames.txt",), "imagenet/classnames.txt", _NO_NAMES),
     ),
 }
-"""By ``DATASET.NAME``."""
+"""The downloads of each ``DATASET.NAME``."""

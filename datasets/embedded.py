@@ -1,14 +1,14 @@
-"""The two data sets that need no download, written as plain image folders on first use.
+"""The two data sets that need no download, written as image folders on first use.
 
-Both have the layout of the public few-shot data sets, ``images/<class>/*.png`` beside one split
-file ``{"train": [[relative path, label, class name], …], "val": …, "test": …}``, so nothing that
-reads them has to know where they came from:
+Both have the layout of the public few-shot data sets: ``images/<class>/*.png`` beside one split
+file ``{"train": [[relative path, label, class name], …], "val": …, "test": …}``.
 
-* digits: the 1,797 real handwritten digits that scikit-learn brings along, 8 x 8 grey pixels.
+* digits: the 1,797 real handwritten digits of scikit-learn, 8 x 8 grey pixels.
 * shapes: drawings of 48 combinations of colour, fill and shape that the embedded tiny CLIP never
-  saw, under yellow light, turned, blurred, noisy and cluttered as none of its pictures were.
+  saw. Unlike its training images they are under yellow light, rotated, blurred, noisy and
+  cluttered.
 
-Writing is deterministic, and atomic: a folder appears complete or not at all.
+Writing is deterministic and atomic: a folder is complete or absent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,55 +33,62 @@ SHAPES_SPLIT = "split_zhou_Shapes.json"
 
 _SHAPES_PER_CLASS = {"train": 20, "val": 8, "test": 24}
 
-_Picture = tuple[str, int, str, np.ndarray]  # split, label, class name, uint8 pixels
+_Example = tuple[str, int, str, np.ndarray]  # part, label, class name, uint8 pixels
 
 
 def write_digits(folder: Path) -> None:
-    """Write the handwritten digits to ``folder``, unless they are there.
+    """Write the handwritten digits to ``folder``, unless they exist.
 
-    Classes are "zero" to "nine". Of each class the first 60 % in scikit-learn's order are the
-    training split, the next 10 % validation, the last 30 % test; as that order goes by writer,
-    most test writers are in no other split.
+    Classes are "zero" to "nine". In scikit-learn's order the first 60 % of each class are for
+    training, the next 10 % for validation and the last 30 % for test. scikit-learn orders digits by
+    writer, so most writers of the test part are in no other part.
 
     Args:
-        folder: ``<root>/digits``; gets ``images/`` and ``split_zhou_Digits.json``.
+        folder: the folder ``<root>/digits`` for ``images/`` and ``split_zhou_Digits.json``.
 
     Raises:
-        UserError: the folder exists and holds something else.
+        UserError: a missing scikit-learn, or a folder that exists with other content.
     """
     _write_once(folder, DIGITS_SPLIT, _digits)
 
 
 def write_shapes(folder: Path) -> None:
-    """Write the drawn shapes to ``folder``, unless they are there.
+    """Write the drawn shapes to ``folder``, unless they exist.
 
-    Classes are the 48 triples of ``datasets.synthetic.BENCHMARK``, in that order; for each there
-    are 20 pictures for training, 8 for validation and 24 for testing, 32 x 32 RGB pixels.
+    Classes are the 48 triples of ``datasets.synthetic.BENCHMARK``, in that order. Each class has 20
+    images for training, 8 for validation and 24 for test, of 32 x 32 RGB pixels.
 
     Args:
-        folder: ``<root>/shapes``; gets ``images/`` and ``split_zhou_Shapes.json``.
+        folder: the folder ``<root>/shapes`` for ``images/`` and ``split_zhou_Shapes.json``.
 
     Raises:
-        UserError: the folder exists and holds something else.
+        UserError: a folder that exists with other content.
     """
     _write_once(folder, SHAPES_SPLIT, _shapes)
 
 
-def _digits() -> Iterator[_Picture]:
-    from sklearn.datasets import load_digits  # slow to import, and needed once in a lifetime
+def _digits() -> Iterator[_Example]:
+    try:
+        from sklearn.datasets import load_digits  # here, as no other data set needs scikit-learn
+    except ImportError as error:
+        raise UserError(
+            "the Digits data set needs scikit-learn: pip install -e '.[data]'"
+        ) from error
+    return _digit_examples(load_digits())
 
-    bunch = load_digits()
+
+def _digit_examples(bunch: Any) -> Iterator[_Example]:
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     for label, name in enumerate(DIGITS):
         rows = np.flatnonzero(bunch.target == label)
         val, test = round(len(rows) * 0.6), round(len(rows) * 0.7)
         for position, row in enumerate(rows):
-            split = "train" if position < val else "val" if position < test else "test"
-            yield split, label, name, pixels[row]
+            part = "train" if position < val else "val" if position < test else "test"
+            yield part, label, name, pixels[row]
 
 
-def _shapes() -> Iterator[_Picture]:
-    for seed, (split, per_class) in enumerate(_SHAPES_PER_CLASS.items()):
+def _shapes() -> Iterator[_Example]:
+    for seed, (part, per_class) in enumerate(_SHAPES_PER_CLASS.items()):
         generator = torch.Generator().manual_seed(12345 + seed)
         scenes, labels = benchmark_scenes(generator, per_class, large=0.5)
         n = len(scenes)
@@ -90,15 +98,15 @@ def _shapes() -> Iterator[_Picture]:
         images = camera.blur(images * light[:, :, None, None], uniform(generator, n, 0.336, 1.12))
         images = camera.add_noise(generator, images, torch.full((n,), 0.06))
         pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        for label, picture in zip(labels.tolist(), pixels, strict=True):
-            yield split, label, str(BENCHMARK[label]), picture
+        for label, image in zip(labels.tolist(), pixels, strict=True):
+            yield part, label, str(BENCHMARK[label]), image
 
 
-def _write_once(folder: Path, split_file: str, pictures: Callable[[], Iterator[_Picture]]) -> None:
+def _write_once(folder: Path, split_file: str, examples: Callable[[], Iterator[_Example]]) -> None:
     if (folder / split_file).is_file():
         return
     try:
-        _write_beside(folder, split_file, pictures)
+        _write_beside(folder, split_file, examples())
     except OSError as error:
         raise UserError(
             f"cannot write the data set to {folder}: {error.strerror}; give a --root that can be "
@@ -106,27 +114,25 @@ def _write_once(folder: Path, split_file: str, pictures: Callable[[], Iterator[_
         ) from error
 
 
-def _write_beside(
-    folder: Path, split_file: str, pictures: Callable[[], Iterator[_Picture]]
-) -> None:
+def _write_beside(folder: Path, split_file: str, examples: Iterator[_Example]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A hidden sibling is on the same file system, so the last step is one rename.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch) / folder.name
-        _write(draft, split_file, pictures())
+        _write(draft, split_file, examples)
         try:
             draft.rename(folder)
-        except OSError as error:  # somebody was there before: another process, or the user
+        except OSError as error:  # another process, or the user, made the folder meanwhile
             if not (folder / split_file).is_file():
                 raise UserError(
-                    f"{folder} exists but has no {split_file}: "
-                    "move the folder away, or choose another root"
+                    f"{folder} exists but has no {split_file}: move the folder away, or give "
+                    "another --root"
                 ) from error
 
 
-def _write(folder: Path, split_file: str, pictures: Iterator[_Picture]) -> None:
+def _write(folder: Path, split_file: str, examples: Iterator[_Example]) -> None:
     split: dict[str, list[tuple[str, int, str]]] = {"train": [], "val": [], "test": []}
-    for part, label, name, pixels in pictures:
+    for part, label, name, pixels in examples:
         path = Path(name.replace(" ", "_"), f"{part}_{len(split[part]):04d}.png")
         (folder / "images" / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / "images" / path)

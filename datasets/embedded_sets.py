@@ -1,4 +1,4 @@
-"""The two data sets that are written on first use: ``Digits`` and ``Shapes``."""
+"""The data sets ``Digits`` and ``Shapes``, written on first use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _EmbeddedDataset(SplitDataset):
 
 @DATASET_REGISTRY.register()
 class Digits(_EmbeddedDataset):
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, in ten classes."""
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels, in ten classes."""
 
     folder = "digits"
     split_file = DIGITS_SPLIT

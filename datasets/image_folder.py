@@ -1,14 +1,16 @@
-"""One's own pictures: ``DATASET.NAME ImageFolder``, ``DATASET.ROOT`` the folder they are in."""
+"""A user's own images: ``DATASET.NAME ImageFolder``, with ``DATASET.ROOT`` the image folder."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
+from anchoropt_plugin.encoders.class_names import as_words
 from anchoropt_plugin.errors import UserError
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .class_folders import class_folders, pictures, read_classnames
+from .class_folders import class_folders, image_names, read_classnames
+from .divisions import divide
 from .split_dataset import SplitDataset
 from .splits import Item, Split, check_classes, read_split
 
@@ -17,16 +19,16 @@ _SEED = 1
 
 @DATASET_REGISTRY.register()
 class ImageFolder(SplitDataset):
-    """The folder ``DATASET.ROOT``, in the first of these layouts that it has:
+    """The folder ``DATASET.ROOT``, read in the first of these layouts that matches:
 
-    1. ``split.json``, or one ``split_*.json``, with paths relative to ``images/``, where there
-       is such a folder, else to the root.
-    2. ``train/<class>/*``, ``test/<class>/*`` and, if you like, ``val/<class>/*``.
-    3. ``<class>/*``: half of each class is for training, a fifth for validation, the rest for
-       test; always the same ones.
+    1. ``split.json``, or one ``split_*.json``, with paths relative to ``images/`` if there is such
+       a folder, else to the root.
+    2. ``train/<class>/*``, ``test/<class>/*`` and optionally ``val/<class>/*``.
+    3. ``<class>/*``: of each class 50 % for training, 20 % for validation, the rest for test; the
+       same images in every run.
 
-    Class names are the folders', with a blank for ``_``, or those in ``classnames.txt``: lines
-    of a folder's name and the class name.
+    Class names are the folder names with blanks for ``_``, or those of ``classnames.txt``, with
+    lines ``folder class name``.
     """
 
     images = "."
@@ -43,7 +45,7 @@ class ImageFolder(SplitDataset):
             return read_split(exact if exact in files else files[0])
         if files:
             names = ", ".join(file.name for file in files)
-            raise UserError(f"{root} has several splits ({names}); name one of them split.json")
+            raise UserError(f"{root} has several splits ({names}); rename one to split.json")
         has_parts = (root / "train").is_dir()
         split = _from_parts(root) if has_parts else _from_classes(root)
         check_classes(split, str(root))
@@ -51,41 +53,41 @@ class ImageFolder(SplitDataset):
 
 
 def _classes(parent: Path, root: Path) -> dict[str, tuple[int, str]]:
-    """The label and the class name of each class folder in ``parent``, by the folder's name."""
+    """Return label and class name of each class folder in ``parent``, by the folder's name."""
     folders = [folder.name for folder in class_folders(parent)]
     file = root / "classnames.txt"
     if file.exists():
         names = read_classnames(file, folders)
     else:
-        names = {folder: folder.replace("_", " ") for folder in folders}
+        names = {folder: as_words(folder) for folder in folders}
     seen: dict[str, str] = {}
     for folder in folders:
         if folder not in names:
-            raise UserError(f"{file} has no line for the folder {parent / folder}")
-        # As CLIP reads it.
+            raise UserError(f"{file} has no line for the folder {parent / folder}; add one")
+        # CLIP ignores case and repeated blanks.
         other = seen.setdefault(" ".join(names[folder].lower().split()), folder)
         if other != folder:
             raise UserError(
-                f"the class folders {other!r} and {folder!r} in {parent} have one class name, "
-                f"{names[folder]!r}: put their pictures together, or give names in {file}"
+                f"the class folders {other!r} and {folder!r} in {parent} have the same class name, "
+                f"{names[folder]!r}: join the folders, or write other names in {file}"
             )
     return {folder: (label, names[folder]) for label, folder in enumerate(folders)}
 
 
-def _pictures(folder: Path, root: Path) -> list[str]:
-    return [(folder / name).relative_to(root).as_posix() for name in pictures(folder)]
+def _images(folder: Path, root: Path) -> list[str]:
+    return [(folder / name).relative_to(root).as_posix() for name in image_names(folder)]
 
 
 def _from_parts(root: Path) -> Split:
     if not (root / "test").is_dir():
-        raise UserError(f"{root} has a folder train but none called test")
+        raise UserError(f"{root} has a folder train but no folder test; add one")
     classes = _classes(root / "train", root)
     parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for part, items in parts.items():
         for folder in class_folders(root / part) if (root / part).is_dir() else ():
             if folder.name not in classes:
                 raise UserError(f"the class folder {folder} has no counterpart in {root / 'train'}")
-            items += [Item(path, *classes[folder.name]) for path in _pictures(folder, root)]
+            items += [Item(path, *classes[folder.name]) for path in _images(folder, root)]
     return Split(**parts)
 
 
@@ -93,13 +95,11 @@ def _from_classes(root: Path) -> Split:
     split = Split([], [], [])
     classes = _classes(root, root)
     for folder in class_folders(root):
-        items = [Item(path, *classes[folder.name]) for path in _pictures(folder, root)]
+        items = [Item(path, *classes[folder.name]) for path in _images(folder, root)]
         if len(items) < 4:
-            raise UserError(f"the class folder {folder} has {len(items)} pictures; 4 are needed")
-        # Seeded by class, so that a class added or removed leaves the others as they are.
-        random.Random(f"{_SEED} {folder.name}").shuffle(items)
-        n_train, n_val = round(len(items) * 0.5), round(len(items) * 0.2)
-        split.train.extend(items[:n_train])
-        split.val.extend(items[n_train : n_train + n_val])
-        split.test.extend(items[n_train + n_val :])
+            raise UserError(f"the class folder {folder} has {len(items)} images; 4 are needed")
+        # With a seed for each class, further classes do not change the division of the others.
+        of_class = divide(items, random.Random(f"{_SEED} {folder.name}"))
+        for part, more in zip(split, of_class, strict=True):
+            part.extend(more)
     return split

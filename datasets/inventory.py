@@ -1,4 +1,4 @@
-"""What is there of the fifteen public data sets, what is missing, and where to get it."""
+"""The inventory of the fifteen public data sets: state, missing files, download links."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from .table import TABLE, PublicSet
 
 @dataclass
 class Finding:
-    """What was found of one data set.
+    """The state of one data set.
 
     Attributes:
-        row: Its row in the table.
-        missing: What is to be had elsewhere.
-        there: Whether its folder is there.
-        fault: Why it cannot be used, in a line; empty where it can.
-        n_classes: Its classes.
-        sizes: Pictures for training, validation and test; none where a part is not its own.
-        opened: Pictures that were opened.
-        broken: What is wrong with those that cannot be read, a line for each.
+        row: the data set's row in the table.
+        missing: the downloads that are missing.
+        exists: whether the data set's folder exists.
+        fault: the reason why the data set cannot be used, in one line, or "".
+        n_classes: the number of classes.
+        sizes: the number of images for training, validation and test; 0 for a part that repeats
+            another one.
+        opened: the number of opened images.
+        broken: one line for each image that cannot be read.
     """
 
     row: PublicSet
     missing: list[Download]
-    there: bool = True
+    exists: bool = True
     fault: str = ""
     n_classes: int = 0
     sizes: tuple[int, int, int] = (0, 0, 0)
@@ -48,38 +49,38 @@ class Finding:
 
     @property
     def state(self) -> str:
-        """``complete``, ``damaged`` (broken pictures), ``unusable`` or ``missing``."""
+        """One of ``complete``, ``damaged`` (broken images), ``unusable`` and ``missing``."""
         if self.fault:
-            return "unusable" if self.there else "missing"
+            return "unusable" if self.exists else "missing"
         return "damaged" if self.broken else "complete"
 
 
 def inventory(root: str | Path, sample: int = 20, progress: bool = False) -> list[Finding]:
-    """Look for every data set of the table, read its split, and open some of its pictures.
+    """Check every data set of the table: read its split, and open some of its images.
 
-    That every picture of the split is there is always checked. Nothing is written.
+    Every image of a split must exist. Nothing is written.
 
     Args:
-        root: The folder of the data sets.
-        sample: How many pictures of each are opened, evenly spread over it.
-        progress: Show a bar on stderr.
+        root: the folder of the data sets.
+        sample: the number of images to open of each data set, evenly spread over it.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        UserError: ``root`` is not a folder, or one of the data sets instead of all.
+        UserError: a root that is not a folder, or the folder of a single data set.
     """
     root = Path(root).expanduser().absolute()
     if not root.is_dir():
-        raise UserError(f"--root {root} is not a folder: give the one that the data sets are in")
+        raise UserError(f"--root {root} is not a folder: give the folder of the data sets")
     folders = [row.folder for row in TABLE]
     if root.name in folders and not any((root / folder).is_dir() for folder in folders):
-        raise UserError(f"--root {root} is a data set itself: give {root.parent}")
+        raise UserError(f"--root {root} is itself a data set: give {root.parent}")
     console = Console(stderr=True)
-    rows = track(TABLE, "DeepPromptFinder", console=console, disable=not progress, transient=True)
-    return [look(row, root, sample) for row in rows]
+    rows = track(TABLE, "Checking", console=console, disable=not progress, transient=True)
+    return [check_data_set(row, root, sample) for row in rows]
 
 
-def look(row: PublicSet, root: Path, sample: int) -> Finding:
-    """Return what is in ``root`` of one data set."""
+def check_data_set(row: PublicSet, root: Path, sample: int) -> Finding:
+    """Check one data set in ``root``, and return its state."""
     cfg = SimpleNamespace(
         SEED=0,
         DATASET=SimpleNamespace(ROOT=str(root), NUM_SHOTS=-1, SUBSAMPLE_CLASSES="all"),
@@ -111,7 +112,7 @@ def look(row: PublicSet, root: Path, sample: int) -> Finding:
 
 
 def show(findings: Sequence[Finding], console: Console | None = None) -> None:
-    """Print a table of the findings, and below it what is to be done for which data set."""
+    """Print a table of the findings, and then what to do for each incomplete data set."""
     console = console or Console()
     table = Table("data set", "state")
     for name in ("classes", "train", "val", "test", "opened"):
@@ -130,14 +131,14 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> None:
 
 def _advice(finding: Finding) -> list[str]:
     row = finding.row
-    broken = f"{len(finding.broken)} of {finding.opened} pictures opened cannot be read"
-    divided = f"{row.split_file} is missing, so every seed divides the pictures in another way"
+    broken = f"{len(finding.broken)} of {finding.opened} opened images cannot be read"
+    divided = f"{row.split_file} is missing, so every seed divides the images differently"
     heading = finding.fault or (broken if finding.broken else divided)
     lines = [heading, *finding.broken]
     for item in finding.missing:
         notes = [item.note] if item.note else []
         if row.split_file and _is_annotation(item, row):
-            notes.append(f"not needed where {row.split_file} is")
+            notes.append(f"not needed with {row.split_file}")
         note = f" ({'; '.join(notes)})" if notes else ""
         paths = ", ".join(item.paths)
         lines.append(f"{paths} from {item.url}{note}")

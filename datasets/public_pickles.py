@@ -1,4 +1,4 @@
-"""The lists of pictures that public code pickles: few-shot draws, and ImageNet's own."""
+"""Readers of the image lists that public code pickles: few-shot draws, and all of ImageNet."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from .splits import Item
 
 
 def read_public_pickle(path: Path, dataset_dir: Path, image_dir: Path) -> dict[str, list[Item]]:
-    """Return the lists of a public pickle by their names, without running code from it.
+    """Return the lists of a public pickle by name, without running code from the pickle.
 
     Args:
-        path: A pickle of ``{"train": [Datum, ...], ...}``.
-        dataset_dir, image_dir: Its paths are those of the machine it was written on; what
-            follows the names of these two folders in them is the path of the picture.
+        path: a pickle of ``{"train": [Datum, ...], ...}``.
+        dataset_dir, image_dir: the folders of the data set and of its images. The pickle's paths
+            are those of the machine that wrote it; an image's relative path follows the names of
+            these two folders.
 
     Raises:
-        UserError: It is not such a file, has no training pictures, or those of another data set.
+        UserError: a file of another kind, without training images, or of another data set.
     """
     parts = load_fewshot_pickle(path)
     if not parts.get("train"):
-        raise UserError(f"{path} holds no training pictures; delete it to have it made anew")
+        raise UserError(f"{path} has no training images; delete the file, a new one is made")
     marker = f"/{image_dir.relative_to(dataset_dir.parent).as_posix()}/"
 
     def relative(impath: str) -> str:
@@ -33,7 +34,7 @@ def read_public_pickle(path: Path, dataset_dir: Path, image_dir: Path) -> dict[s
         if not found:
             raise UserError(
                 f"{path} names {impath}, which is not in a folder {marker.strip('/')}; "
-                "delete the file to have it made anew"
+                "delete the file, a new one is made"
             )
         return name
 
@@ -44,7 +45,7 @@ def read_public_pickle(path: Path, dataset_dir: Path, image_dir: Path) -> dict[s
 
 
 class FewShotItem(NamedTuple):
-    """One picture of a few-shot file: its path as written, label, domain and class name."""
+    """One image of a few-shot file: path as written, label, domain and class name."""
 
     impath: str
     label: int
@@ -53,7 +54,7 @@ class FewShotItem(NamedTuple):
 
 
 class _Datum:
-    """Takes the attributes of a pickled ``Datum``."""
+    """A class that takes the attributes of a pickled ``Datum``."""
 
     def __setstate__(self, state: Any) -> None:
         kinds = {"_impath": str, "_label": int, "_domain": int, "_classname": str}
@@ -66,19 +67,19 @@ class _Datum:
 class _FewShotUnpickler(PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) != ("dassl.data.datasets.base_dataset", "Datum"):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
         return _Datum
 
 
 def load_fewshot_pickle(path: str | Path) -> dict[str, list[FewShotItem]]:
-    """Return the lists in a public ``shot_{k}-seed_{s}.pkl``, without running code from it.
+    """Return the lists of a public ``shot_{k}-seed_{s}.pkl``, without running code from it.
 
     Args:
-        path: A pickle of ``{"train": [Datum, ...], "val": [Datum, ...]}``; ``val`` may be
-            missing, as in ImageNet's.
+        path: a pickle of ``{"train": [Datum, ...], "val": [Datum, ...]}``; ImageNet's has no
+            ``val``.
 
     Raises:
-        UserError: The file cannot be read, or holds anything else.
+        UserError: a file that cannot be read, or has other content.
     """
     try:
         with Path(path).open("rb") as file:
@@ -87,6 +88,6 @@ def load_fewshot_pickle(path: str | Path) -> dict[str, list[FewShotItem]]:
     except Exception as error:  # a broken pickle can raise almost anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{path} is not a few-shot file ({type(error).__name__}: {reason}); delete it to have "
-            "the shots drawn anew"
+            f"{path} is not a few-shot file ({type(error).__name__}: {reason}); delete the file, "
+            "the shots are drawn again"
         ) from error

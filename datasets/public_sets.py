@@ -1,4 +1,4 @@
-"""The data sets of the table, registered by their names."""
+"""The data sets of the table, registered by name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .table import TABLE, PublicSet
 
 
 class PublicDataset(SplitDataset):
-    """A public data set: its published split where that is there, else its annotations.
+    """A public data set, with its published split or, if that file is missing, its annotations.
 
-    What public code makes of the annotations, it draws with the numbers of ``SEED``, so another
-    seed divides the pictures in another way.
+    As in public code, ``SEED`` fixes the division of the annotations into a split, so every seed
+    divides the images differently.
     """
 
     row: PublicSet
@@ -34,21 +34,21 @@ class PublicDataset(SplitDataset):
             wanted = " or ".join(filter(None, (row.split_file, ", ".join(missing))))
             raise UserError(f"{folder} lacks {wanted}{self._help()}")
         if row.split_file:
-            self._tell_of_division()
+            self._warn_of_division()
         split = row.read(folder, self.image_dir, self.rng)
         check_classes(split, str(folder))
         return split
 
-    def _tell_of_division(self) -> None:
+    def _warn_of_division(self) -> None:
         missing = f"{self.row.split_file} is not in {self.dataset_dir}"
         if self.seed < 0:
             raise UserError(
-                f"{missing}, and without --seed every run would divide the pictures anew: get the "
-                "file, or give a --seed"
+                f"{missing}, and without --seed every run would divide the images differently: get "
+                "the file, or give a --seed"
             )
         print(
-            f"{missing}: the pictures are divided with seed {self.seed}. Published results are on "
-            "the split of that file"
+            f"{missing}: the images are divided with seed {self.seed}. Published results use the "
+            "split of that file"
         )
 
     def _help(self) -> str:
@@ -56,12 +56,12 @@ class PublicDataset(SplitDataset):
 
 
 def where_to_get(root: Path) -> str:
-    """What an error ends with, where files of a data set in ``root`` are missing."""
+    """Return the end of an error message about missing files in ``root``."""
     return f"; `python scripts/data.py --root {root}` says where to get it"
 
 
 _SAME = (
-    "folder", "images", "split_file", "picture_folders", "val_is_test", "test_only",
+    "folder", "images", "split_file", "image_folders", "val_is_test", "test_only",
 )  # fmt: skip
 
 for _row in TABLE:

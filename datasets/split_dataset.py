@@ -1,4 +1,4 @@
-"""The base class of the data sets that are folders of pictures with a split."""
+"""The base class of data sets with an image folder and a split."""
 
 from __future__ import annotations
 
@@ -26,26 +26,30 @@ from .splits import (
 
 
 class SplitDataset(DatasetBase):
-    """A data set in ``DATASET.ROOT/folder``, its pictures in ``images`` there.
+    """A data set in ``DATASET.ROOT/folder`` with its images in ``folder/images``.
 
-    A subclass sets the names; one whose split is in no file overrides :meth:`make_split`.
-    ``picture_folders`` are those in ``images`` that may be links to other places, besides it.
-    Pictures for test are those for validation, too, where ``val_is_test``; and where a set is
-    ``test_only``, all are for test (and stand for training, which tells the classes): neither
-    shots are drawn nor classes left out.
+    A subclass sets the names. A subclass without a split file overrides :meth:`make_split`.
 
     Args:
-        cfg: ``DATASET.ROOT``; ``DATASET.NUM_SHOTS``, below 1 for all pictures; ``SEED``, which
-            draws the shots, negative for other ones in every run; ``DATASET.SUBSAMPLE_CLASSES``.
+        cfg: the configuration: ``DATASET.ROOT``; ``DATASET.NUM_SHOTS``, below 1 for all images;
+            ``SEED`` of the few-shot draw, negative for another draw in every run;
+            ``DATASET.SUBSAMPLE_CLASSES``.
+
+    Attributes:
+        image_folders: the folders in ``images`` that may be symlinks, as ``images`` itself.
+        written_on_first_use: whether the data set writes itself, and so needs no existing root.
+        val_is_test: whether the test part is also the validation part.
+        test_only: whether all images are for test; no shots are drawn and no classes dropped. The
+            training part repeats the test part, as the classes are read from it.
 
     Raises:
-        UserError: The data set is missing, incomplete or malformed.
+        UserError: a missing, incomplete or malformed data set.
     """
 
     folder = ""
     images = "images"
     split_file = ""
-    picture_folders: tuple[str, ...] = ()
+    image_folders: tuple[str, ...] = ()
     written_on_first_use = False
     val_is_test = False
     test_only = False
@@ -56,7 +60,7 @@ class SplitDataset(DatasetBase):
         self.dataset_dir = Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder
         self.image_dir = self.dataset_dir / self.images
         self.seed = cfg.SEED
-        # One stream for all that is drawn, as in public code; apart from everybody else's.
+        # One generator for all draws, as in public code, but not Python's global one.
         self.rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
         self._drawn: tuple[dict[str, Any], Path] | None = None
         split = self.make_split()
@@ -66,14 +70,14 @@ class SplitDataset(DatasetBase):
             split = subsample(split, getattr(cfg.DATASET, "SUBSAMPLE_CLASSES", "all"))
         if self.val_is_test:
             split = split._replace(val=split.test)
-        check_files(split, self.image_dir, self.picture_folders)
+        check_files(split, self.image_dir, self.image_folders)
         super().__init__(
             train_x=self._data(split.train), val=self._data(split.val), test=self._data(split.test)
         )
-        self._note_draw()
+        self._write_draw()
 
     def make_split(self) -> Split:
-        """Return the split of the whole data set, by default from ``split_file``."""
+        """Return the split of the whole data set, by default the content of ``split_file``."""
         if not self.dataset_dir.is_dir():
             raise UserError(f"the data set folder {self.dataset_dir} is missing; check --root")
         return read_split(self.dataset_dir / self.split_file)
@@ -88,7 +92,7 @@ class SplitDataset(DatasetBase):
         stem = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{self.seed}"
         public, own = stem.with_name(f"{stem.name}.pkl"), stem.with_name(f"{stem.name}.json")
         if public.is_file():
-            print(f"Few-shot pictures are those in {public}")
+            print(f"Few-shot images are read from {public}")
             parts = read_public_pickle(public, self.dataset_dir, self.image_dir)
             drawn = split._replace(**{part: parts[part] for part in _PARTS if part in parts})
             check_drawn(drawn, split, str(public))
@@ -97,28 +101,28 @@ class SplitDataset(DatasetBase):
             return draw_shots(split, shots, self.rng)
         key = digest(split)
         if own.is_file():
-            noted = read_json(own)
-            if isinstance(noted, dict) and noted.get("split") == key:
-                print(f"Few-shot pictures are those in {own}")
-                train, val = (items_of(noted.get(part), f"{own}: {part}") for part in _PARTS)
+            saved = read_json(own)
+            if isinstance(saved, dict) and saved.get("split") == key:
+                print(f"Few-shot images are read from {own}")
+                train, val = (items_of(saved.get(part), f"{own}: {part}") for part in _PARTS)
                 drawn = split._replace(train=train, val=val)
                 check_drawn(drawn, split, str(own))
                 return drawn
-            print(f"{own} was drawn from another split; the pictures are drawn anew")
+            print(f"{own} was drawn from another split; the images are drawn again")
         split = draw_shots(split, shots, self.rng)
         self._drawn = {"split": key, "train": split.train, "val": split.val}, own
         return split
 
-    def _note_draw(self) -> None:
-        """Write down which pictures were drawn, now that they were found to be there."""
+    def _write_draw(self) -> None:
+        """Write the few-shot draw to its file, now that all its images are known to exist."""
         if self._drawn is None:
             return
         content, path = self._drawn
         try:
             write_json(content, path)
-            print(f"Few-shot pictures are noted in {path}")
+            print(f"Few-shot images are written to {path}")
         except OSError:
-            pass  # a read-only data set: the same seed draws the same pictures again
+            pass  # a read-only data set: the same seed draws the same images again
 
 
 _PARTS = ("train", "val")

@@ -1,4 +1,4 @@
-"""The split of a data set: who is where, few-shot draws, halves of the classes, checks."""
+"""The split of a data set: reading, few-shot draws, halves of the classes, checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anchoropt_plugin.files.readers import read_json
 
 
 class Item(NamedTuple):
-    """One picture: its path relative to the image folder, its label and its class name."""
+    """One image: its path relative to the image folder, its label and its class name."""
 
     path: str
     label: int
@@ -27,7 +27,7 @@ class Item(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The pictures for training, validation and test."""
+    """The images for training, validation and test."""
 
     train: list[Item]
     val: list[Item]
@@ -38,8 +38,8 @@ def read_split(path: Path) -> Split:
     """Read ``{"train": [[relative path, label, class name], ...], "val": ..., "test": ...}``.
 
     Raises:
-        UserError: The file is missing or malformed, :func:`check_classes` refuses it, or two
-            labels have one name.
+        UserError: a missing or malformed file, a split that :func:`check_classes` refuses, or two
+            labels with the same name.
     """
     parts = read_json(path)
     if not isinstance(parts, dict) or not {"train", "test"} <= parts.keys():
@@ -51,8 +51,8 @@ def read_split(path: Path) -> Split:
         other = labels.setdefault(item.classname, item.label)
         if other != item.label:
             raise UserError(
-                f"{path}: labels {other} and {item.label} are both named {item.classname[:200]!r}: "
-                "to CLIP that is one class; rename one, or join the two"
+                f"{path}: labels {other} and {item.label} are both named {item.classname[:200]!r}, "
+                "which CLIP cannot tell apart: rename one, or join the two"
             )
     return split
 
@@ -61,7 +61,7 @@ def items_of(rows: Any, where: str) -> list[Item]:
     """Return ``[[relative path, label, class name], ...]`` as items.
 
     Raises:
-        UserError: A row is something else; it is named by its number, after ``where``.
+        UserError: any other row; the message begins with ``where`` and the row's number.
     """
     if not isinstance(rows, list):
         raise UserError(f"{where} is not a list of [relative path, label, class name]")
@@ -83,10 +83,10 @@ def _is_label(text: str) -> bool:
 
 
 def check_drawn(drawn: Split, split: Split, where: str) -> None:
-    """Check that few-shot pictures are of the split's own part, with the label they have there.
+    """Check that few-shot images belong to the same part of the split, with the same label.
 
     Raises:
-        UserError: One is not; the message begins with ``where``.
+        UserError: any other image; the message begins with ``where``.
     """
     for part in ("train", "val"):
         known = {(item.path, item.label) for item in getattr(split, part)}
@@ -94,16 +94,16 @@ def check_drawn(drawn: Split, split: Split, where: str) -> None:
             if (item.path, item.label) not in known:
                 raise UserError(
                     f"{where}: {item.path} with label {item.label} is not in the split's part "
-                    f"{part}; delete the file to have the shots drawn anew"
+                    f"{part}; delete the file, the shots are drawn again"
                 )
     check_classes(drawn, where)
 
 
 def check_classes(split: Split, where: str) -> None:
-    """Check that labels are 0 ... n - 1, each with a training picture and one name in all parts.
+    """Check that labels are 0 ... n - 1, each with a training image and one name in all parts.
 
     Raises:
-        UserError: They are not; the message begins with ``where``.
+        UserError: other labels or names; the message begins with ``where``.
     """
     names: dict[int, str] = {}
     for item in itertools.chain(*split):
@@ -115,7 +115,7 @@ def check_classes(split: Split, where: str) -> None:
     for label, name in names.items():
         if len(name) > _LONGEST_NAME:
             raise UserError(
-                f"{where}: the name of label {label}, {name[:50]!r} …, has {len(name)} letters: "
+                f"{where}: the name of label {label}, {name[:50]!r} …, has {len(name)} characters: "
                 f"shorten it to {_LONGEST_NAME} at most"
             )
         if not name.strip() or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
@@ -123,43 +123,48 @@ def check_classes(split: Split, where: str) -> None:
                 f"{where}: the name of label {label}, {name!r}, is empty or has control characters"
             )
     if not split.train:
-        raise UserError(f"{where}: there are no pictures for training")
+        raise UserError(f"{where}: there are no images for training")
     if not split.test:
-        raise UserError(f"{where}: there are no pictures for test")
+        raise UserError(f"{where}: there are no images for test")
     trained = {item.label for item in split.train}
     for label in [*range(len(trained)), *sorted(names)]:
         if label not in trained:
             name = f" ({names[label]!r})" if label in names else ""
-            raise UserError(f"{where}: label {label}{name} has no picture for training")
+            raise UserError(f"{where}: label {label}{name} has no image for training")
+
+
+def by_label(items: Iterable[Item]) -> list[list[Item]]:
+    """Return the items of each label, in the order of each label's first item."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    return list(groups.values())
 
 
 def draw_shots(split: Split, shots: int, rng: random.Random) -> Split:
-    """Draw ``shots`` training and ``min(shots, 4)`` validation pictures of each class.
+    """Draw ``shots`` training and ``min(shots, 4)`` validation images of each class.
 
-    Labels come in the order in which they are first seen; a class with fewer pictures keeps
-    all. The draw is that of the public code where ``rng`` is seeded as it seeds ``random``.
+    Classes are in the order of their first item; a class with fewer images keeps all of them. If
+    ``rng`` has the seed that public code gives to ``random``, the draw equals public code's.
     """
     train = _draw(split.train, shots, rng)
     return split._replace(train=train, val=_draw(split.val, min(shots, 4), rng))
 
 
 def _draw(items: Iterable[Item], shots: int, rng: random.Random) -> list[Item]:
-    by_label: dict[int, list[Item]] = {}
-    for item in items:
-        by_label.setdefault(item.label, []).append(item)
     drawn: list[Item] = []
-    for group in by_label.values():
+    for group in by_label(items):
         drawn += rng.sample(group, shots) if len(group) >= shots else group
     return drawn
 
 
 def subsample(split: Split, which: str) -> Split:
-    """Return the first half of the classes (``base``), the rest (``new``) or ``all``.
+    """Return the first half of the classes (``base``), the other half (``new``) or ``all``.
 
-    Base has the extra class where their number is odd. Labels are counted from 0 again.
+    If the number of classes is odd, base has one more. New labels start from 0.
 
     Raises:
-        UserError: There is no such half, or no class in it.
+        UserError: an unknown half, or a half without classes.
     """
     choices = ("all", "base", "new")
     if which not in choices:
@@ -173,7 +178,9 @@ def subsample(split: Split, which: str) -> Split:
     middle = math.ceil(len(labels) / 2)
     chosen = labels[:middle] if which == "base" else labels[middle:]
     if not chosen:
-        raise UserError("DATASET.SUBSAMPLE_CLASSES new: one class has no second half")
+        raise UserError(
+            "DATASET.SUBSAMPLE_CLASSES is new, but the data set has one class: choose all or base"
+        )
     print(f"SUBSAMPLE {which.upper()} CLASSES!")
     new_label = {label: number for number, label in enumerate(chosen)}
     return Split(
@@ -185,15 +192,15 @@ def subsample(split: Split, which: str) -> Split:
 
 
 def digest(split: Split) -> str:
-    """Return a short text that differs where the pictures for training or validation do."""
+    """Return a short hash of the images for training and validation."""
     text = json.dumps([split.train, split.val])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _LONGEST_PART = 255
-"""Bytes in the name of a file or folder."""
+"""Most bytes in the name of a file or folder."""
 _LONGEST_NAME = 1000
-"""Letters in the name of a class; CLIP reads fewer."""
+"""Most characters in a class name; CLIP reads fewer."""
 
 
 def _can_be_a_path(name: str) -> bool:
@@ -216,30 +223,30 @@ def _mode(path: str) -> int:
 
 
 def check_files(split: Split, image_dir: Path, linked: Iterable[str] = ()) -> None:
-    """Check that every picture is a file, and lies in the image folder.
+    """Check that every image of a split is a file in the image folder.
 
     Args:
-        split: Its paths are relative to ``image_dir``.
-        image_dir: The image folder; it may be a symlink.
-        linked: Folders in it that may be symlinks to other places as well.
+        split: the split, with paths relative to ``image_dir``.
+        image_dir: the image folder, which may be a symlink.
+        linked: the folders in ``image_dir`` that may be symlinks too.
 
     Raises:
-        UserError: A path is absolute, has ``..`` or leads out of the folder by a symlink, or
-            pictures are missing: their number and the first of them are named.
+        UserError: an absolute path, a path with ``..``, a symlink out of the folder, or missing
+            images; the message has their number and the first three.
     """
     roots = [image_dir.resolve(), *((image_dir / folder).resolve() for folder in linked)]
 
     def is_inside(path: Path) -> bool:
         return any(path.resolve().is_relative_to(root) for root in roots)
 
-    # A handful of folders hold a million pictures, for which Path objects would take a minute.
+    # Path objects for a million images would take a minute; checked folders are remembered.
     parents: dict[str, bool] = {}
     missing: list[str] = []
     used = dict.fromkeys(item.path for part in split for item in part)
     for name in used:
         if not _can_be_a_path(name):
             raise UserError(
-                f"the path {name[:200]!r} in the split can be no file's; mend the split"
+                f"the path {name[:200]!r} in the split cannot be a file; correct the split"
             )
         if os.path.isabs(name) or (".." in name and ".." in Path(name).parts):  # noqa: PTH117
             raise UserError(f"the path {name[:200]!r} in the split leads out of {image_dir}")
@@ -249,12 +256,12 @@ def check_files(split: Split, image_dir: Path, linked: Iterable[str] = ()) -> No
         path = f"{image_dir}/{name}"
         mode = _mode(path)
         if not parents[folder] or (stat.S_ISLNK(mode) and not is_inside(Path(path))):
-            raise UserError(f"{path} is a symlink out of {image_dir}; copy the pictures into it")
+            raise UserError(f"{path} is a symlink out of {image_dir}; copy the images into it")
         if not stat.S_ISREG(mode) and not Path(path).is_file():
             missing.append(path)
     if missing:
         first = ", ".join(missing[:3])
         raise UserError(
-            f"{len(missing)} of {len(used)} pictures in the split are missing, such as {first}; "
-            "is DATASET.ROOT right, and the data set unpacked?"
+            f"{len(missing)} of {len(used)} images in the split are missing, such as {first}; "
+            "check DATASET.ROOT, and that the data set is unpacked"
         )

@@ -1,7 +1,7 @@
-"""The fifteen public data sets of the CoOp family, a row each: where they lie, how to read them.
+"""The table of the fifteen public data sets of the CoOp family: folders, files and readers.
 
 Folders, file names, class names and the yaml names in ``configs/datasets`` are those of public
-CoOp, so that data laid out for it is found.
+CoOp, so data prepared for public CoOp is found.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from .splits import Split
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A row.
+    """A row of the table.
 
     Attributes:
-        name: ``DATASET.NAME``.
-        config: The name of its yaml.
-        folder: Its folder in ``DATASET.ROOT``.
-        images: The folder of its pictures in that one.
-        split_file: Its published split, or empty where it needs none.
-        read: Makes the split of (folder, image folder, random numbers) where there is no file
-            of it.
-        annotations: Files that ``read`` needs besides the pictures.
-        classes: How ``read`` gets labels and class names, in words.
-        picture_folders: Folders in ``images`` that may be links to other places.
-        val_is_test: Pictures for test are those for validation, too.
-        test_only: It is for test alone: no shots are drawn, no classes left out.
+        name: the data set's ``DATASET.NAME``.
+        config: the name of the data set's yaml.
+        folder: the data set's folder in ``DATASET.ROOT``.
+        images: the image folder in ``folder``.
+        split_file: the file of the published split, or "" if there is none.
+        read: a function of (folder, image folder, random generator) that returns a split if
+            ``split_file`` is missing.
+        annotations: the files that ``read`` needs besides the images.
+        classes: the source of labels and class names in ``read``, in words.
+        image_folders: the folders in ``images`` that may be symlinks.
+        val_is_test: whether the test part is also the validation part.
+        test_only: whether all images are for test; no shots are drawn and no classes dropped.
     """
 
     name: str
@@ -52,7 +52,7 @@ class PublicSet:
     read: Callable[[Path, Path, random.Random], Split]
     annotations: tuple[str, ...] = ()
     classes: str = "folders"
-    picture_folders: tuple[str, ...] = ()
+    image_folders: tuple[str, ...] = ()
     val_is_test: bool = False
     test_only: bool = False
 
@@ -84,7 +84,7 @@ _EUROSAT = partial(
 TABLE = (
     PublicSet(
         "ImageNet", "imagenet", "imagenet", "images", "", read_imagenet,
-        classes="classnames.txt", picture_folders=("train", "val"), val_is_test=True,
+        classes="classnames.txt", image_folders=("train", "val"), val_is_test=True,
     ),
     PublicSet(
         "Caltech101", "caltech101", "caltech-101", "101_ObjectCategories",
@@ -103,7 +103,7 @@ TABLE = (
             "devkit/cars_train_annos.mat",
             "cars_test_annos_withlabels.mat",
         ),
-        "class_names, year first", picture_folders=("cars_train", "cars_test"),
+        "class_names, year first", image_folders=("cars_train", "cars_test"),
     ),
     PublicSet(
         "OxfordFlowers", "oxford_flowers", "oxford_flowers", "jpg",

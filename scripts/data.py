@@ -1,9 +1,10 @@
-"""Say which of the public data sets are in a folder, what is missing, and where to get it.
+"""List the public data sets in a folder, what is missing, and where to get it.
 
     python scripts/data.py --root DATA
     python scripts/data.py --root DATA --sample 200
 
-Every image of a split has to be there; some are opened, and broken ones named.
+Every image of a split must exist. Some images are opened, and broken ones are listed. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        UserError: ``--root`` or ``--sample`` cannot be.
+        UserError: an unusable ``--root`` or ``--sample``.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of the data sets")
     parser.add_argument(
-        "--sample", type=int, default=20, help="images of each that are opened (default: 20)"
+        "--sample", type=int, default=20, help="images to open of each data set (default: 20)"
     )
     args = parser.parse_args(argv)
     if args.sample < 0:
-        raise UserError(f"--sample is {args.sample}: give 0 to open no image, or more")
+        raise UserError(f"--sample is {args.sample}: give 0 (no image is opened) or more")
     show(inventory(args.root, args.sample, progress=sys.stderr.isatty()))
 
 

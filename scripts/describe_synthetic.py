@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the stage-1 descriptions of the two embedded data sets to configs/descriptions."""
+"""Write the stage-1 descriptions of the two embedded data sets, digits.json and shapes.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from datasets.synthetic import BENCHMARK, DIGITS, describe_digit, describe_shape
 def main() -> None:
     """Parse the command line and write the two files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "configs" / "descriptions")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=ROOT / "configs" / "descriptions",
+        help="folder for the two files (default: configs/descriptions)",
+    )
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     described = {

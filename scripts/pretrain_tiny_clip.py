@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Pre-train the embedded tiny CLIP on the procedural world, or measure the one that is there.
+"""Pre-train the embedded tiny CLIP on synthetic images, or measure an existing one.
 
-A CLIP of OpenAI's architecture learns from pictures that ``datasets.synthetic`` draws and captions.
-It sees no real picture, and none of the 48 colour-fill-shape triples of the shapes data set.
-The last step's weights are kept: no figure that is reported here chooses anything.
+A CLIP of OpenAI's architecture learns from images and captions of ``datasets.synthetic``. It sees
+no real image, and none of the 48 colour-fill-shape triples of the shapes data set. The file gets
+the weights of the last step; no accuracy reported here is used for a choice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from anchoropt_plugin.encoders.clip_models import CLIP, load_clip, tokenize
 from datasets.embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
 from datasets.synthetic import BENCHMARK, DIGITS, Scenes, caption, vocabulary_text
-from datasets.synthetic.images import benchmark_pictures, training_pictures
+from datasets.synthetic.images import benchmark_images, training_images
 from datasets.synthetic.pretraining import (
     AttributeHead,
     contrastive_loss,
@@ -66,7 +66,7 @@ CONSOLE = Console()
 
 
 def new_clip(n_tokens: int) -> CLIP:
-    """An untrained CLIP of the recipe's sizes, with a vocabulary of the used tokens only."""
+    """Return an untrained CLIP of the recipe's sizes with a vocabulary of ``n_tokens`` tokens."""
     return CLIP(
         embed_dim=RECIPE["embed_dim"],
         image_resolution=RECIPE["resolution"],
@@ -82,28 +82,28 @@ def new_clip(n_tokens: int) -> CLIP:
 
 
 def token_ids() -> Tensor:
-    """The CLIP tokens that captions are made of, padding among them, sorted: (n,) int64."""
+    """Return the CLIP tokens of all captions and of padding, sorted: (n,) int64."""
     return tokenize(vocabulary_text()).unique()
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images in [0, 1] as CLIP wants them."""
+    """Return images in [0, 1] normalised for CLIP."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     return (images - mean) / std
 
 
 def draw_pool(generator: torch.Generator, progress: Progress) -> tuple[Tensor, Scenes]:
-    """The pictures of the whole training, (pool, 3, 32, 32) uint8, and their scenes."""
+    """Return all training images, (pool, 3, 32, 32) uint8, and their scenes."""
     images, scenes = [], []
-    for _ in progress.track(range(RECIPE["pool"] // 500), description="drawing pictures"):
-        drawn, shown = training_pictures(generator, 500)
+    for _ in progress.track(range(RECIPE["pool"] // 500), description="drawing images"):
+        drawn, shown = training_images(generator, 500)
         images.append((drawn * 255).round().byte())
         scenes.append(shown)
     return torch.cat(images), Scenes.cat(scenes)
 
 
 def optimizer_for(model: CLIP, head: nn.Module) -> torch.optim.Optimizer:
-    """AdamW that decays matrices, but no embeddings, gains or biases."""
+    """Return AdamW with weight decay for matrices, but not for embeddings, gains and biases."""
     named = list(model.named_parameters())
     decayed = [p for name, p in named if p.ndim >= 2 and "embedding" not in name]
     others = [p for name, p in named if p.ndim < 2 or "embedding" in name]
@@ -119,21 +119,21 @@ def optimizer_for(model: CLIP, head: nn.Module) -> torch.optim.Optimizer:
 
 
 def batches(generator: torch.Generator, n: int) -> Iterator[Tensor]:
-    """Row numbers of one batch after the other, all rows in a new order each time, for ever."""
+    """Yield the row numbers of batches without end, in a new order for each pass over all rows."""
     whole = n - n % RECIPE["batch"]
     while True:
         yield from torch.randperm(n, generator=generator)[:whole].split(RECIPE["batch"])
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """A linear warm-up, then half a cosine down to 2 %."""
+    """Return the learning rate of a step: a linear warm-up, then half a cosine down to 2 %."""
     warmup = min(1.0, (step + 1) / RECIPE["warmup_steps"])
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return RECIPE["lr"] * warmup * (0.02 + 0.98 * cosine)
 
 
 def pretrain(seed: int, steps: int) -> dict[str, Any]:
-    """Train from scratch; returns the content of the weights file, in half precision."""
+    """Train from scratch, and return the content of the weights file, in half precision."""
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     ids = token_ids()
@@ -141,7 +141,7 @@ def pretrain(seed: int, steps: int) -> dict[str, Any]:
     optimizer = optimizer_for(model, head)
     share, most = RECIPE["texts_with_unknown_tokens"], RECIPE["most_unknown_tokens"]
     row_of = torch.full((int(ids.max()) + 1,), -1)
-    row_of[ids] = torch.arange(len(ids))  # keeps the order: the end token is still the largest
+    row_of[ids] = torch.arange(len(ids))  # same order, so the end token is still the largest
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=CONSOLE) as progress:
@@ -171,7 +171,7 @@ def pretrain(seed: int, steps: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def accuracy(model: CLIP, images: Tensor, labels: Tensor, names: Sequence[str]) -> float:
-    """Zero-shot accuracy in % of "a photo of a {}." on normalised images (n, 3, 32, 32)."""
+    """Return the zero-shot accuracy in % of "a photo of a {}." on images (n, 3, 32, 32)."""
     prompts = tokenize([f"a photo of a {name}." for name in names])
     text = F.normalize(model.encode_text(prompts), dim=-1)
     image = torch.cat([F.normalize(model.encode_image(part), dim=-1) for part in images.split(500)])
@@ -179,7 +179,7 @@ def accuracy(model: CLIP, images: Tensor, labels: Tensor, names: Sequence[str]) 
 
 
 def read_split(folder: Path, split_file: str, part: str) -> tuple[Tensor, Tensor]:
-    """One part of a data set, through CLIP's usual test transform."""
+    """Return images and labels of one part of a data set, by CLIP's usual test transform."""
     transform = transforms.Compose(
         [
             transforms.Resize(RECIPE["resolution"], interpolation=InterpolationMode.BICUBIC),
@@ -194,9 +194,9 @@ def read_split(folder: Path, split_file: str, part: str) -> tuple[Tensor, Tensor
 
 
 def measure(model: CLIP) -> dict[str, float]:
-    """Zero-shot accuracies in %, by data set and part; half of the classes each for base, new."""
+    """Return zero-shot accuracies in % by data set and part; base and new are half the classes."""
     triples = [str(triple) for triple in BENCHMARK]
-    images, labels = benchmark_pictures(torch.Generator().manual_seed(99), 12)
+    images, labels = benchmark_images(torch.Generator().manual_seed(99), 12)
     result = {"held-out triples, clean": accuracy(model, normalise(images), labels, triples)}
     with tempfile.TemporaryDirectory() as scratch:
         digits, shapes = Path(scratch, "digits"), Path(scratch, "shapes")
@@ -219,7 +219,7 @@ def measure(model: CLIP) -> dict[str, float]:
 
 
 def show(result: dict[str, float]) -> None:
-    """Print accuracies as a table."""
+    """Print the accuracies as a table."""
     table = Table("zero-shot, “a photo of a {}.”", "accuracy %")
     for name, value in result.items():
         table.add_row(name, f"{value:.2f}")
@@ -227,7 +227,7 @@ def show(result: dict[str, float]) -> None:
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Write the weights file in one step: no reader ever sees half of it."""
+    """Write the weights file in one step, so that readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     torch.save(content, draft)
@@ -235,16 +235,18 @@ def save(content: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line and do what it says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = ROOT / "anchoropt_plugin" / "assets" / "tiny_clip.pt"
     parser.add_argument(
-        "--output", type=Path, default=default, help="weights file (the embedded one)"
+        "--output", type=Path, default=default, help="weights file (default: the embedded one)"
     )
-    parser.add_argument("--evaluate", action="store_true", help="only measure the file")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    parser.add_argument("--steps", type=int, default=2500, help="batches of 128 (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    parser.add_argument("--evaluate", action="store_true", help="measure the file, train nothing")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=2500, help="batches of 128 (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.evaluate:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from clip.model import CLIP
 
-# A shell's background jobs, and what they start, ignore it; some tests press ctrl-C.
+# Background jobs of a shell ignore SIGINT, but some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

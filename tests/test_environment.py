@@ -1,5 +1,4 @@
-"""Without packages that are optional, without a home, without room to write: what does not need
-them works, and what does says so in one line."""
+"""Missing optional packages, a missing home, read-only folders: one clear line, or no effect."""
 
 from __future__ import annotations
 
@@ -20,6 +19,7 @@ from anchoropt_plugin.training import anchor_cache
 
 ROOT = Path(train.__file__).parent
 DIGITS = str(ROOT / "configs/datasets/digits.yaml")
+SHAPES = str(ROOT / "configs/datasets/shapes.yaml")
 TINY = str(ROOT / "configs/trainers/CoOp/tiny.yaml")
 
 COMPARE = ["scripts/compare.py", "--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
@@ -37,17 +37,25 @@ FEATURES = {
         ["anchoropt_plugin", "describe", "cat", "--model", "x", "--output", "cat.json"],
         "describe needs openai: pip install 'anchoropt-plugin[describe]'",
     ),
+    "sklearn": (
+        [
+            *("train.py", "--root", "data", "--trainer", "ZeroshotCLIP"),
+            *("--config-file", TINY, "--dataset-config-file", DIGITS),
+        ],
+        "the Digits data set needs scikit-learn: pip install -e '.[data]'",
+    ),
 }
-"""By optional package: a command that needs it, and what that says without it."""
+"""By optional package: a command that needs the package, and the error without the package."""
 
 
-def test_every_optional_package_is_here():
+def test_every_optional_package_is_tested():
     metadata = pytest.importorskip("tomllib", reason="Python 3.10 reads no toml")
     extras = metadata.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    names = {Requirement(text).name for extra in extras.keys() - {"dev"} for text in extras[extra]}
-    assert names == FEATURES.keys()
+    needed = extras.keys() - {"docs", "dev"}
+    names = {Requirement(text).name for extra in needed for text in extras[extra]}
+    assert names - {"scikit-learn"} == FEATURES.keys() - {"sklearn"}
 
 
 _ONE_BY_ONE = """
@@ -55,7 +63,7 @@ import contextlib, io, json, runpy, sys
 root, features = sys.argv[1], json.loads(sys.argv[2])
 sys.path.insert(0, root)
 for package, (argv, _) in features.items():
-    sys.modules[package] = None  # importing it fails now as if it were not installed
+    sys.modules[package] = None  # importing the package fails as if it were not installed
     sys.argv = argv
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
@@ -72,7 +80,7 @@ for package, (argv, _) in features.items():
 """
 
 
-def test_what_needs_a_package_says_what_to_install(tmp_path):
+def test_a_command_without_its_package_says_what_to_install(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _ONE_BY_ONE, str(ROOT), json.dumps(FEATURES)],
         cwd=tmp_path,
@@ -91,13 +99,13 @@ def test_what_needs_a_package_says_what_to_install(tmp_path):
 def words(tmp_path, *keys, root="data"):
     return [
         *("--root", str(tmp_path / root), "--output-dir", str(tmp_path / "out"), "--seed", "1"),
-        *("--dataset-config-file", DIGITS, "--config-file", TINY, "--trainer", "CoOp_AnchorOPT"),
+        *("--dataset-config-file", SHAPES, "--config-file", TINY, "--trainer", "CoOp_AnchorOPT"),
         *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"),
         *("TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", *keys),
     ]
 
 
-def test_a_run_without_any_of_them_nor_tensorboard(tmp_path):
+def test_a_run_without_any_optional_package(tmp_path):
     packages = ["tensorboard", *FEATURES]
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\nsys.modules.update(dict.fromkeys({packages}))\n"
@@ -119,8 +127,8 @@ def test_a_run_without_any_of_them_nor_tensorboard(tmp_path):
     assert list((tmp_path / "out/tensorboard").iterdir()) == []
 
 
-def test_only_what_an_installation_brings_is_imported_by_the_package():
-    """Optional packages are imported where they are needed, in functions."""
+def test_no_module_imports_an_optional_package_at_the_top():
+    """Optional packages are imported in the functions that need them."""
     for path in (*ROOT.glob("anchoropt_plugin/**/*.py"), *ROOT.glob("datasets/**/*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -129,7 +137,7 @@ def test_only_what_an_installation_brings_is_imported_by_the_package():
 
 
 @pytest.mark.parametrize("home", ["a file", "nowhere", "read-only"])
-def test_a_run_without_a_home_says_once_that_anchors_are_not_kept(
+def test_a_run_without_a_home_says_once_that_anchors_are_not_cached(
     tmp_path, monkeypatch, capsys, home
 ):
     (tmp_path / "a file").touch()
@@ -139,12 +147,11 @@ def test_a_run_without_a_home_says_once_that_anchors_are_not_kept(
         monkeypatch.delenv(name, raising=False)
     assert train.main(words(tmp_path)) == 0
     said = capsys.readouterr()
-    assert said.out.count(f"cannot keep the anchors in {homes[home]}/.cache/anchoropt_plugin") == 1
-    assert said.out.count("they are learned anew") == 1
+    assert said.out.count(f"cannot cache the anchors in {homes[home]}/.cache/anchoropt_plugin") == 1
     assert said.err == ""
 
 
-def test_nobody_has_a_home(monkeypatch):
+def test_without_a_home_the_cache_folder_is_an_error(monkeypatch):
     def expanduser(self):
         raise RuntimeError("Could not determine home directory.")
 
@@ -155,32 +162,34 @@ def test_nobody_has_a_home(monkeypatch):
         anchor_cache.cache_folder()
 
 
-def test_a_cache_that_may_not_be_looked_into_has_nothing():
-    assert anchor_cache.get(Path("x" * 300), "key", (1, 8)) is None  # the kernel refuses to look
+def test_an_unreadable_cache_is_empty():
+    assert (
+        anchor_cache.get(Path("x" * 300), "key", (1, 8)) is None
+    )  # the kernel refuses such a name
 
 
-def test_pictures_that_cannot_be_written(tmp_path, capsys):
+def test_a_data_set_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert train.main(words(tmp_path, root="file/data")) == 2
     assert capsys.readouterr().err == (
-        f"error: cannot write the data set to {tmp_path}/file/data/digits: Not a directory; "
+        f"error: cannot write the data set to {tmp_path}/file/data/shapes: Not a directory; "
         "give a --root that can be written to\n"
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_a_data_set_that_may_not_be_written_to(tmp_path, capsys):
-    """Pictures and split are there; the draw cannot be noted, and is the same again."""
+def test_a_read_only_data_set_gives_the_same_draw(tmp_path, capsys):
+    """The few-shot draw cannot be saved, so it is drawn again, with the same result."""
 
     def results():
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]
 
     assert train.main(words(tmp_path)) == 0
-    noted = results()
-    draws = tmp_path / "data/digits/split_fewshot"
+    first = results()
+    draws = tmp_path / "data/shapes/split_fewshot"
     shutil.rmtree(draws)
-    draws.touch()  # a file in the way, for whoever runs this as root
+    draws.touch()  # blocks the folder even if the test runs as root
     before = sorted((tmp_path / "data").rglob("*"))
     assert train.main(words(tmp_path, "OUTPUT_DIR", str(tmp_path / "again"))) == 0
-    assert results() == noted
+    assert results() == first
     assert sorted((tmp_path / "data").rglob("*")) == before

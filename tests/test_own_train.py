@@ -1,4 +1,4 @@
-"""The train.py of docs/hooks.md, as somebody would copy it."""
+"""The train.py in docs/hooks.md runs as it stands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""train.py: flags, order of merging, what it prints and writes, and errors in one line."""
+"""train.py: flags, order of merging, output on the screen and in files, errors in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = str(CONFIGS / "trainers" / "CoOp" / "tiny.yaml")
 
 
 class Probe(TrainerX):
-    """A linear model, so that a run takes a second."""
+    """A linear model, for runs of a second."""
 
     def build_model(self):
         self.model = nn.Sequential(nn.Flatten(), nn.LazyLinear(self.num_classes))
@@ -52,11 +52,11 @@ class Diverges(Probe):
 
 class Unwritable(Probe):
     def save_model(self, *args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk names no file
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # names no file
 
 
 class Interrupted(Probe):
-    """Is interrupted in its second epoch."""
+    """A trainer that is interrupted in the second epoch."""
 
     def forward_backward(self, batch):
         if self.epoch:
@@ -77,7 +77,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def argv(root, tmp_path):
-    """A short run of Probe on 4 shots of Digits; returns the words with others in between."""
+    """Return a function that builds the command line of a short run on 4 shots of Digits."""
 
     def build(*flags, opts=(), trainer="Probe"):
         return [
@@ -143,7 +143,7 @@ def test_flags():
 
 
 def parsed(log, end_signal):
-    """What the public parse_test_res.py finds in a log."""
+    """Return the accuracies that the public parse_test_res.py finds in a log."""
     lines = [line.strip() for line in log.read_text().splitlines()]
     after = lines[lines.index(end_signal) :]
     found = [re.search(r"\* accuracy: ([\.\deE+-]+)%", line) for line in after]
@@ -172,7 +172,7 @@ def test_a_run_and_its_evaluation(argv, tmp_path, capsys):
     assert not (tmp_path / "test" / "probe").exists()
 
 
-def test_the_same_command_goes_on_where_it_stopped(argv, tmp_path, capsys, monkeypatch):
+def test_the_same_command_resumes(argv, tmp_path, capsys, monkeypatch):
     words = argv("--seed", "1", opts=("TRAIN.CHECKPOINT_FREQ", "1"), trainer="Interrupted")
     assert train.main(words) == 130
     capsys.readouterr()
@@ -209,8 +209,8 @@ def test_the_folder_of_another_run_is_refused(argv, tmp_path, capsys, base_run, 
     before = {path: path.stat().st_mtime_ns for path in base_run.rglob("*")}
     words = argv("--seed", "1", flag, str(base_run), opts=(key, value))
     message = error_of(capsys, words)
-    assert f"{base_run} holds another run: {key} is " in message
-    assert f"there, {value}" in message.replace("'", "")
+    assert f"{base_run} holds a run with other settings: {key} was " in message
+    assert f", now {value}" in message.replace("'", "")
     assert "give another --output-dir" in message
     assert {path: path.stat().st_mtime_ns for path in base_run.rglob("*")} == before
     assert list(tmp_path.iterdir()) == []
@@ -218,7 +218,7 @@ def test_the_folder_of_another_run_is_refused(argv, tmp_path, capsys, base_run, 
 
 @pytest.fixture(scope="module")
 def base_run(root, tmp_path_factory):
-    """The output folder of a finished run of Probe with seed 1."""
+    """Return the output folder of a finished run of Probe with seed 1."""
     folder = tmp_path_factory.mktemp("base")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TRAINER_REGISTRY._obj_map, "Probe", Probe)
@@ -238,7 +238,7 @@ def test_without_a_record_a_folder_is_resumed_as_dassl_does(argv, tmp_path, base
     assert "SEED: 2\n" in (tmp_path / "out" / "config.yaml").read_text()
 
 
-def test_a_test_may_write_beside_the_run_that_it_tests(argv, tmp_path, base_run):
+def test_a_test_may_write_to_the_folder_of_its_run(argv, tmp_path, base_run):
     folder = shutil.copytree(base_run, tmp_path / "out")
     before = (folder / "config.yaml").read_text()
     flags = ["--eval-only", "--model-dir", str(folder), "--load-epoch", "2"]
@@ -270,7 +270,7 @@ def test_seed_zero_is_a_seed(argv, tmp_path):
 
 
 def error_of(capsys, words):
-    """The one line a wrong command prints."""
+    """Return the one line of a command that fails."""
     assert train.main(words) == 2
     printed = capsys.readouterr()
     assert re.fullmatch(r"error: [^\n]+\n", printed.err)
@@ -294,7 +294,7 @@ def error_of(capsys, words):
         (["OPTIM.LR", "1", "--seed", "1"], "flags come before KEY VALUE pairs: move --seed"),
         (["OPTIM.LR", "-1", "TEST.SPLIT", "x"], r"OPTIM\.LR is -1\.0, .*; TEST\.SPLIT is 'x'"),
         (["OUTPUT_DIR", "None"], "OUTPUT_DIR takes a str, but None"),
-        (["--seed", "4294967296"], "SEED is 4294967296, it must be below"),
+        (["--seed", "4294967296"], "SEED is 4294967296, but must be below"),
         (["DATALOADER.K_TRANSFORMS", "2", "TRAINER.NAME", "CoOp"], "CoOp takes one view"),
         (["OPTIM.MAX_EPOCH", "0"], r"OPTIM\.MAX_EPOCH is 0"),
         (["DATASET.SUBSAMPLE_CLASSES", "old"], r"SUBSAMPLE_CLASSES is 'old', .*all, base, new"),
@@ -304,7 +304,7 @@ def error_of(capsys, words):
         (["--load-epoch"], "argument --load-epoch: expected one argument"),
     ],
 )
-def test_a_wrong_command_writes_nothing(argv, tmp_path, capsys, flags, message):
+def test_an_invalid_command_writes_nothing(argv, tmp_path, capsys, flags, message):
     words = argv()
     first_pair = words.index("DATASET.NUM_SHOTS")
     words = words[:first_pair] + flags
@@ -324,11 +324,11 @@ def test_errors_during_a_run(argv, tmp_path, capsys):
     (tmp_path / "file").touch()
     words = argv()
     words[words.index(str(tmp_path / "out"))] = str(tmp_path / "file" / "out")
-    assert f"{tmp_path}/file/out: Not a directory; make room" in error_of(capsys, words)
+    assert f"{tmp_path}/file/out: Not a directory; free some space" in error_of(capsys, words)
 
 
 @pytest.mark.parametrize("name", ["probe", "tensorboard", "config.yaml/x", "probe/checkpoint/x"])
-def test_what_is_in_the_way_in_the_output_folder_is_named(argv, tmp_path, capsys, name):
+def test_a_file_that_blocks_the_output_folder_is_named(argv, tmp_path, capsys, name):
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.touch()
@@ -336,7 +336,7 @@ def test_what_is_in_the_way_in_the_output_folder_is_named(argv, tmp_path, capsys
     assert f"{tmp_path}/out/{named}: " in error_of(capsys, argv())
 
 
-def test_an_output_folder_may_be_called_like_a_log(argv, tmp_path):
+def test_an_output_folder_may_have_the_name_of_a_log(argv, tmp_path):
     words = argv("--no-train")
     words[words.index(str(tmp_path / "out"))] = str(tmp_path / "run.log")
     assert train.main(words) == 0

@@ -1,4 +1,4 @@
-"""train.py as a process: ctrl-C, a pipe that nobody reads, a terminal that lacks letters."""
+"""train.py as a process: ctrl-C, a closed pipe, a terminal without Unicode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = str(CONFIGS / "trainers" / "CoOp" / "tiny.yaml")
 
 @pytest.fixture
 def started(tmp_path):
-    """Start ``python train.py`` for a run of CoOp, in a process group of its own."""
+    """Return a function that starts a run of CoOp in a new process group."""
     processes = []
 
     def start(*opts, **environment):
@@ -73,7 +73,7 @@ def test_ctrl_c_during_imports(started):
     assert process.returncode == 130
 
 
-def test_nobody_reads_what_is_printed(started):
+def test_a_closed_pipe_ends_the_run_quietly(started):
     process = started("OPTIM.MAX_EPOCH", "1", PYTHONUNBUFFERED="1")
     process.stdout.readline()
     process.stdout.close()
@@ -81,7 +81,7 @@ def test_nobody_reads_what_is_printed(started):
     assert process.wait(timeout=60) == 1
 
 
-def test_class_names_that_the_terminal_cannot_show(started, tmp_path):
+def test_class_names_beyond_the_terminal_s_encoding(started, tmp_path):
     for name in ("猫", "dog"):
         for i in range(4):
             (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Host trainers in their plain form; importing this registers each with and without AnchorOPT."""
+"""Host trainers in their plain form; importing this package registers X and X_AnchorOPT of each."""
 
 import anchoropt_plugin  # noqa: F401  (first: it makes `import dassl` work)
 

@@ -1,9 +1,11 @@
-"""ATPrompt: attribute words in the prompt, each behind soft tokens of its own (arXiv 2412.09442).
+"""ATPrompt: attribute words in the prompt, each after soft tokens of its own.
 
-A host's prompt ``[SOS] context [class name] . [EOT]`` becomes
-``[SOS] soft attribute soft attribute … context [class name] . [EOT]``. What that takes stands here
-once: ``AttributeLearner`` in front of a host's learner, ``AttributeTrainer`` in front of its
-trainer. All attribute words and soft tokens are part of the context that AnchorOPT arranges.
+Follows ``trainers/*_atp.py`` of https://github.com/zhengli97/ATPrompt (Li et al., arXiv
+2412.09442). A host's prompt ``[SOS] context [class name] . [EOT]`` becomes
+``[SOS] soft attribute soft attribute … context [class name] . [EOT]``.
+
+``AttributeLearner`` and ``AttributeTrainer`` are base classes to put before those of a host. All
+attribute words and soft tokens belong to the context that AnchorOPT arranges.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ ATTRIBUTES_AT_MOST = 3
 
 
 def attribute_words(settings: Any) -> list[str]:
-    """The attributes that ``cfg.TRAINER.ATPROMPT`` asks for; none where USE_ATPROMPT is off.
+    """Return the attributes of ``cfg.TRAINER.ATPROMPT``; an empty list without USE_ATPROMPT.
 
     Raises:
-        UserError: ATT_NUM is not 1, 2 or 3, a word or the soft tokens before it are missing.
+        UserError: an ATT_NUM other than 1, 2 or 3, a missing word, or an attribute without soft
+            tokens.
     """
     if not settings.USE_ATPROMPT:
         return []
@@ -38,14 +41,12 @@ def attribute_words(settings: Any) -> list[str]:
     if not 1 <= number <= ATTRIBUTES_AT_MOST:
         raise UserError(
             f"TRAINER.ATPROMPT.ATT_NUM is {number}: ATPrompt takes 1 to {ATTRIBUTES_AT_MOST} "
-            "attributes; name them with ATT_NUM and ATT1_TEXT …, as files in configs/datasets do"
+            "attributes; set ATT_NUM and ATT1_TEXT …, as the files in configs/datasets do"
         )
     for i in range(1, ATTRIBUTES_AT_MOST + 1):
         soft = settings[f"N_ATT{i}"]
         if soft < 1:
-            raise UserError(
-                f"TRAINER.ATPROMPT.N_ATT{i} is {soft}: an attribute has at least one soft token"
-            )
+            raise UserError(f"TRAINER.ATPROMPT.N_ATT{i} is {soft}: give 1 or more soft tokens")
     words = [settings[f"ATT{i}_TEXT"].strip() for i in range(1, number + 1)]
     for i, word in enumerate(words, start=1):
         if word.lower() in ("", "none"):
@@ -57,17 +58,17 @@ def attribute_words(settings: Any) -> list[str]:
 
 
 class AttributeLearner(ContextLearner):
-    """Attributes before the context of a host's learner; to be put before it as a base class.
+    """Attributes before the context of a host's learner; a base class to put before the host's.
 
-    ``ctx_att1`` … ``ctx_att3``, (N_ATT1, d) … (N_ATT3, d), are learned too; the first ATT_NUM of
-    them are in the prompt. The others are kept for checkpoints, which serve data sets with more
-    attributes. Without USE_ATPROMPT there are none, and the learner is the host's.
+    ``ctx_att1`` … ``ctx_att3``, (N_ATT1, d) … (N_ATT3, d), are learned too. The prompt has the
+    first ATT_NUM of them; all three are saved, so that a checkpoint also loads for data sets with
+    more attributes. Without USE_ATPROMPT the learner is the host's.
 
-    An attribute has one slot, as in the public code: of a longer one the first token stands there,
-    and the prompt goes on as if its words had been cut at the places of one-token attributes.
+    As in the public code an attribute has one slot. If the attribute has several tokens, the slot
+    gets the first one, and the prompt is cut as if every attribute had one token.
 
     Attributes:
-        attributes: the words.
+        attributes: the attribute words.
     """
 
     def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:
@@ -75,7 +76,7 @@ class AttributeLearner(ContextLearner):
         settings = cfg.TRAINER.ATPROMPT
         self.attributes = attribute_words(settings)
         if not self.attributes:
-            print("Without attributes: TRAINER.ATPROMPT.USE_ATPROMPT is not set")
+            print("No attributes: TRAINER.ATPROMPT.USE_ATPROMPT is not set")
             return
         n_ctx, dim = self.ctx.shape[-2:]
         lengths = [settings[f"N_ATT{i}"] for i in range(1, ATTRIBUTES_AT_MOST + 1)]
@@ -96,7 +97,7 @@ class AttributeLearner(ContextLearner):
             self.register_buffer(f"token_middle{i}", attribute)
 
     def context(self, ctx: Tensor) -> Sequence[Tensor]:
-        """Soft tokens and attributes in turn, then ``ctx``."""
+        """Return soft tokens and attributes in turn, then ``ctx``."""
         parts = []
         for i in range(1, len(self.attributes) + 1):
             parts += [getattr(self, f"ctx_att{i}"), getattr(self, f"token_middle{i}")]
@@ -108,12 +109,17 @@ def _warn_of_several_tokens(attribute: str) -> None:
     if count > 1:
         print(
             f"Warning: the attribute {attribute!r} has {count} tokens and one slot: as in the "
-            "public code the first stands for it, and what follows is cut as many tokens early"
+            "public code the slot gets its first token, and the rest of the prompt starts "
+            f"{count - 1} token(s) early"
         )
 
 
 class AttributeTrainer(PromptTrainer):
-    """A host with ``learner`` in place of its own; to be put before it as a base class."""
+    """A host with ``learner`` in place of its own; a base class to put before the host's.
+
+    Keys of ``TRAINER.ATPROMPT``, besides the host's: ``USE_ATPROMPT``, ``ATT_NUM`` (attributes),
+    ``ATT1_TEXT`` … (attribute words), ``N_ATT1`` … (soft tokens of each).
+    """
 
     learner: type[AttributeLearner]
 
@@ -130,13 +136,13 @@ class AttributeTrainer(PromptTrainer):
 
 # ---------------------------------------------------------------------------------- CoOp
 class CoOpLearner(AttributeLearner, coop.PromptLearner):
-    """CoOp's, with attributes."""
+    """CoOp's prompt learner with attributes."""
 
 
 @anchoropt
 @TRAINER_REGISTRY.register()
 class CoOp_ATP(AttributeTrainer, coop.CoOp):
-    """CoOp with attributes."""
+    """CoOp with attributes: images (B, 3, R, R) → logits (B, C)."""
 
     learner = CoOpLearner
 
@@ -145,34 +151,33 @@ class CoOp_ATP(AttributeTrainer, coop.CoOp):
         place = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
         if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and place != "end":
             raise UserError(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {place!r}: with attributes the class name "
-                "stands at the end"
+                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {place!r}: with attributes it must be 'end'"
             )
 
 
 # ---------------------------------------------------------------------------------- CoCoOp
 class CoCoOpLearner(AttributeLearner, cocoop.PromptLearner):
-    """CoCoOp's, with attributes; the image shifts the context alone."""
+    """CoCoOp's prompt learner with attributes; the image shifts the context only."""
 
 
 @anchoropt
 @TRAINER_REGISTRY.register()
 class CoCoOp_ATP(AttributeTrainer, cocoop.CoCoOp):
-    """CoCoOp with attributes."""
+    """CoCoOp with attributes: images (B, 3, R, R) → logits (B, C)."""
 
     learner = CoCoOpLearner
 
 
 # ---------------------------------------------------------------------------------- MaPLe
 class MaPLeLearner(AttributeLearner, maple.MultiModalPromptLearner):
-    """MaPLe's, with attributes, which have no part in the image tower.
+    """MaPLe's prompt learner with attributes, which the image tower does not get.
 
-    The deep prompts overwrite M slots of the text tower, counted as if every attribute had M soft
-    tokens, as in the public code: where N_ATT1 … are N_CTX, as in its published runs, that is the
-    context alone, and the attributes keep their hidden states.
+    As in the public code, deep prompts overwrite M slots of the text tower, counted as if every
+    attribute had M soft tokens. If N_ATT1 … equal N_CTX, as in the published runs, these slots are
+    the context, and attributes keep their hidden states.
 
     Raises:
-        UserError: these slots go beyond the context.
+        UserError: deep prompts that go beyond the context.
     """
 
     def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:
@@ -193,6 +198,6 @@ class MaPLeLearner(AttributeLearner, maple.MultiModalPromptLearner):
 @anchoropt
 @TRAINER_REGISTRY.register()
 class MaPLe_ATP(AttributeTrainer, maple.MaPLe):
-    """MaPLe with attributes."""
+    """MaPLe with attributes: images (B, 3, R, R) → logits (B, C)."""
 
     learner = MaPLeLearner

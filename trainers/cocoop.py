@@ -1,4 +1,7 @@
-"""CoCoOp: soft tokens shifted by the image at hand (Zhou et al., arXiv 2203.05557)."""
+"""CoCoOp: soft tokens that each image shifts (Zhou et al., arXiv 2203.05557).
+
+Follows ``trainers/cocoop.py`` of https://github.com/KaiyangZhou/CoOp: same parameters.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,13 @@ from .host import PromptTrainer
 from .prompted_clip import ContextLearner, PromptedCLIP, initial_context
 
 PROMPTS_AT_ONCE = 2048
-"""At test a batch has B · C prompts; more than these are not held at once."""
+"""Most prompts in memory at once during a test; a batch of B images has B · C of them."""
 
 
 class PromptLearner(ContextLearner):
     """``[SOS] context + shift of the image [class name] . [EOT]``.
 
-    ``ctx`` is (M, d); ``meta_net`` maps image features (e) to the shift (d) that is added to each
-    soft token.
+    ``ctx`` is (M, d); ``meta_net`` maps image features (e) to a shift (d) of every soft token.
     """
 
     def __init__(self, cfg: Any, class_names: Sequence[str], clip: nn.Module) -> None:
@@ -39,20 +41,20 @@ class PromptLearner(ContextLearner):
         self.meta_net = nn.Sequential(OrderedDict(layers)).to(clip.dtype)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """Prompts (B, C, 77, d) for L2-normalised image features (B, e)."""
+        """Return prompts (B, C, 77, d) for L2-normalised image features (B, e)."""
         shift = self.meta_net(image_features)
         return self.prompts(self.ctx + shift[:, None, None])
 
 
 class ConditionalCLIP(PromptedCLIP):
-    """CLIP with prompts of each image's own: images (B, 3, R, R) → logits (B, C)."""
+    """CLIP with other prompts for each image: images (B, 3, R, R) → logits (B, C)."""
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.image_encoder(image.type(self.dtype))
         at_once = len(features)
         if not self.prompt_learner.training:
             at_once = max(1, PROMPTS_AT_ONCE // len(self.tokenized_prompts))
-        return torch.cat([self._logits(some) for some in features.split(at_once)])
+        return torch.cat([self._logits(part) for part in features.split(at_once)])
 
     def _logits(self, features: Tensor) -> Tensor:
         prompts = self.prompt_learner(features / features.norm(dim=-1, keepdim=True))
@@ -62,7 +64,11 @@ class ConditionalCLIP(PromptedCLIP):
 @anchoropt
 @TRAINER_REGISTRY.register()
 class CoCoOp(PromptTrainer):
-    """Conditional Context Optimization."""
+    """Conditional Context Optimization: images (B, 3, R, R) → logits (B, C).
+
+    Keys of ``TRAINER.COCOOP``: ``N_CTX`` (M soft tokens), ``CTX_INIT`` (words to start from),
+    ``PREC``.
+    """
 
     node = "COCOOP"
 

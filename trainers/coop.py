@@ -1,4 +1,7 @@
-"""CoOp: soft tokens in place of a prompt's words (Zhou et al., arXiv 2109.01134)."""
+"""CoOp: a prompt of soft tokens in place of words (Zhou et al., arXiv 2109.01134).
+
+Follows ``trainers/coop.py`` of https://github.com/KaiyangZhou/CoOp: same parameters.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,10 @@ class PromptLearner(ContextLearner):
 
 
 def _order(tokens: Tensor, n_ctx: int, position: str) -> Tensor:
-    """For each class which token of the prompt with its name at the end goes where, (C, 77)."""
+    """Return (C, 77) indices that move the class names from the end of the prompts elsewhere."""
     if position not in CLASS_TOKEN_POSITIONS:
         known = ", ".join(CLASS_TOKEN_POSITIONS)
-        raise UserError(f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}: one of {known}")
+        raise UserError(f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}: give one of {known}")
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
     orders = []
     for eot in tokens.argmax(-1).tolist():
@@ -58,7 +61,11 @@ def _order(tokens: Tensor, n_ctx: int, position: str) -> Tensor:
 @anchoropt
 @TRAINER_REGISTRY.register()
 class CoOp(PromptTrainer):
-    """Context Optimization."""
+    """Context Optimization: images (B, 3, R, R) → logits (B, C).
+
+    Keys of ``TRAINER.COOP``: ``N_CTX`` (M soft tokens), ``CTX_INIT`` (words to start from),
+    ``CSC`` (soft tokens of each class), ``CLASS_TOKEN_POSITION``, ``PREC``.
+    """
 
     node = "COOP"
 

@@ -1,8 +1,9 @@
 """DePT on CoOp: a second head on adjusted channels, trained beside the prompt.
 
-Decoupled Prompt Tuning (Zhang et al., arXiv 2309.07439). Of the hosts it comes on this is CoOp, the
-baseline of AnchorOPT's tables: ``ExtrasLinearProbeCoOp`` of the authors' code, ``DePT`` of
-AnchorOPT's, with their keys, parameter names and checkpoints.
+Decoupled Prompt Tuning (Zhang et al., arXiv 2309.07439) can be put on several hosts; this is DePT
+on CoOp, the baseline of AnchorOPT's tables. Follows ``ExtrasLinearProbeCoOp`` of
+https://github.com/Koorye/DePT and ``DePT`` of AnchorOPT's code: same keys, parameter names and
+checkpoints.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from .prompted_clip import PromptedCLIP
 
 TYPES = ("linear", "similarity")
 SECOND_HEAD = ("film_lp_img", "film_lp_text", "linear_probe_proj")
-"""The parts of the model that are the second head."""
+"""The names of the second head's modules."""
 
 
 class FiLM(nn.Module):
-    """A scale and a shift of each channel of features (B, e), in their dtype; at first neither.
+    """Scale and shift each channel of features (B, e), in their dtype; initially the identity.
 
     >>> FiLM(2)(torch.tensor([[1.0, 2.0]])).tolist()
     [[1.0, 2.0]]
@@ -46,12 +47,12 @@ class TwoHeadedCLIP(PromptedCLIP):
     """Prompted CLIP with a second head: images (B, 3, R, R) → logits (B, C) of both.
 
     Attributes:
-        film_lp_img: adjusts the channels of image features, for the second head alone.
-        film_lp_text: adjusts those of text features.
-        linear_probe_proj: the linear head, features (B, e) → logits (B, C); the identity where
-            the second head is one of similarities.
-        knows_classes: whether the second head was trained on the classes at hand; until then the
-            logits are those of the prompts alone.
+        film_lp_img: channel adjustment of image features, for the second head only.
+        film_lp_text: channel adjustment of text features, for the second head only.
+        linear_probe_proj: the linear head, features (B, e) → logits (B, C); the identity for
+            TYPE "similarity".
+        knows_classes: whether the second head was trained on the present classes; if not, the
+            prompts give the logits.
     """
 
     def __init__(self, cfg: Any, prompt_learner: nn.Module, clip: nn.Module) -> None:
@@ -77,17 +78,17 @@ class TwoHeadedCLIP(PromptedCLIP):
         return self.weighted(logits, second)
 
     def weighted(self, prompt: Tensor, second: Tensor) -> Tensor:
-        """The weighted mean of what both heads give: their logits, or their losses."""
+        """Return the weighted mean of both heads' logits, or of their losses."""
         weight = self.settings.WEIGHT
         return (1 - weight) * prompt + weight * second
 
     def second_head(
         self, image_features: Tensor, text_features: Tensor, label: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits of features (B, e) and (C, e), and the labels of their rows.
+        """Return the second head's logits of features (B, e) and (C, e), and their labels.
 
-        With labels (B) the linear head is to be trained: the features of the labels' prompts come
-        as B more examples before those of the images.
+        Given labels (B), a linear head returns 2B rows: the text features of the labels are B more
+        training examples, before the images.
         """
         image_features = self.film_lp_img(image_features)
         text_features = self.film_lp_text(text_features)
@@ -102,11 +103,16 @@ class TwoHeadedCLIP(PromptedCLIP):
 @anchoropt(kd_weight=0.0)
 @TRAINER_REGISTRY.register()
 class DePT(CoOp):
-    """Decoupled Prompt Tuning.
+    """Decoupled Prompt Tuning: images (B, 3, R, R) → logits (B, C).
 
-    On classes that it was trained on both heads are fused, on others the prompts speak alone. With
-    ``OPTIM.STAGED_LR`` the ``NEW_LAYERS`` learn at ``LR · LR_EXP`` and the rest at
-    ``LR · BASE_LR_MULT``, as in the authors' code; without it, as in AnchorOPT's, all at ``LR``.
+    For the classes of the training the logits of both heads are averaged; for other classes the
+    prompts give the logits.
+
+    Keys: all of ``TRAINER.COOP``; of ``TRAINER.LINEAR_PROBE`` the keys ``TYPE`` (linear or
+    similarity), ``WEIGHT`` (share of the second head), ``TEST_TIME_FUSION``;
+    ``TRAINER.FILM.LINEAR_PROBE`` (adjust channels). With ``OPTIM.STAGED_LR`` (the authors' code)
+    ``OPTIM.NEW_LAYERS`` learn at ``LR · LR_EXP`` and the rest at ``LR · BASE_LR_MULT``; without
+    (AnchorOPT's code) all parts learn at ``LR``.
     """
 
     def check_cfg(self, cfg: Any) -> None:
@@ -114,12 +120,12 @@ class DePT(CoOp):
         settings = cfg.TRAINER.LINEAR_PROBE
         if settings.TYPE not in TYPES:
             raise UserError(
-                f"TRAINER.LINEAR_PROBE.TYPE is {settings.TYPE!r}: one of {', '.join(TYPES)}"
+                f"TRAINER.LINEAR_PROBE.TYPE is {settings.TYPE!r}: give one of {', '.join(TYPES)}"
             )
         if not 0 <= settings.WEIGHT <= 1:
             raise UserError(
-                f"TRAINER.LINEAR_PROBE.WEIGHT is {settings.WEIGHT}: the share of the second head, "
-                "from 0 to 1"
+                f"TRAINER.LINEAR_PROBE.WEIGHT is {settings.WEIGHT}: give the share of the second "
+                "head, from 0 to 1"
             )
 
     def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
@@ -135,19 +141,17 @@ class DePT(CoOp):
             return None
         layers = optim.NEW_LAYERS
         layers = [layers] if isinstance(layers, str) else layers
-        base: list[nn.Parameter] = []
-        new: list[nn.Parameter] = []
+        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
         for name, part in trained.named_children():
-            is_new = any(layer in name for layer in layers)
-            (new if is_new else base).extend(part.parameters())
-        if not new:
+            groups[any(layer in name for layer in layers)].extend(part.parameters())
+        if not groups[True]:
             raise UserError(
-                f"OPTIM.STAGED_LR is set, but none of OPTIM.NEW_LAYERS {list(layers)} is in the "
-                "second head: give ['linear_probe', 'film']"
+                "OPTIM.STAGED_LR is set, but the second head has none of OPTIM.NEW_LAYERS "
+                f"{list(layers)}: give ['linear_probe', 'film']"
             )
         return [
-            {"params": base, "lr": optim.LR * optim.BASE_LR_MULT},
-            {"params": new, "lr": optim.LR * optim.LR_EXP},
+            {"params": groups[False], "lr": optim.LR * optim.BASE_LR_MULT},
+            {"params": groups[True], "lr": optim.LR * optim.LR_EXP},
         ]
 
     def before_train(self) -> None:
@@ -162,16 +166,16 @@ class DePT(CoOp):
         return self.model.weighted(*losses), logits
 
     def loadable(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The head's rows of the classes at hand, if it was trained on all of them."""
+        """Keep the linear head's rows of the present classes, if it was trained on all of them."""
         here = self._models["PromptLearner"].state_dict()
         there = {key for key in state if key.startswith(SECOND_HEAD)}
         if there != {key for key in here if key.startswith(SECOND_HEAD)}:
             raise UserError(
                 "the checkpoint has another second head: give the TRAINER.LINEAR_PROBE.TYPE and "
-                "TRAINER.FILM.LINEAR_PROBE that it was trained with"
+                "TRAINER.FILM.LINEAR_PROBE of its training"
             )
         names = "prompt_learner.token_suffix"
-        rows = _rows(here[names], state.get(names))
+        rows = head_rows(here[names], state.get(names))
         self.model.knows_classes = rows is not None
         for key in there:
             if key.startswith("linear_probe_proj"):
@@ -179,11 +183,11 @@ class DePT(CoOp):
         return super().loadable(state)
 
 
-def _rows(here: Tensor, there: Tensor | None) -> list[int] | None:
-    """For each class its row in a checkpoint's head, or None where not every class has one.
+def head_rows(here: Tensor, there: Tensor | None) -> list[int] | None:
+    """Return each present class's row in a checkpoint's head, or None if some class has no row.
 
-    Classes are known by their names' embeddings (C, L, d), which every checkpoint holds; those of
-    one name, of which ImageNet has some, by their order too.
+    Classes are identified by the embeddings of their names (C, L, d), which every checkpoint holds.
+    Classes of the same name, as ImageNet has, are matched in their order.
     """
     if there is None or here.shape[1:] != there.shape[1:]:
         return None
@@ -195,5 +199,5 @@ def _rows(here: Tensor, there: Tensor | None) -> list[int] | None:
 
 
 def _bits(names: Tensor) -> list[bytes]:
-    # In float16 they are the same whatever PREC was.
+    # Rounded to float16, embeddings are the same for every PREC.
     return [name.numpy().tobytes() for name in names.half().cpu()]

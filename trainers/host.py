@@ -1,4 +1,8 @@
-"""The trainer around a host's prompt learner: what it trains, saves and loads."""
+"""The base of all host trainers: build, train, save and load a prompt learner.
+
+A host trainer is a plain Dassl trainer of a prompt learner, such as CoOp. AnchorOPT is put on top
+of a host by its decorator.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,12 @@ from .prompted_clip import PromptedCLIP, load_host_clip, warn_of_unknown_words
 
 
 class PromptTrainer(TrainerX):
-    """Trains what ``checkpointed`` names, the learner of ``build_learner``, and nothing else.
+    """Train the module of ``checkpointed``, by default the prompt learner, and nothing else.
+
+    Keys: ``N_CTX`` and ``PREC`` of the host's node; ``MODEL.BACKBONE.NAME``,
+    ``MODEL.INIT_WEIGHTS``, ``INPUT.SIZE``; ``OPTIM``; of ``TRAINER.ANCHOROPT`` the keys
+    ``FAST_TEXT``, ``CLASS_CHUNK``, ``SPLIT_CLASSES`` and ``KEEP_FEATURES``, which also serve plain
+    hosts.
 
     Attributes:
         node: the host's node in ``cfg.TRAINER``.
@@ -36,27 +45,32 @@ class PromptTrainer(TrainerX):
         settings = cfg.TRAINER[self.node]
         if settings.PREC not in ("fp16", "fp32", "amp"):
             raise UserError(
-                f"TRAINER.{self.node}.PREC is {settings.PREC!r}: one of fp16, fp32, amp"
+                f"TRAINER.{self.node}.PREC is {settings.PREC!r}: give one of fp16, fp32, amp"
             )
         if settings.N_CTX < 1:
             raise UserError(
-                f"TRAINER.{self.node}.N_CTX is {settings.N_CTX}: a context has at least one token"
+                f"TRAINER.{self.node}.N_CTX is {settings.N_CTX}: give 1 or more soft tokens"
+            )
+        if cfg.DATALOADER.K_TRANSFORMS > 1:
+            raise UserError(
+                f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}: give 1, as "
+                f"{type(self).__name__} takes one view of each image"
             )
 
     def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
-        """The host's prompt learner, for CLIP on the CPU."""
+        """Return the host's prompt learner, on the CPU as ``clip`` is."""
         raise NotImplementedError
 
     def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
-        """The host's model around its learner."""
+        """Return the host's model: CLIP with the prompt learner in it."""
         return PromptedCLIP(learner, clip)
 
     def checkpointed(self) -> tuple[str, nn.Module]:
-        """The folder of the host's checkpoints, and the module that is trained and saved there."""
+        """Return the name of the checkpoint folder, and the module that is trained and saved."""
         return "prompt_learner", self.model.prompt_learner
 
     def parameter_groups(self, trained: nn.Module) -> list[dict[str, Any]] | None:
-        """Groups for the optimiser, where parts of ``trained`` learn at rates of their own."""
+        """Return the optimiser's parameter groups, or None for one group of all parameters."""
         return None
 
     def build_model(self) -> None:
@@ -67,9 +81,8 @@ class PromptTrainer(TrainerX):
         warn_of_unknown_words(clip, class_names)
         self.model = self.build_prompted_clip(self.build_learner(class_names, clip), clip)
         if cfg.TRAINER.ANCHOROPT.FAST_TEXT:
-            for forward in accelerate(self.model):
-                forward.chunk = cfg.TRAINER.ANCHOROPT.CLASS_CHUNK
-                forward.split = cfg.TRAINER.ANCHOROPT.SPLIT_CLASSES
+            anchoropt = cfg.TRAINER.ANCHOROPT
+            accelerate(self.model, chunk=anchoropt.CLASS_CHUNK, split=anchoropt.SPLIT_CLASSES)
         if cfg.TRAINER.ANCHOROPT.KEEP_FEATURES:
             cache_image_features(self.model.image_encoder)
         name, trained = self.checkpointed()
@@ -92,7 +105,7 @@ class PromptTrainer(TrainerX):
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
     def loss(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """What is minimised, and the logits (B, C) whose accuracy is printed."""
+        """Return the loss, a scalar, and the logits (B, C) for the printed accuracy."""
         output = self.model(image)
         return F.cross_entropy(output, label), output
 
@@ -110,22 +123,27 @@ class PromptTrainer(TrainerX):
         return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
     def loadable(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of a checkpoint's weights those for the classes at hand."""
+        """Return the part of a checkpoint's ``state`` that fits the present classes."""
         return {key: value for key, value in state.items() if not is_of_classes(key)}
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load a checkpoint into the classes at hand; ``epoch`` None takes the best, −1 the last.
+        """Load a checkpoint for the present classes.
+
+        Args:
+            directory: the output folder of a run; "" loads nothing.
+            epoch: the epoch of the checkpoint; None for the best, -1 for the last.
 
         Raises:
-            UserError: no such checkpoint, or one for another context length, depth or backbone.
+            UserError: a missing checkpoint, or one of another context length, prompt depth or
+                backbone.
         """
         if not directory:
-            print("No --model-dir given: the prompt stays as it was initialised")
+            print("No --model-dir given: the prompt keeps its initial values")
             return
         for name in self.get_model_names():
             path = _checkpoint(Path(directory, name), epoch)
             if not path.exists():
-                raise UserError(f"no checkpoint {path}; {_advice(path.parent)}")
+                raise UserError(f"there is no checkpoint {path}; {_advice(path.parent)}")
             checkpoint = load_checkpoint(str(path))
             state = checkpoint["state_dict"].items()
             state = self.loadable({key.removeprefix("module."): value for key, value in state})
@@ -138,7 +156,7 @@ class PromptTrainer(TrainerX):
 def _checkpoint(folder: Path, epoch: int | None) -> Path:
     if epoch is None:
         return folder / "model-best.pth.tar"
-    last = folder / "checkpoint"  # a text file with the last one's name
+    last = folder / "checkpoint"  # a text file with the name of the last checkpoint
     if epoch < 0 and last.exists():
         return folder / last_checkpoint_name(folder)
     return folder / f"model.pth.tar-{epoch}"
@@ -147,34 +165,43 @@ def _checkpoint(folder: Path, epoch: int | None) -> Path:
 def _advice(folder: Path) -> str:
     found = sorted(path.name for path in folder.glob("model*"))
     if found:
-        return f"there are {', '.join(found)}: give --load-epoch"
+        return f"the folder has {', '.join(found)}: choose one with --load-epoch"
     return "check --model-dir"
 
 
 def check_fits(state: dict[str, Tensor], model: nn.Module, origin: str) -> None:
-    """Raise a ``UserError`` where the weights to be loaded are not those of this host.
+    """Check that the weights of a checkpoint are those of this host.
 
-    Keys of modules that ``model`` does not have are let pass: whole-model checkpoints hold CLIP.
-    Where AnchorOPT is new the file need not have it, but what was trained with it needs it.
+    Further keys are ignored, as checkpoints of whole models hold CLIP too. A checkpoint without
+    AnchorOPT fits a trainer with AnchorOPT, but not the reverse.
+
+    Args:
+        state: the weights by name.
+        model: the module to load them into.
+        origin: the file, for messages.
+
+    Raises:
+        UserError: weights of another trainer, context length, prompt depth or backbone.
     """
     own = model.state_dict()
     for key, value in state.items():
         if CHILD in key.split(".") and key not in own:
             raise UserError(
-                f"{origin} was trained with AnchorOPT, which this trainer is not: give the "
-                "--trainer whose name ends in _AnchorOPT"
+                f"{origin} was trained with AnchorOPT: give the --trainer whose name ends in "
+                "_AnchorOPT"
             )
         if key in own and own[key].shape != value.shape:
             raise UserError(
-                f"{origin} does not fit: {key} is {tuple(value.shape)} there and "
-                f"{tuple(own[key].shape)} here; it is for another context length or backbone"
+                f"{origin} does not fit: {key} is {tuple(value.shape)} in the checkpoint and "
+                f"{tuple(own[key].shape)} in the model; the checkpoint is for another context "
+                "length or backbone"
             )
     lists = {name for name, part in model.named_modules() if isinstance(part, nn.ParameterList)}
     here = {name for name, _ in model.named_parameters() if CHILD not in name.split(".")}
     there = {key for key in state if key in own or key.rpartition(".")[0] in lists}
-    for keys, place in ((here - there, "here"), (there - own.keys(), "there")):
+    for keys, place in ((here - there, "model"), (there - own.keys(), "checkpoint")):
         if keys:
             raise UserError(
-                f"{origin} does not fit: {min(keys)} is {place} alone; it is for another "
-                "trainer or prompt depth"
+                f"{origin} does not fit: only the {place} has {min(keys)}; the checkpoint is for "
+                "another trainer or prompt depth"
             )

@@ -1,4 +1,8 @@
-"""MaPLe: deep prompts on both towers of CLIP, coupled (Khattak et al., arXiv 2210.03117)."""
+"""MaPLe: coupled deep prompts in both towers of CLIP (Khattak et al., arXiv 2210.03117).
+
+Follows ``trainers/maple.py`` and ``clip/model.py`` of
+https://github.com/muzairkhattak/multimodal-prompt-learning: same parameters.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anchoropt_plugin import anchoropt
+from anchoropt_plugin.encoders.image_features import image_tokens
 from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 
@@ -17,22 +22,22 @@ from .host import PromptTrainer
 from .prompted_clip import ContextLearner, PromptedCLIP, initial_context, run_blocks
 
 WORDS_AT_MOST = 4
-"""A longer context is drawn at random, whatever CTX_INIT is."""
+"""Soft tokens up to which CTX_INIT is used; a longer context is drawn at random."""
 
 
 class MultiModalPromptLearner(ContextLearner):
     """Prompts of the text tower, and their projections for the image tower.
 
     ``ctx`` (M, d) and ``compound_prompts_text``, PROMPT_DEPTH − 1 times (M, d), are learned;
-    ``proj`` and ``compound_prompt_projections`` map them to the width v of the image tower. The
-    deep ones stay in float32, as in the public code.
+    ``proj`` and ``compound_prompt_projections`` map them to the width v of the image tower. Deep
+    prompts stay in float32, as in the public code.
 
     Attributes:
-        deep_start: the slot from which the deep ones overwrite the context in the text tower.
+        deep_start: the first slot that deep prompts overwrite in the text tower.
 
     Raises:
-        UserError: a CLIP without an image transformer, a PROMPT_DEPTH that its towers do not have,
-            or fewer words in CTX_INIT than N_CTX.
+        UserError: a CLIP without an image transformer, a PROMPT_DEPTH beyond its towers, or fewer
+            tokens in CTX_INIT than N_CTX.
     """
 
     deep_start = 0
@@ -41,8 +46,8 @@ class MultiModalPromptLearner(ContextLearner):
         settings = cfg.TRAINER.MAPLE
         if not hasattr(clip.visual, "transformer"):
             raise UserError(
-                f"MaPLe prompts an image transformer, and {cfg.MODEL.BACKBONE.NAME} has none: "
-                "give a ViT as --backbone"
+                f"MaPLe needs an image transformer, and {cfg.MODEL.BACKBONE.NAME} has none: give "
+                "a ViT as --backbone"
             )
         towers = clip.transformer, clip.visual.transformer
         blocks = max(len(tower.resblocks) for tower in towers)
@@ -57,7 +62,7 @@ class MultiModalPromptLearner(ContextLearner):
         if len(ctx) < n_ctx:
             raise UserError(
                 f"TRAINER.MAPLE.CTX_INIT {init!r} has {len(ctx)} token(s), fewer than N_CTX "
-                f"{n_ctx}: give more words, or none"
+                f"{n_ctx}: give more words, or an empty CTX_INIT"
             )
         super().__init__(clip, class_names, words, ctx[:n_ctx])
         deep, dim = settings.PROMPT_DEPTH - 1, ctx.shape[-1]
@@ -66,13 +71,13 @@ class MultiModalPromptLearner(ContextLearner):
         self.compound_prompts_text = nn.ParameterList(
             nn.init.normal_(torch.empty(n_ctx, dim), std=0.02) for _ in range(deep)
         )
-        projection = nn.Linear(dim, width)  # all start from the same one
+        projection = nn.Linear(dim, width)  # as in the public code, all start from the same values
         self.compound_prompt_projections = nn.ModuleList(
             copy.deepcopy(projection) for _ in range(deep)
         )
 
     def forward(self) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Prompts (C, 77, d), (M, v) for the images, and the deep ones of both towers."""
+        """Return prompts (C, 77, d), image prompts (M, v), and the deep prompts of both towers."""
         deep_text = list(self.compound_prompts_text)
         projections = zip(self.compound_prompt_projections, deep_text, strict=True)
         deep_visual = [project(prompt) for project, prompt in projections]
@@ -82,8 +87,8 @@ class MultiModalPromptLearner(ContextLearner):
 class ImageEncoder(nn.Module):
     """CLIP's image transformer with prompts after the patches: (B, 3, R, R) → features (B, e).
 
-    ``shared_ctx`` (M, v) joins before block 0, and ``deep_visual`` overwrites its rows before the
-    blocks 1, 2, …; None and an empty list leave CLIP as it is.
+    ``shared_ctx`` (M, v) follows the patches from block 0 on; ``deep_visual``, each (M, v),
+    overwrites its rows before the blocks 1, 2, … None and an empty list give CLIP's own features.
     """
 
     def __init__(self, visual: nn.Module) -> None:
@@ -94,9 +99,7 @@ class ImageEncoder(nn.Module):
         self, image: Tensor, shared_ctx: Tensor | None = None, deep_visual: Sequence[Tensor] = ()
     ) -> Tensor:
         visual = self.visual
-        x = visual.conv1(image).flatten(2).permute(0, 2, 1)
-        start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
+        x = image_tokens(visual, image)
         first = x.shape[1]
         if shared_ctx is not None:
             x = torch.cat([x, shared_ctx.type(x.dtype).expand(len(x), -1, -1)], 1)
@@ -122,9 +125,12 @@ class MultiModalCLIP(PromptedCLIP):
 @anchoropt
 @TRAINER_REGISTRY.register()
 class MaPLe(PromptTrainer):
-    """Multi-modal Prompt Learning.
+    """Multi-modal Prompt Learning: images (B, 3, R, R) → logits (B, C).
 
-    Checkpoints have the names and keys of the public ones, which hold all of CLIP besides.
+    Keys of ``TRAINER.MAPLE``: ``N_CTX`` (M soft tokens), ``CTX_INIT`` (words to start from),
+    ``PROMPT_DEPTH`` (blocks with prompts, the first included), ``PREC``.
+
+    Checkpoints have the names and keys of the public ones, but without the weights of CLIP.
     """
 
     node = "MAPLE"

@@ -1,4 +1,4 @@
-"""CLIP behind a prompt learner: what the models of all hosts are made of."""
+"""CLIP behind a prompt learner: the parts that the models of all hosts share."""
 
 from __future__ import annotations
 
@@ -8,31 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anchoropt_plugin.encoders.class_names import as_words
 from anchoropt_plugin.encoders.clip_models import load_clip, to_precision, tokenize, unknown_words
 from anchoropt_plugin.errors import UserError
 
 
 def load_host_clip(cfg: Any, precision: str, device: torch.device) -> nn.Module:
-    """The plain CLIP of ``MODEL.BACKBONE.NAME`` in the precision that the host asks for.
+    """Return the plain CLIP of ``MODEL.BACKBONE.NAME``, on the CPU, where prompts are embedded.
 
-    It is on the CPU still, where prompts are embedded; ``device`` is where it is to run.
+    Args:
+        cfg: the configuration; reads ``MODEL.BACKBONE.NAME`` and ``INPUT.SIZE``.
+        precision: "fp32", "fp16" or "amp".
+        device: the device of the training to come; a CPU takes fp32 only.
 
     Raises:
-        UserError: an unknown backbone, or one whose pictures are of another size than INPUT.SIZE.
+        UserError: an unknown backbone, or an INPUT.SIZE other than the backbone's.
     """
     print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
     clip = load_clip(cfg.MODEL.BACKBONE.NAME)
     size, wanted = tuple(cfg.INPUT.SIZE), clip.visual.input_resolution
     if size != (wanted, wanted):
         raise UserError(
-            f"INPUT.SIZE is {size}, but {cfg.MODEL.BACKBONE.NAME} takes pictures of "
+            f"INPUT.SIZE is {size}, but {cfg.MODEL.BACKBONE.NAME} takes images of "
             f"{wanted} x {wanted}: set INPUT.SIZE ({wanted},{wanted})"
         )
     return to_precision(clip, precision, device).cpu()
 
 
 def warn_of_unknown_words(clip: nn.Module, texts: Sequence[str], what: str = "class names") -> None:
-    """Say which words of ``texts`` the backbone was never trained on."""
+    """Print a warning with the words of ``texts`` that the backbone was never trained on."""
     words = unknown_words(clip, texts)
     if words:
         print(
@@ -42,10 +46,10 @@ def warn_of_unknown_words(clip: nn.Module, texts: Sequence[str], what: str = "cl
 
 
 def run_blocks(transformer: nn.Module, x: Tensor, deep: Sequence[Tensor], first: int) -> Tensor:
-    """CLIP's transformer over ``x`` (L, N, d), with prompts written into it on the way.
+    """Run CLIP's transformer over ``x`` (L, N, d) with deep prompts, and return the same shape.
 
-    Before block i = 1, 2, … ``deep[i - 1]`` (n, d) overwrites the n rows from ``first`` on; without
-    deep prompts it is ``transformer(x)``.
+    Before block i = 1, 2, … ``deep[i - 1]`` (n, d) overwrites the n rows from ``first`` on. Without
+    deep prompts the result is ``transformer(x)``.
     """
     for index, block in enumerate(transformer.resblocks):
         if 0 < index <= len(deep):
@@ -56,13 +60,13 @@ def run_blocks(transformer: nn.Module, x: Tensor, deep: Sequence[Tensor], first:
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer over prompts that are embedded already.
+    """CLIP's text transformer over embedded prompts.
 
-    (…, C, 77, d) prompts and (C, 77) tokens → (…, C, e) features, read at EOT. ``deep`` holds
-    prompts (n, d) that overwrite n slots before the text blocks 1, 2, … (MaPLe).
+    Prompts (…, C, 77, d) and tokens (C, 77) → features (…, C, e), read at EOT. Deep prompts
+    ``deep``, each (n, d), overwrite n slots before the text blocks 1, 2, … (MaPLe).
 
     Attributes:
-        deep_start: the first slot they overwrite; slot 0 is the one behind SOS.
+        deep_start: the first slot that deep prompts overwrite; slot 0 follows SOS.
     """
 
     deep_start = 0
@@ -87,12 +91,12 @@ class TextEncoder(nn.Module):
 
 
 class PromptedCLIP(nn.Module):
-    """CLIP whose text features come from a prompt learner: images (B, 3, R, R) → logits (B, C).
+    """CLIP with text features from a prompt learner: images (B, 3, R, R) → logits (B, C).
 
     Args:
-        prompt_learner: what ``build_learner`` of a ``PromptTrainer`` makes.
+        prompt_learner: the module of ``PromptTrainer.build_learner``.
         clip: the plain CLIP.
-        image_encoder: in place of CLIP's own.
+        image_encoder: a replacement of CLIP's own image encoder.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class PromptedCLIP(nn.Module):
         self.dtype = clip.dtype
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the images (B, e) and of the prompts (C, e), not normalised."""
+        """Return features of the images (B, e) and of the prompts (C, e), not normalised."""
         image_features = self.image_encoder(image.type(self.dtype))
         return image_features, self.text_encoder(self.prompt_learner(), self.tokenized_prompts)
 
@@ -115,7 +119,10 @@ class PromptedCLIP(nn.Module):
         return self.logits(*self.features(image))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines (B, C) of images (B, e) and texts (C, e), or (B, C, e) of each image."""
+        """Return scaled cosines (B, C) of image features (B, e) and text features.
+
+        Text features are (C, e), or (B, C, e) where each image has its own prompts.
+        """
         image_features = image_features / image_features.norm(dim=-1, keepdim=True)
         text_features = text_features / text_features.norm(dim=-1, keepdim=True)
         return (self.logit_scale.exp() * image_features[:, None] @ text_features.mT)[:, 0]
@@ -124,29 +131,28 @@ class PromptedCLIP(nn.Module):
 def embed_prompts(
     clip: nn.Module, class_names: Sequence[str], context_words: str
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (C, 77) and embeddings (C, 77, d) of ``<context words> <class name>.``"""
-    names = [name.replace("_", " ") for name in class_names]
+    """Return tokens (C, 77) and embeddings (C, 77, d) of ``<context words> <class name>.``"""
+    names = [as_words(name) for name in class_names]
     tokens = tokenize([f"{context_words} {name}." for name in names])
     with torch.no_grad():
         return tokens, clip.token_embedding(tokens).type(clip.dtype)
 
 
 def initial_context(clip: nn.Module, words: str, n_ctx: int, *sets: int) -> tuple[str, Tensor]:
-    """The words that a context starts from, and their embeddings.
+    """Return the words of an initial context, and the context.
 
     Args:
         clip: the plain CLIP, on the CPU.
-        words: every token of theirs becomes a soft token, ``_`` reads as a blank; "" draws
-            N(0, 0.02²) in place of them.
-        n_ctx: soft tokens M, where there are no words.
-        sets: leading dimensions of a drawn context.
+        words: the initial words, ``_`` for a blank; each of their tokens becomes a soft token.
+            "" draws the context from N(0, 0.02²).
+        n_ctx: the number M of soft tokens of a drawn context.
+        sets: the leading dimensions of a drawn context.
 
     Returns:
-        The words ("X X …" stand for what is drawn) and the context (*sets, M, d), or (M, d) of
-        given words.
+        The given words and their embeddings (M, d), or "X X …" and a drawn context (*sets, M, d).
     """
     if words:
-        words = words.replace("_", " ")
+        words = as_words(words)
         tokens = tokenize([words])
         with torch.no_grad():
             ctx = clip.token_embedding(tokens)[0, 1 : int(tokens.argmax())].type(clip.dtype)
@@ -157,16 +163,16 @@ def initial_context(clip: nn.Module, words: str, n_ctx: int, *sets: int) -> tupl
 
 
 class ContextLearner(nn.Module):
-    """Soft tokens before the class names: what the prompt learners of all hosts hold.
+    """Soft tokens before the class names: the base of all hosts' prompt learners.
 
     Args:
         clip: the plain CLIP, on the CPU.
-        class_names: of C classes.
-        words: that the soft tokens stand for.
-        ctx: their initial values, (M, d) or (C, M, d).
+        class_names: the names of C classes.
+        words: the words in the slots of the soft tokens.
+        ctx: the initial soft tokens, (M, d) or (C, M, d).
 
     Attributes:
-        tokenized_prompts: (C, 77), of ``<words> <class name>.``
+        tokenized_prompts: (C, 77) tokens of ``<words> <class name>.``
     """
 
     def __init__(
@@ -182,10 +188,10 @@ class ContextLearner(nn.Module):
     def frame(
         self, clip: nn.Module, class_names: Sequence[str], words: str, n_slots: int
     ) -> Tensor:
-        """Make the tokens and what stands around ``n_slots`` slots, which the words hold.
+        """Set ``tokenized_prompts`` and the embeddings before and after ``n_slots`` context slots.
 
         Returns:
-            The embeddings (C, n_slots, d) of the words in these slots.
+            The embeddings (C, n_slots, d) of the words in the slots.
         """
         self.tokenized_prompts, embedding = embed_prompts(clip, class_names, words)
         self.register_buffer("token_prefix", embedding[:, :1])
@@ -193,11 +199,14 @@ class ContextLearner(nn.Module):
         return embedding[:, 1 : 1 + n_slots]
 
     def context(self, ctx: Tensor) -> Sequence[Tensor]:
-        """What stands in the slots one after the other, each part (…, n, d)."""
+        """Return the parts (…, n, d) that fill the context slots, in order."""
         return (ctx,)
 
     def prompts(self, ctx: Tensor) -> Tensor:
-        """``[SOS] ctx [class name] . [EOT]``: (M, d), (C, M, d) or (B, 1, M, d) → (…, C, 77, d)."""
+        """Return ``[SOS] ctx [class name] . [EOT]`` as prompts (…, C, 77, d).
+
+        ``ctx`` is (M, d), (C, M, d) or (B, 1, M, d).
+        """
         parts = self.token_prefix, *self.context(ctx), self.token_suffix
         sets = torch.broadcast_shapes(*(part.shape[:-2] for part in parts))
         return torch.cat([part.expand(*sets, -1, -1) for part in parts], -2)

@@ -1,10 +1,14 @@
-"""Zero-shot CLIP: one hand-written prompt a class, nothing trained."""
+"""Zero-shot CLIP: one hand-written prompt for each class (Radford et al., arXiv 2103.00020).
+
+Follows ``trainers/zsclip.py`` of https://github.com/KaiyangZhou/CoOp.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from anchoropt_plugin.encoders.class_names import as_words
 from anchoropt_plugin.encoders.text_tower import TextTower
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 
@@ -13,14 +17,17 @@ from .prompted_clip import load_host_clip, warn_of_unknown_words
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(TrainerX):
-    """CLIP with ``DATASET.TEMPLATE``, "a photo of a {}." where a data set sets no other."""
+    """CLIP without training: images (B, 3, R, R) → logits (B, C).
+
+    Key: ``DATASET.TEMPLATE``, the prompt with ``{}`` for the class name.
+    """
 
     def build_model(self) -> None:
         clip = load_host_clip(self.cfg, "fp32", self.device).to(self.device)
         class_names = self.dm.dataset.classnames
         warn_of_unknown_words(clip, class_names)
         template = self.cfg.DATASET.TEMPLATE
-        prompts = [template.format(name.replace("_", " ")) for name in class_names]
+        prompts = [template.format(as_words(name)) for name in class_names]
         print(f"Prompts: {prompts}")
         self.text_features = TextTower(clip).encode_texts(prompts)
         self.model = clip

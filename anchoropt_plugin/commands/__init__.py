@@ -1,7 +1,7 @@
-"""The commands of ``python -m anchoropt_plugin``: every module here is one.
+"""The commands of ``python -m anchoropt_plugin``: one module for each command.
 
-A command's module has ``HELP``, a line for the list of commands; ``add_arguments(parser)``; and
-``run(args)``, which returns the exit status and raises ``UserError`` for what the user can mend.
+The module of a command has ``HELP``, one line for the list of commands; ``add_arguments(parser)``;
+and ``run(args)``, which returns the exit status and raises ``UserError``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import ModuleType
 
 
 def all_commands() -> dict[str, ModuleType]:
-    """The modules of all commands, by name.
+    """Return the modules of all commands by name.
 
     >>> "run" in all_commands()
     True

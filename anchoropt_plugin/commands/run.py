@@ -1,9 +1,8 @@
-"""Run a repository's own train.py as it is: --trainer X_AnchorOPT works for every trainer X of it.
+"""Run a repository's own, unchanged train.py with --trainer X_AnchorOPT, for any of its trainers X.
 
     python -m anchoropt_plugin run train.py --trainer CoOp_AnchorOPT ...
 
-Nothing in the repository is changed. The keys of TRAINER.ANCHOROPT can be given as KEY VALUE, as
-all others.
+The repository stays unchanged. Give the keys of TRAINER.ANCHOROPT as KEY VALUE, like all others.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..dassl_compat.finite_checks import training_errors
 from ..errors import UserError
 from ..process import distributed
 from ..process.folder_lock import locked_folder
@@ -29,20 +29,23 @@ HELP = "run a repository's own train.py with --trainer X_AnchorOPT"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("script", help="the train.py")
+    parser.add_argument("script", help="path of the train.py")
     parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="...", help="its own flags and KEY VALUE"
+        "arguments",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="flags and KEY VALUE pairs of the script",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the script as ``python script ...`` would; its ``sys.exit`` goes through.
+    """Run the script as ``python script ...`` would; ``sys.exit`` in the script ends this command.
 
     Returns:
-        0, or 1 where the script fails with an exception of its own, which is printed as ever.
+        0, or 1 if the script raised an exception of its own, whose trace is printed as usual.
 
     Raises:
-        UserError: there is no such script, or the script ran into one.
+        UserError: a missing script, or a ``UserError`` in the script.
     """
     script = Path(args.script)
     if not script.is_file():
@@ -50,16 +53,17 @@ def run(args: argparse.Namespace) -> int:
     with (
         _in_place_of_python(script, args.arguments),
         two_stages_on_demand(),
-        _keeping_our_keys(),
-        _alone(),
+        _keep_anchoropt_keys(),
+        _lock_output_folder(),
     ):
         try:
-            runpy.run_path(str(script), run_name="__main__")
+            with training_errors():
+                runpy.run_path(str(script), run_name="__main__")
             distributed.stop()
         except (UserError, BrokenPipeError):
             raise
         except Exception as error:
-            # A script may wrap what it catches.
+            # The script may have wrapped a UserError in an exception of its own.
             for cause in _causes(error):
                 if isinstance(cause, UserError):
                     raise cause from None
@@ -71,12 +75,13 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _in_place_of_python(script: Path, arguments: list[str]) -> Iterator[None]:
-    """``sys.argv`` and ``sys.path[0]`` as the script expects them, and its own ``clip``."""
+    """Set ``sys.argv`` and ``sys.path[0]`` for the script, and let it import its own ``clip``."""
     argv, path = list(sys.argv), list(sys.path)
     folder = script.resolve().parent
     sys.argv[:] = [str(script), *arguments]
     sys.path[0] = str(folder)
-    # The plug-in found a clip before the script's folder was on the path; forks of it differ.
+    # The plug-in imported a clip before the script's folder was on the path; the script's own
+    # clip, a fork, differs.
     loaded = getattr(sys.modules.get("clip"), "__file__", None)
     if (folder / "clip").is_dir() and loaded and folder not in Path(loaded).resolve().parents:
         for name in [name for name in sys.modules if name.partition(".")[0] == "clip"]:
@@ -88,8 +93,8 @@ def _in_place_of_python(script: Path, arguments: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _keeping_our_keys() -> Iterator[None]:
-    """``clean_cfg`` drops the keys of all trainers but one: not the host's and ours meanwhile."""
+def _keep_anchoropt_keys() -> Iterator[None]:
+    """Let ``clean_cfg``, which keeps one trainer's keys, keep the host's and AnchorOPT's."""
     config: Any = importlib.import_module("dassl.config")
     clean_cfg = config.clean_cfg
 
@@ -105,8 +110,8 @@ def _keeping_our_keys() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """The script's log is the first thing that it writes: by then its output folder is locked."""
+def _lock_output_folder() -> Iterator[None]:
+    """Lock the output folder when the script sets up its log, the first file it writes."""
     utils: Any = importlib.import_module("dassl.utils")
     setup_logger = utils.setup_logger
     with contextlib.ExitStack() as locks:
@@ -131,7 +136,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _below_runpy(error: BaseException) -> Any:
-    """The part of the trace that is the script's."""
+    """Return the part of the trace inside the script."""
     trace = error.__traceback__
     while trace and trace.tb_next and trace.tb_frame.f_code.co_filename in (__file__, *_RUNPY):
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""What the values of a merged configuration have to be: one table, all faults in one line."""
+"""Check the values of a merged configuration: one table of rules, all faults in one message."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def _is_sound(value: Any) -> bool:
     return not (isinstance(value, str) and "\0" in value)
 
 
-def _has_one_gap(template: str) -> bool:
+def _has_one_field(template: str) -> bool:
     try:
-        gaps = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+        fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError:
         return False
-    return gaps == [("", "", None)]
+    return fields == [("", "", None)]
 
 
-_SOUND: _Rule = ("finite, and text without NUL", _is_sound)
+_SOUND: _Rule = ("finite, or text without NUL", _is_sound)
 _POSITIVE: _Rule = ("positive", lambda x: x > 0)
 _NOT_NEGATIVE: _Rule = ("0 or more", lambda x: x >= 0)
 _SHARE: _Rule = ("from 0 to 1", lambda x: 0 <= x <= 1)
@@ -56,14 +56,14 @@ _NAMES: _Rule = ("a list of names", lambda x: all(isinstance(name, str) for name
 
 _RULES: dict[str, _Rule] = {
     "OUTPUT_DIR": ("the name of a folder", bool),
-    "SEED": ("below 2**32 (negative: not fixed)", lambda x: abs(x) < 2**32),
+    "SEED": ("below 2**32 (negative: no fixed seed)", lambda x: abs(x) < 2**32),
     "INPUT.SIZE": _SIZES,
     "INPUT.TRANSFORMS": _NAMES,
     "INPUT.PIXEL_MEAN": ("three numbers", _numbers(3, -math.inf)),
     "INPUT.PIXEL_STD": ("three positive numbers", _numbers(3, math.ulp(0.0))),
     "INPUT.CROP_PADDING": _NOT_NEGATIVE,
     "INPUT.RRCROP_SCALE": (
-        "two shares of the picture, the lower one first",
+        "two fractions of the image, the smaller one first",
         lambda x: _numbers(2, math.ulp(0.0), 1)(x) and x[0] <= x[1],
     ),
     "INPUT.CUTOUT_N": _NOT_NEGATIVE,
@@ -79,7 +79,7 @@ _RULES: dict[str, _Rule] = {
     "INPUT.GB_P": _SHARE,
     "INPUT.GB_K": ("odd and positive", lambda x: x > 0 and x % 2 == 1),
     "DATASET.SUBSAMPLE_CLASSES": _one_of("all", "base", "new"),
-    "DATASET.TEMPLATE": ("a text with one {} for the class name", _has_one_gap),
+    "DATASET.TEMPLATE": ("a text with one {} for the class name", _has_one_field),
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
     "DATALOADER.K_TRANSFORMS": _POSITIVE,
     "DATALOADER.CACHE_VIEWS": _NOT_NEGATIVE,
@@ -94,7 +94,7 @@ _RULES: dict[str, _Rule] = {
     "OPTIM.ADAM_BETA2": _BELOW_ONE,
     "OPTIM.BASE_LR_MULT": _NOT_NEGATIVE,
     "OPTIM.LR_EXP": _NOT_NEGATIVE,
-    "OPTIM.STEPSIZE": ("whole numbers, one at least", lambda x: x and _are_whole(x)),
+    "OPTIM.STEPSIZE": ("one or more whole numbers", lambda x: x and _are_whole(x)),
     "OPTIM.GAMMA": _NOT_NEGATIVE,
     "OPTIM.WARMUP_CONS_LR": _NOT_NEGATIVE,
     "OPTIM.WARMUP_MIN_LR": _NOT_NEGATIVE,
@@ -105,33 +105,33 @@ _RULES: dict[str, _Rule] = {
 
 
 def check_values(cfg: Mapping[str, Any], training: bool = True) -> None:
-    """Check the values of a merged configuration; keys that it does not have are let be.
+    """Check the values of a merged configuration; missing keys are not checked.
 
     Args:
         cfg: the configuration.
-        training: whether it is to be trained by.
+        training: whether the run trains, which needs at least one epoch.
 
     Raises:
-        UserError: naming every value that cannot be.
+        UserError: invalid values; the message names all of them.
 
     >>> check_values({"OPTIM": {"LR": -1.0, "MAX_EPOCH": 0}})
     Traceback (most recent call last):
         ...
-    anchoropt_plugin.errors.UserError: OPTIM.LR is -1.0, it must be positive; OPTIM.MAX_EPOCH is \
-0, it must be positive
+    anchoropt_plugin.errors.UserError: OPTIM.LR is -1.0, but must be positive; OPTIM.MAX_EPOCH is \
+0, but must be positive
     """
     rules = {**_RULES, "OPTIM.MAX_EPOCH": _POSITIVE} if training else _RULES
     faults = []
     for key, value in flattened(cfg):
         wanted, holds = rules.get(key, _SOUND) if _is_sound(value) else _SOUND
         if not holds(value):
-            faults.append(f"{key} is {value!r}, it must be {wanted}")
+            faults.append(f"{key} is {value!r}, but must be {wanted}")
     if faults:
         raise UserError("; ".join(faults))
 
 
 def flattened(cfg: Mapping[str, Any], prefix: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """The keys of a nested configuration with dots in between, and their values.
+    """Yield the dotted keys of a nested configuration, and their values.
 
     >>> dict(flattened({"SEED": 1, "OPTIM": {"LR": 0.1}}))
     {'SEED': 1, 'OPTIM.LR': 0.1}

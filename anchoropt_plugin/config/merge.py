@@ -1,4 +1,4 @@
-"""Merging values into a configuration tree, with errors a user can act on."""
+"""Merge files and KEY VALUE pairs into a configuration tree, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     """Merge the yaml file at ``path`` into ``cfg``.
 
     Raises:
-        UserError: :func:`read_yaml` or :func:`merge_dict` refuses it.
+        UserError: a file that :func:`read_yaml` or :func:`merge_dict` refuses.
     """
     merge_dict(cfg, read_yaml(path), source=str(path))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the ``KEY: value`` lines of a yaml file.
+    """Return the ``KEY: value`` lines of a yaml file as a dict.
 
     Raises:
-        UserError: The file cannot be read, is not yaml, or holds something else.
+        UserError: an unreadable file, invalid yaml, or yaml that is not a dict.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot open the config file {path}: {error.strerror}") from error
     except RecursionError as error:
-        raise UserError(f"{path}: not a config file: it is nested too deeply") from error
+        raise UserError(f"{path}: not a config file: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it is not text"
+        problem = getattr(error, "problem", None) or "not a text file"
         raise UserError(f"{path}{line}: not valid yaml: {problem}") from error
     _check_size(values, str(path))
     if values is None:
@@ -51,37 +51,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 _LARGEST = 100_000
-"""Values in a config file, those of ``*alias`` counted where they are repeated."""
+"""The most values a config file may hold; an ``*alias`` counts each time it is used."""
 
 
 def _check_size(values: Any, source: str) -> None:
-    """Check that aliases, each of which repeats what it names, do not make a file endless."""
+    """Check that repeated aliases do not expand to a huge or endless configuration."""
     sizes: dict[int, float] = {}
 
     def size(value: Any) -> float:
         if not isinstance(value, (dict, list, tuple, set)):
             return 1
         if id(value) not in sizes:
-            sizes[id(value)] = math.inf  # until it is known: then it does not hold itself
+            sizes[id(value)] = math.inf  # the answer for a value that contains itself
             parts = [*value, *value.values()] if isinstance(value, dict) else list(value)
             sizes[id(value)] = 1 + sum(map(size, parts))
         return sizes[id(value)]
 
     if size(values) > _LARGEST:
-        raise UserError(
-            f"{source}: not a config file: its aliases make it {_LARGEST} values or more"
-        )
+        raise UserError(f"{source}: not a config file: aliases make it over {_LARGEST} values")
 
 
 def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
     """Merge ``["OPTIM.LR", 1, "TRAINER.COOP.N_CTX", "4", ...]`` into ``cfg``.
 
     Raises:
-        UserError: A key has no value, or is a flag, or :func:`merge_dict` refuses it.
+        UserError: a key without a value, a flag, or a pair that :func:`merge_dict` refuses.
     """
     for word in pairs:
         if isinstance(word, str) and word.startswith("--"):
-            raise UserError(f"{word} stands among KEY VALUE pairs: give flags first")
+            raise UserError(f"{word} comes after KEY VALUE pairs: give flags first")
     if len(pairs) % 2:
         raise UserError(f"the config key {pairs[-1]!r} has no value; give KEY VALUE pairs")
     for full_key, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -92,12 +90,18 @@ def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
 
 
 def merge_dict(cfg: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """Merge a nested dict into ``cfg``; a string is read as a Python literal where it is one.
+    """Merge a nested dict into ``cfg``; a string that is a Python literal is parsed as such.
 
-    An int is taken for a float key, a list for a tuple key and the reverse.
+    Float keys accept an int. Tuple keys accept a list, and list keys a tuple.
+
+    Args:
+        cfg: the configuration to change.
+        values: new values by key.
+        source: the origin of the values, for messages.
+        prefix: the dotted path of ``cfg`` in the whole configuration, for messages.
 
     Raises:
-        UserError: A key is unknown, or a value has another type than the default.
+        UserError: an unknown key, or a value of another type than the default.
 
     >>> cfg = CfgNode({"OPTIM": {"LR": 0.1}})
     >>> merge_dict(cfg, {"OPTIM": {"LR": 1}}, source="example")
@@ -123,7 +127,7 @@ def _literal(value: Any) -> Any:
         return value
     try:
         return literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the latter: nested too deeply
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: deep nesting
         return value
 
 

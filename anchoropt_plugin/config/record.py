@@ -1,4 +1,4 @@
-"""In an output folder: with which settings its run was trained, and on which classes."""
+"""The settings and the class names of a run, recorded in its output folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from yacs.config import CfgNode
 
 from ..errors import UserError
-from ..files.atomic import atomic_write
+from ..files.atomic import write_text
 from .check import flattened
 from .merge import merge_dict, read_yaml
 
@@ -19,7 +19,7 @@ RECORD = "config.yaml"
 CLASSES = "classes.json"
 """The class names, in the order of their labels."""
 
-# These may change when a run goes on: what is trained does not depend on them.
+# A resumed run may change these keys: training does not depend on them.
 FREE = {
     "OUTPUT_DIR",
     "RESUME",
@@ -34,18 +34,16 @@ _NAMED_AT_MOST = 3
 
 
 def write_record(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -> None:
-    """Write ``config.yaml`` and ``classes.json`` in an output folder, whole or not at all."""
-    with atomic_write(Path(folder, RECORD)) as file:
-        file.write(cfg.dump().encode())
-    with atomic_write(Path(folder, CLASSES)) as file:
-        file.write(json.dumps(list(class_names), indent=1).encode())
+    """Write ``config.yaml`` and ``classes.json`` into an output folder."""
+    write_text(Path(folder, RECORD), cfg.dump())
+    write_text(Path(folder, CLASSES), json.dumps(list(class_names), indent=1))
 
 
 def merge_record(cfg: CfgNode, folder: str | Path) -> None:
-    """Merge the ``config.yaml`` of an output folder into ``cfg``; keys not there yet are added.
+    """Merge the ``config.yaml`` of an output folder into ``cfg``; new keys are added.
 
     Raises:
-        UserError: It cannot be read, or a value has another type than the default.
+        UserError: an unreadable file, or a value of another type than the default.
     """
     path = Path(folder, RECORD)
     _merge_or_add(cfg, read_yaml(path), str(path))
@@ -64,17 +62,17 @@ def _merge_or_add(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
 def _node(value: Mapping[str, Any], where: str) -> CfgNode:
     try:
         return CfgNode(dict(value))
-    except AssertionError as error:  # so yacs answers a key or a value that it does not take
+    except AssertionError as error:  # yacs raises it for keys and values that it refuses
         raise UserError(f"{where} is not a section of a config: {error}") from error
 
 
 def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
-    """Check that the checkpoints in an output folder, if any, are those of a run with ``cfg``.
+    """Check that the checkpoints in an output folder, if any, come from a run with ``cfg``.
 
-    A folder without a ``config.yaml``, one of another repository, is let be.
+    A folder without a ``config.yaml`` is accepted: another repository may have written it.
 
     Raises:
-        UserError: They are another run's; the first keys that differ are named.
+        UserError: checkpoints of another run; the message names the first keys that differ.
     """
     path = Path(folder, RECORD)
     if not path.is_file() or not any(Path(folder).glob("*/checkpoint")):
@@ -83,10 +81,10 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
     here = _settings(yaml.safe_load(cfg.dump()))
     differing = [key for key in here if key in there and here[key] != there[key]]
     if differing:
-        named = [f"{key} is {there[key]!r} there, {here[key]!r} here" for key in differing]
+        named = [f"{key} was {there[key]!r}, now {here[key]!r}" for key in differing]
         more = len(named) - _NAMED_AT_MOST
         raise UserError(
-            f"{folder} holds another run: {'; '.join(named[:_NAMED_AT_MOST])}"
+            f"{folder} holds a run with other settings: {'; '.join(named[:_NAMED_AT_MOST])}"
             f"{f'; and {more} more' if more > 0 else ''}: give another --output-dir"
         )
 

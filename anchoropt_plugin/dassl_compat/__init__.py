@@ -1,7 +1,8 @@
-"""A runtime with Dassl's interface, which answers to ``import dassl`` where Dassl is missing.
+"""A runtime with Dassl's interface, which answers to ``import dassl`` if Dassl is not installed.
 
-Its modules have the names of Dassl's: ``dassl.X`` *is* ``anchoropt_plugin.dassl_compat.X``. An
-installed Dassl is left in charge; only what the torch in use breaks in it is repaired.
+Its modules have the names of Dassl's: ``dassl.X`` *is* ``anchoropt_plugin.dassl_compat.X``. If
+Dassl is installed, ``import dassl`` finds Dassl itself, repaired where newer versions of torch
+break it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _ALIAS = "dassl"
 
 class _AliasLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
-        # The import system reads sys.modules again after this call, so what is put there is
-        # what the importer gets: one module under two names, never two copies of a class.
+        # The import system reads sys.modules again after this call, so the importer gets the
+        # module set here: one module under two names, never two copies of a class.
         name = module.__name__
         sys.modules[name] = importlib.import_module(__name__ + name.removeprefix(_ALIAS))
 
@@ -29,7 +30,7 @@ class _AliasFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] != _ALIAS or (fullname == _ALIAS and _is_installed()):
+        if fullname.partition(".")[0] != _ALIAS or (fullname == _ALIAS and is_installed()):
             return None
         real = importlib.util.find_spec(__name__ + fullname.removeprefix(_ALIAS))
         if real is None:
@@ -38,25 +39,26 @@ class _AliasFinder(MetaPathFinder):
         return ModuleSpec(fullname, _AliasLoader(), is_package=is_package)
 
 
-def _is_installed() -> bool:
+def is_installed() -> bool:
+    """Return whether Dassl itself can be imported."""
     others = (finder for finder in sys.meta_path if not isinstance(finder, _AliasFinder))
     specs = (finder.find_spec(_ALIAS, None) for finder in others)
-    # Without an origin it is just a folder of that name, such as an unpacked archive.
+    # A spec without an origin is a mere folder of that name, such as an unpacked archive.
     return any(spec is not None and spec.origin is not None for spec in specs)
 
 
 def install() -> None:
     """Make ``import dassl`` work: with this runtime, or with an installed Dassl, repaired.
 
-    Calling it again changes nothing.
+    A second call changes nothing.
     """
     if any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
         return
-    if _is_installed():
+    if is_installed():
         from .repairs import repair_dassl
 
         repair_dassl()
     else:
-        # First, as the ordinary finder would look for dassl.X in this package's folder, and
+        # First in the list: the ordinary finder would find dassl.X in this package's folder and
         # load each module a second time.
         sys.meta_path.insert(0, _AliasFinder())

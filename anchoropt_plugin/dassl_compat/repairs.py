@@ -1,4 +1,4 @@
-"""The two things in an installed Dassl that are broken: newer versions of torch break them."""
+"""Repair the two parts of an installed Dassl that newer versions of torch break."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _logger = logging.getLogger("anchoropt_plugin")
 
 
 def repair_dassl() -> None:
-    """Repair Dassl's warm-up schedulers and its ``load_checkpoint``, where they are broken.
+    """Repair Dassl's warm-up schedulers and its ``load_checkpoint``, if they are broken.
 
-    The schedulers pass ``verbose``, which torch 2.7 took away; ``load_checkpoint`` runs code from
-    checkpoints before torch 2.6, and since then cannot read Dassl's own, as they hold a pickled
-    scheduler. A second call finds nothing to do. Each repair is logged as a warning, as the user
-    should know of it.
+    The schedulers pass ``verbose``, an argument that torch 2.7 removed. ``load_checkpoint`` runs
+    code from checkpoints before torch 2.6; since then it cannot read Dassl's own checkpoints,
+    which hold a pickled scheduler. Each repair is logged as a warning, so that the user knows of
+    it. A second call changes nothing.
     """
     if "verbose" not in inspect.signature(LRScheduler).parameters:
         _repair_warmup()
@@ -55,14 +55,14 @@ def _repair_load_checkpoint() -> None:
     if broken is load:
         return
     _replace_everywhere("load_checkpoint", broken, load)
-    # A scheduler read safely is plain data, so it has to be saved and restored as such.
+    # A safely read scheduler is plain data, so schedulers must be saved and restored as such.
     schedulers._BaseWarmupScheduler.state_dict = warmup_state
     schedulers._BaseWarmupScheduler.load_state_dict = load_warmup_state
     _logger.warning("repaired dassl.utils.load_checkpoint: it runs no code from checkpoints")
 
 
 def _replace_everywhere(name: str, old: Callable[..., Any], new: Callable[..., Any]) -> None:
-    """Rebind ``name`` in every imported module that holds ``old`` under it."""
+    """Rebind ``name`` in every imported module where ``name`` is ``old``."""
     for module in list(sys.modules.values()):
         if vars(module).get(name) is old:
             setattr(module, name, new)

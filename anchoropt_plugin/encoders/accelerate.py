@@ -1,4 +1,4 @@
-"""Put the exact fast text branch in place of the text encoders of a model, or take it off."""
+"""Put the exact fast text branch in place of a model's text encoders, and take it off again."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ Trainer = TypeVar("Trainer", bound=type)
 
 
 def is_text_encoder(module: nn.Module) -> bool:
-    """Whether ``module`` has what the tower reads, and takes embedded prompts."""
+    """Whether ``module`` has the parts that the tower reads, and takes embedded prompts."""
     needed = ("transformer", "positional_embedding", "ln_final", "text_projection")
     if hasattr(module, "visual") or not all(hasattr(module, name) for name in needed):
         return False
     return isinstance(blocks_of(module), (nn.Sequential, nn.ModuleList))
 
 
-def accelerate(model: nn.Module) -> list[FastForward]:
+def accelerate(model: nn.Module, *, chunk: int = 0, split: bool = False) -> list[FastForward]:
     """Put the fast branch in place of every text encoder in ``model``.
 
-    A text encoder is a module with CLIP's ``transformer`` (or its blocks under that name),
-    ``positional_embedding``, ``ln_final`` and ``text_projection`` that is called with embedded
+    A text encoder is a module with CLIP's ``transformer`` (or the blocks themselves under this
+    name), ``positional_embedding``, ``ln_final`` and ``text_projection``, called with embedded
     prompts and their tokens, as in every repository of the CoOp family. Its weights, names and type
-    stay; ``restore`` takes the branch off. At its first call it compares itself with the encoder's
-    own forward, and where they differ, says so and leaves that in place.
+    stay; ``restore`` takes the branch off. On the first call the branch is compared with the
+    encoder's own forward; if they differ, a warning says so and the own forward stays.
 
     Args:
         model: a host's model, or its text encoder.
+        chunk: classes encoded at once, to bound the memory of thousands of classes; 0 takes all.
+        split: whether several processes (torchrun) share the classes while training.
 
     Returns:
-        The stand-ins, also those that were there before; where there are none, that is warned of.
+        The ``FastForward`` of each text encoder, old ones included. None at all is warned of.
 
     >>> import torch
-    >>> from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
+    >>> from anchoropt_plugin import load_clip, tokenize
     >>> class TextEncoder(nn.Module):
     ...     def __init__(self, clip):
     ...         super().__init__()
@@ -69,27 +71,36 @@ def accelerate(model: nn.Module) -> list[FastForward]:
             "positional_embedding, ln_final and text_projection: nothing in it is accelerated",
             type(model).__name__,
         )
-    for encoder in encoders:
-        if not isinstance(encoder.__dict__.get("forward"), FastForward):
-            # On the instance: type, submodules and state dict of the encoder stay as they are.
-            encoder.forward = FastForward(encoder)
-    return [encoder.__dict__["forward"] for encoder in encoders]
+    return [install(encoder, chunk=chunk, split=split) for encoder in encoders]
+
+
+def install(encoder: nn.Module, **settings: Any) -> FastForward:
+    """Put a ``FastForward`` with ``settings`` on one text encoder, unless it has one already.
+
+    Returns:
+        The ``FastForward`` on the encoder.
+    """
+    forward = encoder.__dict__.get("forward")
+    if not isinstance(forward, FastForward):
+        # On the instance: type, submodules and state dict of the encoder stay as they are.
+        encoder.forward = forward = FastForward(encoder, **settings)
+    return forward
 
 
 def restore(model: nn.Module) -> None:
-    """Give every encoder in ``model`` its own forward back, the image encoder too."""
+    """Give every text and image encoder in ``model`` its own forward back."""
     for module in model.modules():
         if isinstance(module.__dict__.get("forward"), (FastForward, CachedFeatures)):
             del module.forward
 
 
 def fast_text(trainer: Trainer) -> Trainer:
-    """Give a Dassl trainer the fast text branch, without AnchorOPT; returns the same class.
+    """Give a Dassl trainer the fast text branch, without AnchorOPT; return the same class.
 
     Its ``build_model`` then ends by putting the branch on ``self.model``.
 
     Raises:
-        UserError: it has no ``build_model``.
+        UserError: the class has no ``build_model``.
 
     >>> @fast_text
     ... class Host:
@@ -100,8 +111,8 @@ def fast_text(trainer: Trainer) -> Trainer:
     build_model = getattr(trainer, "build_model", None)
     if build_model is None:
         raise UserError(
-            f"@fast_text stands on {getattr(trainer, '__name__', trainer)!r}, which has no "
-            "build_model: want a trainer; a model's own encoders get it by accelerate(model)"
+            f"@fast_text is on {getattr(trainer, '__name__', trainer)!r}, which has no "
+            "build_model: put it on a trainer; for a model, call accelerate(model)"
         )
 
     def build_fast_model(self: Any) -> None:

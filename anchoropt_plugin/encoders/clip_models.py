@@ -1,6 +1,6 @@
-"""Load a CLIP by name, from a file, or the embedded tiny one; tokenise for it; set its precision.
+"""Load a CLIP by name, from a file, or the embedded tiny one; tokenise texts; set the precision.
 
-Weights are read as tensors only: neither a pickle nor a TorchScript archive gets to run code.
+Weights are read as tensors only: no pickle and no TorchScript archive can run code.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anchoropt_plugin.errors import UserError, nearest
-from anchoropt_plugin.files.checkpoints import check_archive
-from anchoropt_plugin.files.torchscript import is_torchscript, read_torchscript
+from ..errors import UserError, nearest
+from ..files.checkpoints import check_archive
+from ..files.torchscript import is_torchscript, read_torchscript
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # clip imports pkg_resources, which says it is deprecated
+    warnings.simplefilter("ignore")  # clip imports the deprecated pkg_resources
     import clip
     import regex
     from clip.model import CLIP, build_model, convert_weights
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 CONTEXT_LENGTH = 77
-"""Tokens in a text of any CLIP, with start, end and padding."""
+"""Tokens in a text of any CLIP, start, end and padding included."""
 
 TINY = "tiny"
 """The backbone name of the embedded model."""
@@ -48,7 +48,7 @@ PRECISIONS = ("fp16", "fp32", "amp")
 _TINY_FILE = Path(__file__).parents[1] / "assets" / "tiny_clip.pt"
 _VOCABULARY = 49408
 _LONGEST_TEXT = 10_000
-"""Letters that are still split into tokens, in a time that grows with their square."""
+"""Letters of the longest text that is tokenised: the time grows with their square."""
 _SHOWN = 500
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _log = logging.getLogger("anchoropt_plugin")
@@ -57,21 +57,21 @@ _log = logging.getLogger("anchoropt_plugin")
 def load_clip(backbone: str, *, download_root: str | None = None) -> CLIP:
     """Load a CLIP model: fp32, on the CPU, in eval mode, with all parameters frozen.
 
-    Widths, depths and resolution are read off the weights.
+    Widths, depths and resolution come from the weights.
 
     Args:
-        backbone: one of ``clip.available_models()`` ("RN50", "ViT-B/16", …), downloaded unless it
-            was before; or the path of a file, OpenAI's TorchScript archive or a state dict, also
-            one under the key "state_dict"; or "tiny", the model that comes with this package.
-        download_root: where downloads are kept; clip's own ``~/.cache/clip`` if None.
+        backbone: one of ``clip.available_models()`` ("RN50", "ViT-B/16", …), downloaded on first
+            use; or the path of a file, OpenAI's TorchScript archive or a state dict (also under
+            the key "state_dict"); or "tiny", the model in this package.
+        download_root: folder of downloads; None is clip's own ``~/.cache/clip``.
 
     Returns:
         The model. Its attribute ``known_tokens`` is the frozenset of token numbers that it was
-        trained on, or None for all of them; see ``unknown_words``.
+        trained on, or None for all tokens; see ``unknown_words``.
 
     Raises:
-        UserError: there is no such backbone or file, the download fails, the file is damaged, is
-            not a CLIP, or could only be read by running code that it brings along.
+        UserError: the backbone or file does not exist, the download fails, or the file is damaged,
+            is no CLIP, or could only be read by running code in it.
 
     >>> model = load_clip("tiny")
     >>> model.visual.input_resolution, model.dtype
@@ -84,7 +84,7 @@ def load_clip(backbone: str, *, download_root: str | None = None) -> CLIP:
     except KeyError as error:
         first = ", ".join(map(str, list(content)[:3])) or "none at all"
         raise UserError(
-            f"{path} is no CLIP state dict: it has no {error}; its first keys are {first}"
+            f"{path} is no CLIP state dict: the key {error} is missing; its first keys are {first}"
         ) from error
     except (RuntimeError, AttributeError, IndexError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no CLIP state dict: {_one_line(error)}") from error
@@ -92,7 +92,7 @@ def load_clip(backbone: str, *, download_root: str | None = None) -> CLIP:
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
-    """Token numbers of ``texts``: start, words, end, then zeros.
+    """Return the token numbers of ``texts``: start, words, end, then zeros.
 
     Args:
         texts: n texts of any case.
@@ -101,7 +101,7 @@ def tokenize(texts: Sequence[str]) -> Tensor:
         (n, 77) int64. The end token has the highest number, so ``argmax(-1)`` finds it.
 
     Raises:
-        UserError: a text has more than 77 tokens; the message has the text and its count.
+        UserError: a text has more than 77 tokens; the message gives the text and the number.
 
     >>> tokenize(["a photo of a star."])[0, :8].tolist()
     [49406, 320, 1125, 539, 320, 1565, 269, 49407]
@@ -112,13 +112,13 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     for row, text in zip(tokens, texts, strict=True):
         if len(text) > _LONGEST_TEXT:
             raise UserError(
-                f"a text has {len(text)} letters, and CLIP reads {CONTEXT_LENGTH} tokens at most; "
+                f"a text has {len(text)} letters, but CLIP reads at most {CONTEXT_LENGTH} tokens; "
                 f"shorten it: {text[:_SHOWN]!r} …"
             )
         numbers = [start, *tokenizer.encode(text), end]
         if len(numbers) > CONTEXT_LENGTH:
             raise UserError(
-                f"a text has {len(numbers)} tokens, CLIP reads {CONTEXT_LENGTH} at most; "
+                f"a text has {len(numbers)} tokens, but CLIP reads at most {CONTEXT_LENGTH}; "
                 f"shorten it: {text[:_SHOWN]!r}{' …' if len(text) > _SHOWN else ''}"
             )
         row[: len(numbers)] = torch.tensor(numbers)
@@ -126,13 +126,13 @@ def tokenize(texts: Sequence[str]) -> Tensor:
 
 
 def unknown_words(model: CLIP, texts: Sequence[str]) -> list[str]:
-    """The words of ``texts`` that ``model`` was never trained on, each once, as first met.
+    """Return the words of ``texts`` that ``model`` was never trained on, each once, in order.
 
-    Only the embedded tiny model has such words: to it they are noise. A word counts as known if
-    all of its byte-pair tokens are.
+    Only the embedded tiny model has such words: they are noise to it. A word is known if all its
+    byte-pair tokens are known.
 
     Args:
-        model: what ``load_clip`` returned, or any CLIP.
+        model: any CLIP, as from ``load_clip``.
         texts: prompts, class names, descriptions.
 
     Returns:
@@ -150,19 +150,19 @@ def unknown_words(model: CLIP, texts: Sequence[str]) -> list[str]:
 
 
 def to_precision(model: CLIP, precision: str, device: torch.device | str) -> CLIP:
-    """Move ``model`` to ``device`` in the precision that the public trainers call by this name.
+    """Move ``model`` to ``device``, in a precision as public trainers name it.
 
     Args:
         model: a CLIP; it is changed in place.
-        precision: "fp32" and "amp" keep all weights in float32 (amp casts while it computes);
-            "fp16" is CLIP's own half precision, where layer norms and embeddings stay float32.
-        device: where to; on the CPU every precision becomes fp32, and the log says so.
+        precision: "fp32" and "amp" keep all weights in float32 (amp casts while computing); "fp16"
+            is CLIP's own half precision: layer norms and embeddings stay in float32.
+        device: the target; on the CPU every precision becomes fp32, with a note in the log.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: there is no such precision.
+        UserError: the precision is unknown.
 
     >>> to_precision(load_clip("tiny"), "fp32", "cpu").dtype
     torch.float32
@@ -186,7 +186,7 @@ def _tokenizer() -> SimpleTokenizer:
 
 
 def _find(backbone: str, download_root: str | None) -> Path:
-    """The file of a backbone that is not the embedded one, downloaded if need be."""
+    """Return the file of a backbone other than the embedded one; download it if needed."""
     if backbone in clip.available_models():
         return _download(backbone, download_root)
     path = Path(backbone).expanduser()
@@ -211,7 +211,7 @@ def _download(name: str, root: str | None) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The dictionary of tensors in a file of either kind."""
+    """Return the dictionary of tensors in a file of either kind."""
     try:
         check_archive(path)
         if is_torchscript(path):
@@ -224,8 +224,8 @@ def _read(path: Path) -> dict[str, Any]:
         if refused:
             name = refused[1] or refused[2]
             raise UserError(
-                f"{path} was not read: it would have to run code of its own ({name}); "
-                "save the model's state_dict alone"
+                f"{path} was not read: reading it would run code in it ({name}); save only the "
+                "model's state_dict"
             ) from error
         raise _damaged(path, error) from error
     except Exception as error:  # a damaged file fails in a dozen ways: zip, key, end of file, …
@@ -238,17 +238,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path} cannot be read as CLIP weights ({_one_line(error)}): "
-        "it is damaged or incomplete, get it again"
+        "it is damaged or incomplete, copy it anew"
     )
 
 
 def _one_line(error: Exception) -> str:
-    """What an exception says, in one line of bearable length."""
+    """Return the message of an exception in one short line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _build(content: dict[str, Any]) -> CLIP:
-    """A CLIP of the sizes that the tensors of a file have, holding them in fp32."""
+    """Build a CLIP in fp32 from the tensors of a file, with their sizes."""
     state = content.get("state_dict", content)
     known: frozenset[int] | None = None
     if "token_ids" in content:
@@ -260,8 +260,8 @@ def _build(content: dict[str, Any]) -> CLIP:
             raise ValueError(f"{name} is not finite")
     length = len(state["positional_embedding"])
     if length != CONTEXT_LENGTH:
-        raise ValueError(f"it reads texts of {length} tokens, and a CLIP {CONTEXT_LENGTH}")
-    # build_model rounds to half precision, so fp32 weights are loaded a second time.
+        raise ValueError(f"it reads texts of {length} tokens, but CLIP reads {CONTEXT_LENGTH}")
+    # build_model rounds to half precision, so load the fp32 weights once more.
     model = build_model(dict(state)).float()
     model.load_state_dict(state)
     model.known_tokens = known
@@ -269,9 +269,9 @@ def _build(content: dict[str, Any]) -> CLIP:
 
 
 def _with_all_tokens(state: dict[str, Tensor], token_ids: Tensor) -> dict[str, Tensor]:
-    """Fill in the token embeddings that the tiny model's file leaves out.
+    """Add the token embeddings that the tiny model's file omits.
 
-    They get the values an untrained CLIP has, N(0, 0.02), always the same ones.
+    Their values are those of an untrained CLIP, N(0, 0.02), always the same.
     """
     rows = state["token_embedding.weight"].float()
     generator = torch.Generator().manual_seed(0)

@@ -1,12 +1,13 @@
-"""Deep prompts: keep the layout of the position matrix, and the anchor, at every prompted block.
+"""Deep prompts: keep the anchor and the layout of the position matrix at every prompted block.
 
-A host with deep prompts writes them over some of the context's hidden states before further text
-blocks. That would wipe out the anchor and lose the position matrix at the first of them, silently.
-Instead the context becomes ``P · tokens``, where the written-over soft tokens are the deep prompt
-and all others, the anchor among them, are their own hidden states.
+A host with deep prompts writes them over some hidden states of the context before further text
+blocks. This would silently erase the anchor and lose the position matrix at the first such block.
+Instead the context becomes ``P · tokens``: the deep prompt replaces the soft tokens that the host
+overwrites, and every other token, the anchor among them, keeps its own hidden state.
 
-Hosts do it in many ways: in their text encoder, or in the blocks of a fork of CLIP, from a list
-that is handed in or from parameters of the blocks. So it is found out by looking at a forward pass.
+Hosts insert deep prompts in many ways: in their text encoder, or in the blocks of a fork of CLIP;
+from a list that the encoder gets, or from parameters of the blocks. So ``DeepPromptFinder`` watches
+a forward pass.
 """
 
 from __future__ import annotations
@@ -19,22 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..method.position import AnchorPositionModule
 from .text_tower import blocks_of
 
 FIRST = 1
-"""The context's first slot, behind SOS."""
+"""Row of the context's first slot, after SOS."""
 
 
 class DeepPrompt(NamedTuple):
-    """What a host writes over hidden states before one text block.
+    """A prompt that a host writes over hidden states before one text block.
 
     Attributes:
-        block: its number.
-        first: the first row that is written over; as many follow as the prompt has.
-        source: where the prompt (n, d) is: an index into the list that the text encoder is called
-            with, or the name of a parameter of that.
-        half: whether the host rounds it to half precision.
+        block: number of the text block.
+        first: first row that is overwritten; the prompt's n rows follow from there.
+        source: where the prompt (n, d) comes from: an index into the list that the text encoder
+            gets, or the name of one of the encoder's parameters.
+        half: whether the host rounds the prompt to half precision.
     """
 
     block: int
@@ -43,17 +43,17 @@ class DeepPrompt(NamedTuple):
     half: bool
 
     def read(self, encoder: nn.Module, given: Sequence[Tensor]) -> Tensor:
-        """The prompt (n, d), where ``encoder`` is called with the list ``given``."""
+        """Return the prompt (n, d) for a call of ``encoder`` with the list ``given``."""
         source = self.source
         prompt = given[source] if isinstance(source, int) else encoder.get_parameter(source)
         return prompt.half() if self.half else prompt
 
 
 class DeepPromptFinder:
-    """Looks on while a text encoder is called, and finds out its deep prompts.
+    """Watches a call of a text encoder and finds its deep prompts.
 
     Args:
-        encoder: a text encoder; its blocks that have no ``ln_1`` as CLIP's are not looked at.
+        encoder: the text encoder; blocks without CLIP's ``ln_1`` are not watched.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -74,7 +74,7 @@ class DeepPromptFinder:
                 self._before[number + 1] = _states(output).detach()
 
             self._handles += [
-                # What the first layer of a block sees has all been written over that will be.
+                # By the time ln_1 runs, the host has inserted all deep prompts of this block.
                 block.ln_1.register_forward_pre_hook(entered),
                 block.register_forward_hook(left),
             ]
@@ -85,10 +85,10 @@ class DeepPromptFinder:
             handle.remove()
 
     def found(self, given: Sequence[Tensor]) -> tuple[DeepPrompt, ...]:
-        """The deep prompts of the last call, in which the encoder was handed the list ``given``.
+        """Return the deep prompts of the last call, in which the encoder got the list ``given``.
 
         Raises:
-            UserError: hidden states are written over with something that is not found.
+            UserError: hidden states are overwritten with values of unknown origin.
         """
         with torch.no_grad():
             blocks = sorted(self._before.keys() & self._after.keys())
@@ -109,13 +109,13 @@ class DeepPromptFinder:
                 if fits and bool((written == prompt.to(written.dtype)[:, None]).all()):
                     return deep
         raise UserError(
-            f"{type(self.encoder).__name__} changes hidden states before text block {number} in a "
-            "way that is not known: want rows written over with a deep prompt (n, d), handed to it "
-            "in a list or a parameter of its own"
+            f"{type(self.encoder).__name__} changes hidden states before text block {number} in an "
+            "unknown way: want rows overwritten with a deep prompt (n, d) that comes from a list "
+            "argument or from a parameter of the encoder"
         )
 
     def _candidates(self, given: Sequence[Tensor]) -> Iterator[tuple[int | str, bool]]:
-        """Where a deep prompt may be, and whether it is rounded."""
+        """Places where a deep prompt may come from, and whether it is rounded there."""
         own = (name for name, parameter in self.encoder.named_parameters() if parameter.dim() == 2)
         sources = [*range(len(given)), *own]
         for half in (False, True):
@@ -123,30 +123,30 @@ class DeepPromptFinder:
 
 
 def _states(given: Any) -> Tensor:
-    """Hidden states (L, C, d), alone or first in a list, as blocks of forks pass them on."""
+    """Hidden states (L, C, d), alone or first in a list, as the blocks of forks pass them."""
     states: Tensor = given if isinstance(given, Tensor) else given[0]
     return states
 
 
 def arranged(matrix: Tensor | None, deep: Tensor, slots: Tensor, first: int = 0) -> Tensor:
-    """What takes the place of the context's hidden states before a prompted block.
+    """Return the hidden states that replace the context before a prompted block.
 
     Args:
-        matrix: the P in force, (M + K, M + K), or None for the host alone.
+        matrix: the position matrix P in force, (M + K, M + K), or None for a host without anchors.
         deep: the block's prompt, (n, d).
         slots: hidden states of the context, (…, M + K, d), or (…, M, d) without anchors.
-        first: the deep prompt stands for the soft tokens from this one on.
+        first: the soft token from which on the deep prompt replaces soft tokens.
 
     Returns:
-        Like ``slots``: ``P · tokens``, where the hidden state of a token that
-        is not written over is read at the slot where P has put it.
+        A tensor like ``slots``: ``P · tokens``. The hidden state of a token that is not overwritten
+        is read at the slot where P has put the token.
     """
     deep = deep.to(slots.dtype).expand(*slots.shape[:-2], -1, -1)
     stop = first + deep.shape[-2]
     if matrix is None:
         return torch.cat([slots[..., :first, :], deep, slots[..., stop:, :]], -2)
     matrix = matrix.to(slots.dtype)
-    # Where a token stands in several slots their mean is read; a lost one is not read at all.
+    # A token in several slots is read as their mean; a lost token is not read at all.
     where = matrix.detach()
     where = where / where.sum(0).clamp_min(torch.finfo(where.dtype).tiny)
     tokens = where.t() @ slots
@@ -155,19 +155,21 @@ def arranged(matrix: Tensor | None, deep: Tensor, slots: Tensor, first: int = 0)
 
 @contextlib.contextmanager
 def overwriting(
-    encoder: Any,
-    position: AnchorPositionModule,
-    prompts: Sequence[DeepPrompt],
-    given: Sequence[Tensor],
+    encoder: Any, matrix: Tensor, prompts: Sequence[DeepPrompt], given: Sequence[Tensor]
 ) -> Iterator[None]:
-    """While active, prompted blocks see their context arranged anew, each with its prompt.
+    """Let prompted blocks see their context arranged by ``matrix``, each with its deep prompt.
 
-    They compute what a block of CLIP does, without what their own forward writes over; a list
-    that the text encoder takes must be handed to it empty meanwhile. A block takes hidden states
-    (L, C, d), or a list that begins with them.
+    Inside the context manager a prompted block computes what a block of CLIP does, without the
+    overwriting of its own forward. A list of deep prompts must be passed to the text encoder empty.
+    A block takes hidden states (L, C, d), or a list that begins with them.
+
+    Args:
+        encoder: the host's text encoder.
+        matrix: the position matrix P in force, (M + K, M + K).
+        prompts: the deep prompts.
+        given: the list of deep prompts in this call, if any.
     """
-    stop = FIRST + position.n_ctx + position.n_anchors
-    matrix = position.matrix()
+    stop = FIRST + len(matrix)
 
     def forward_with(block: Any, deep: DeepPrompt) -> Callable[..., Any]:
         prompt = deep.read(encoder, given)

@@ -1,4 +1,4 @@
-"""The fast text branch beside a host's own encoder, once, on the real classes: may it stand in?"""
+"""Compare the fast text branch with the host's own encoder, once, on the real classes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from .text_tower import TextTower
 
 Branch: TypeAlias = Callable[..., Tensor | None]
-"""Features (…, C, e) from prompts (…, C, L, d), tokens (C, L) and maybe a list of deep prompts."""
+"""Maps prompts (…, C, L, d), tokens (C, L), maybe deep prompts, to features (…, C, e)."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest relative error of features against the encoder's own, by the dtype of its weights."""
+"""Largest relative error of features, by the dtype of the encoder's weights."""
 HALF_TOLERANCE = 3e-2
 CALL_ERRORS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
-"""What a call raises that an encoder is not made for, as one with something for each class."""
+"""Errors of a call that an encoder is not made for (it may hold a parameter for each class)."""
 CHECKED_CLASSES = 64
 
 
 class Finding(NamedTuple):
-    """What a comparison came to.
+    """The result of a comparison.
 
     Attributes:
-        error: the relative error of the fast branch's features; None where it gave none.
-        objection: why it must not stand in, or "".
+        error: relative error of the fast branch's features; None if it returned none.
+        objection: why the fast branch must not be used, or "".
     """
 
     error: float | None
@@ -42,18 +42,18 @@ def compare(
     tokens: Tensor,
     *deep: Sequence[Tensor],
 ) -> Finding:
-    """Compare both branches on (some of) the classes, the one with the longest name among them.
+    """Compare both branches on some of the classes, the longest class name among them.
 
     Args:
-        encoder: the host's, whose parameters and dropouts are looked at.
-        own: its own forward.
-        fast: the branch that may stand in; what it cannot read it may refuse with an exception,
-            and None says that it does not apply.
-        prompts, tokens, deep: what the encoder was called with; of several sets of prompts, as one
-            an image, the first is compared.
+        encoder: the host's text encoder; its parameters and dropouts are checked, too.
+        own: the encoder's own forward.
+        fast: the fast branch; it may raise one of ``CALL_ERRORS``, or return None if it does not
+            apply.
+        prompts, tokens, deep: the arguments of the encoder; of several sets of prompts (one an
+            image), the first is compared.
     """
     prompts, tokens = _sample(prompts.detach(), tokens)
-    # Both sides in full: autocast rounds them differently, by much more than the tolerance.
+    # Without autocast, which rounds both sides differently, by much more than the tolerance.
     with torch.autocast(prompts.device.type, enabled=False):
         name = type(encoder).__name__
         try:
@@ -62,10 +62,10 @@ def compare(
         except CALL_ERRORS as refusal:
             return Finding(None, f"it cannot read {name} ({refusal})")
         if features is None:
-            return Finding(None, f"deep prompts and contexts of each class meet in {name}")
+            return Finding(None, f"{name} has deep prompts and class-specific contexts")
         assert want is not None
         error = float((features.float() - want.float()).norm() / want.float().norm())
-        # Written so that NaN is no agreement.
+        # Written so that NaN counts as different.
         if not error <= TOLERANCE.get(TextTower(encoder).dtype, HALF_TOLERANCE):
             return Finding(error, f"it differs from {name} by {error:.1e}")
         missed = _dropouts(encoder) + _missed_parameters(encoder, own, fast, prompts, tokens, *deep)
@@ -81,7 +81,7 @@ def _sample(prompts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dropouts(encoder: nn.Module) -> list[str]:
-    """Names of the modules that drop something at random while they train."""
+    """Return the names of modules with dropout."""
 
     def drops(module: nn.Module) -> bool:
         if isinstance(module, nn.MultiheadAttention):
@@ -100,14 +100,14 @@ def _missed_parameters(
     tokens: Tensor,
     *deep: Sequence[Tensor],
 ) -> list[str]:
-    """Names of trained parameters that get a gradient by the encoder's own forward alone.
+    """Return the names of trained parameters that only the encoder's own forward reads.
 
-    They may change features later though they do not yet, as adapters that start at zero.
+    They may change features later, as an adapter that starts at zero does.
     """
     trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     if not trained:
         return []
-    prompts = prompts.clone()  # one of inference mode is in no graph
+    prompts = prompts.clone()  # a tensor made in inference mode cannot be in a graph
 
     def reached(branch: Branch) -> set[str]:
         with torch.enable_grad():

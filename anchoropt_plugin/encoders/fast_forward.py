@@ -1,8 +1,8 @@
-"""What stands in for a text encoder's forward: the exact fast branch, which checks itself.
+"""``FastForward``: the exact fast branch in place of a text encoder's forward.
 
-A host calls its encoder with prompts that are embedded already and their tokens. The stand-in
-finds out how many leading tokens all classes share, runs the packed tower over the rest, and
-checks itself once against the host's own encoder on the real classes.
+A host calls its encoder with embedded prompts and their tokens. ``FastForward`` finds the leading
+tokens that all classes share, runs the packed tower over the rest, and compares its features once
+with those of the host's own encoder, on the real classes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..method.position import AnchorPositionModule
 from ..process import distributed
 from ..process.gradients import all_classes
-from ..prompts.eot import check_is_read, ending_as_prompts
-from ..prompts.hooks import PromptHook
 from .deep_prompts import FIRST, DeepPrompt, DeepPromptFinder, arranged, overwriting
 from .equivalence import CALL_ERRORS, compare
 from .feature_cache import LastFeatures, state_of
+from .host_prompts import HostPrompts
 from .image_features import none_of
 from .shared_prefix import Sharing, equal_tokens, origin, sharing_in_gradient
 from .text_tower import Rewrite, TextTower
@@ -32,57 +30,65 @@ from .text_tower import Rewrite, TextTower
 log = logging.getLogger("anchoropt_plugin")
 
 REMEMBERED = 16
-"""Ways in which prompts are computed, of which it is remembered what they share."""
+"""Ways of computing prompts for which the shared tokens are remembered."""
 
 
 class FastForward:
-    """Stands in for the ``forward`` of one text encoder.
+    """Replaces the ``forward`` of one text encoder; calls it cannot read go to the host's own.
 
-    It is called as that is: with prompts (…, C, L, d) and tokens (C, L), and by some hosts with a
-    list of deep prompts (n, d); it returns features (…, C, e). Calls with anything else go to the
-    host's own forward. At its first call it looks at that, and so learns where deep prompts go.
+    It takes the same arguments as the encoder's own forward: prompts (…, C, L, d), tokens (C, L),
+    and for some hosts a list of deep prompts (n, d). It returns features (…, C, e). On the first
+    call it watches the host's forward to find where deep prompts are inserted.
+
+    Args:
+        encoder: the text encoder.
+        prompts: describes the prompts that the host passes; by default they carry no anchors.
+        chunk: classes encoded at once, to bound the memory of thousands of classes; 0 takes all.
+        split: whether several processes share the classes while training.
+        in_use: False leaves the host's own forward, with deep prompts in the layout of ``prompts``.
 
     Attributes:
-        error: the relative error that the check found, or None before it.
-        in_use: whether the fast branch is used; the check may put an end to it.
-        position: the module on the host's learner, whose layout deep prompts must keep, or None.
-        hook: of that learner; it may say where deep prompts are.
-        chunk: classes encoded at once, for very many of them; 0 takes all.
-        split: whether several processes share the classes while training.
+        error: the relative error that the comparison found, or None before it.
+        in_use: whether the fast branch is used; the comparison may end that.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        prompts: HostPrompts | None = None,
+        *,
+        chunk: int = 0,
+        split: bool = False,
+        in_use: bool = True,
+    ) -> None:
         self.encoder = encoder
+        self.prompts = prompts or HostPrompts()
+        self.chunk = chunk
+        self.split = split
+        self.in_use = in_use
         self.tower = TextTower(encoder)
         self.error: float | None = None
-        self.in_use = True
-        self.position: AnchorPositionModule | None = None
-        self.hook = PromptHook()
-        self.chunk = 0
-        self.split = False
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
-        self._is_end_checked = False
+        self._is_eot_checked = False
         self._sharing: dict[Hashable, Sharing] = {}
         self._last = LastFeatures()
 
     @property
     def deep_prompts(self) -> tuple[DeepPrompt, ...]:
-        """The host's deep prompts, found when it was called."""
+        """The host's deep prompts, once a call has shown them."""
         return max(self._deep.values(), key=len, default=())
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         forward = type(self.encoder).forward
         call = inspect.signature(forward).bind(self.encoder, *args, **named)
-        given = call.args[1:]
-        if self.position is not None:
-            given, have_anchors = ending_as_prompts(given, self.position)
-            if not have_anchors:  # and so no layout to keep
-                return self._own_forward(*given, **call.kwargs)
-        if call.kwargs or not _is_read(*given):
+        given, have_layout = self.prompts.read(call.args[1:])
+        if not have_layout:
+            return self._own_forward(*given, **call.kwargs)
+        if call.kwargs or not _is_readable(*given):
             return self._unread_forward(*given, **call.kwargs)
-        self._look(*given)
+        self._find_deep_prompts(*given)
         if self.in_use and self.error is None:
-            self._check(*given)
+            self._compare(*given)
         if self.in_use:
             features = self._fast_or_last(*given)
             if features is not None:
@@ -90,8 +96,8 @@ class FastForward:
         return self.host_forward(*given)
 
     @torch.no_grad()
-    def _look(self, prompts: Tensor, tokens: Tensor, *deep: Sequence[Tensor]) -> None:
-        """Find out where deep prompts go, if there are any, from a call with two classes."""
+    def _find_deep_prompts(self, prompts: Tensor, tokens: Tensor, *deep: Sequence[Tensor]) -> None:
+        """Watch a call with two classes to find where the host inserts deep prompts, if any."""
         given = deep[0] if deep else ()
         if len(given) in self._deep:
             return
@@ -100,74 +106,57 @@ class FastForward:
             torch.autocast(prompts.device.type, enabled=False),
             DeepPromptFinder(self.encoder) as finder,
         ):
-            called = prompts[:2], tokens[:2]
+            call = prompts[:2], tokens[:2]
             try:
-                self._own_forward(*called, *deep)
-            except CALL_ERRORS:  # as where it holds something for each class
-                called = prompts, tokens
-                self._own_forward(*called, *deep)
+                self._own_forward(*call, *deep)
+            except CALL_ERRORS:  # for example, the encoder has a parameter for each class
+                call = prompts, tokens
+                self._own_forward(*call, *deep)
         try:
-            found = self._deep[len(given)] = self.hook.deep_prompts(finder, given)
-            self._check_rows(found, given)
+            self._deep[len(given)] = found = self.prompts.deep_prompts(finder, given)
             with torch.autocast(prompts.device.type, enabled=False):
-                self._check_end(*called, *deep)
+                self._check_eot(*call, *deep)
         except UserError as error:
-            if self.position is not None:
+            if self.prompts.have_layout:
                 raise
             self._deep[len(given)] = ()
-            self._stand_back(str(error))
+            self._give_up(str(error))
             return
-        if len(given) and not found:  # and so something else, which the fast branch cannot read
-            self._stand_back(f"{type(self.encoder).__name__} writes nothing it is given over rows")
+        if len(given) and not found:  # the list holds something else, which the tower cannot read
+            self._give_up(f"{type(self.encoder).__name__} overwrites no rows with the list it gets")
 
-    def _stand_back(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
         self.in_use = False
         log.warning("%s: its own forward stays", reason)
 
-    def _check_end(self, *given: Any) -> None:
-        """Raise ``UserError`` where features are not read at EOT, which the anchors have moved."""
-        if self.position is not None:
-            name = type(self.encoder).__name__
-            check_is_read(name, self._own_forward, given, self.position)
-
-    def _check_rows(self, found: Sequence[DeepPrompt], given: Sequence[Tensor]) -> None:
-        """Raise ``UserError`` where a deep prompt goes beyond the context."""
-        if self.position is None:
-            return
-        for deep in found:
-            stop = deep.first + len(deep.read(self.encoder, given))
-            if deep.first < FIRST or stop > FIRST + self.position.n_ctx:
-                raise UserError(
-                    f"{type(self.encoder).__name__} writes a deep prompt over rows {deep.first} to "
-                    f"{stop - 1} before text block {deep.block}, but the context has "
-                    f"{self.position.n_ctx} tokens from row {FIRST} on"
-                )
+    def _check_eot(self, *given: Any) -> None:
+        self.prompts.check_eot(type(self.encoder).__name__, self._own_forward, given)
 
     def _unread_forward(self, *args: Any, **named: Any) -> Any:
-        """The host's own forward, called in a way of its own."""
-        if self.position is None:
+        """Call the host's own forward with arguments that the tower cannot read."""
+        if not self.prompts.have_layout:
             return self._own_forward(*args, **named)
-        if not self._is_end_checked:
-            self._is_end_checked = True
-            self._check_end(*args)
+        if not self._is_eot_checked:
+            self._is_eot_checked = True
+            self._check_eot(*args)
         with DeepPromptFinder(self.encoder) as finder:
             features = self._own_forward(*args, **named)
         if finder.found(()):
             raise UserError(
-                f"{type(self.encoder).__name__} writes deep prompts over the context and is not "
-                "called with (prompts, tokens) or (prompts, tokens, list of deep prompts): the "
-                "anchors would be lost there"
+                f"{type(self.encoder).__name__} overwrites the context with deep prompts and is "
+                "not called with (prompts, tokens) or (prompts, tokens, list of deep prompts): "
+                "the anchors would be lost there"
             )
         return features
 
     def _fast_or_last(
         self, prompts: Tensor, tokens: Tensor, deep: Sequence[Tensor] = ()
     ) -> Tensor | None:
-        """Without a graph to build, prompts that are those of the last call are not encoded."""
+        """Without a graph to build, the features of the last call serve equal prompts again."""
         if torch.is_grad_enabled() or prompts.dim() > 3:
             return self._fast(prompts, tokens, deep)
-        position = self.position if self._deep[len(deep)] else None
-        layout = [position.matrix()] if position is not None else []
+        matrix = self.prompts.matrix() if self._deep[len(deep)] else None
+        layout = [] if matrix is None else [matrix]
         inputs = [prompts[:, : int(tokens.argmax(-1).max()) + 1], tokens, *deep, *layout]
         state = (*state_of(self.encoder), torch.is_autocast_enabled(prompts.device.type))
         features = self._last.get(inputs, state)
@@ -185,31 +174,31 @@ class FastForward:
         return type(self.encoder).forward(self.encoder, *args, **named)
 
     def host_forward(self, prompts: Tensor, tokens: Tensor, *deep: Any) -> Tensor:
-        """Features by the encoder's own forward, deep prompts in the layout of ``position``."""
+        """Return the features of the encoder's own forward, deep prompts in their layout."""
         given = deep[0] if deep else ()
         prompted = self._deep.get(len(given))
-        if self.position is None or not prompted:
+        matrix = self.prompts.matrix() if prompted else None
+        if not prompted or matrix is None:
             return self._own_forward(prompts, tokens, *deep)
-        with overwriting(self.encoder, self.position, prompted, given):
+        with overwriting(self.encoder, matrix, prompted, given):
             return self._own_forward(prompts, tokens, *map(none_of, deep))
 
     def _fast(self, prompts: Tensor, tokens: Tensor, given: Sequence[Tensor] = ()) -> Tensor | None:
-        """Features by the packed tower; None where deep prompts meet contexts that differ."""
+        """Features of the packed tower; None if deep prompts meet contexts that differ."""
         eot = tokens.argmax(-1).tolist()
         sharing = self._shared(prompts, min(eot))
         prompted = {deep.block: deep for deep in self._deep[len(given)]}
         if not prompted:
             return self._encode(prompts, eot, sharing)
         found = {number: deep.read(self.encoder, given) for number, deep in prompted.items()}
-        position = self.position
-        if position is None:
+        # Taken now: the backward pass computes chunks again, when another P may be in force.
+        matrix = self.prompts.matrix()
+        if matrix is None:
             start, stop = 0, max(deep.first + len(found[deep.block]) for deep in prompted.values())
         else:
-            start, stop = FIRST, FIRST + position.n_ctx + position.n_anchors
+            start, stop = FIRST, FIRST + len(matrix)
         if sharing.n_tokens < stop:
             return None
-        # Taken now: a chunk's activations are computed again when another P may be in force.
-        matrix = position.matrix() if position is not None else None
 
         def rewrite(number: int, prefix: Tensor) -> Tensor:
             if number not in prompted:
@@ -221,10 +210,10 @@ class FastForward:
         return self._encode(prompts, eot, sharing, rewrite)
 
     def _encode(self, prompts: Tensor, eot: list[int], *more: Any) -> Tensor:
-        """All classes, of which this process may have a part only.
+        """Features of all classes; this process may encode only a part of them.
 
-        Prompts of each image's own are not split: no other process has those. Nor is an
-        evaluation, which encodes once, and keeps no activations.
+        Two cases are not split: prompts that depend on an image, which no other process has, and
+        an evaluation, which encodes once and stores no activations.
         """
         n_classes = len(eot)
         splits = self.split and torch.is_grad_enabled() and prompts.dim() == 3
@@ -236,11 +225,11 @@ class FastForward:
     def _encode_here(
         self, prompts: Tensor, eot: list[int], sharing: Sharing, rewrite: Rewrite | None = None
     ) -> Tensor:
-        """All classes at once, or in chunks whose activations the backward pass computes again."""
+        """Encode all classes at once, or in chunks that the backward pass computes again."""
         if not self.chunk or len(eot) <= self.chunk:
             return self.tower.encode(prompts, eot, *sharing, rewrite)
         n_shared, rest_is_constant = sharing
-        # A gradient of all classes' size comes from their shared tokens once, not chunk by chunk.
+        # So the gradient of the shared tokens has the size of all classes once, not in each chunk.
         shared = prompts[..., :1, :, :][..., :n_shared, :]
         rest = (prompts.detach() if rest_is_constant else prompts)[..., n_shared:, :]
 
@@ -250,7 +239,7 @@ class FastForward:
             return self.tower.encode(part, eot, *sharing, rewrite)
 
         parts = [
-            # Without a graph to save for it only calls the function.
+            # Without a graph, checkpoint only calls the function.
             checkpoint(
                 encode,
                 shared,
@@ -265,8 +254,8 @@ class FastForward:
         ]
         return torch.cat(parts, -2)
 
-    def _check(self, *given: Any) -> None:
-        """Stay in use only where the encoder's own forward gives the same on the real classes."""
+    def _compare(self, *given: Any) -> None:
+        """Keep the fast branch only if the encoder's own forward gives the same features."""
         name = type(self.encoder).__name__
         self.error, objection = compare(self.encoder, self.host_forward, self._fast, *given)
         self.in_use = not objection
@@ -276,29 +265,29 @@ class FastForward:
             log.info("fast text branch in place of %s (relative error %.0e)", name, self.error)
 
     def _shared(self, prompts: Tensor, limit: int) -> Sharing:
-        """How many leading tokens all classes share, in value, and in gradient where that flows."""
+        """How many leading tokens all classes share, in value and, where it flows, in gradient."""
         shared = equal_tokens(prompts[..., :limit, :])
         if not (prompts.requires_grad and torch.is_grad_enabled()):
             return Sharing(shared, rest_is_constant=False)
         source = origin(prompts)
         if source not in self._sharing:
-            if len(self._sharing) == REMEMBERED:  # as where every step makes new leaves
+            if len(self._sharing) == REMEMBERED:  # some hosts make new leaves at every step
                 self._sharing.clear()
             self._sharing[source] = sharing_in_gradient(prompts, shared)
         n_tokens, rest_is_constant = self._sharing[source]
-        # Where fewer are equal now, some of the rest may carry a gradient.
+        # If fewer tokens are equal now, the rest may carry a gradient.
         return Sharing(min(shared, n_tokens), rest_is_constant and shared >= n_tokens)
 
 
-def _is_read(*given: Any) -> bool:
-    """Whether they are prompts (…, C, L, d), tokens (C, L) and, it may be, deep prompts."""
+def _is_readable(*given: Any) -> bool:
+    """Whether the arguments are prompts (…, C, L, d), tokens (C, L) and perhaps deep prompts."""
     if len(given) not in (2, 3) or not all(isinstance(x, Tensor) for x in given[:2]):
         return False
     return given[0].dim() > 2 and given[1].dim() == 2 and all(map(_is_deep, given[2:]))
 
 
 def _is_deep(argument: Any) -> bool:
-    """Whether an argument of a text encoder is deep prompts: a list of (M, d), or them stacked."""
+    """Whether an argument holds deep prompts: a list of (M, d), or one stacked tensor."""
     if isinstance(argument, Tensor):
         return argument.dim() == 3
     if not isinstance(argument, (list, tuple, nn.ParameterList)):

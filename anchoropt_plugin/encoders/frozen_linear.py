@@ -1,8 +1,8 @@
-"""Linear maps with frozen weights, on the CPU by oneDNN.
+"""Linear maps with frozen weights; on the CPU, oneDNN computes them.
 
-In float32 ``F.linear`` goes to the BLAS that PyTorch was built with. On processors that its kernels
-are not made for, oneDNN, which is part of PyTorch too, is faster at the same precision
-(``benchmarks/linear.py`` measures it).
+In float32 ``F.linear`` uses the BLAS that PyTorch was built with. Its kernels are slow on some
+processors; oneDNN, which is also part of PyTorch, is then faster at the same precision
+(``benchmarks/linear.py`` measures both).
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 FEW = 16
-"""For fewer rows oneDNN has other kernels, which round otherwise (torch 2.4; later for one row)."""
+"""For fewer rows oneDNN uses kernels that round differently (torch 2.4; later, for one row)."""
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x · Wᵀ + b, for x (n, d_in), W (d_out, d_in) and b (d_out,).
+    """Return x · Wᵀ + b for x (n, d_in), W (d_out, d_in) and b (d_out,).
 
-    It is ``F.linear`` wherever oneDNN cannot stand in: on other devices, in other precisions, under
-    autocast, or where the weights are trained.
+    ``F.linear`` computes it if oneDNN does not apply: on other devices, in other precisions, under
+    autocast, and for trained weights.
 
     >>> x, weight, bias = torch.randn(5, 3), torch.randn(4, 3), torch.randn(4)
     >>> torch.allclose(frozen_linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-5)
     True
     """
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if trained or not _fits(x, weight, bias) or not _stands_in():
+    if trained or not _fits(x, weight, bias) or not _onednn_applies():
         return F.linear(x, weight, bias)
     out: Tensor = _FrozenLinear.apply(x, weight, bias)
     return out
 
 
 def frozen_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Where an encoder's own forward has its matrix products as ``frozen_linear`` has them.
+    """Let oneDNN compute the matrix products of an encoder's own forward.
 
-    For encoders that run without a graph, whatever their code: only who multiplies is another. What
-    comes of a row does not depend on how many rows there are.
+    For any encoder that runs without a graph; its code is unchanged. The result of a row does not
+    depend on the number of rows.
 
     >>> linear, x = torch.nn.Linear(3, 4), torch.randn(5, 3)
     >>> with torch.no_grad(), frozen_products(x.device):
@@ -50,9 +50,9 @@ def frozen_products(device: torch.device) -> AbstractContextManager[Any]:
     >>> torch.allclose(y, linear(x), atol=1e-5)
     True
     """
-    # A mode costs each operator some microseconds, and fused ones no longer see autocast in it.
-    stands_in = device.type == "cpu" and _stands_in()
-    return _FrozenProducts() if stands_in else contextlib.nullcontext()
+    # A mode costs each operator some microseconds, and hides autocast from fused operators.
+    applies = device.type == "cpu" and _onednn_applies()
+    return _FrozenProducts() if applies else contextlib.nullcontext()
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -85,7 +85,7 @@ _PRODUCTS = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN's operator gives what ``F.linear`` does: it looks at few things itself."""
+    """Whether oneDNN's operator, which checks little itself, gives the result of ``F.linear``."""
     for tensor in (x, weight) if bias is None else (x, weight, bias):
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
             return False
@@ -103,13 +103,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-def _stands_in() -> bool:
+def _onednn_applies() -> bool:
     return not torch.is_autocast_enabled("cpu") and _onednn_works()
 
 
 @cache
 def _onednn_works() -> bool:
-    """Whether this build of PyTorch has the operator, and it does what is expected of it."""
+    """Whether this build of PyTorch has the operator, and its result is right."""
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)

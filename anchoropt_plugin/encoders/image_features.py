@@ -1,4 +1,4 @@
-"""Features of the plain CLIP for the images that a host is looking at, without a second CLIP."""
+"""Features of the plain CLIP for the host's images, without a second CLIP."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .frozen_linear import frozen_products
 
 
 class FirstFeatures:
-    """A forward hook on an image encoder that keeps the plain features of the first call.
+    """A forward hook on an image encoder that stores the plain features of the first call.
 
-    The first since ``clear`` is the prompt's: some hosts call their encoder a second time in a
-    step. Once its features are used, the next call is that of further images, as where a step
-    sums up the gradients of several batches.
+    The first call after ``clear`` belongs to the prompt: some hosts call their encoder a second
+    time in a step. After the features are used, the next call brings further images: a step may
+    sum the gradients of several batches.
 
     Args:
-        plain: as ``unprompted``, which is the default.
+        plain: computes plain features; by default ``unprompted``.
 
     Attributes:
         value: L2-normalised features (B, e) in float32, or None before a call.
-        is_used: whether the objective has had them; who reads them for it says so.
+        is_used: whether the objective has used them; its caller sets this.
     """
 
     def __init__(self, plain: Callable[..., Tensor] | None = None) -> None:
@@ -52,14 +52,14 @@ class FirstFeatures:
 
 
 def unprompted(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
-    """Features (B, e) of the plain encoder, given a call of it and what that returned.
+    """Return features (B, e) of the plain encoder, given a call of it and its output.
 
-    Where the call carried visual prompts, or something in the encoder is trained, it is CLIP's
-    transformer without what else it holds; an encoder of another kind is called once more, with
-    empty prompts.
+    If the call had visual prompts, or something in the encoder is trained, CLIP's transformer is
+    run without all else in the encoder. An encoder of another kind is called once more with empty
+    prompts.
 
     Raises:
-        UserError: it cannot be called without prompts.
+        UserError: the encoder cannot be called without prompts.
     """
     has_trained = any(parameter.requires_grad for parameter in encoder.parameters())
     if _is_transformer(encoder) and (len(args) > 1 or has_trained):
@@ -69,36 +69,41 @@ def unprompted(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor
             output = encoder(args[0], *(none_of(prompts) for prompts in args[1:]))
         except CALL_ERRORS as error:
             raise UserError(
-                f"{type(encoder).__name__} cannot be called without its prompts ({error}): want "
-                "plain_features of a PromptHook (register_hook), which says what CLIP alone gives"
+                f"{type(encoder).__name__} cannot be called without its prompts ({error}): give it "
+                "a PromptHook (register_hook) whose plain_features returns the features of CLIP "
+                "alone"
             ) from error
     return output[0] if isinstance(output, tuple) else output
 
 
 def none_of(prompts: Any) -> Any:
-    """Deep or visual prompts of no tokens, in the form of ``prompts``: a tensor, or a list."""
+    """Return prompts of zero tokens in the form of ``prompts``: a tensor, or a list."""
     return prompts[:0] if isinstance(prompts, Tensor) else []
 
 
 def _is_transformer(encoder: nn.Module) -> bool:
-    """Whether an image encoder is CLIP's transformer, it may be with more in it."""
+    """Whether an image encoder is CLIP's transformer, perhaps with further parts."""
     parts = "conv1", "class_embedding", "ln_pre", "transformer", "ln_post"
     return all(hasattr(encoder, part) for part in parts)
 
 
-def plain_features(visual: Any, images: Tensor) -> Tensor:
-    """Features (B, e) of images (B, 3, R, R) by CLIP's image transformer, whatever else it holds.
+def image_tokens(visual: Any, images: Tensor) -> Tensor:
+    """Return the class token and the patches, (B, 1 + P, v), that CLIP's image transformer gets."""
+    x = visual.conv1(images).flatten(2).permute(0, 2, 1)
+    start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    return torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
 
-    >>> from anchoropt_plugin.encoders.clip_models import load_clip
+
+def plain_features(visual: Any, images: Tensor) -> Tensor:
+    """Return features (B, e) of images (B, 3, R, R) by CLIP's image transformer alone.
+
+    >>> from anchoropt_plugin import load_clip
     >>> visual, images = load_clip("tiny").visual, torch.randn(2, 3, 32, 32)
     >>> torch.allclose(plain_features(visual, images), visual(images), atol=1e-5)
     True
     """
     with frozen_products(images.device):
-        x = visual.conv1(images).flatten(2).permute(0, 2, 1)
-        start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
-        x = visual.ln_pre(x).permute(1, 0, 2)
+        x = visual.ln_pre(image_tokens(visual, images)).permute(1, 0, 2)
         for block in visual.transformer.resblocks:
             x = x + block.attention(block.ln_1(x))
             x = x + block.mlp(block.ln_2(x))

@@ -39,7 +39,7 @@ def blocks_of(encoder: Any) -> Any:
 
     Hosts that run the blocks one by one keep them alone under that name.
 
-    >>> from anchoropt_plugin.encoders.clip_models import load_clip
+    >>> from anchoropt_plugin import load_clip
     >>> clip = load_clip("tiny")
     >>> encoder = nn.Module()
     >>> encoder.transformer = clip.transformer.resblocks
@@ -59,7 +59,7 @@ class TextTower:
         clip: a model with OpenAI's names: ``token_embedding``, ``positional_embedding``,
             ``transformer`` as ``blocks_of`` reads it, ``ln_final``, ``text_projection``.
 
-    >>> from anchoropt_plugin.encoders.clip_models import load_clip
+    >>> from anchoropt_plugin import load_clip
     >>> clip = load_clip("tiny")
     >>> tokens = tokenize(["a photo of a circle.", "a photo of a red star."])
     >>> fast = TextTower(clip).encode_tokens(tokens)

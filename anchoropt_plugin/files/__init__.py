@@ -1,1 +1,1 @@
-"""Files: read safely, without running code from them; written whole or not at all."""
+"""Files: read without running code from them, written whole or not at all."""

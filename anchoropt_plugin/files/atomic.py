@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from ..process.distributed import is_main
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name only when the block ends without an error.
+    """Open a file for writing; the file gets its name only if the block ends without an error.
 
-    Its content is on the disk before that, and its name is when this returns. What a process that
-    was killed has left of the same file is removed.
-    Of several processes the main one writes; in the others what is written is dropped.
+    The content is on the disk before the file gets its name, and the name is on the disk when the
+    block has ended. Unfinished copies of the same file, left by killed processes, are removed.
+    Only the main process writes; the other processes of a run write into memory.
+
+    Args:
+        path: the file to write; an existing file is replaced.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -47,31 +50,37 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` in UTF-8, whole or not at all: see :func:`atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
 def _remove_unfinished(path: Path) -> None:
-    """Remove what processes of this machine that are no more have left of ``path``."""
+    """Remove unfinished copies of ``path`` whose processes, on this machine, have ended."""
     start = f".{path.name}.{platform.node()}."
-    with contextlib.suppress(OSError):  # no such folder: opening the file will say so
+    with contextlib.suppress(OSError):  # a missing folder: opening the file reports it
         for other in path.parent.iterdir():
             number = other.name.removeprefix(start).removesuffix(".part")
             is_one = other.name == f"{start}{number}.part" and number.isdecimal()
-            if is_one and not _lives(int(number)):
+            if is_one and not _is_alive(int(number)):
                 other.unlink(missing_ok=True)
 
 
-def _lives(pid: int) -> bool:
-    if os.name != "posix":  # there os.kill ends it
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # on Windows os.kill would end the process
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # somebody else's
+    except (OSError, OverflowError):  # another user's process
         pass
     return True
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder written to the disk, where the system can."""
+    """Flush the names in a folder to the disk, if the system can."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""A model's folder of checkpoints: which is the last one, and which tensors belong to classes."""
+"""A model's checkpoint folder: its last checkpoint, and the tensors that depend on the classes."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ CLASS_BUFFERS = (
     *("token_prefix", "token_suffix"),
     *("token_middle1", "token_middle2", "token_middle3"),  # ATPrompt's attributes
 )
-"""Buffers of a prompt learner that hold its classes: another set of classes has other ones."""
+"""Buffers of a prompt learner that depend on its classes."""
 
 
 def last_checkpoint_name(folder: str | Path) -> str:
-    """Return the file name that the text file ``checkpoint`` in ``folder`` holds.
+    """Return the file name in the text file ``checkpoint`` of ``folder``.
 
     Raises:
-        UserError: It holds something else.
-        OSError: It cannot be read.
+        UserError: a text file that holds no file name.
+        OSError: a text file that cannot be read.
     """
     noted = Path(folder, "checkpoint")
     name = noted.read_text(encoding="utf-8", errors="replace").strip()
     if not name or Path(name).name != name or not name.isprintable():
         raise UserError(
-            f"{noted} holds {name[:100]!r}, not the name of a file beside it; write that of the "
-            "last checkpoint into it, or remove it"
+            f"{noted} holds {name[:100]!r}, not the name of a file in its folder; write the name "
+            f"of the last checkpoint into {noted.name}, or remove it"
         )
     return name
 
 
 def newest_common_checkpoint(folders: Iterable[Path]) -> str:
-    """Return the file name in the text files ``checkpoint`` of several models.
+    """Return the last checkpoint that all models have, given each model's folder.
 
-    A run that was killed while it saved has named a newer one for some of them: then it is the
-    one that all have; the best one, which is written over, where they have no other.
+    The names in the text files ``checkpoint`` differ if a run was killed while it saved. The
+    result is then the name that exists in all folders. The best model, which later epochs
+    overwrite, comes last.
     """
     folders = list(folders)
     names = sorted(dict.fromkeys(map(last_checkpoint_name, folders)), key=BEST_MODEL.__eq__)
@@ -46,5 +47,5 @@ def newest_common_checkpoint(folders: Iterable[Path]) -> str:
 
 
 def is_of_classes(name: str) -> bool:
-    """Whether a name in a state dict is that of one of ``CLASS_BUFFERS``."""
+    """Return whether ``name`` in a state dict belongs to one of ``CLASS_BUFFERS``."""
     return name.rpartition(".")[2] in CLASS_BUFFERS

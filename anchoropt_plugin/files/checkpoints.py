@@ -1,8 +1,8 @@
-"""Reading and writing checkpoints: reading never runs code, writing is whole or not at all.
+"""Read checkpoints without running code; write them whole or not at all.
 
-Published checkpoints of the CoOp family carry a pickled learning-rate scheduler, which
-``torch.load(weights_only=True)`` refuses. :func:`load` reads them all the same: what is not a
-tensor or a plain container becomes an inert :class:`Foreign` object.
+Published checkpoints of the CoOp family hold a pickled learning-rate scheduler, which
+``torch.load(weights_only=True)`` refuses. :func:`load` reads such checkpoints too: an object that
+is neither a tensor nor a plain container becomes an inert :class:`Foreign` object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .atomic import atomic_write
 from .torchscript import is_torchscript
 
 _SAFE_GLOBALS: dict[tuple[str, str], Any] = {
-    ("__builtin__", "set"): set,  # Python 2's name, which torch's pickle protocol 2 writes
+    ("__builtin__", "set"): set,  # Python 2's module name, which pickle protocol 2 writes
     ("__builtin__", "frozenset"): frozenset,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
@@ -40,15 +40,17 @@ _SAFE_GLOBALS |= {
     ("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
 }
 
-# A zip archive, or the magic number with which torch's format from before 1.6 begins.
+# A zip archive, or the magic number at the start of torch's format from before 1.6.
 _FIRST_BYTES = (b"PK\x03\x04", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2))
 
 
 class Foreign:
-    """Stands in for an object of a class that is not a tensor or a plain container.
+    """An inert replacement for an object that is neither a tensor nor a plain container.
 
-    It can be made, called and filled in any way a pickle asks for, and does nothing.
-    ``state`` keeps the attributes the pickle gave it, themselves read the same safe way.
+    A pickle can create, call and fill the object in any way; nothing happens.
+
+    Attributes:
+        state: the attributes in the pickle, read in the same safe way.
     """
 
     state: Any = None
@@ -69,16 +71,16 @@ class Foreign:
         pass
 
     def append(self, item: Any) -> None:
-        """Take an item of a pickled list subclass, and drop it."""
+        """Ignore an item of a pickled list subclass."""
 
     def extend(self, items: Any) -> None:
-        """Take items of a pickled list subclass, and drop them."""
+        """Ignore items of a pickled list subclass."""
 
     def add(self, item: Any) -> None:
-        """Take an item of a pickled set subclass, and drop it."""
+        """Ignore an item of a pickled set subclass."""
 
 
-# The one written in Python: the one in C takes gigabytes where a few bytes of a pickle ask for it.
+# Python's version: a few bytes of a pickle can make the C version allocate gigabytes.
 PlainUnpickler: Any = pickle._Unpickler
 
 
@@ -89,7 +91,7 @@ class _SafeUnpickler(PlainUnpickler):
 
 
 def _safe_pickle_module() -> types.ModuleType:
-    """Return what ``torch.load`` takes as ``pickle_module``."""
+    """Return a module for the argument ``pickle_module`` of ``torch.load``."""
     module = types.ModuleType("safe_pickle")
     module.Unpickler = _SafeUnpickler  # type: ignore[attr-defined]
     module.load = lambda file, **kwargs: _SafeUnpickler(file, **kwargs).load()  # type: ignore[attr-defined]
@@ -97,22 +99,22 @@ def _safe_pickle_module() -> types.ModuleType:
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the dict in the checkpoint at ``path`` without running any code from it.
+    """Return the dict in a checkpoint without running any code from the file.
 
-    Both of torch's formats are read, the zip archive and the older one.
+    Both of torch's formats can be read: the zip archive and the older one.
 
     Args:
-        path: The file.
-        map_location: The device on which its tensors are put.
+        path: the file.
+        map_location: the device for the tensors.
 
     Returns:
-        The checkpoint; objects that are neither tensors nor plain containers are
+        The checkpoint. Objects that are neither tensors nor plain containers are
         :class:`Foreign`.
 
     Raises:
-        UserError: The file is missing, truncated, not a checkpoint, or does not hold a dict; its
-            ``state_dict``, where it has one, is not a dict of finite tensors by name; its
-            ``epoch``, where it has one, is no number from 0.
+        UserError: a missing or truncated file, a file that holds no checkpoint dict, a
+            ``state_dict`` that is not a dict of finite tensors by name, or an ``epoch`` that is
+            not an int from 0.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -126,10 +128,10 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
         check_archive(path)
         checkpoint = _load(path, map_location)
     except Exception as error:  # torch answers a broken file with a dozen different exceptions
-        # torch adds a paragraph of guesses.
+        # torch adds a paragraph of guesses to its message.
         reason = shorten(str(error) or type(error).__name__, 160, placeholder="…")
         raise UserError(
-            f"cannot read the checkpoint {path}: {reason} (it may be truncated; copy it anew)"
+            f"cannot read the checkpoint {path}: {reason} (if it is truncated, copy it again)"
         ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(
@@ -138,41 +140,44 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
         )
     fault = _fault_in(checkpoint)
     if fault:
-        raise UserError(f"{path} is no sound checkpoint: {fault}; copy it anew, or train again")
+        raise UserError(f"{path} is a broken checkpoint: {fault}; copy it again, or train again")
     return checkpoint
 
 
 def _fault_in(checkpoint: dict[str, Any]) -> str:
-    """What is wrong with the parts of a checkpoint that are used by their names, or nothing."""
+    """Return the first fault in a checkpoint's epoch, state dict or tensors, or an empty string."""
     epoch, state = checkpoint.get("epoch", 0), checkpoint.get("state_dict", {})
     if type(epoch) is not int or epoch < 0:
-        return f"its epoch is {reprlib.repr(epoch)}"  # a few bytes can make gigabytes of a repr
+        return f"its epoch is {reprlib.repr(epoch)}"  # repr itself could produce gigabytes
     if not isinstance(state, dict):
         return f"its state_dict is a {type(state).__name__}"
     for name, value in state.items():
         if not isinstance(name, str):
-            return f"{reprlib.repr(name)} in its state_dict is no name"
+            return f"the key {reprlib.repr(name)} in its state_dict is not a string"
         if not isinstance(value, torch.Tensor):
             return f"{name!r} in its state_dict is a {type(value).__name__}, not a tensor"
-    for name, value in (*state.items(), *checkpoint.items()):  # a bare state dict has none in it
+    for name, value in (*state.items(), *checkpoint.items()):  # the latter: a bare state dict
         if not isinstance(value, torch.Tensor):
             continue
         if value.layout is not torch.strided or value.device.type == "meta":
-            return f"{name} in it has no values of its own"
-        # A view that repeats what it holds can claim any size.
+            return f"its {name} has no values"
+        # A view that repeats its storage can claim any size.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            return f"{name} in it is {tuple(value.shape)}, more than the file holds"
+            return f"its {name} is {tuple(value.shape)}, more than the file holds"
         if not torch.isfinite(value).all():
-            return f"{name} in it is not finite"
+            return f"its {name} is not finite"
     return ""
 
 
 def check_archive(path: Path) -> None:
-    """Check that the records of a zip archive, if it is one, are as large as they claim to be.
+    """Check that no record of a zip archive claims more bytes than the file has.
+
+    Other files pass. A compressed record is refused too: torch never compresses the records that
+    it reads, and decompression could fill the memory.
 
     Raises:
-        ValueError: one is packed, as torch never packs what it reads; unpacking could fill memory.
-        zipfile.BadZipFile: the archive is damaged.
+        ValueError: a compressed record, or one larger than the file.
+        zipfile.BadZipFile: a damaged archive.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -182,8 +187,8 @@ def check_archive(path: Path) -> None:
             is_read = info.filename.endswith(".pkl") or "/data/" in info.filename
             if info.file_size > room or (is_read and info.compress_type != zipfile.ZIP_STORED):
                 raise ValueError(
-                    f"{info.filename!r} in it claims {info.file_size} bytes, the whole file has "
-                    f"{room}"
+                    f"its record {info.filename!r} claims {info.file_size} bytes, but the whole "
+                    f"file has {room}"
                 )
 
 
@@ -191,15 +196,15 @@ def _check_first_bytes(path: Path) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(max(map(len, _FIRST_BYTES)))
-    except (OSError, ValueError) as error:  # the latter: there is a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot open the checkpoint {path}: {reason}") from error
     if not head.startswith(_FIRST_BYTES):
-        raise UserError(f"{path} is not a checkpoint: it is in neither of torch's file formats")
+        raise UserError(f"{path} is not a checkpoint: it has neither of torch's file formats")
 
 
 def _load(path: Path, map_location: str | torch.device) -> Any:
-    if is_torchscript(path):  # some versions of torch would run it
+    if is_torchscript(path):  # some versions of torch would run its code
         raise ValueError("it is a TorchScript archive, a program with weights")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -217,9 +222,9 @@ def save(obj: Any, path: str | Path) -> None:
     """Write ``obj`` to ``path`` with ``torch.save``, whole or not at all.
 
     Raises:
-        OSError: The folder cannot be written to; a file that was there is as before.
+        OSError: a folder that cannot be written to; an existing file stays unchanged.
     """
-    # Into memory first: on a full disk torch's own writer raises an error that does not say so.
+    # Into memory first: on a full disk torch's own writer raises an error that hides the cause.
     content = io.BytesIO()
     torch.save(obj, content)
     with atomic_write(path) as file:

@@ -1,4 +1,4 @@
-"""Read texts, json and images; each fault in them is one line for the user."""
+"""Read texts, json and images; a broken file raises a ``UserError`` of one line."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from .atomic import atomic_write
+from .atomic import write_text
 
 _WHITE_OF_16_BITS = 65535
-# PIL hands PostScript to a program that runs it.
+# Without EPS: PIL hands PostScript to a program that runs it.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_text(fpath: str | Path) -> str:
-    """Return what a text file holds.
+    """Return the content of a text file.
 
     Raises:
-        UserError: It is missing, or not in UTF-8.
+        UserError: a missing file, or a file not in UTF-8.
     """
     try:
         return Path(fpath).read_text(encoding="utf-8-sig")
@@ -32,10 +32,10 @@ def read_text(fpath: str | Path) -> str:
 
 
 def read_json(fpath: str | Path) -> Any:
-    """Return what a json file holds.
+    """Return the content of a json file.
 
     Raises:
-        UserError: It is missing or malformed; the line is named.
+        UserError: a missing or malformed file; the message names the line.
     """
     try:
         return json.loads(read_text(fpath))
@@ -46,40 +46,39 @@ def read_json(fpath: str | Path) -> Any:
 
 
 def write_json(obj: Any, fpath: str | Path) -> None:
-    """Write ``obj`` as json, whole or not at all; the folder is made where it is missing."""
+    """Write ``obj`` as json, whole or not at all; create the folder if it is missing."""
     path = Path(fpath)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(json.dumps(obj, indent=4).encode())
+    write_text(path, json.dumps(obj, indent=4))
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Return the picture at ``path`` in RGB, 8 bits a channel.
+    """Return the image at ``path`` in RGB, 8 bits a channel.
 
     Raises:
-        UserError: It is missing, truncated, too large, or not a picture with a known white.
+        UserError: a missing, truncated or too large image, or one whose white level is unknown.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
             return to_rgb(image)
     except FileNotFoundError as error:
-        raise UserError(f"the picture {path} is missing; put it back, or mend the split") from error
+        raise UserError(f"the image {path} is missing; put it back, or fix the split") from error
     except Exception as error:  # PIL answers a broken file with a dozen different exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read the picture {path}: {reason}") from error
+        raise UserError(f"cannot read the image {path}: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return ``image`` in RGB, 8 bits a channel.
 
     Raises:
-        ValueError: Nothing says which of its values are white.
+        ValueError: an image whose white level is unknown.
     """
     if image.mode == "F":
-        raise ValueError("nothing says which of its float pixels are white; save it with 8 bits")
-    if image.mode.startswith("I"):  # PIL would cut off what is above 255
+        raise ValueError("the white level of float pixels is unknown; save the image with 8 bits")
+    if image.mode.startswith("I"):  # PIL would clip values above 255
         values = np.asarray(image)
         if values.min() < 0 or values.max() > _WHITE_OF_16_BITS:
-            raise ValueError("it has more than 16 bits a pixel; save it with 8 or 16")
+            raise ValueError("more than 16 bits a pixel; save the image with 8 or 16 bits")
         image = Image.fromarray((values / (_WHITE_OF_16_BITS / 255)).round().astype(np.uint8))
     return image.convert("RGB")

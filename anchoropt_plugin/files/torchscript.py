@@ -1,8 +1,8 @@
 """Read the tensors of a TorchScript archive, such as OpenAI's CLIP files, and nothing else.
 
 ``torch.jit.load`` would compile and run the archive's code, and is deprecated. An archive is a zip
-file: ``data.pkl`` describes a tree of modules, each a plain object whose attributes are numbers,
-tensors and further modules, and the files ``data/<key>`` hold the tensors' bytes.
+file. Its ``data.pkl`` describes a tree of modules: plain objects whose attributes are numbers,
+tensors and further modules. The files ``data/<key>`` hold the bytes of the tensors.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _DTYPES = {
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether ``path`` is a TorchScript archive, as against any other file.
+    """Return whether ``path`` is a TorchScript archive.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: a file that cannot be opened.
     """
     if not zipfile.is_zipfile(path):
         return False
@@ -43,19 +43,19 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The state dict of the module in a TorchScript archive, on the CPU.
+    """Return the state dict of the module in a TorchScript archive, on the CPU.
 
     Args:
-        path: a file that ``torch.jit.save`` wrote.
+        path: a file written by ``torch.jit.save``.
 
     Returns:
-        Tensors by dotted name, in the archive's dtypes: parameters, buffers, and plain attributes
-        too, which a state dict would leave out.
+        Tensors by dotted name, in the archive's dtypes: parameters, buffers, and also tensors
+        that are plain attributes, which a state dict omits.
 
     Raises:
-        pickle.UnpicklingError: the archive asks for a Python object that is no tensor; the message
-            has "refused: " and its name.
-        zipfile.BadZipFile, KeyError, ValueError, EOFError: the archive is damaged.
+        pickle.UnpicklingError: an archive that names a Python object other than a tensor; the
+            message is "refused: " and the object's name.
+        zipfile.BadZipFile, KeyError, ValueError, EOFError: a damaged archive.
     """
     with zipfile.ZipFile(path) as archive:
         pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -67,7 +67,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Stands in for every class of the archive; unpickling fills its attributes."""
+    """A replacement for every class of the archive; unpickling sets its attributes."""
 
 
 def _named_tensors(module: _Module, prefix: str) -> list[tuple[str, Tensor]]:
@@ -83,7 +83,7 @@ def _named_tensors(module: _Module, prefix: str) -> list[tuple[str, Tensor]]:
 def _view(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> Tensor:
-    """What ``torch._utils._rebuild_tensor_v2`` does, with bounds that as_strided checks."""
+    """Do the work of ``torch._utils._rebuild_tensor_v2``; as_strided checks the bounds."""
     return storage.as_strided(size, stride, offset)
 
 
@@ -91,12 +91,12 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
-# The one written in Python: see checkpoints.py.
+# Python's version: see checkpoints.py.
 _PlainUnpickler: Any = pickle._Unpickler
 
 
 class _TensorUnpickler(_PlainUnpickler):
-    """An unpickler to whom the only callables are ``_Module``, ``_view``, ``_first`` and dict."""
+    """An unpickler that calls nothing but ``_Module``, ``_view``, ``_first`` and dict."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, pickled: bytes) -> None:
         super().__init__(io.BytesIO(pickled))
@@ -111,7 +111,7 @@ class _TensorUnpickler(_PlainUnpickler):
         if module == "collections" and name == "OrderedDict":
             return dict
         if module == "torch.jit._pickle" or (module, name) == ("torch", "device"):
-            return _first  # typed lists and dicts, devices: they hold no weights
+            return _first  # typed lists and dicts, devices: they hold no tensors
         if module.split(".")[0] == "__torch__":
             return _Module
         raise pickle.UnpicklingError(f"refused: {module}.{name}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..encoders.class_names import as_words
 from ..encoders.clip_models import tokenize
 from ..encoders.text_tower import TextTower, common_prefix
 from ..errors import UserError
@@ -23,7 +24,7 @@ from ..files import checkpoints
 log = logging.getLogger("anchoropt_plugin")
 
 PUBLISHED_NAME = "anchor_ctx_1"
-"""The name of the tokens in published checkpoints; ours have the same layout."""
+"""Name of the tokens in published checkpoints; our files have the same layout."""
 PUBLISHED_FILE = Path("anchor_prompt_learner", "model.pth.tar")
 
 MOMENTUM = 0.9
@@ -31,25 +32,25 @@ WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
 INIT_STD = 0.02
 CHUNK = 1_000
-"""Classes encoded at once: the activations of more are computed again in the backward pass."""
+"""Classes encoded at once; with more, the backward pass computes activations again."""
 SENTENCES = 512
 """Descriptions encoded at once."""
 
 ImageBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives one epoch of (L2-normalised image features (B, e), labels (B,))."""
+"""Returns one epoch of (L2-normalised image features (B, e), labels (B,))."""
 
 
 @dataclass(frozen=True)
 class StageOne:
-    """What stage 1 depends on besides the backbone, the class names and the descriptions.
+    """Settings of stage 1, besides the backbone, the class names and the descriptions.
 
     Attributes:
-        length: anchor tokens K.
-        epochs: of ``steps`` steps each; the first is the warm-up.
-        steps: published runs count as many as the few-shot loader has batches.
-        lr: of SGD, on a cosine.
-        mse_weight: of the distance to the descriptions.
-        ce_weight: of a cross-entropy on images, which the published logs add with weight 0 or 1.
+        length: number K of anchor tokens.
+        epochs: number of epochs; the first is the warm-up.
+        steps: steps an epoch; in published runs, the batches of the few-shot loader.
+        lr: learning rate of SGD, on a cosine.
+        mse_weight: weight of the distance to the descriptions.
+        ce_weight: weight of a cross-entropy on images; 0 or 1 in the published logs.
     """
 
     length: int = 1
@@ -60,7 +61,7 @@ class StageOne:
     ce_weight: float = 0.0
 
     def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch: warm-up, then a cosine that lags by it.
+        """Return the learning rate of an epoch: warm-up, then a cosine one epoch late.
 
         >>> StageOne(epochs=4, lr=1.0).lr_at(0), StageOne(epochs=4, lr=1.0).lr_at(3)
         (1e-05, 0.5)
@@ -71,18 +72,18 @@ class StageOne:
 
 
 class AnchorPrompts:
-    """The prompts ``[A] of {class}.`` of some classes, with a place for anchor tokens.
+    """The prompts ``[A] of {class}.`` of C classes, with a place for anchor tokens.
 
     Args:
-        tower: the text tower that encodes them.
-        class_names: C names; ``_`` stands for a blank.
-        length: anchor tokens K.
+        tower: the text tower that encodes the prompts.
+        class_names: C names; ``_`` is read as a blank.
+        length: number K of anchor tokens.
     """
 
     def __init__(self, tower: TextTower, class_names: Sequence[str], length: int) -> None:
         self.tower = tower
         placeholder = " ".join(["X"] * length)
-        names = [name.replace("_", " ") for name in class_names]
+        names = [as_words(name) for name in class_names]
         tokens = tokenize([f"{placeholder} of {name}." for name in names])
         self.eot = tokens.argmax(-1).tolist()
         self.n_shared = common_prefix(tokens)
@@ -90,12 +91,12 @@ class AnchorPrompts:
         self.length = length
 
     def encode(self, anchors: Tensor) -> Tensor:
-        """L2-normalised text features (C, e) in float32 for ``anchors`` (K, d)."""
+        """Return L2-normalised text features (C, e) in float32 for ``anchors`` (K, d)."""
         starts = range(0, len(self.eot), CHUNK)
         if len(starts) == 1:
             return self._encode_chunk(anchors, 0)
         parts = [
-            # Without a graph to save for it only calls the function.
+            # Without a graph, checkpoint only calls the function.
             checkpoint(
                 self._encode_chunk, anchors, start, use_reentrant=False, preserve_rng_state=False
             )
@@ -104,7 +105,7 @@ class AnchorPrompts:
         return torch.cat(parts)
 
     def _encode_chunk(self, anchors: Tensor, start: int) -> Tensor:
-        """The features of up to ``CHUNK`` classes from ``start`` on."""
+        """Return the features of up to ``CHUNK`` classes, from class ``start`` on."""
         frame, eot = self.frame[start : start + CHUNK], self.eot[start : start + CHUNK]
         tokens = anchors.to(frame.dtype).expand(len(frame), -1, -1)
         prompts = torch.cat([frame[:, :1], tokens, frame[:, 1 + self.length :]], 1)
@@ -114,12 +115,12 @@ class AnchorPrompts:
 
 @dataclass
 class AnchorTokens:
-    """Learned anchor tokens.
+    """Anchor tokens.
 
     Attributes:
         values: (K, d), float32, on the CPU.
-        losses: the loss at each epoch of stage 1, where it was run.
-        key: of the content they were learned from, or empty.
+        losses: the loss at each epoch of stage 1, if it was run.
+        key: identifies the content they were learned from, or "".
     """
 
     values: Tensor
@@ -137,31 +138,31 @@ class AnchorTokens:
         images: ImageBatches | None = None,
         on_epoch: Callable[[int, float], None] | None = None,
     ) -> AnchorTokens:
-        """Learn anchor tokens so that ``[A] of {class}.`` lies near the class's descriptions.
+        """Learn anchor tokens so that ``[A] of {class}.`` is near the class's descriptions.
 
-        The loss is ``mse_weight`` · mean over classes, descriptions and features of
-        (a_c − t_{c,m})². It depends on the descriptions through their mean alone, so each class has
-        one target and no image is read, unless ``ce_weight`` asks for it. The anchors and the loss
-        stay in float32 and the gradient is scaled on its way through the tower, so that half
-        precision neither overflows nor vanishes.
+        The loss is ``mse_weight`` times the mean of (a_c − t_{c,m})² over classes, descriptions and
+        features. It depends only on the mean of a class's descriptions, so each class has one
+        target. No image is read unless ``ce_weight`` > 0. Anchors and loss stay in float32, and the
+        gradient is scaled on its way through the tower, so that half precision neither overflows
+        nor vanishes.
 
-        The start is the same for every seed: anchors are shared between seeds.
+        The start is the same for every seed, so that seeds can share anchors.
 
         Args:
             tower: of the plain CLIP.
             class_names: C names.
             descriptions: C lists of sentences, of any length.
             settings: see ``StageOne``.
-            images: needed where ``ce_weight`` is not 0.
+            images: epochs of image features; needed if ``ce_weight`` > 0.
             on_epoch: called with (epoch, loss) after each epoch.
 
         Raises:
-            ValueError: not one list of descriptions, with something in it, for each class.
+            ValueError: a class has no list of descriptions, or an empty one.
             UserError: the loss is not finite.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
 
-        >>> from anchoropt_plugin.encoders.clip_models import load_clip
+        >>> from anchoropt_plugin import load_clip
         >>> tower = TextTower(load_clip("tiny"))
         >>> texts = [["a photo of a red circle."], ["a photo of a blue star."]]
         >>> anchors = AnchorTokens.learn(tower, ["circle", "star"], texts, StageOne(epochs=5))
@@ -181,7 +182,7 @@ class AnchorTokens:
         optimizer = torch.optim.SGD(
             [anchors], lr=settings.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
         )
-        # Brings the gradient at each text feature to about 1, where half precision is at home.
+        # Scales the gradient of each text feature to about 1, well inside half precision.
         scale = targets.numel() / settings.mse_weight
         logit_scale = tower.clip.logit_scale.detach().exp().float()
         losses: list[float] = []
@@ -205,8 +206,8 @@ class AnchorTokens:
             losses.append(total / settings.steps)
             if not math.isfinite(losses[-1]):
                 raise UserError(
-                    f"stage 1: the loss of epoch {epoch + 1} is {losses[-1]}: lower "
-                    "TRAINER.ANCHOROPT.ANCHOR_LR or ANCHOR_MSE_WEIGHT"
+                    f"stage 1: the loss of epoch {epoch + 1} is {losses[-1]}: lower lr or "
+                    "mse_weight"
                 )
             if on_epoch is not None:
                 on_epoch(epoch, losses[-1])
@@ -214,30 +215,28 @@ class AnchorTokens:
 
     @classmethod
     def random(cls, tower: TextTower, length: int) -> AnchorTokens:
-        """Tokens drawn from N(0, 0.02²), as soft tokens start: the control of stage 1."""
+        """Draw tokens from N(0, 0.02²), as soft tokens start: a control for stage 1."""
         return cls(INIT_STD * torch.randn(length, tower.dim))
 
     @classmethod
     def of_words(cls, tower: TextTower, words: str, length: int) -> AnchorTokens:
-        """The embeddings of ``words``, which stay what they are; ``_`` stands for a blank.
+        """Return the embeddings of ``words``, as a control for stage 1; ``_`` is read as a blank.
 
         Raises:
-            UserError: they are not ``length`` tokens.
+            UserError: the words are not ``length`` tokens.
 
-        >>> from anchoropt_plugin.encoders.clip_models import load_clip
+        >>> from anchoropt_plugin import load_clip
         >>> AnchorTokens.of_words(TextTower(load_clip("tiny")), "photo", 1).values.shape
         torch.Size([1, 128])
         """
-        tokens = tokenize([words.replace("_", " ")])
+        tokens = tokenize([as_words(words)])
         found = int(tokens.argmax()) - 1
         if found != length:
-            raise UserError(
-                f"TRAINER.ANCHOROPT.ANCHOR {words!r} is {found} tokens: set ANCHOR_LEN {found}"
-            )
+            raise UserError(f"{words!r} is {found} tokens: give the length {found}, not {length}")
         return cls(tower.embed(tokens)[0, 1 : 1 + length].detach().float().cpu())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write them whole or not at all, in the layout of published anchors."""
+        """Write the anchors, whole or not at all, in the layout of published ones."""
         content = {
             "state_dict": {PUBLISHED_NAME: self.values},
             "epoch": len(self.losses),
@@ -253,13 +252,13 @@ class AnchorTokens:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AnchorTokens:
-        """Read anchors of ours or published ones; no code in the file is run.
+        """Read our anchors or published ones; no code in the file is run.
 
         Args:
-            path: the file, or a folder that holds ``anchor_prompt_learner/model.pth.tar``.
+            path: the file, or a folder with ``anchor_prompt_learner/model.pth.tar``.
 
         Raises:
-            UserError: no such file, or it holds no finite anchor tokens (K, d).
+            UserError: the file is missing, or holds no finite anchor tokens (K, d).
         """
         path = Path(path)
         if path.is_dir():
@@ -274,10 +273,10 @@ class AnchorTokens:
 
 
 def _targets(tower: TextTower, descriptions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-    """Mean description features (C, e), and the part of the loss that they leave out.
+    """Return mean description features (C, e), and the constant part of the loss.
 
-    The mean over m of (a − t_m)² is (a − t̄)² plus the mean of t_m² − t̄², which is constant. A
-    sentence's feature is held until its class is complete.
+    The mean over m of (a − t_m)² is (a − t̄)² plus the mean of t_m² − t̄², which is constant.
+    Features of sentences are held only until their class is complete.
     """
     sentences = chain.from_iterable(descriptions)
     means, squares = [], []

@@ -1,4 +1,4 @@
-"""Class descriptions, the targets of stage 1: a json file, or templates where there is none."""
+"""Class descriptions, the targets of stage 1: from a json file, or from templates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..encoders.class_names import as_words
 from ..errors import UserError
 
 TEMPLATES = (
@@ -24,21 +25,21 @@ TEMPLATES = (
 
 
 def plain(name: str) -> str:
-    """A class name without what may differ between files: case, and ``_`` for a blank.
+    """Return a class name in lower case, ``_`` as a blank: files differ in both.
 
     >>> plain("Golden_Retriever")
     'golden retriever'
     """
-    return " ".join(name.replace("_", " ").lower().split())
+    return " ".join(as_words(name).lower().split())
 
 
 def from_templates(class_names: Sequence[str], limit: int) -> list[list[str]]:
-    """For each class up to ``limit`` sentences made of its name.
+    """Return up to ``limit`` sentences for each class, made from its name.
 
     >>> from_templates(["red_panda"], limit=2)
     [['a photo of a red panda.', 'a picture of a red panda.']]
     """
-    names = [name.replace("_", " ") for name in class_names]
+    names = [as_words(name) for name in class_names]
     return [[template.format(name) for template in TEMPLATES[:limit]] for name in names]
 
 
@@ -46,7 +47,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     """Read a json ``{class name: [sentence, …], …}``.
 
     Raises:
-        UserError: no such file, or not such a json.
+        UserError: the file is missing, or of another form.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -67,15 +68,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
 
 
 def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -> list[list[str]]:
-    """For each class its first ``limit`` sentences of a json ``{class name: [sentence, …], …}``.
+    """Return the first ``limit`` sentences of each class in a json ``{name: [sentence, …], …}``.
 
-    A class name there may differ in case and in ``_`` for a blank; names of other classes do no
-    harm. There is no falling back on templates for single classes: stage 1 would learn from two
-    kinds of texts, and nobody would see it in the numbers.
+    A name in the file may differ in case and in ``_`` for a blank; further classes are ignored.
+    Templates never replace the descriptions of single classes: stage 1 would silently learn from
+    two kinds of texts.
 
     Raises:
-        UserError: no such file, not such a json, a class that is there twice, or classes without
-            a sentence (all are named).
+        UserError: the file is missing or of another form, a class is there twice, or classes (all
+            are named) have no sentence.
     """
     content = load(path)
     names: dict[str, str] = {}
@@ -88,6 +89,6 @@ def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -
     if missing:
         raise UserError(
             f"{path} has no description of {len(missing)} classes ({', '.join(missing)}): add "
-            "them, or leave TRAINER.ANCHOROPT.DESCRIPTIONS empty to use templates"
+            "them, or use templates for all classes (no descriptions file)"
         )
     return [sentences_of[plain(name)][:limit] for name in class_names]

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of AnchorOPT: both losses, how logits agree, and the position matrix."""
+"""Scalars of a run for TensorBoard: mean losses, agreement of logits, entropy of P."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Means:
-    """Means of scalars over the steps of an epoch; they stay on their device until then.
+    """Means of scalars over the steps of an epoch; sums stay on their device until ``take``.
 
     >>> means = Means()
     >>> means.add(loss=torch.tensor(1.0))
@@ -20,13 +20,13 @@ class Means:
         self._sums: dict[str, tuple[Tensor, int]] = {}
 
     def add(self, **values: Tensor) -> None:
-        """Add a step's values, each a scalar."""
+        """Add the values of a step, each a scalar."""
         for name, value in values.items():
             total, steps = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value.detach().float(), steps + 1
 
     def take(self) -> dict[str, float]:
-        """The means of what was added since the last time."""
+        """Return the means of the values added since the last call."""
         means = {name: total.item() / steps for name, (total, steps) in self._sums.items()}
         self._sums.clear()
         return means
@@ -34,7 +34,7 @@ class Means:
 
 @torch.no_grad()
 def agreement(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
-    """The share of images to which both logits (B, C) give the same class.
+    """Return the fraction of images to which both logits (B, C) give the same class.
 
     >>> agreement(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([[0.0, 9.0], [1.0, 3.0]]))
     tensor(0.5000)
@@ -43,7 +43,7 @@ def agreement(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
 
 
 def entropy(matrix: Tensor) -> Tensor:
-    """The mean entropy, in nats, of the rows of a matrix (n, n) whose rows are distributions.
+    """Return the mean entropy, in nats, of the rows of a matrix (n, n) of distributions.
 
     >>> round(entropy(torch.full((2, 2), 0.5)).item(), 4)  # log 2
     0.6931

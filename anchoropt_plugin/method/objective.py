@@ -1,7 +1,7 @@
 """The objective of stage 2: cross-entropy, and distillation from the averaged logits.
 
-The host's loss, wherever it is computed, goes through ``F.cross_entropy``; ``PromptLoss`` puts
-AnchorOPT's in its place there, so that a host's further losses stay.
+Every host computes its loss with ``F.cross_entropy``. There ``PromptLoss`` replaces the loss of the
+prompt's logits by AnchorOPT's objective; further losses of the host stay.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def average(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
-    """The mean of both logits (B, C), in float32: the teacher in training, the vote on new classes.
+    """Return the mean of both logits (B, C) in float32: the teacher, and the vote on new classes.
 
     >>> import torch
     >>> average(torch.tensor([[1.0, 3.0]]), torch.tensor([[3.0, 1.0]]))
@@ -26,7 +26,7 @@ def average(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
 
 
 def as_logits(output: Tensor) -> Tensor:
-    """Logits (B, C) up to a constant of each row, where a host may give probabilities.
+    """Turn probabilities (B, C) into logits; logits are returned as they are.
 
     >>> import torch
     >>> as_logits(torch.tensor([[1.0, 3.0]]).softmax(-1)).diff().round()
@@ -43,7 +43,7 @@ def as_logits(output: Tensor) -> Tensor:
 
 
 def to_float32(loss: Tensor) -> Tensor:
-    """A host's loss in float32 at least: in half precision 65504 is the largest number.
+    """Return a host's loss in float32 at least: the largest number in half precision is 65504.
 
     >>> import torch
     >>> (1000 * to_float32(torch.tensor(100.0).half())).item()
@@ -53,10 +53,10 @@ def to_float32(loss: Tensor) -> Tensor:
 
 
 def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(ens / T) ‖ softmax(l_n / T)), ens the averaged logits, without gradient.
+    """Return T² · KL(softmax(ens / T) ‖ softmax(l_n / T)); ens, the averaged logits, is detached.
 
-    The KL is summed over batch and classes and divided by their product, as in the released code,
-    so its weight depends on the number of classes.
+    The KL is summed over batch and classes and divided by their product, as in the released code:
+    its weight depends on the number of classes.
 
     Args:
         prompt_logits: l_n, (B, C).
@@ -64,7 +64,7 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
         temperature: T > 0.
 
     Returns:
-        A scalar in float32; zero where both logits agree.
+        A scalar in float32; 0 if both logits are equal.
 
     Raises:
         ValueError: the shapes differ.
@@ -88,18 +88,18 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
 
 
 class PromptLoss(TorchFunctionMode):
-    """While active, pass cross-entropies of the prompt's logits through ``replace``.
+    """Inside the context manager, replace the cross-entropies of the prompt's logits.
 
-    Those are the ones whose logits ``is_prompts`` accepts. A host's others, such as those of DePT's
-    second head, are weighted as the prompt's is, so that its balance of them stays.
+    Other cross-entropies of the host, such as that of DePT's second head, are multiplied by
+    ``weight``, so that the host's balance between its losses stays.
 
     Args:
-        replace: maps (cross-entropy, logits (B, C)) to the loss that takes its place.
-        is_prompts: tells the prompt's logits from others.
-        weight: of the others.
+        replace: maps (cross-entropy, logits (B, C)) to the loss that replaces it.
+        is_prompts: whether logits are the prompt's.
+        weight: factor of all other cross-entropies.
 
     Attributes:
-        replaced: whether one has been seen.
+        replaced: whether a cross-entropy was replaced.
 
     >>> import torch
     >>> with PromptLoss(lambda loss, logits: loss * 10, lambda logits: len(logits) == 1) as mode:

@@ -1,4 +1,4 @@
-"""The position matrix: which soft or anchor token stands in which slot of the context."""
+"""The position matrix: which soft or anchor token is in which slot of the context."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SINKHORN_ITERATIONS = 20
 class Relaxation(NamedTuple):
     """How scores (N, N) become a matrix (N, N) of the same dtype.
 
-    ``soft`` is differentiable and sees scores divided by the temperature; ``hard`` is what it
-    tends to as the temperature falls, or None where the soft matrix itself is used. ``noisy``
-    relaxations add Gumbel noise to the logits while training.
+    Attributes:
+        soft: differentiable; takes scores divided by the temperature.
+        hard: the limit of ``soft`` as the temperature falls; None uses the soft matrix itself.
+        noisy: whether Gumbel noise is added to the logits while training.
     """
 
     soft: Callable[[Tensor], Tensor]
@@ -29,7 +30,7 @@ class Relaxation(NamedTuple):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The hard matrix forward, to the last bit; the soft one's gradient backward."""
+    """The hard matrix forward, to the last bit; the gradient of the soft one backward."""
 
     @staticmethod
     def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def _one_hot_rows(scores: Tensor) -> Tensor:
 
 
 def _sinkhorn(scores: Tensor) -> Tensor:
-    """Normalise rows and columns in turn, in log space: a nearly doubly stochastic matrix."""
+    """Normalise rows and columns in turn, in log space, to a nearly doubly stochastic matrix."""
     for _ in range(SINKHORN_ITERATIONS):
         scores = scores - scores.logsumexp(-1, keepdim=True)
         scores = scores - scores.logsumexp(-2, keepdim=True)
@@ -61,7 +62,7 @@ def _sinkhorn(scores: Tensor) -> Tensor:
 
 
 def _permutation(scores: Tensor) -> Tensor:
-    """The permutation matrix with the largest summed score (Hungarian algorithm)."""
+    """Return the permutation matrix with the largest summed score (Hungarian algorithm)."""
     if not torch.isfinite(scores).all():
         raise FloatingPointError("the position logits are not finite")
     rows, columns = linear_sum_assignment(scores.detach().double().cpu().numpy(), maximize=True)
@@ -75,7 +76,7 @@ def _identity(scores: Tensor) -> Tensor:
 
 
 RELAXATIONS: dict[str, Relaxation] = {
-    # Independent rows, as the released code has them: a token may be lost or repeated.
+    # Independent rows, as in the released code: a token may be lost or repeated.
     "gumbel": Relaxation(_softmax_rows, _one_hot_rows, noisy=True),
     # Mena et al., "Learning Latent Permutations with Gumbel-Sinkhorn Networks" (ICLR 2018), with a
     # Hungarian hard step: every token is kept exactly once.
@@ -91,20 +92,20 @@ class AnchorPositionModule(nn.Module):
     """Arrange soft tokens and frozen anchor tokens: ``P · [context; anchors]``.
 
     Args:
-        n_ctx: soft tokens M of a context.
-        anchors: anchor tokens, (K, d), floating point; kept as a buffer, never trained here.
-        relaxation: a name in ``RELAXATIONS``: how ``logits`` become P.
+        n_ctx: number M of soft tokens in a context.
+        anchors: anchor tokens, (K, d), floating point; stored in a buffer, never trained here.
+        relaxation: how ``logits`` become P; a name in ``RELAXATIONS``.
         temperature: of the relaxation; the attribute may be changed during training.
-        init: the logits start at ``init · I``,
-        init_std: plus normal noise of this standard deviation (the released code: 0 and 1).
+        init: the logits start at ``init · I`` ...
+        init_std: ... plus normal noise of this standard deviation (released code: 0 and 1).
         sample_at_eval: draw P in evaluation too, as the released code does; results then change
             from run to run.
-        task_dim: condition P on the task, described by so many numbers in the buffer ``task``: a
-            linear map of them, ``task_map`` (M + K, M + K, task_dim), which starts at zero, is
-            added to the logits. 0 leaves it out.
+        task_dim: condition P on the task, which the buffer ``task`` (task_dim,) describes: its
+            linear map ``task_map`` (M + K, M + K, task_dim), which starts at zero, is added to the
+            logits. 0: no conditioning.
 
     Attributes:
-        is_loaded: whether the last state that was loaded had its logits and anchors.
+        is_loaded: whether the last loaded state held logits and anchors.
 
     Shapes:
         input (…, M, d) → output (…, M + K, d), of the input's dtype. ``logits`` is a parameter
@@ -120,7 +121,7 @@ class AnchorPositionModule(nn.Module):
 
     >>> anchors = torch.full((1, 2), 9.0)
     >>> module = AnchorPositionModule(3, anchors, relaxation="sinkhorn").eval()
-    >>> module(torch.zeros(3, 2))[:, 0].tolist()  # it starts as context, then anchors
+    >>> module(torch.zeros(3, 2))[:, 0].tolist()  # at the start: context, then anchors
     [0.0, 0.0, 0.0, 9.0]
     >>> module(torch.zeros(5, 3, 2)).shape
     torch.Size([5, 4, 2])
@@ -167,45 +168,46 @@ class AnchorPositionModule(nn.Module):
         if task_dim:
             start = torch.zeros(n_slots, n_slots, task_dim, dtype=dtype)
             self.task_map = nn.Parameter(start.to(anchors.device))
-            # Another task brings its own, so it is not saved.
+            # Not saved: another task has its own.
             self.register_buffer("task", self.logits.new_zeros(task_dim), persistent=False)
         self._drawn: Tensor | None = None
         self.is_loaded = False
 
     @property
     def n_anchors(self) -> int:
-        """Anchor tokens K."""
+        """Number K of anchor tokens."""
         return len(self.anchors)
 
     @property
     def has_anchors(self) -> bool:
-        """Whether there are anchors: zeros stand for those that are not learned yet."""
+        """Whether anchors are there; they are zeros before stage 1."""
         return bool(self.anchors.any())
 
     @property
     def in_force(self) -> bool:
-        """Whether a P was drawn: not before the first forward."""
+        """Whether a P was drawn, as the first forward does."""
         return self._drawn is not None
 
     def relaxed(self) -> Tensor:
-        """The soft matrix (M + K, M + K) of the present logits, without noise: how sure they are.
+        """Return the soft matrix (M + K, M + K) of the present logits, without noise.
 
-        Row i gives, for slot i, the weight of every token.
+        Row i gives the weight of every token in slot i.
         """
         with torch.no_grad():
             return RELAXATIONS[self.relaxation].soft(self._scores() / self.temperature)
 
     def _scores(self) -> Tensor:
-        """The logits, with the offset of the task where P is conditioned on it."""
+        """The logits, plus the offset of the task if P is conditioned on the task."""
         scores = self.logits.to(self._dtype)
         if hasattr(self, "task_map"):
             scores = scores + self.task_map.to(scores.dtype) @ self.task.to(scores.dtype)
         return scores
 
     def draw(self) -> Tensor:
-        """Put a new P (M + K, M + K) in force and return it: a sample, or in evaluation the mode.
+        """Draw a new P (M + K, M + K), put it in force, and return it.
 
-        ``forward`` calls it once. A hard P has the soft one's gradient (straight-through).
+        While training P is a sample, in evaluation the mode of the distribution. ``forward`` calls
+        this once. A hard P has the gradient of the soft one (straight-through).
         """
         soft, hard, noisy = RELAXATIONS[self.relaxation]
         # Under autocast the normalisations would run in half precision.
@@ -213,7 +215,7 @@ class AnchorPositionModule(nn.Module):
             scores = self._scores()
             if noisy and (self.training or self.sample_at_eval):
                 noise = _gumbel(scores)
-                # Of one batch that several processes share, one P.
+                # Processes that share a batch share P.
                 scores = scores + (copy_from_main(noise) if self.training else noise)
             relaxed = soft(scores / self.temperature)
             self._drawn = _StraightThrough.apply(hard(scores), relaxed) if hard else relaxed
@@ -224,10 +226,10 @@ class AnchorPositionModule(nn.Module):
         return torch.promote_types(self.logits.dtype, torch.float32)
 
     def matrix(self) -> Tensor:
-        """The P in force, (M + K, M + K): the one of the last forward.
+        """Return the P in force, (M + K, M + K): the P of the last forward.
 
-        Row i says of what slot i is made: columns 0 … M − 1 are soft tokens, the rest anchors. In
-        evaluation it is always that of the present logits.
+        Row i gives the tokens in slot i: columns 0 … M − 1 are soft tokens, the others anchors. In
+        evaluation P always belongs to the present logits.
         """
         if self._drawn is None or not (self.training or self.sample_at_eval):
             return self.draw()
@@ -245,7 +247,7 @@ class AnchorPositionModule(nn.Module):
         with torch.autocast(context.device.type, enabled=False):
             return matrix @ torch.cat([context, anchors], -2)
 
-    # In soft relaxation the temperature is part of the model: a checkpoint has to bring it.
+    # With the soft relaxation the temperature is part of the model, so checkpoints hold it.
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.temperature, dtype=torch.float64)
 
@@ -258,12 +260,12 @@ class AnchorPositionModule(nn.Module):
         saved = state_dict.get(f"{prefix}logits", self.logits)
         if saved.shape != self.logits.shape:
             raise UserError(
-                f"the checkpoint's position matrix is {tuple(saved.shape)}, and here a prompt has "
-                f"{self.n_ctx} soft tokens and {self.n_anchors} anchors: give the N_CTX and "
-                "ANCHOR_LEN it was trained with; where a learner has another context for other "
-                "classes, it can be tested on its own alone"
+                f"the position matrix of the checkpoint is {tuple(saved.shape)}, but here a prompt "
+                f"has {self.n_ctx} soft tokens and {self.n_anchors} anchors: give the numbers it "
+                "was trained with; a learner whose context depends on the classes can only be "
+                "tested on its own classes"
             )
-        # A checkpoint of the host alone has nothing of this, and lacks nothing.
+        # A checkpoint of the host alone has neither, and misses nothing.
         if any(there):
             super()._load_from_state_dict(state_dict, prefix, *more)
 

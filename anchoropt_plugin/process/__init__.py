@@ -1,1 +1,1 @@
-"""A run as processes: torchrun, random numbers, locks, exit statuses, checks of its numbers."""
+"""A run as processes: torchrun, random numbers, folder locks, exit statuses, user modules."""

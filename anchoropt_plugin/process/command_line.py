@@ -1,4 +1,4 @@
-"""What all command lines share: a parser, and what becomes of errors: one line and a status."""
+"""What all command lines share: the parser, and one line and an exit status for each error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .distributed import is_main, rank, world_size
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a ``UserError`` for a command line that it does not understand."""
+    """An argument parser that raises ``UserError`` for a wrong command line."""
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         parsed, unknown = super().parse_known_args(args, namespace)
@@ -32,16 +32,16 @@ class Parser(argparse.ArgumentParser):
 def status_of(
     command: Callable[[], Any], *, room: str = "", interrupted: str = "interrupted"
 ) -> int:
-    """Run a command and return its exit status: 0, or what it returns.
+    """Run a command and return its exit status: 0, or the status that the command returns.
 
-    An error that is the user's to mend is one line on stderr and status 2; ctrl-C gives 130, and
-    SIGTERM, which batch systems send ahead of SIGKILL, 143. Where nobody reads what is printed any
-    more, as after ``| head``, it ends quietly with 1.
+    ``UserError`` and ``OSError`` give one line on stderr and status 2. Ctrl-C gives 130. SIGTERM,
+    which batch systems send before SIGKILL, gives 143. If the reader of stdout has gone, as with
+    ``| head``, the status is 1 and nothing is printed.
 
     Args:
-        command: what is run.
-        room: what to do where a file cannot be written or read, such as "give another folder".
-        interrupted: what is said after ctrl-C and SIGTERM.
+        command: the function to run.
+        room: advice after an ``OSError``, such as "give another folder".
+        interrupted: message after ctrl-C or SIGTERM.
 
     >>> status_of(lambda: None)
     0
@@ -53,23 +53,16 @@ def status_of(
         sys.stdout.flush()
     except UserError as error:
         return _failed(str(error))
-    except FloatingPointError as error:
-        return _failed(f"{error} (try PREC fp32, or a lower OPTIM.LR)")
     except BrokenPipeError:
-        # Else Python complains when it flushes what is left.
+        # Otherwise Python complains when it flushes the rest of stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return 1
     except OSError as error:
         parts = error.filename2 or error.filename, error.strerror or error
         reason = ": ".join(str(part) for part in parts if part)
         return _failed(f"{reason}; {room}" if room else reason)
-    except Exception as error:
-        if str(error).startswith("DataLoader worker"):  # torch raises it in the middle of a step
-            return _failed(
-                f"{' '.join(str(error).split())} If memory ran out, lower DATALOADER.NUM_WORKERS; "
-                "the same command goes on from the last checkpoint"
-            )
-        if world_size() > 1:  # what Python prints of them is mixed with what the others print
+    except Exception:
+        if world_size() > 1:  # the traces of all processes are mixed on one terminal
             print(f"error in rank {rank()} of {world_size()}:", file=sys.stderr)
         raise
     except KeyboardInterrupt:
@@ -81,20 +74,20 @@ def status_of(
             print(interrupted, file=sys.stderr)
         return 128 + signal.SIGTERM
     finally:
-        if sys.stdout is not stdout:  # a copy to a log file
-            with contextlib.suppress(OSError):  # of a full disk, which was told already
+        if sys.stdout is not stdout:  # a Logger, which also writes to a file
+            with contextlib.suppress(OSError):  # a full disk, which was reported before
                 sys.stdout.close()
             sys.stdout = stdout
     return status or 0
 
 
 class _Terminated(BaseException):
-    """SIGTERM has come."""
+    """Raised in the main thread when SIGTERM arrives."""
 
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """End the block by an exception at SIGTERM, so that nothing is left half written."""
+    """End the block with an exception at SIGTERM, so that no file is left half written."""
     is_ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -113,6 +106,6 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _failed(message: str) -> int:
-    who = f" in rank {rank()} of {world_size()}" if world_size() > 1 else ""
-    print(f"error{who}: {' '.join(message.splitlines())}", file=sys.stderr)
+    where = f" in rank {rank()} of {world_size()}" if world_size() > 1 else ""
+    print(f"error{where}: {' '.join(message.splitlines())}", file=sys.stderr)
     return 2

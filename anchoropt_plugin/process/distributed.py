@@ -1,6 +1,7 @@
-"""Several processes, one for each GPU, as ``torchrun`` starts them: who is who, and how they talk.
+"""Several processes, one for each GPU, as ``torchrun`` starts them: ranks and communication.
 
-Without torchrun there is one process, the main one, and what is here gives back what it is given.
+Without torchrun there is only one process, the main one. Every function that communicates then
+returns its argument unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import distributed as dist
 from ..errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
-"""So long a process waits for the others: the main one may have a large data set to read first."""
+"""How long a process waits for the others: the main one may have to read a large data set first."""
 
 _ENVIRONMENT = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -26,41 +27,44 @@ Value = TypeVar("Value")
 
 
 def is_launched() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """Return whether torchrun started this process as one of several."""
     return os.environ.keys() >= _ENVIRONMENT and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def is_started() -> bool:
-    """Whether this process talks to others."""
+    """Return whether this process has joined the others."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     if is_started():
         return dist.get_world_size()
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     if is_started():
         return dist.get_rank()
     return int(os.environ["RANK"]) if is_launched() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Return whether this is the main process, which prints and writes files."""
     return rank() == 0
 
 
 def start(use_cuda: bool) -> None:
-    """Meet the other processes, where torchrun started some; calling it again changes nothing.
+    """Join the other processes, if torchrun started several. A second call changes nothing.
 
-    Each takes the GPU of its local rank. On the CPU they talk through gloo.
+    Each process takes the GPU of its local rank. On the CPU the processes communicate by gloo.
+
+    Args:
+        use_cuda: whether to use a GPU if there is one.
 
     Raises:
-        UserError: there are fewer GPUs than processes, or the others do not come.
+        UserError: fewer GPUs than processes, or processes that do not join.
     """
     if is_started() or not is_launched():
         return
@@ -75,40 +79,40 @@ def start(use_cuda: bool) -> None:
         dist.init_process_group(backend, timeout=TIMEOUT)
 
 
-_parted: list[Any] = []
+_ended_groups: list[Any] = []
 
 
 def stop() -> None:
-    """Part from the other processes, when all have come to this point."""
+    """Wait for the other processes, then leave the group."""
     if is_started():
         barrier()
-        # Kept until Python ends: where it goes at once, torch 2.4 holds Python's lock while it
-        # waits for the group's threads, of which one may wait for that lock.
-        _parted.append(dist.group.WORLD)
+        # The list keeps the group alive until Python ends. If the group were freed here, torch 2.4
+        # would hold Python's lock while it waits for threads that may need the same lock.
+        _ended_groups.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
 @contextmanager
 def _talking() -> Iterator[None]:
-    """What torch raises when another process is gone, in one line."""
+    """Turn torch's error about a lost process into a ``UserError`` of one line."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UserError(
-            "lost the other processes: one of them ended, and said why, or was silent for "
+            "lost the other processes: one of them ended with its own message, or was silent for "
             f"{TIMEOUT.total_seconds() / 60:g} minutes ({reason})"
         ) from error
 
 
 def barrier() -> None:
-    """Wait until all processes have come to this point."""
+    """Wait until all processes have reached this point."""
     gathered(None)
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others do: what it writes, they find."""
+    """Run the block in the main process first, so that the others find the files it writes."""
     if not is_main():
         barrier()
     yield
@@ -117,7 +121,7 @@ def main_first() -> Iterator[None]:
 
 
 def from_main(value: Value) -> Value:
-    """What the main process gives, in all of them; anything that can be pickled."""
+    """Return the main process's ``value`` in all processes; pickle must know its type."""
     if not is_started():
         return value
     values = [value]
@@ -128,11 +132,11 @@ def from_main(value: Value) -> Value:
 
 @torch.no_grad()
 def copy_from_main(tensor: Tensor) -> Tensor:
-    """Overwrite ``tensor`` with that of the main process, which has the same shape; returns it."""
+    """Overwrite ``tensor`` with the main process's tensor of the same shape, and return it."""
     if is_started():
         sent = tensor.detach().contiguous()
         with _talking():
-            # Some backends send no booleans.
+            # Some backends cannot send booleans.
             dist.broadcast(sent.view(torch.uint8) if sent.dtype == torch.bool else sent, src=0)
         if not is_main():
             tensor.copy_(sent)
@@ -140,7 +144,7 @@ def copy_from_main(tensor: Tensor) -> Tensor:
 
 
 def gathered(value: Value) -> list[Value]:
-    """What every process gives, by rank; anything that can be pickled."""
+    """Return the ``value`` of every process, in order of rank; pickle must know the type."""
     if not is_started():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -158,9 +162,9 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def part_of(n: int, of_rank: int | None = None) -> slice:
-    """Which of ``n`` things in a row are those of this process, or of another.
+    """Return the slice of ``n`` items that belongs to this process, or to rank ``of_rank``.
 
-    The parts differ by one thing at most.
+    The parts differ by one item at most.
 
     >>> part_of(3)
     slice(0, 3, None)
@@ -170,7 +174,7 @@ def part_of(n: int, of_rank: int | None = None) -> slice:
 
 
 def concatenated(part: Tensor, n: int) -> Tensor:
-    """All ``n`` rows, in order, of which ``part`` has those that ``part_of(n)`` names."""
+    """Return all ``n`` rows in order, given each process's rows ``part_of(n)`` as ``part``."""
     if not is_started():
         return part
     padded = part.new_zeros(-(-n // world_size()), *part.shape[1:])
@@ -186,18 +190,18 @@ _batch_fraction: float | None = None
 
 
 def batch_fraction() -> float:
-    """Which share of the batch in work this process has; over all processes they sum to 1."""
+    """Return this process's fraction of the current batch; the fractions sum to 1."""
     return 1 / world_size() if _batch_fraction is None else _batch_fraction
 
 
 def set_batch_fraction(value: float) -> None:
-    """Say which share of the coming batch this process has."""
+    """Set this process's fraction of the next batch."""
     global _batch_fraction
     _batch_fraction = value
 
 
 def averaged(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Numbers by name, as means over the batch of all processes."""
+    """Return numbers by name, averaged over the whole batch of all processes."""
     if not is_started() or not summary:
         return summary
     values = torch.tensor([float(value) for value in summary.values()], dtype=torch.float64)

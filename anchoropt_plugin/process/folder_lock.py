@@ -1,7 +1,7 @@
-"""One command at a time writes into an output folder: a second one is refused.
+"""Only one command at a time writes into an output folder: a second one is refused.
 
-The lock is the kernel's, on a file ``.lock`` in the folder. It ends with the process that holds it,
-however that came about, so what a killed run has left of it stops nobody.
+The kernel holds the lock, on a file ``.lock`` in the folder, and frees the lock when its process
+ends, even by a kill. A ``.lock`` file left by a killed run blocks nobody.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from .distributed import is_main
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nothing is locked
+except ImportError:  # Windows has no fcntl: folders are not locked there
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("anchoropt_plugin")
 
 LOCK = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-_SHOWN = 200
+_SHOWN_AT_MOST = 200
 
 
 @dataclass
 class _Held:
-    """A lock of this process, and how many blocks rely on it."""
+    """A lock of this process, and the number of open blocks that use it."""
 
     file: IO[bytes]
     blocks: int = 0
@@ -41,19 +41,22 @@ class _Held:
 
 _held: dict[Path, _Held] = {}
 if fcntl is not None:
-    os.register_at_fork(after_in_child=_held.clear)  # its parent's are not its own
+    os.register_at_fork(after_in_child=_held.clear)  # a child does not inherit the locks
 
 
 @contextlib.contextmanager
 def locked_folder(folder: str | Path) -> Iterator[None]:
-    """While the block runs, no other process gets into such a block with the same folder.
+    """Lock a folder while the block runs; create the folder if it is missing.
 
-    The folder is made where it is missing. Blocks of one process may be in each other. Of several
-    processes of a run the main one holds the lock, as it is the one that writes.
+    Blocks of one process may be nested. In a run of several processes only the main one, which
+    writes the files, takes the lock.
+
+    Args:
+        folder: the folder to lock.
 
     Raises:
-        UserError: another process is in such a block; it is named, and nothing is changed.
-        OSError: the folder cannot be written to.
+        UserError: a folder that another process has locked; the message names the process.
+        OSError: a folder that cannot be written to.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -74,51 +77,53 @@ def locked_folder(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         held.blocks -= 1
-        if not held.blocks and _held.get(folder) is held:  # else this is a fork
+        if not held.blocks and _held.get(folder) is held:  # otherwise this process is a fork
             del _held[folder]
             with contextlib.suppress(OSError):
-                # While it is locked: who opened it before sees that it is gone.
+                # Removed before the unlock: a process that opened the file earlier then locks a
+                # file without a name, and _is_at notices.
                 (folder / LOCK).unlink()
             held.file.close()
 
 
 def _locked(folder: Path) -> IO[bytes]:
-    """The lock's file, locked for this process, which is named in it."""
+    """Lock the folder's lock file, write this process's name into it and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     while True:
         file = path.open("ab+", buffering=0)
         try:
             _lock(file, path)
-            if _is(file, path):
-                with contextlib.suppress(OSError):  # of a full disk: what is written next tells it
+            if _is_at(file, path):
+                with contextlib.suppress(OSError):  # a full disk: the run's next write reports it
                     file.truncate(0)
                     file.write(f"process {os.getpid()} on {platform.node()}".encode())
                 return file
         except BaseException:
             file.close()
             raise
-        file.close()  # who held it has removed it meanwhile
+        file.close()  # the previous holder removed the file in the meantime: try again
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
     try:
-        # Not flock: worker processes of a run, which may outlive it by seconds, share that.
+        # Not flock: a run's worker processes inherit an flock and may outlive the run by seconds.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _TAKEN:
-            log.warning("%s cannot be locked (%s): see that one run writes there", path, error)
+            log.warning("cannot lock %s (%s): let only one run write there", path, error)
             return
         file.seek(0)
-        said = file.read(_SHOWN).decode(errors="replace")
-        holder = "".join(filter(str.isprintable, said)) or "another process"
+        content = file.read(_SHOWN_AT_MOST).decode(errors="replace")
+        holder = "".join(filter(str.isprintable, content)) or "another process"
         raise UserError(
-            f"{path.parent} is in use by {holder}: wait until that is done, or give another "
-            "--output-dir"
+            f"{path.parent} is in use by {holder}: wait until that process ends, or give another "
+            "output folder"
         ) from error
 
 
-def _is(file: IO[bytes], path: Path) -> bool:
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Return whether the open ``file`` is still the one at ``path``."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Gradients of a batch that several processes share: averaged, and through features they share."""
+"""Gradients of a batch split over processes: their average, and those of split classes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from . import distributed
 
 
 class GradientAverage:
-    """Makes the gradients of each backward pass those of the whole batch, in all processes.
+    """Average the gradients of each backward pass over all processes.
 
-    A process r has the share w_r of a batch, and its loss is a mean over that; so the gradient of
-    the mean over the whole batch is Σ_r w_r · g_r. At the end of every backward pass it takes the
-    place of g_r, all gradients in one message. A host's own steps come after that and are those of
-    one process: unscaling, clipping, looking for infinities, several backward passes a step
-    (gradients are linear, and what was averaged before is its own average).
+    Process r has the fraction w_r of a batch, and its loss is a mean over that part. So the
+    gradient of the mean over the whole batch is Σ_r w_r · g_r. At the end of every backward pass
+    this sum replaces g_r; all gradients travel in one message. The host's next steps then work as
+    in a single process: unscaling, clipping, the search for infinities, and several backward
+    passes a step (gradients are linear, and the average of an average is the same average).
 
-    ``DistributedDataParallel`` would wrap the model, whose parts hosts reach for by name, and
-    allows for one backward pass a forward.
+    ``DistributedDataParallel`` does not serve: it wraps the model, whose parts hosts access by
+    name, and it allows only one backward pass for each forward.
 
     Args:
-        parameters: those trained, in the same order in all processes. One that a pass does not
-            reach in any of them keeps no gradient.
+        parameters: the trained parameters, in the same order in all processes. A parameter that
+            a pass reaches in no process keeps no gradient.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -36,7 +36,7 @@ class GradientAverage:
             parameter.register_post_accumulate_grad_hook(self._reach)
 
     def _reach(self, parameter: Tensor) -> None:
-        # Each time, as a pass that fails midway drops what it was to call at its end.
+        # Queued by every parameter: a pass that fails midway drops its queued callbacks.
         self._reached += 1
         Variable._execution_engine.queue_callback(self._average)
 
@@ -51,7 +51,7 @@ class GradientAverage:
             (torch.zeros_like(p) if g is None else g).flatten()
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
-        # In float32 at least, which that of the flags is.
+        # The float32 flags promote the other gradients to float32 at least.
         sums = distributed.summed(torch.cat([has.float(), *flat]) * distributed.batch_fraction())
         flags, *values = sums.split([len(has), *map(len, flat)])
         rows = zip(self.parameters, flags.tolist(), values, strict=True)
@@ -65,7 +65,7 @@ class GradientAverage:
 
 
 class _AllClasses(torch.autograd.Function):
-    """The features of all classes (C, e), given those of this process's part of them."""
+    """Gather the features (C, e) of all classes from each process's part."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, n_classes: int) -> Tensor:
@@ -82,31 +82,32 @@ class _AllClasses(torch.autograd.Function):
 
 
 def all_classes(part: Tensor, n_classes: int) -> Tensor:
-    """Features (C, e) of all classes, each process having encoded its part (C_r, e) of them.
+    """Return the features (C, e) of all classes; each process has encoded a part (C_r, e).
 
-    Derivation. Let F_s = f_s(θ) be the features of the part of process s, and L = Σ_r w_r · L_r(F)
-    the loss of the batch, L_r being that of the pictures of process r, w_r its share of them. Then
+    Derivation. Let F_s = f_s(θ) be the features that process s computes. Let L = Σ_r w_r · L_r(F)
+    be the loss of the batch, where L_r is the loss on the images of process r and w_r its fraction
+    of the batch. Then
 
         dL/dθ = Σ_s J_s^T · Σ_r w_r · dL_r/dF_s,   J_s = dF_s/dθ.
 
-    Process s knows J_s alone, and ``GradientAverage`` will give Σ_s w_s · (gradient of s). So what
-    goes back into f_s there must be
+    Process s knows only J_s, and ``GradientAverage`` computes Σ_s w_s · (gradient of s). So the
+    gradient passed back into f_s must be
 
         G_s = (1 / w_s) · Σ_r w_r · dL_r/dF_s,
 
-    which is the sum over the processes where all shares are equal. Parameters that are reached in
-    another way as well, such as those of a second head, add to it linearly.
+    which is the plain sum over the processes if all fractions are equal. Parameters with a second
+    path to the loss, such as those of a second head, add their gradient linearly.
 
     Args:
-        part: features of the classes that ``distributed.part_of(n_classes)`` names.
-        n_classes: C, not fewer than there are processes.
+        part: features of the classes ``distributed.part_of(n_classes)``, (C_r, e).
+        n_classes: C, at least the number of processes.
     """
     features: Tensor = _AllClasses.apply(part, n_classes)
     return features
 
 
 def trained_parameters(optimizers: Iterable[Any]) -> Sequence[nn.Parameter]:
-    """The parameters of ``optimizers`` that take a gradient, each once."""
+    """Return each parameter of ``optimizers`` that requires a gradient, once."""
     groups = (group for optimizer in optimizers if optimizer for group in optimizer.param_groups)
     found = {id(p): p for group in groups for p in group["params"] if p.requires_grad}
     return list(found.values())

@@ -1,4 +1,4 @@
-"""Random numbers in several processes: one stream that all share, and one of each for its views."""
+"""Random numbers in several processes: one shared stream, and one per process for its views."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from . import distributed
 
 
 def share_randomness() -> None:
-    """Put the random generators of all processes in the state of the main one's."""
+    """Copy the state of the main process's random generators to all processes."""
     if not distributed.is_started():
         return
     state = random_state()
-    # Each process has a GPU of its own, and the main one's generator is that of another.
+    # Each process uses a GPU of its own: the state of the main one's GPU is sent separately.
     of_gpu = torch.cuda.get_rng_state() if state["cuda"] else None
     state, of_gpu = distributed.from_main((state, of_gpu))
     restore_random_state(state)
@@ -27,10 +27,10 @@ def share_randomness() -> None:
 
 
 class OwnRandomness:
-    """A stream of random numbers for each process; what is drawn from it is not drawn from theirs.
+    """A random stream of this process alone; drawing from it leaves the shared stream unchanged.
 
-    It starts from the state of the shared stream, so that a run which is taken up again draws what
-    it would have drawn.
+    The seed comes from the shared stream, so that a resumed run draws the same numbers as an
+    uninterrupted one.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class OwnRandomness:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Draw from this stream meanwhile."""
+        """Draw from this stream while the block runs."""
         shared = random_state()
         restore_random_state(self._state)
         try:
@@ -53,14 +53,14 @@ class OwnRandomness:
 
 
 def set_random_seed(seed: int) -> None:
-    """Seed ``random``, numpy, and torch on all devices."""
+    """Seed ``random``, numpy and torch, on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of all random generators, in tensors and plain containers."""
+    """Return the state of all random generators as tensors and plain containers."""
     name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     return {
         "python": random.getstate(),
@@ -71,11 +71,11 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put the random generators in a state that :func:`random_state` returned."""
+    """Restore the state of all random generators from :func:`random_state`."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    # A run may go on on a machine with other devices.
+    # A run may resume on a machine with other devices.
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

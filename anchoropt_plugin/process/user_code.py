@@ -1,4 +1,4 @@
-"""Import a user's own modules, and tell their errors in one line."""
+"""Import the user's modules, and report their errors in one line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..errors import UserError
 
 
 def import_user_module(name: str) -> ModuleType:
-    """Import a module of the working directory, or any other.
+    """Import a module from the working directory or the Python path.
 
     Raises:
-        UserError: there is none of that name, or importing it fails.
+        UserError: an unknown module, or a module whose import fails.
     """
     here = str(Path.cwd())
     if here not in sys.path:
@@ -24,14 +24,14 @@ def import_user_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except UserError:
         raise
-    except Exception as error:  # whatever a module of somebody else's raises
+    except Exception as error:  # the user's module may raise anything
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise UserError(f"there is no module {name!r} in {here}") from error
         raise UserError(f"importing {name} fails: {error_in_one_line(error)}") from error
 
 
 def error_in_one_line(error: BaseException) -> str:
-    """What an exception in somebody else's code says, and where in the working directory's files.
+    """Return an exception's type and message with its place in the working directory's files.
 
     >>> try:
     ...     {}["N_CTX"]

@@ -1,62 +1,66 @@
 """The hook interface: put an ``AnchorPositionModule`` on a prompt learner, and take it off again.
 
 A learner of the CoOp family holds ``token_prefix`` (C, 1, d), ``token_suffix`` (C, 76 − M, d) and
-``tokenized_prompts`` (C, 77), and its ``forward`` returns prompts (…, C, 77, d) of
-[SOS] context [class name] . [EOT] and padding, alone or first in a tuple. Its context is therefore
-what stands between prefix and suffix, whatever the learner's own parameters are called. A forward
-hook arranges it there, so no line, parameter name or checkpoint of the learner changes.
+``tokenized_prompts`` (C, 77). Its ``forward`` returns prompts (…, C, 77, d) of
+[SOS] context [class name] . [EOT] and padding, alone or first in a tuple. So the context stands
+between prefix and suffix, whatever the learner's own parameters are called. A forward hook arranges
+the context there: no line, parameter name or checkpoint of the learner changes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..encoders.deep_prompts import DeepPrompt, DeepPromptFinder
 from ..encoders.image_features import unprompted
 from ..errors import UserError
 from ..method.position import AnchorPositionModule
+from .eot import shift, unshift
 
 log = logging.getLogger("anchoropt_plugin")
 
 CHILD = "anchoropt"
-"""The name under which the module is added to a learner."""
+"""The name of the module in the learner."""
 
 POOLINGS = ("eot", "unshifted")
 
 
 class PromptHook:
-    """Where a learner keeps its context, and how its host goes about it; subclass it for others.
+    """Where a prompt learner keeps its context, and how its host uses it.
 
-    The methods see the learner as it is; ``register_hook`` says for which class they hold.
+    Subclass it for learners of another kind; ``register_hook`` says for which class it holds. Each
+    method gets the learner as it is.
     """
 
     def dim(self, learner: Any) -> int:
-        """The width d of a token."""
+        """Return the width d of a token."""
         return int(learner.token_prefix.shape[-1])
 
     def n_ctx(self, learner: Any) -> int:
-        """Soft tokens M of a context."""
+        """Return the number M of soft tokens in a context."""
         return int(learner.tokenized_prompts.shape[-1] - 1 - learner.token_suffix.shape[1])
 
     def first(self, learner: Any) -> int:
-        """The position of the first soft token in a prompt."""
+        """Return the position of the first soft token in a prompt."""
         return int(learner.token_prefix.shape[1])
 
     def tokens(self, learner: Any) -> Tensor:
-        """The tokens (C, 77) that the host finds EOT by; they are shifted in place."""
+        """Return the tokens (C, 77) in which the host finds EOT; ``attach`` shifts them."""
         tokens: Tensor = learner.tokenized_prompts
         return tokens
 
     def end(self, learner: Any) -> Tensor | None:
-        """The embedding (d,) of EOT, by which it is found in prompts; None leaves that out.
+        """Return the embedding (d,) of EOT, by which EOT is found in prompts; None skips that.
 
-        The learner's prompts are as the host lays them out, without anchors.
+        The learner's prompts have no anchors yet.
         """
         suffix = getattr(learner, "token_suffix", None)
         row = int(self.tokens(learner)[0].argmax()) - self.first(learner) - self.n_ctx(learner)
@@ -65,12 +69,12 @@ class PromptHook:
         return suffix[0, row].detach()
 
     def missing(self, learner: Any) -> list[str]:
-        """The tensors that this hook needs and the learner lacks."""
+        """Return the names of the tensors that this hook needs and the learner lacks."""
         needed = ("token_prefix", "token_suffix", "tokenized_prompts")
         return [name for name in needed if not isinstance(getattr(learner, name, None), Tensor)]
 
     def check(self, learner: Any) -> None:
-        """Raise ``UserError`` where this hook does not fit the learner."""
+        """Raise ``UserError`` if this hook does not fit the learner."""
         missing = self.missing(learner)
         if missing:
             raise UserError(
@@ -81,26 +85,26 @@ class PromptHook:
         if place != "end":
             raise UserError(
                 f"{type(learner).__name__} has its class token at {place!r}: AnchorOPT arranges a "
-                "context that stands before the class name, so use CLASS_TOKEN_POSITION end"
+                "context before the class name, so use the class token position 'end'"
             )
 
     def deep_prompts(
         self, finder: DeepPromptFinder, given: Sequence[Tensor]
     ) -> tuple[DeepPrompt, ...]:
-        """What the host writes over the context's hidden states, and before which text blocks.
+        """Return what the host writes over hidden states of the context, and before which blocks.
 
         Args:
-            finder: at a call of the host's text encoder.
-            given: the list of deep prompts that it was called with, if any.
+            finder: watched a call of the host's text encoder.
+            given: the list of deep prompts in that call, if any.
         """
         return finder.found(given)
 
     def is_prompt_logits(self, logits: Tensor, n_images: int, n_classes: int) -> bool:
-        """Whether a cross-entropy of the host's is over the prompt's logits l_n, (B, C)."""
+        """Whether a cross-entropy of the host takes the prompt's logits l_n, (B, C)."""
         return logits.shape == (n_images, n_classes)
 
     def plain_features(self, encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
-        """Features (B, e) of the plain CLIP, given a call of the host's image encoder."""
+        """Return features (B, e) of the plain CLIP, given a call of the host's image encoder."""
         return unprompted(encoder, args, output)
 
 
@@ -111,15 +115,15 @@ def register_hook(learner_type: type[nn.Module], hook: PromptHook) -> None:
     """Use ``hook`` for learners of ``learner_type`` and its subclasses.
 
     Raises:
-        ValueError: the type has a hook already.
+        ValueError: the type already has a hook.
     """
     if learner_type in _HOOKS:
-        raise ValueError(f"{learner_type.__name__} has a hook already: {_HOOKS[learner_type]!r}")
+        raise ValueError(f"{learner_type.__name__} already has a hook: {_HOOKS[learner_type]!r}")
     _HOOKS[learner_type] = hook
 
 
 def hook_for(learner: nn.Module) -> PromptHook:
-    """The hook registered for the learner's class or its nearest base, else the usual one."""
+    """Return the hook of the learner's class or its nearest base, else the usual one."""
     for base in type(learner).__mro__:
         if base in _HOOKS:
             return _HOOKS[base]
@@ -127,14 +131,110 @@ def hook_for(learner: nn.Module) -> PromptHook:
 
 
 def is_prompt_learner(module: nn.Module) -> bool:
-    """Whether ``module`` has a hook registered, or the tensors that the usual one needs."""
+    """Whether ``module`` has a registered hook, or the tensors that the usual hook needs."""
     registered = any(base in _HOOKS for base in type(module).__mro__)
     return registered or not PromptHook().missing(module)
 
 
+@dataclass(eq=False)
+class Attachment:
+    """An ``AnchorPositionModule`` on a learner; it is the forward hook that arranges the prompts.
+
+    Attributes:
+        module: arranges soft and anchor tokens; the learner's submodule ``anchoropt``.
+        hook: describes the learner.
+        moves_eot: whether ``tokenized_prompts`` was shifted.
+        end: embedding (d,) of EOT, by which EOT is found in prompts, or None.
+    """
+
+    module: AnchorPositionModule
+    hook: PromptHook
+    moves_eot: bool = False
+    end: Tensor | None = None
+    _handle: RemovableHandle | None = None
+    _is_suffix_checked: bool = False
+
+    def put_on(self, learner: Any) -> None:
+        """Register the hook and the module on ``learner``."""
+        learner.add_module(CHILD, self.module)
+        self._handle = learner.register_forward_hook(self)
+
+    def take_off(self, learner: Any) -> None:
+        """Undo ``put_on``."""
+        assert self._handle is not None
+        self._handle.remove()
+        delattr(learner, CHILD)
+
+    def __call__(self, learner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        prompts = output[0] if isinstance(output, (tuple, list)) else output
+        if not isinstance(prompts, Tensor):
+            raise UserError(
+                f"{type(learner).__name__} returns a {type(output).__name__}: want prompts "
+                "(..., classes, tokens, width), alone or first in a tuple"
+            )
+        first = self.hook.first(learner)
+        stop = first + self.module.n_ctx
+        self._check_suffix(learner, prompts[..., stop:, :])
+
+        def arranged(prompts: Tensor) -> Tensor:
+            n_rest = prompts.shape[-2] - stop - self.module.n_anchors
+            sizes = [first, self.module.n_ctx, n_rest, self.module.n_anchors]
+            # split: the backward pass of each slice would fill a tensor of all prompts' size.
+            head, context, rest, _ = prompts.split(sizes, -2)
+            return torch.cat([head, self.module(context), rest], -2)
+
+        if isinstance(output, Tensor):
+            return arranged(output)
+        same = [x for x in output if _has_same_context(x, prompts, stop)]
+        # In one call, as each call of the module draws a position matrix.
+        done = iter(arranged(torch.cat(same, -3)).split([x.shape[-3] for x in same], -3))
+        outputs = [next(done) if any(x is y for y in same) else x for x in output]
+        return outputs if isinstance(output, list) else tuple(outputs)
+
+    def _check_suffix(self, learner: Any, rest: Tensor) -> None:
+        """Warn once if the class names of ``token_suffix`` do not follow the context."""
+        suffix = getattr(learner, "token_suffix", None)
+        if self._is_suffix_checked or not isinstance(suffix, Tensor):
+            return
+        self._is_suffix_checked = True
+        if rest.shape[-3:] == suffix.shape and not torch.equal(
+            rest.flatten(0, -4)[0] if rest.dim() > 3 else rest, suffix.to(rest)
+        ):
+            log.warning(
+                "in the prompts of %s, token_suffix does not follow the %d soft tokens: if class "
+                "names are elsewhere, the position matrix moves their tokens",
+                type(learner).__name__,
+                self.module.n_ctx,
+            )
+
+
+def _has_same_context(other: Any, prompts: Tensor, stop: int) -> bool:
+    """Whether ``other`` is ``prompts``, or prompts of further classes with the same context."""
+    if other is prompts:
+        return True
+    if not isinstance(other, Tensor) or other.dim() != prompts.dim():
+        return False
+    if other.requires_grad != prompts.requires_grad:  # a template has the same values at first
+        return False
+    shapes = (x.shape[:-3] + x.shape[-2:] for x in (other, prompts))
+    starts = (x[..., 0, :stop, :] for x in (other, prompts))
+    return len(set(shapes)) == 1 and other.shape[-3] > 0 and torch.equal(*starts)
+
+
+def attachment_of(learner: nn.Module) -> Attachment | None:
+    """Return what ``attach`` put on ``learner``, or None."""
+    hooks = learner._forward_hooks.values()
+    return next((hook for hook in hooks if isinstance(hook, Attachment)), None)
+
+
 def attached(learner: nn.Module) -> AnchorPositionModule | None:
-    """The module that ``attach`` put on ``learner``, or None."""
-    return learner._modules.get(CHILD)  # type: ignore[return-value]
+    """Return the module that ``attach`` put on ``learner``, or None.
+
+    >>> attached(nn.Linear(2, 2)) is None
+    True
+    """
+    attachment = attachment_of(learner)
+    return None if attachment is None else attachment.module
 
 
 def attach(
@@ -142,23 +242,24 @@ def attach(
 ) -> AnchorPositionModule:
     """Make every prompt of ``learner`` carry the context ``P · [context; anchors]``.
 
-    The prompt grows by K tokens: the class name moves right, the last K positions, which must be
-    padding, are dropped, and ``tokenized_prompts`` is shifted in place, so that features are
-    pooled at the true EOT wherever the host holds that tensor. The module becomes the submodule
-    ``anchoropt`` of the learner and so is trained, moved and saved with it.
+    The prompt grows by K tokens: the class name moves right, and the last K positions, which must
+    be padding, are dropped. ``tokenized_prompts`` is shifted in place, so that features are read at
+    the true EOT wherever the host holds that tensor. The module becomes the learner's submodule
+    ``anchoropt``, and so is trained, moved and saved with the learner.
 
     Args:
-        learner: a prompt learner as the module's docstring describes it.
+        learner: a prompt learner with the tensors that its ``PromptHook`` needs.
         anchors: anchor tokens (K, d).
-        pooling: "eot", or "unshifted", which leaves ``tokenized_prompts`` as it is, so that
-            features are read K tokens before EOT as in the released code.
+        pooling: "eot", or "unshifted": ``tokenized_prompts`` stays as it is, so that features are
+            read K tokens before EOT, as in the released code.
         position: further arguments of ``AnchorPositionModule``.
 
     Returns:
         The module; ``detach`` takes it off.
 
     Raises:
-        UserError: the learner is of another kind, carries anchors already, or a prompt has no room
+        ValueError: ``pooling`` is unknown.
+        UserError: the learner is of another kind, already carries anchors, or a prompt has no room
             for K more tokens.
 
     >>> class Learner(nn.Module):
@@ -183,7 +284,7 @@ def attach(
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}: one of {', '.join(POOLINGS)}")
     if attached(learner) is not None:
-        raise UserError(f"{type(learner).__name__} carries anchors already: detach it first")
+        raise UserError(f"{type(learner).__name__} already carries anchors: detach them first")
     width = hook.dim(learner)
     if anchors.shape[-1] != width:
         raise UserError(
@@ -198,16 +299,14 @@ def attach(
             f"the prompt of class {full} has no room for {n_anchors} more tokens in "
             f"{tokens.shape[-1]}: shorten the class name or the context"
         )
-    module: Any = AnchorPositionModule(hook.n_ctx(learner), anchors, **position)
-    module.to(_device(learner)).train(learner.training)
-    module.end = hook.end(learner) if pooling == "eot" else None
+    module = AnchorPositionModule(hook.n_ctx(learner), anchors, **position)
+    module.to(next(chain(learner.parameters(), learner.buffers())).device).train(learner.training)
+    attachment = Attachment(module, hook)
     if pooling == "eot":
+        attachment.moves_eot, attachment.end = True, hook.end(learner)
         shift(tokens, hook.first(learner), n_anchors)
-    module.shifted_tokens = pooling == "eot"
-    module.is_followed_as_told = False
-    learner.add_module(CHILD, module)
-    module.hook_handle = learner.register_forward_hook(_arrange)
-    return cast(AnchorPositionModule, module)
+    attachment.put_on(learner)
+    return module
 
 
 def detach(learner: Any) -> None:
@@ -216,87 +315,10 @@ def detach(learner: Any) -> None:
     Raises:
         UserError: nothing is attached.
     """
-    module: Any = attached(learner)
-    if module is None:
+    attachment = attachment_of(learner)
+    if attachment is None:
         raise UserError(f"{type(learner).__name__} carries no anchors: nothing to detach")
-    module.hook_handle.remove()
-    if module.shifted_tokens:
-        hook = hook_for(learner)
-        unshift(hook.tokens(learner), hook.first(learner), module.n_anchors)
-    delattr(learner, CHILD)
-
-
-def _device(learner: nn.Module) -> torch.device:
-    return next(chain(learner.parameters(), learner.buffers())).device
-
-
-def shift(tokens: Tensor, first: int, by: int) -> None:
-    """Repeat the token at ``first`` ``by`` times more, in place; the last ``by`` go."""
-    tokens[:, first + by :] = tokens[:, first : tokens.shape[1] - by].clone()
-    tokens[:, first : first + by] = tokens[:, first + by : first + by + 1]
-
-
-def unshift(tokens: Tensor, first: int, by: int) -> None:
-    """Undo ``shift``; the last ``by`` become padding."""
-    tokens[:, first : tokens.shape[1] - by] = tokens[:, first + by :].clone()
-    tokens[:, tokens.shape[1] - by :] = 0
-
-
-def _arrange(learner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """The forward hook: a plain function, so that a learner can still be copied and pickled."""
-    module = attached(learner)
-    assert module is not None
-    first = hook_for(learner).first(learner)
-    prompts = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(prompts, Tensor):
-        raise UserError(
-            f"{type(learner).__name__} returns a {type(output).__name__}: want prompts "
-            "(..., classes, tokens, width), alone or first in a tuple"
-        )
-    stop = first + module.n_ctx
-    _tell_what_follows(learner, module, prompts[..., stop:, :])
-
-    def arranged(prompts: Tensor) -> Tensor:
-        n_rest = prompts.shape[-2] - stop - module.n_anchors
-        sizes = [first, module.n_ctx, n_rest, module.n_anchors]
-        # Slices would each take a gradient of the size of all prompts; the parts of a split one.
-        head, context, rest, _ = prompts.split(sizes, -2)
-        return torch.cat([head, module(context), rest], -2)
-
-    if isinstance(output, Tensor):
-        return arranged(output)
-    same = [x for x in output if _goes_on_as(x, prompts, stop)]
-    # At once, as a call of the module draws a matrix.
-    done = iter(arranged(torch.cat(same, -3)).split([x.shape[-3] for x in same], -3))
-    outputs = [next(done) if any(x is y for y in same) else x for x in output]
-    return outputs if isinstance(output, list) else tuple(outputs)
-
-
-def _goes_on_as(other: Any, prompts: Tensor, stop: int) -> bool:
-    """Whether ``other`` is ``prompts``, or those of further classes behind the same context."""
-    if other is prompts:
-        return True
-    if not isinstance(other, Tensor) or other.dim() != prompts.dim():
-        return False
-    if other.requires_grad != prompts.requires_grad:  # as a template's, which are the same at first
-        return False
-    shapes = (x.shape[:-3] + x.shape[-2:] for x in (other, prompts))
-    starts = (x[..., 0, :stop, :] for x in (other, prompts))
-    return len(set(shapes)) == 1 and other.shape[-3] > 0 and torch.equal(*starts)
-
-
-def _tell_what_follows(learner: Any, module: Any, rest: Tensor) -> None:
-    """Warn, once, where the context is not followed by the class names as they are."""
-    suffix = getattr(learner, "token_suffix", None)
-    if module.is_followed_as_told or not isinstance(suffix, Tensor):
-        return
-    module.is_followed_as_told = True
-    if rest.shape[-3:] == suffix.shape and not torch.equal(
-        rest.flatten(0, -4)[0] if rest.dim() > 3 else rest, suffix.to(rest)
-    ):
-        log.warning(
-            "the prompts of %s do not go on with token_suffix behind %d soft tokens: if its class "
-            "names stand elsewhere, the position matrix moves their tokens",
-            type(learner).__name__,
-            module.n_ctx,
-        )
+    attachment.take_off(learner)
+    if attachment.moves_eot:
+        hook = attachment.hook
+        unshift(hook.tokens(learner), hook.first(learner), attachment.module.n_anchors)

@@ -1,4 +1,4 @@
-"""Learned anchors are kept, and shared by hosts, seeds and reruns of the same task."""
+"""A cache of learned anchors, shared by hosts, seeds and reruns of the same task."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def content_key(
     descriptions: Sequence[Sequence[str]],
     settings: StageOne,
 ) -> str:
-    """A key of all that learned anchors depend on: text weights, names, descriptions, settings.
+    """Return a key of all that learned anchors depend on: text weights, names, descriptions, …
 
-    To the last bit that includes this package, torch, the kind of device and the number of threads:
-    else a run's numbers would depend on which run before it has learned the anchors.
+    To the last bit they also depend on the versions of this package and torch, the kind of device
+    and the number of threads. Without these in the key, the numbers of a run would depend on which
+    earlier run learned the anchors.
     """
     digest = hashlib.sha256()
     clip = tower.clip
@@ -46,10 +47,10 @@ def content_key(
 
 
 def cache_folder(setting: str = "") -> Path:
-    """Where learned anchors are kept: the setting, $ANCHOROPT_CACHE, or the user's cache folder.
+    """Return the cache folder: the setting, $ANCHOROPT_CACHE, or the user's cache folder.
 
     Raises:
-        UserError: it is in a home folder, and there is none.
+        UserError: the folder is in a home folder, and there is none.
     """
     chosen = setting or os.environ.get("ANCHOROPT_CACHE", "")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -62,14 +63,14 @@ def cache_folder(setting: str = "") -> Path:
 
 
 def get(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:
-    """The anchors (K, d) kept under ``key``, or None; a damaged file is learned again."""
+    """Return the cached anchors (K, d) of ``key``, or None; damaged ones are learned again."""
     path = folder / f"{key}.pth.tar"
-    if not os.path.exists(path):  # noqa: PTH110  (that of a Path raises where it may not look)
+    if not os.path.exists(path):  # noqa: PTH110  (Path.exists raises without permission)
         return None
     try:
         anchors = AnchorTokens.load(path)
         if anchors.values.shape != shape or anchors.key != key:
-            raise UserError(f"{path} does not hold what its name says")
+            raise UserError(f"{path} does not hold the anchors of its key")
     except UserError as error:
         log.warning("%s; learning the anchors again", error)
         return None
@@ -77,8 +78,8 @@ def get(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:
 
 
 def put(anchors: AnchorTokens, folder: Path) -> None:
-    """Keep anchors under their key; where the folder cannot be written, say so and go on."""
+    """Cache anchors under their key; warn if the folder cannot be written."""
     try:
         anchors.save(folder / f"{anchors.key}.pth.tar")
     except OSError as error:
-        log.warning("cannot keep the anchors in %s (%s): they are learned anew", folder, error)
+        log.warning("cannot cache the anchors in %s: %s", folder, error)

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from .settings import AnchorOPTConfig
 from .two_stages import SUFFIX, TwoStages
 
 Trainer = TypeVar("Trainer", bound=type)
+
+
+@overload
+def anchoropt(
+    trainer: Trainer,
+    *,
+    name: str | None = ...,
+    learner: str = ...,
+    node: str = ...,
+    **settings: Any,
+) -> Trainer: ...
+
+
+@overload
+def anchoropt(
+    trainer: None = None,
+    *,
+    name: str | None = ...,
+    learner: str = ...,
+    node: str = ...,
+    **settings: Any,
+) -> Callable[[Trainer], Trainer]: ...
 
 
 def anchoropt(
@@ -25,15 +47,15 @@ def anchoropt(
         trainer: a trainer of the CoOp family: its ``build_model`` builds CLIP and a model whose
             prompt learner fits ``PromptHook``, and its loss goes through ``F.cross_entropy``.
         name: the new trainer's name, instead of ``<Name>_AnchorOPT``.
-        learner: under which name the host's model holds its prompt learner; by default it is the
-            first module that is one.
-        node: the node of the host's keys in ``cfg.TRAINER``; by default its attribute ``node``, or
-            its name, in capitals or not.
-        settings: of ``AnchorOPTConfig``, in place of its defaults; keys given in a yaml or on the
-            command line win.
+        learner: name of the prompt learner in the host's model; by default the first module that
+            is a prompt learner.
+        node: name of the host's node in ``cfg.TRAINER``; by default the host's attribute ``node``,
+            or the host's name, in any case.
+        settings: of ``AnchorOPTConfig``, in place of its defaults; keys given in a yaml file or on
+            the command line win.
 
     Raises:
-        UserError: an unknown setting, or one that cannot be.
+        UserError: a setting is unknown or wrong.
 
     >>> from dassl.engine import TRAINER_REGISTRY, TrainerX
     >>> @anchoropt(position="gumbel")

@@ -1,4 +1,4 @@
-"""What a host trainer builds, seen while it builds it: its CLIP, its learner, its image encoder."""
+"""The parts of a host trainer, found while it builds them: CLIP, prompt learner, encoders."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..encoders.accelerate import accelerate, is_text_encoder
-from ..encoders.fast_forward import FastForward
+from ..encoders.accelerate import install, is_text_encoder
 from ..encoders.feature_cache import cache_image_features
 from ..errors import UserError
 from ..method.position import AnchorPositionModule
-from ..prompts.hooks import PromptHook, attach, hook_for, is_prompt_learner
+from ..prompts.anchored_encoder import AnchoredEncoder
+from ..prompts.hooks import PromptHook, attach, attachment_of, hook_for, is_prompt_learner
 from .settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")
 
 
 class HostParts:
-    """Looks on while a host's ``build_model`` registers modules.
+    """Watches a host's ``build_model`` register modules.
 
-    Its learner gets anchors on the spot, its text encoder the fast branch.
+    The prompt learner gets anchors, the text encoder the fast branch, at once.
 
     Args:
-        host: the host trainer's name, for messages.
-        learner_name: under which name its model registers the prompt learner; "" takes the first
-            module that is one.
-        settings: of the position matrix that is attached.
+        host: name of the host trainer, for messages.
+        learner_name: name under which the host's model registers the prompt learner; "" takes the
+            first module that is a prompt learner.
+        settings: of the position matrix, the fast branch and the feature cache.
 
     Attributes:
-        hook: that of the host's learner.
+        hook: describes the host's learner.
         learner: the host's prompt learner, once it is registered.
     """
 
@@ -48,24 +48,22 @@ class HostParts:
         self.learner: Any = None
         self._position: AnchorPositionModule | None = None
         self._image_encoders: list[tuple[nn.Module, nn.Module]] = []
-        self._text_forwards: list[FastForward] = []
+        self._prompts = AnchoredEncoder()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Attach the anchors at the moment the learner is registered.
 
-        That is early enough: hosts read ``prompt_learner.tokenized_prompts`` right after.
+        This is early enough: hosts read ``prompt_learner.tokenized_prompts`` afterwards.
         """
         handle = register_module_module_registration_hook(self._registered)
         try:
             yield
         finally:
             handle.remove()
-        for forward in self._text_forwards:
-            forward.position, forward.hook = self._position, self.hook
 
     def _registered(self, owner: nn.Module, name: str, module: nn.Module | None) -> None:
-        # Hosts read OpenAI's archive with torch.jit before they build the CLIP they use from it.
+        # Hosts first read OpenAI's archive with torch.jit, then build their CLIP from it.
         if module is None or isinstance(owner, torch.jit.ScriptModule):
             return
         if name == "token_embedding":
@@ -75,15 +73,18 @@ class HostParts:
             if self.settings.keep_features:
                 cache_image_features(module)
         elif is_text_encoder(module):
-            for forward in accelerate(module):
-                forward.in_use = self.settings.fast_text
-                forward.chunk = self.settings.class_chunk
-                forward.split = self.settings.split_classes
-                self._text_forwards.append(forward)
+            settings = self.settings
+            install(
+                module,
+                prompts=self._prompts,
+                chunk=settings.class_chunk,
+                split=settings.split_classes,
+                in_use=settings.fast_text,
+            )
         elif self._is_learner(name, module) and module is not self.learner:
             if self.learner is not None:
                 log.warning(
-                    "%s has a second prompt learner, %s: it stays without anchors", self.host, name
+                    "%s has a second prompt learner, %s: it gets no anchors", self.host, name
                 )
                 return
             self.learner, self._owner = module, owner
@@ -92,7 +93,7 @@ class HostParts:
             settings = self.settings
             self._position = attach(
                 module,
-                # Zeros stand for anchors that are not learned yet.
+                # Zeros until stage 1 has learned the anchors.
                 torch.zeros(settings.anchor_len, hook.dim(module)),
                 pooling=settings.pooling,
                 relaxation=settings.position,
@@ -102,28 +103,29 @@ class HostParts:
                 sample_at_eval=settings.sample_at_eval,
                 task_dim=self.clip.text_projection.shape[1] if settings.position_task else 0,
             )
+            self._prompts.attachment = attachment_of(module)
 
     def _is_learner(self, name: str, module: nn.Module) -> bool:
         return name == self.learner_name if self.learner_name else is_prompt_learner(module)
 
     @property
     def clip(self) -> Any:
-        """The host's CLIP: of several, as where a host has a teacher, that of the prompts."""
+        """The host's CLIP; if there are several (a teacher), the CLIP that made the prompts."""
         if not self._clips:
             raise UserError(
-                f"{self.host} built no CLIP in build_model: AnchorOPT needs the one whose "
+                f"{self.host} built no CLIP in build_model: AnchorOPT needs the CLIP whose "
                 "token_embedding made the prompts"
             )
         return next((clip for clip in self._clips if self._embedded_by(clip)), self._clips[0])
 
     def _embedded_by(self, clip: Any) -> bool:
-        """Whether SOS of the learner's prompts is embedded as ``clip`` does it."""
+        """Whether ``clip`` embeds SOS as in the learner's prompts."""
         prefix = getattr(self.learner, "token_prefix", None)
         if prefix is None or prefix.shape[-1] != clip.token_embedding.weight.shape[1]:
             return False
         sos = self.hook.tokens(self.learner)[0, 0]
         embedded = clip.token_embedding.weight[sos.to(clip.token_embedding.weight.device)]
-        # In float16 they are the same whatever the precision of either.
+        # In float16 both are the same, whatever the precision of either.
         return torch.equal(embedded.detach().half().cpu(), prefix[0, 0].detach().half().cpu())
 
     @property
@@ -139,7 +141,7 @@ class HostParts:
 
     @property
     def image_encoder(self) -> nn.Module:
-        """The host's image encoder, beside its learner; CLIP's own where none has that name."""
+        """The host's ``image_encoder`` beside its learner; without one, CLIP's own."""
         beside = [module for owner, module in self._image_encoders if owner is self._owner]
         others = [module for _, module in self._image_encoders]
         return next(iter([*beside, *others]), None) or self.clip.visual

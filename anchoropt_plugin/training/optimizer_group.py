@@ -1,4 +1,4 @@
-"""The position logits in a host's optimiser: are they in it, and at which learning rate."""
+"""The position logits in the host's optimiser, in a parameter group of their own."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def holds(optimizer: Any, module: nn.Module) -> bool:
 def own_learning_rate(
     optimizer: Any, scheduler: Any, parameters: Sequence[nn.Parameter], lr: float
 ) -> bool:
-    """Give ``parameters`` a group of their own, without weight decay, if ``optimizer`` holds them.
+    """Move ``parameters`` to a group of their own, without weight decay, if they are optimised.
 
-    The host has built its scheduler by now, so that (and the one a warm-up hands over to) learns
-    the new rate too. During a warm-up at a constant rate the group follows it.
+    The host has already built its scheduler, so the scheduler (and its successor after a warm-up)
+    also gets the new learning rate. A warm-up at a constant rate applies to this group, too.
 
     Returns:
-        Whether the optimiser holds them.
+        Whether ``optimizer`` holds the parameters.
     """
     ids = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""From an output folder to the classes of pictures: the numbers that a test would have computed."""
+"""From an output folder to the classes of images, with the probabilities of a test."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from ..config.record import CLASSES, RECORD, merge_record
 from ..errors import UserError, nearest
 from ..files.checkpoint_folder import last_checkpoint_name
 from ..files.readers import read_image, read_json, to_rgb
-from .run_record import RECORD as TWO_STAGES_RECORD
-from .run_record import read_record
+from .run_record import RUN_RECORD, read_record
 from .settings import extend_cfg
 from .trainer_registry import two_stages_on_demand
 from .two_stages import TwoStages
 from .without_data import without_data
 
-Picture = str | Path | Image.Image
+ImageLike = str | Path | Image.Image
 
 
 class Predictor:
-    """A trained model, and the names of its classes; ``load_predictor`` makes one.
+    """A trained model and its class names; ``load_predictor`` makes one.
 
     Attributes:
-        classes: names of the C classes, in the order of their labels; some may share a name.
-        batch_size: pictures encoded at once, ``DATALOADER.TEST.BATCH_SIZE``.
+        classes: C class names in the order of their labels; classes may share a name.
+        batch_size: images encoded at once, ``DATALOADER.TEST.BATCH_SIZE``.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -43,18 +42,18 @@ class Predictor:
         self._transform = build_transform(trainer.cfg, is_train=False)
         trainer.set_model_mode("eval")
 
-    def __call__(self, picture: Picture) -> dict[str, float]:
-        """The probabilities of a picture by class name, the most likely one first.
+    def __call__(self, image: ImageLike) -> dict[str, float]:
+        """Return the probabilities of an image by class name, the most likely class first.
 
         Raises:
-            UserError: the picture cannot be read.
+            UserError: the image cannot be read.
         """
-        return self.by_name(self.probabilities([picture])[0])
+        return self.by_name(self.probabilities([image])[0])
 
     def by_name(self, probabilities: Tensor) -> dict[str, float]:
-        """Probabilities (C) by class name, the most likely one first.
+        """Return probabilities (C,) by class name, the most likely class first.
 
-        Classes of one name, as ImageNet has them, are one here, with the sum of theirs.
+        Classes that share a name, as in ImageNet, are added up.
         """
         sums: dict[str, float] = {}
         for name, probability in zip(self.classes, probabilities.tolist(), strict=True):
@@ -62,24 +61,24 @@ class Predictor:
         return dict(sorted(sums.items(), key=lambda entry: entry[1], reverse=True))
 
     @torch.no_grad()
-    def probabilities(self, pictures: Sequence[Picture]) -> Tensor:
-        """Probabilities (n, C) of n pictures, paths or PIL images: float32, on the CPU.
+    def probabilities(self, images: Sequence[ImageLike]) -> Tensor:
+        """Return probabilities (n, C) of n paths or PIL images: float32, on the CPU.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
         """
-        starts = range(0, len(pictures), self.batch_size)
-        parts = [self._batch(pictures[start : start + self.batch_size]) for start in starts]
+        starts = range(0, len(images), self.batch_size)
+        parts = [self._batch(images[start : start + self.batch_size]) for start in starts]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
 
-    def _batch(self, pictures: Sequence[Picture]) -> Tensor:
-        images = [to_rgb(x) if isinstance(x, Image.Image) else read_image(x) for x in pictures]
-        zeros = torch.zeros(len(images), dtype=torch.long)
+    def _batch(self, images: Sequence[ImageLike]) -> Tensor:
+        rgb = [to_rgb(x) if isinstance(x, Image.Image) else read_image(x) for x in images]
+        zeros = torch.zeros(len(rgb), dtype=torch.long)
         batch = {
-            "img": torch.stack([self._transform(image) for image in images]),
+            "img": torch.stack([self._transform(image) for image in rgb]),
             "label": zeros,
             "domain": zeros,
-            "impath": [""] * len(images),
+            "impath": [""] * len(rgb),
             "index": zeros,
         }
         inputs = self._trainer.parse_batch_test(batch)[0]
@@ -89,21 +88,21 @@ class Predictor:
 def load_predictor(
     model_dir: str | Path, classes: Sequence[str] | None = None, epoch: int | None = None
 ) -> Predictor:
-    """Load what a run has trained.
+    """Load the model that a run trained.
 
     Args:
         model_dir: the run's output folder, with ``config.yaml`` and checkpoints.
-        classes: names of the classes to choose from, which need not be those of the run: as at
-            test, ``_AnchorOPT`` averages with the anchors' logits where one was not trained on.
-            None: the run's own, from ``classes.json``.
-        epoch: of which epoch; None: the one that the run tests at its end.
+        classes: class names to choose from; None takes those of the run, from ``classes.json``.
+            They may differ from the run's: as at test, ``_AnchorOPT`` averages with the anchor
+            logits if a class was not trained.
+        epoch: epoch of the checkpoint; None takes the one that the run tests at its end.
 
     Returns:
-        The predictor, with its model in eval mode.
+        The predictor, its model in eval mode.
 
     Raises:
-        UserError: the folder holds no such run or checkpoint; its trainer is not registered (import
-            its module first); the classes do not fit.
+        UserError: the folder holds no such run or checkpoint, its trainer is not registered (import
+            its module first), or the classes do not fit.
 
     Example::
 
@@ -128,14 +127,14 @@ def load_predictor(
         raise UserError(f"{folder} does not fit {cfg.TRAINER.NAME}: {reason}") from error
     if isinstance(trainer, TwoStages) and not trainer.anchoropt.has_anchors:
         raise UserError(
-            f"the checkpoint in {folder} has no anchors: it is the host's own; give a folder that "
-            f"{cfg.TRAINER.NAME} was trained in"
+            f"the checkpoint in {folder} has no anchors, it belongs to the plain host: give the "
+            f"output folder of a run of {cfg.TRAINER.NAME}"
         )
     return Predictor(trainer)
 
 
 def _recorded_cfg(folder: Path) -> Any:
-    """The configuration that a run was trained with."""
+    """Return the configuration that a run was trained with."""
     from dassl.config import get_cfg_default
 
     if not (folder / RECORD).is_file():
@@ -146,10 +145,11 @@ def _recorded_cfg(folder: Path) -> Any:
     cfg = get_cfg_default()
     extend_cfg(cfg)
     merge_record(cfg, folder)
-    cfg.MODEL.INIT_WEIGHTS = ""  # the checkpoint has all that was trained
-    if (folder / TWO_STAGES_RECORD).is_file():
-        # config.yaml does not tell given values from defaults, which @anchoropt's arguments change.
-        record = read_record(folder / TWO_STAGES_RECORD)
+    cfg.MODEL.INIT_WEIGHTS = ""  # the checkpoint holds everything that was trained
+    if (folder / RUN_RECORD).is_file():
+        # config.yaml does not say which values were given, but arguments of @anchoropt change only
+        # the others.
+        record = read_record(folder / RUN_RECORD)
         for name, value in record["settings"].items():
             cfg.TRAINER.ANCHOROPT[name.upper()] = value
     cfg.freeze()
@@ -166,9 +166,9 @@ def _recorded_classes(folder: Path) -> list[str]:
 
 
 def _named(names: list[str]) -> list[str]:
-    """The class names, where each is one."""
+    """Return the class names; raise ``UserError`` if one is empty."""
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError("a class without a name was given: name one at least, and each of them")
+        raise UserError("a class without a name was given: give one or more names, none empty")
     return names
 
 
@@ -188,7 +188,7 @@ def _trainer_class(name: str) -> type:
 
 
 def _tested_epoch(trainer: Any, folder: Path) -> int | None:
-    """The epoch of the last checkpoint, or None for the best one: what the run itself tests."""
+    """Return the epoch that the run itself tests: the last one, or None for the best one."""
     if trainer.cfg.TEST.FINAL_MODEL == "best_val":
         return None
     last = folder / trainer.get_model_names()[0] / "checkpoint"

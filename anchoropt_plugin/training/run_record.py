@@ -1,32 +1,54 @@
-"""The files of a run: what was trained (``anchoropt.json``), and how positions moved."""
+"""Files of a run: ``anchoropt.json`` (what was trained) and ``position.jsonl`` (how P moved)."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files.atomic import atomic_write
+from ..files.atomic import write_text
 from ..files.readers import read_json, read_text
+from ..method.position import AnchorPositionModule
+from .settings import AnchorOPTConfig
 
-RECORD = "anchoropt.json"
-"""Written beside a model's checkpoints: which classes it was trained on, and with what settings."""
+log = logging.getLogger("anchoropt_plugin")
 
-
-READ_AT_TEST = ("position", "position_task", "pooling", "sample_at_eval", "anchor_len")
-"""Settings without which a checkpoint means something else."""
-
-
+RUN_RECORD = "anchoropt.json"
+"""In the folder of the checkpoints: the classes and the settings that a model was trained with."""
 HISTORY = "position.jsonl"
-"""Written into the output folder: after each epoch a line with the relaxed position matrix."""
+"""In the output folder: after each epoch, a line with the relaxed position matrix."""
+READ_AT_TEST = ("position", "position_task", "pooling", "sample_at_eval", "anchor_len")
+"""Settings that a checkpoint must be tested with."""
+
+
+def write_record(
+    folder: Path, cfg: Any, class_names: Sequence[str], settings: AnchorOPTConfig
+) -> None:
+    """Write ``anchoropt.json``, which tells a later test what was trained.
+
+    Args:
+        folder: of the checkpoints.
+        cfg: the configuration of the run.
+        class_names: names of the trained classes.
+        settings: of AnchorOPT.
+    """
+    record = {
+        "trainer": cfg.TRAINER.NAME,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "classes": list(class_names),
+        "settings": settings.to_dict(),
+    }
+    write_text(folder / RUN_RECORD, json.dumps(record, indent=1))
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return what an ``anchoropt.json`` holds.
+    """Return the content of an ``anchoropt.json``.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: the file cannot be read, or holds something else.
     """
     record = read_json(path)
     match record:
@@ -37,11 +59,62 @@ def read_record(path: Path) -> dict[str, Any]:
     raise UserError(f"{path} is not the record of a run: delete it or copy it anew")
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a ``position.jsonl``: epoch (from 1), temperature, relaxed matrix.
+def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> frozenset[str] | None:
+    """Return the names of the classes that a checkpoint was trained on; None without a record.
+
+    Args:
+        folder: of the checkpoints.
+        cfg: the configuration of this run.
+        settings: of this run; they must fit the checkpoint.
 
     Raises:
-        UserError: it cannot be read, or is something else; the line is named.
+        UserError: the checkpoint was trained on another backbone, or with other settings that a
+            test depends on.
+    """
+    path = folder / RUN_RECORD
+    if not path.exists():
+        log.warning(
+            "%s is missing: DATASET.SUBSAMPLE_CLASSES decides which classes count as trained "
+            "(base: all, otherwise: not all)",
+            path,
+        )
+        return None
+    record = read_record(path)
+    backbone = record["backbone"]
+    if backbone != cfg.MODEL.BACKBONE.NAME:
+        raise UserError(
+            f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
+            "give its --config-file or --backbone"
+        )
+    trained = {**AnchorOPTConfig().to_dict(), **record["settings"]}
+    for name in READ_AT_TEST:
+        present = getattr(settings, name)
+        if present != trained[name]:
+            raise UserError(
+                f"{folder} was trained with TRAINER.ANCHOROPT.{name.upper()} {trained[name]}, this "
+                f"run has {present}: give the value it was trained with"
+            )
+    return frozenset(record["classes"])
+
+
+def write_history(folder: Path, epoch: int, position: AnchorPositionModule) -> None:
+    """Add the relaxed position matrix after ``epoch`` (from 0) to ``position.jsonl``.
+
+    A resumed run overwrites the lines of epochs that it trains again.
+    """
+    path = folder / HISTORY
+    before = read_history(path) if epoch and path.exists() else []
+    lines = [json.dumps(entry) for entry in before if entry["epoch"] <= epoch]
+    matrix = [[round(x, 4) for x in row] for row in position.relaxed().tolist()]
+    entry = {"epoch": epoch + 1, "temperature": position.temperature, "P": matrix}
+    write_text(path, "\n".join([*lines, json.dumps(entry)]) + "\n")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a ``position.jsonl``: epoch (from 1), temperature, relaxed matrix P.
+
+    Raises:
+        UserError: the file cannot be read, or a line, which is named, holds something else.
     """
     entries = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -55,8 +128,3 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             case _:
                 raise UserError(f"{path}, line {number}: not an epoch's matrix: remove the file")
     return entries
-
-
-def _write(text: str, path: Path) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

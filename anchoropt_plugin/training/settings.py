@@ -1,4 +1,4 @@
-"""The settings of AnchorOPT, checked once: a dataclass, and its place in a yacs configuration."""
+"""The settings of AnchorOPT: a dataclass, checked once, and its node in a yacs configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEARNED, RANDOM = "learned", "random"
 
 PRESETS: dict[str, dict[str, Any]] = {
     "": {},
-    # What the released code does: independent rows from N(0, 1) at the soft tokens' learning rate,
+    # The released code: independent rows from N(0, 1) at the learning rate of the soft tokens,
     # features read K tokens before EOT, and Gumbel noise in evaluation.
     "reference": {
         "position": "gumbel",
@@ -33,44 +33,48 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AnchorOPTConfig:
-    """One attribute a key of ``TRAINER.ANCHOROPT``, in lower case. All faults are told at once.
+    """The keys of ``TRAINER.ANCHOROPT`` in lower case. All faults are reported at once.
 
     Attributes:
         fast_text: put the exact fast text branch in place of the host's text encoder.
-        class_chunk: so many classes are encoded at once, and their activations computed again in
-            the backward pass: for thousands of classes; 0 takes all at once.
-        split_classes: of several processes (torchrun), each encodes a part of the classes, and so
-            keeps that part of the text branch's activations: for very many classes.
-        keep_features: keep the image features of pictures that are seen again; on the CPU, encode
-            new ones a few at a time, with frozen linear maps by oneDNN.
-        use_anchoropt: accepted from published scripts; the trainer's name says whether it is used.
-        n_ctx: soft tokens of the host, where it has ``TRAINER.<HOST>.N_CTX``; 0 keeps the host's.
-        preset: "" or "reference", what the released code does; it sets keys left at their default.
-        anchor_len: anchor tokens K.
-        anchor: "learned" in stage 1; "random" draws, or words give their embeddings, as controls.
-        anchor_weights: learned anchors to load (ours or published) instead of running stage 1.
-        anchor_cache: folder where learned anchors are kept and shared; empty: the user's cache.
-        descriptions: json ``{class name: [sentence, …]}`` for stage 1; empty: templates.
+        class_chunk: classes encoded at once, for thousands of classes; the backward pass computes
+            their activations again. 0 encodes all at once.
+        split_classes: with several processes (torchrun), each encodes a part of the classes and
+            stores the activations of that part only.
+        keep_features: cache the features of images that are seen again; on the CPU, encode new
+            images a few at a time with oneDNN.
+        use_anchoropt: accepted from published scripts; the trainer's name decides.
+        n_ctx: soft tokens of the host, given to its own ``TRAINER.<HOST>.N_CTX``; 0 keeps its own.
+        preset: "" or "reference", which does what the released code does; a preset sets keys that
+            were left at their default.
+        anchor_len: number K of anchor tokens.
+        anchor: "learned" in stage 1; as controls, "random" draws the anchors, and words give their
+            embeddings.
+        anchor_weights: file of learned anchors (ours or published); stage 1 is then skipped.
+        anchor_cache: folder of cached anchors; "" is the user's cache folder.
+        descriptions: json ``{class name: [sentence, …]}`` for stage 1; "" uses templates.
         max_template_length: sentences used of each class.
-        anchor_epochs: of stage 1.
-        anchor_lr: of stage 1.
-        anchor_mse_weight: of the distance to the descriptions.
-        anchor_ce_weight: of a cross-entropy on images in stage 1.
-        position: relaxation of the position matrix.
-        position_lr: learning rate of the position logits; 0 is that of the soft tokens.
-        position_init: the logits start at this multiple of the identity,
-        position_init_std: plus normal noise of this standard deviation.
-        position_task: condition the position matrix on the task, by the mean anchor feature of its
+        anchor_epochs: epochs of stage 1.
+        anchor_lr: learning rate of stage 1.
+        anchor_mse_weight: weight of the distance to the descriptions in stage 1.
+        anchor_ce_weight: weight of a cross-entropy on images in stage 1.
+        position: relaxation of the position matrix: "sinkhorn" (permutations), "gumbel"
+            (independent rows), "soft" (a mixture of tokens in each slot), "identity" (context, then
+            anchors).
+        position_lr: learning rate of the position logits; 0 uses that of the soft tokens.
+        position_init: the position logits start at this multiple of the identity matrix.
+        position_init_std: standard deviation of normal noise added to that start.
+        position_task: condition the position matrix on the task: the mean anchor feature of its
             classes.
-        gumbel_temp: temperature of the relaxation at the first epoch of stage 2,
-        gumbel_temp_end: and, geometrically, at the last; 0 keeps it constant.
-        sample_at_eval: draw the position matrix in evaluation too.
-        pooling: "eot", or "unshifted": read features K tokens before it.
-        prompt_ce_weight: of the cross-entropy (of each, where the host has several).
-        kd_weight: of the distillation.
-        kd_temperature: T of the distillation.
-        ensemble: average with the anchors' logits at test: "auto" does so where a class was not
-            among those trained on; "anchors" takes theirs alone, as a control.
+        gumbel_temp: temperature of the relaxation at the first epoch of stage 2.
+        gumbel_temp_end: temperature at the last epoch, reached geometrically; 0 keeps it constant.
+        sample_at_eval: draw the position matrix in evaluation, too.
+        pooling: "eot", or "unshifted": read features K tokens before EOT.
+        prompt_ce_weight: weight of the host's cross-entropy (of each, if it has several).
+        kd_weight: weight of the distillation.
+        kd_temperature: temperature T of the distillation.
+        ensemble: average with the anchor logits at test: "auto" does so if a class was not trained;
+            "always"; "never"; "anchors" uses the anchor logits alone, as a control.
 
     >>> AnchorOPTConfig.with_arguments({"preset": "reference"}).position
     'gumbel'
@@ -146,13 +150,13 @@ class AnchorOPTConfig:
     def from_cfg(cls, cfg: Any, **arguments: Any) -> AnchorOPTConfig:
         """Read ``cfg.TRAINER.ANCHOROPT``; ``arguments`` fill in keys that were not given there.
 
-        A node that does not remember which keys were given, as one that a host made itself, has
-        been given those that are not at their default here. Its N_CTX is the host's business.
+        A node made by a host does not remember which keys were given: those that differ from the
+        default count as given. Its N_CTX belongs to the host.
 
         Raises:
-            UserError: naming every value that cannot be.
+            UserError: values are wrong; all are named.
         """
-        # A train.py that never called extend_cfg has no such keys, and so gives none.
+        # A train.py that never called extend_cfg has no such keys.
         node = cfg.TRAINER.get("ANCHOROPT") or {}
         told = node.given if isinstance(node, Settings) else None
         values = {name: node[name.upper()] for name in _DEFAULTS if name.upper() in node}
@@ -167,10 +171,10 @@ class AnchorOPTConfig:
 
     @classmethod
     def with_arguments(cls, arguments: dict[str, Any]) -> AnchorOPTConfig:
-        """The defaults with some changed by name: by a preset, then by what was asked for.
+        """Return the defaults, changed by the preset, then by ``arguments``.
 
         Raises:
-            UserError: an unknown name, or a value that cannot be.
+            UserError: a name is unknown, or values are wrong; all are named.
         """
         for name in arguments:
             if name not in _DEFAULTS:
@@ -179,7 +183,7 @@ class AnchorOPTConfig:
         return cls(**{**preset, **arguments})
 
     def stage_one(self, steps: int) -> StageOne:
-        """The settings of stage 1, where an epoch counts ``steps`` steps."""
+        """Return the settings of stage 1, with ``steps`` steps an epoch."""
         return StageOne(
             length=self.anchor_len,
             epochs=self.anchor_epochs,
@@ -190,7 +194,7 @@ class AnchorOPTConfig:
         )
 
     def temperature_at(self, epoch: int, epochs: int) -> float:
-        """The relaxation's temperature at an epoch of stage 2.
+        """Return the temperature of the relaxation at an epoch (from 0) of stage 2.
 
         >>> AnchorOPTConfig(gumbel_temp=1.0, gumbel_temp_end=0.25).temperature_at(1, 3)
         0.5
@@ -201,7 +205,7 @@ class AnchorOPTConfig:
         return float(self.gumbel_temp * ratio ** (epoch / (epochs - 1)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, by name."""
+        """Return all settings by name."""
         return asdict(self)
 
 
@@ -209,9 +213,9 @@ _DEFAULTS = {field.name: field.default for field in fields(AnchorOPTConfig)}
 
 
 class _Node(type):
-    """The type of nodes that do more than yacs's, which merges a file into its own type only.
+    """The type of nodes that extend yacs's ``CfgNode``.
 
-    It compares types by ``==``, and so takes these for its own.
+    yacs merges files only into nodes whose type equals (``==``) its own; these types do.
     """
 
     def __eq__(cls, other: object) -> bool:
@@ -223,7 +227,7 @@ class _Node(type):
 class Settings(CfgNode, metaclass=_Node):
     """``TRAINER.ANCHOROPT``: a node that remembers which of its keys were given a value.
 
-    So a key that is given its default, too, wins over an argument of ``@anchoropt``.
+    So a key wins over an argument of ``@anchoropt`` even if it was given its default.
 
     >>> node = Settings({"POSITION": "sinkhorn", "ANCHOR_LEN": 1}).clone()
     >>> node.merge_from_list(["POSITION", "sinkhorn"])
@@ -233,7 +237,7 @@ class Settings(CfgNode, metaclass=_Node):
 
     @property
     def given(self) -> set[str]:
-        """The keys that were given a value since the node was made."""
+        """Keys that were given a value since the node was made."""
         return self.__dict__.setdefault("_given", set())
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -247,12 +251,12 @@ class Settings(CfgNode, metaclass=_Node):
 
 
 class _Trainers(CfgNode, metaclass=_Node):
-    """``TRAINER``: a node ANCHOROPT that a train.py makes of its own, too, has all keys.
+    """``TRAINER``: adds missing keys to a node ANCHOROPT that a train.py makes itself.
 
-    The train.py that the released code is part of makes one of nine keys.
+    The train.py of the released code makes a node with nine keys.
     """
 
-    _decode_cfg_value = CfgNode._decode_cfg_value  # else nodes of this type for those in a file
+    _decode_cfg_value = CfgNode._decode_cfg_value  # else yacs makes nodes in a file of this type
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "ANCHOROPT":
@@ -262,10 +266,14 @@ class _Trainers(CfgNode, metaclass=_Node):
 
 
 def extend_cfg(cfg: Any) -> None:
-    """Add ``TRAINER.ANCHOROPT`` with its defaults to a yacs configuration of a Dassl repository.
+    """Add ``TRAINER.ANCHOROPT`` with its defaults to the yacs configuration of a repository.
 
-    A node that is there already, or is put there later, keeps its values and gets the keys it
-    lacks.
+    A node that is there, or is added later, keeps its values and gets the missing keys.
+
+    >>> cfg = CfgNode({"TRAINER": CfgNode()})
+    >>> extend_cfg(cfg)
+    >>> cfg.TRAINER.ANCHOROPT.POSITION
+    'sinkhorn'
     """
     if not isinstance(cfg.TRAINER, _Trainers):
         trainers = _Trainers()

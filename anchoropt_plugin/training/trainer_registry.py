@@ -1,6 +1,6 @@
-"""``X_AnchorOPT`` of every registered trainer ``X``, made when it is asked for.
+"""``X_AnchorOPT`` for every registered trainer ``X``, made on demand.
 
-For repositories that never heard of AnchorOPT: no decorator has to be written into them.
+A repository that does not know AnchorOPT needs no decorator.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ log = logging.getLogger("anchoropt_plugin")
 
 @contextlib.contextmanager
 def two_stages_on_demand() -> Iterator[None]:
-    """While active, the registry of trainers answers to ``X_AnchorOPT`` as well.
+    """Inside the context manager, the registry of trainers also knows every ``X_AnchorOPT``.
 
-    Works with Dassl's registry and with this package's.
+    Works with Dassl's registry and with the registry of this package.
 
     >>> from dassl.engine import TRAINER_REGISTRY, TrainerX
     >>> @TRAINER_REGISTRY.register()
@@ -39,10 +39,10 @@ def two_stages_on_demand() -> Iterator[None]:
             anchoropt(own_get(_host_of(name, own_names())))
         trainer = own_get(name)
         if name.endswith(SUFFIX) and not issubclass(trainer, TwoStages):
-            log.warning("%s is this repository's own: it runs, and not the plug-in's", name)
+            log.warning("this repository has its own %s: it runs, not the plug-in's", name)
         return trainer
 
-    # On the instance: what others hold is the registry itself.
+    # On the instance: others hold a reference to the registry.
     TRAINER_REGISTRY.get = get
     TRAINER_REGISTRY.registered_names = lambda: _Names(own_names())
     try:
@@ -52,9 +52,9 @@ def two_stages_on_demand() -> Iterator[None]:
 
 
 class _Names(list[str]):
-    """The registered names, and those that can be made of them.
+    """The registered names, and the names that can be made from them.
 
-    Who looks for ``X_AnchorOPT`` among them without there being an ``X`` gets a ``UserError``.
+    Looking for ``X_AnchorOPT`` raises ``UserError`` if there is no ``X``.
     """
 
     def __init__(self, registered: list[str]) -> None:
@@ -71,12 +71,12 @@ class _Names(list[str]):
 
 
 def _host_of(name: str, registered: list[str]) -> str:
-    """The trainer that ``name`` is made of."""
+    """Return the name of the trainer that ``name`` extends."""
     host = name.removesuffix(SUFFIX)
     hosts = [other for other in registered if not other.endswith(SUFFIX)]
     if host not in hosts:
         raise UserError(
-            f"there is no trainer {host!r} to make {name} of{nearest(host, hosts)}; "
+            f"there is no trainer {host!r} to make {name} from{nearest(host, hosts)}; "
             f"registered: {', '.join(sorted(hosts)) or 'none (is its module imported?)'}"
         )
     return host

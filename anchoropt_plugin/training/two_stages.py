@@ -1,4 +1,4 @@
-"""``@anchoropt``: the two stages of AnchorOPT around an existing Dassl trainer, left as it is."""
+"""``TwoStages``: both stages of AnchorOPT around a Dassl trainer, whose code stays unchanged."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from ..config.record import write_record
+from ..dassl_compat.finite_checks import check_weights, checked_step, finite
 from ..errors import UserError
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
 from ..method.objective import PromptLoss, to_float32
 from ..method.position import AnchorPositionModule
 from ..process import distributed
 from ..process.data_parallel import refuse_data_parallel, without_data_parallel
-from ..process.finite_checks import check_weights, checked_step, finite
 from ..process.folder_lock import locked_folder
+from . import run_record
 from .host_parts import HostParts
 from .optimizer_group import holds, own_learning_rate
+from .run_record import trained_classes, write_history
 from .settings import AnchorOPTConfig
+from .stage_one import find_anchors
 from .stage_two import AnchorOPT
 
 log = logging.getLogger("anchoropt_plugin")
@@ -30,10 +33,10 @@ SUFFIX = "_AnchorOPT"
 
 
 class TwoStages:
-    """What ``@anchoropt`` puts before a host trainer: stage 1, then its training as stage 2.
+    """The base class that ``@anchoropt`` puts before a host trainer: stage 1, then stage 2.
 
-    Each method does its part and calls the host's. All state is in ``self.anchoropt``; the class
-    attributes are set by the decorator.
+    Each method does its part and calls the host's method. All state is in ``self.anchoropt``; the
+    decorator sets the class attributes.
     """
 
     anchoropt_host: type
@@ -48,7 +51,7 @@ class TwoStages:
         settings = AnchorOPTConfig.from_cfg(cfg, **self.anchoropt_arguments)
         own = cfg.TRAINER.get("ANCHOROPT", {}).get("N_CTX")
         if own and not settings.n_ctx:
-            log.warning("TRAINER.ANCHOROPT.N_CTX %s is this repository's own key: not used", own)
+            log.warning("TRAINER.ANCHOROPT.N_CTX %s is a key of this repository: not used", own)
         cfg = _host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
@@ -57,12 +60,12 @@ class TwoStages:
         parts = HostParts(self.anchoropt_host.__name__, self.anchoropt_learner, settings)
         if distributed.is_launched() and not distributed.is_started():
             raise UserError(
-                "the installed Dassl knows nothing of torchrun: give python in place of that, or "
-                "uninstall Dassl, which this package's own runtime stands in for"
+                "the installed Dassl does not support torchrun: run python instead, or uninstall "
+                "Dassl; this package has a runtime of its own"
             )
         with parts.watching():
             super().build_model()  # type: ignore[misc]
-        parts.position.requires_grad_(True)  # some hosts freeze all that is not named "ctx"
+        parts.position.requires_grad_(True)  # some hosts freeze everything not named "ctx"
         self.model = without_data_parallel(self.model)
         refuse_data_parallel(self.model, self.anchoropt_host.__name__)
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames)
@@ -73,18 +76,23 @@ class TwoStages:
                 own_learning_rate(optimizer, scheduler, own, settings.position_lr)
 
     def anchoropt_stage_one(self: Any) -> None:
-        """Run stage 1 unless a checkpoint brought anchors; a vanilla one of the host has none."""
-        if not self.anchoropt.has_anchors:
-            self.anchoropt.find_anchors(
+        """Run stage 1, unless a checkpoint held anchors; the plain host's checkpoints hold none."""
+        run = self.anchoropt
+        if not run.has_anchors:
+            anchors = find_anchors(
+                run.settings,
+                run.tower,
+                run.classes,
                 len(self.train_loader_x),
                 self._image_batches,
                 lambda epoch, loss: self.write_scalar("anchoropt/stage_1_loss", loss, epoch),
             )
-        self.anchoropt.condition()
-        anchors = self.anchoropt.position.anchors
-        for module in _position_modules(self):  # copies too, as for averages of weights
-            if not module.has_anchors and module.anchors.shape == anchors.shape:
-                module.anchors.copy_(anchors)
+            run.set_anchors(anchors)
+        run.condition()
+        values = run.position.anchors
+        for module in _position_modules(self):  # also in copies, for averages of weights
+            if not module.has_anchors and module.anchors.shape == values.shape:
+                module.anchors.copy_(values)
 
     def _image_batches(self: Any) -> Iterator[tuple[Tensor, Tensor]]:
         features = self.anchoropt.features
@@ -94,7 +102,7 @@ class TwoStages:
             features.clear()
             with torch.no_grad():
                 self.model(images)
-            # Of a batch that several processes share all of it.
+            # The whole batch, also if several processes share it.
             parts = zip(*distributed.gathered((features.value.cpu(), labels.cpu())), strict=True)
             whole = [torch.cat(part).to(labels.device) for part in parts]
             yield whole[0], whole[1]
@@ -109,9 +117,9 @@ class TwoStages:
         optimizers += filter(None, self._optims.values())
         if not any(holds(optimizer, self.anchoropt.position) for optimizer in optimizers):
             raise UserError(
-                f"no optimiser of {self.anchoropt_host.__name__} holds what is added to its prompt "
-                "learner: hand all parameters of the learner to the optimiser, and leave "
-                "requires_grad of those with 'prompt_learner' in their name"
+                f"no optimiser of {self.anchoropt_host.__name__} holds the position logits of its "
+                "prompt learner: give the optimiser all parameters of the learner, and do not "
+                "freeze parameters with 'prompt_learner' in their name"
             )
         self.anchoropt_stage_one()
         self.anchoropt.trained_classes = frozenset(self.anchoropt.classes)
@@ -129,15 +137,15 @@ class TwoStages:
         run = self.anchoropt
         if not run.is_in_training:
             raise UserError(
-                f"{self.anchoropt_host.__name__} trained an epoch without its forward_backward: "
-                "AnchorOPT puts its objective there"
+                f"{self.anchoropt_host.__name__} trained an epoch without its forward_backward, "
+                "where AnchorOPT puts its objective"
             )
-        run.write_history(Path(self.output_dir), self.epoch)
+        write_history(Path(self.output_dir), self.epoch, run.position)
         if self._writer is not None:
             for name, value in run.scalars().items():
                 self.write_scalar(f"anchoropt/{name}", value, self.epoch)
-            picture = run.position.relaxed().float().cpu()
-            self._writer.add_image("anchoropt/position", picture, self.epoch, dataformats="HW")
+            matrix = run.position.relaxed().float().cpu()
+            self._writer.add_image("anchoropt/position", matrix, self.epoch, dataformats="HW")
         super().after_epoch()  # type: ignore[misc]
 
     def forward_backward(self: Any, *batch: Any) -> Any:
@@ -156,14 +164,13 @@ class TwoStages:
         if not seen.replaced:
             raise UserError(
                 f"{self.anchoropt_host.__name__} computes no F.cross_entropy over the logits of "
-                f"its {len(run.classes)} classes, where AnchorOPT puts its objective: compute its "
-                "loss as F.cross_entropy(output, label) with output (pictures, classes)"
+                f"its {len(run.classes)} classes, where AnchorOPT puts its objective: compute the "
+                "loss as F.cross_entropy(output, label) with output (images, classes)"
             )
         if not run.position.in_force:
             raise UserError(
-                f"{self.anchoropt_host.__name__} takes its prompts from its learner without "
-                "calling it, so no anchors are in them: call it as prompt_learner(), not by a "
-                "method of it"
+                f"{self.anchoropt_host.__name__} gets its prompts without calling its learner, so "
+                "they carry no anchors: call prompt_learner(), not one of its methods"
             )
         return summary
 
@@ -171,8 +178,8 @@ class TwoStages:
         if not self._told_of_others:
             self._told_of_others = True
             log.warning(
-                "%s computes more than one cross-entropy of its prompt's logits for the same "
-                "images: the first gets AnchorOPT's objective, the others stay cross-entropies",
+                "%s computes several cross-entropies of its prompt's logits for the same images: "
+                "AnchorOPT's objective replaces the first, the others stay",
                 self.anchoropt_host.__name__,
             )
 
@@ -184,7 +191,7 @@ class TwoStages:
         run.is_in_test = False
 
         def processed(output: Any, *labels: Any) -> Any:
-            """Of a loop that goes without ``model_inference``."""
+            """Average the outputs of a test loop that does not call ``model_inference``."""
             if run.features.value is not None and not run.features.is_used:
                 output = run.tested(output, subsample)
             return process(output, *labels)
@@ -197,7 +204,7 @@ class TwoStages:
         if run.averages(subsample) and not run.is_in_test:
             log.warning(
                 "%s tests without its model_inference and its evaluator: its logits were not "
-                "averaged with the anchors', as ENSEMBLE %s wants it",
+                "averaged with the anchor logits, as ENSEMBLE %s asks",
                 self.anchoropt_host.__name__,
                 run.settings.ensemble,
             )
@@ -210,29 +217,32 @@ class TwoStages:
         return run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
 
     def save_model(self: Any, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
-        # First, as a checkpoint without them would be tested by other rules. Again, where train.py
-        # writes the second: others do not.
+        # Before the checkpoint, which would be tested by other rules without these files. The
+        # train.py of this repository writes the second file, too; others do not.
         Path(directory).mkdir(parents=True, exist_ok=True)
-        self.anchoropt.write_record(Path(directory), self.anchoropt_cfg)
-        write_record(self.anchoropt_cfg, directory, self.anchoropt.classes)
+        run, cfg = self.anchoropt, self.anchoropt_cfg
+        run_record.write_record(Path(directory), cfg, run.classes, run.settings)
+        write_record(cfg, directory, run.classes)
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 
     def load_model(self: Any, directory: str, epoch: int | None = None) -> None:
         run = self.anchoropt
-        is_ours = bool(directory) and run.read_record(Path(directory), self.cfg)
+        trained = trained_classes(Path(directory), self.cfg, run.settings) if directory else None
+        if trained is not None:
+            run.trained_classes = trained
         run.position.is_loaded = False
         super().load_model(directory, epoch)  # type: ignore[misc]
-        if is_ours and not run.position.is_loaded:
+        if trained is not None and not run.position.is_loaded:
             raise UserError(
-                f"load_model of {self.anchoropt_host.__name__} leaves out what AnchorOPT has saved "
-                f"in {directory}: it must load all that the checkpoint has of the prompt learner "
-                "but token_prefix and token_suffix"
+                f"load_model of {self.anchoropt_host.__name__} does not load the position logits "
+                f"and anchors in {directory}: it must load everything of the prompt learner except "
+                "token_prefix and token_suffix"
             )
         if directory and not run.position.is_loaded:
             log.warning(
-                "%s was trained without AnchorOPT: its soft tokens are tested with a position "
-                "matrix that nothing has trained, and anchors as stage 1 finds them now; "
-                "--trainer %s tests it as it was trained",
+                "%s was trained without AnchorOPT: its soft tokens are tested with an untrained "
+                "position matrix and the anchors that stage 1 finds now; --trainer %s tests it as "
+                "it was trained",
                 directory,
                 self.anchoropt_host.__name__,
             )
@@ -240,20 +250,20 @@ class TwoStages:
 
 
 def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:
-    """Those in all models that a trainer holds."""
+    """Yield the position modules in all models of a trainer."""
     for value in vars(trainer).values():
         if isinstance(value, nn.Module):
             yield from (m for m in value.modules() if isinstance(m, AnchorPositionModule))
 
 
 def _host_cfg(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
-    """A copy of ``cfg`` as the host alone gets it.
+    """Return a copy of ``cfg`` as the host alone would get it.
 
     Args:
         cfg: the configuration of the run.
-        name: of the host: it, its data sets and its CLIP may look at ``TRAINER.NAME``.
-        node: where its keys are.
-        n_ctx: soft tokens that it is to have; 0 leaves its own.
+        name: of the host; the host, its data sets and its CLIP may read ``TRAINER.NAME``.
+        node: name of the host's node in ``cfg.TRAINER``.
+        n_ctx: soft tokens of the host; 0 keeps its own number.
     """
     is_frozen = cfg.is_frozen()
     cfg = cfg.clone()
@@ -270,7 +280,7 @@ def _set_soft_tokens(cfg: Any, node: str, n_ctx: int) -> None:
     node = next((key for key in cfg.TRAINER if key.upper() == node.upper()), node)
     if "N_CTX" not in cfg.TRAINER.get(node, ()):
         raise UserError(
-            f"TRAINER.ANCHOROPT.N_CTX: there is no TRAINER.{node}.N_CTX to hand it to; set the "
-            "host's own key for its soft tokens, or name its node with @anchoropt(node=...)"
+            f"TRAINER.ANCHOROPT.N_CTX: there is no TRAINER.{node}.N_CTX to set; set the host's "
+            "own key for its soft tokens, or name its node with @anchoropt(node=...)"
         )
     cfg.TRAINER[node].N_CTX = n_ctx

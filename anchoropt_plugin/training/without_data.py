@@ -1,4 +1,4 @@
-"""A host trainer without its data set: class names are all that building its model needs."""
+"""A host trainer without a data set: its model needs only class names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 def without_data(
     trainer: type, class_names: Sequence[str], batches: Sequence[dict[str, Any]] = ()
 ) -> type:
-    """A subclass of a Dassl trainer that builds no data set.
+    """Return a subclass of a Dassl trainer that builds no data set.
 
     Args:
         trainer: the trainer.
-        class_names: of C classes, in the order of their labels.
-        batches: what its loaders give, in training and at test; each with ``img`` (B, 3, H, W),
+        class_names: C class names, in the order of their labels.
+        batches: batches of the loaders, in training and at test; each with ``img`` (B, 3, H, W),
             ``label``, ``domain``, ``impath`` and ``index``.
 
     >>> from dassl.config import get_cfg_default

@@ -1,8 +1,8 @@
-"""A small world of drawn shapes and written digits, with captions in plain English.
+"""Synthetic images of shapes and handwritten digits, with captions in plain English.
 
-It is what the embedded tiny CLIP was pre-trained on and what the embedded shapes data set is
-drawn from. Torch tensors in, torch tensors out; every random choice is made by a generator that
-the caller passes.
+The embedded tiny CLIP was pre-trained on these images, and the embedded shapes data set is drawn
+by the same functions. All functions take and return torch tensors; the caller passes the generator
+of all random numbers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What happens to a picture after it was drawn: light, blur, noise, coarse pixels.
+"""Camera effects on drawn images: light, blur, noise, coarse pixels.
 
-Images are float32 (n, 3, height, width) in [0, 1], and stay so.
+Images are float32 (n, 3, height, width) in [0, 1], before and after.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from .vocabulary import STYLES
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with a width of its own for every image.
+    """Blur each image by a Gaussian of another width.
 
     Args:
         images: (n, channels, height, width) float.
         sigma: (n,) float, in pixels; the kernel ends 3 pixels from its centre.
 
     Returns:
-        Blurred images of the same shape; edges are continued outwards.
+        Blurred images of the same shape, padded by their edges.
     """
     n, channels, height, width = images.shape
     offset = torch.arange(-3.0, 4.0)
     kernel = torch.exp(-(offset**2) / (2 * sigma[:, None].clamp_min(0.05) ** 2))
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    planes = images.reshape(1, n * channels, height, width)  # each plane a group of its own
+    planes = images.reshape(1, n * channels, height, width)  # one group for each plane
     planes = F.pad(planes, (3, 3, 3, 3), mode="replicate")
     planes = F.conv2d(planes, kernel[:, None, :, None], groups=n * channels)
     planes = F.conv2d(planes, kernel[:, None, None, :], groups=n * channels)
@@ -42,24 +42,24 @@ def add_noise(generator: torch.Generator, images: Tensor, sigma: Tensor) -> Tens
 
 
 def coarsen(images: Tensor, pixels: int) -> Tensor:
-    """Average down to ``pixels`` x ``pixels`` and enlarge again, as a resized tiny file is.
+    """Average down to ``pixels`` x ``pixels`` and enlarge again, like a resized tiny file.
 
     >>> coarsen(torch.ones(1, 3, 32, 32), 8).shape
     torch.Size([1, 3, 32, 32])
     """
     small = F.interpolate(images, size=(pixels, pixels), mode="area")
-    # With antialias the bicubic kernel is PIL's, which the CLIP transforms use.
+    # With antialias the bicubic kernel is that of PIL, as in the CLIP transforms.
     large = F.interpolate(small, size=images.shape[-2:], mode="bicubic", antialias=True)
     return large.clamp(0, 1)
 
 
 def take(generator: torch.Generator, images: Tensor, scenes: Scenes) -> Tensor:
-    """Photograph drawings in the styles their scenes name.
+    """Return drawings as a camera sees them, each in the style of its scene.
 
     Args:
-        generator: how blurry, dark, noisy, and which tint the light has.
+        generator: the source of strengths and of the light's tint.
         images: (n, 3, height, width) drawings.
-        scenes: their n scenes; of these the ``style`` is used, and whether it is a digit.
+        scenes: the n scenes of the drawings; reads ``style``, and ``digit`` for coarse pixels.
 
     Returns:
         New images of the same shape.
@@ -74,7 +74,7 @@ def take(generator: torch.Generator, images: Tensor, scenes: Scenes) -> Tensor:
     rows = style["dark"].nonzero().squeeze(1)
     images[rows] *= uniform(generator, len(rows), 0.35, 0.65)[:, None, None, None]
     pixels = torch.where(torch.rand(n, generator=generator) < 0.5, 8, 12)
-    pixels = torch.where(scenes.digit < 0, 16, pixels)  # a shape's pattern is gone below 16
+    pixels = torch.where(scenes.digit < 0, 16, pixels)  # below 16 a shape's pattern is lost
     for count in (8, 12, 16):
         rows = (style["pixelated"] & (pixels == count)).nonzero().squeeze(1)
         if len(rows):

@@ -1,9 +1,8 @@
-"""The caption grammar: many sentences for one scene, and fixed ones for descriptions.
+"""The caption grammar: many random sentences for one scene, and fixed sentences as descriptions.
 
-A caption is a noun phrase ("a red striped circle with parallel bands"), in a sentence ("this is
-a blurry photo of …"), sometimes with small talk before or behind it. The small talk is there for
-the later token positions: without it a text encoder would never train the ones that prompts
-with many context tokens use.
+A caption is a noun phrase ("a red striped circle with parallel bands") in a sentence ("this is
+a blurry photo of …"), sometimes with small talk before or after. The small talk trains late token
+positions, which prompts with many soft tokens use.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .vocabulary import COLOURS, DIGITS, FILLS, SHAPES, STYLES, Triple
 _MEDIA = ("photo", "picture", "image", "drawing", "rendering", "painting")
 _LARGE, _SMALL = ("large", "big", "huge"), ("small", "tiny", "little")
 
-# Alternatives with their weights; {thing} is a noun phrase with its article, {bare} without.
+# Alternatives with their weights; {thing} is a noun phrase with an article, {bare} without.
 _SHAPE_PHRASES = {
     "{colour} {fill} {shape}": 55,
     "{fill} {colour} {shape}": 10,
@@ -79,7 +78,7 @@ def _weighted(rng: random.Random, table: dict[str, int]) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Drop the double blanks that an empty word leaves."""
+    """Remove the double blanks around empty words."""
     return " ".join(text.split())
 
 
@@ -93,7 +92,7 @@ def _medium(rng: random.Random, style: str) -> str:
 
 
 def _usual(rng: random.Random, words: Sequence[str], usual: float) -> str:
-    """The first of ``words``, or with probability 1 - ``usual`` any of them."""
+    """Return the first of ``words`` or, with probability 1 - ``usual``, any of them."""
     return words[0] if rng.random() < usual else rng.choice(words)
 
 
@@ -128,7 +127,7 @@ def _small_talk(rng: random.Random, sentence: str) -> str:
 
 
 def caption(rng: random.Random, scene: Scene) -> str:
-    """One of the many sentences that are true of ``scene``, in lower case.
+    """Draw one of the many true sentences about ``scene``, in lower case.
 
     >>> scene = Scene("star", "red", "solid", True, "white", "clean")
     >>> caption(random.Random(1), scene) == caption(random.Random(1), scene)
@@ -148,7 +147,7 @@ def caption(rng: random.Random, scene: Scene) -> str:
 
 
 def vocabulary_text() -> list[str]:
-    """Every string that captions are put together from, for collecting the tokens they need."""
+    """Return all strings that captions are built from, to collect the tokens of captions."""
     words: list[str] = ["a an the background", " ".join(map(str, range(len(DIGITS)))), *DIGITS]
     words += [*_MEDIA, *_LARGE, *_SMALL, *_BEFORE, *_BEHIND, _BY_HAND]
     for named in (SHAPES, STYLES):
@@ -186,7 +185,7 @@ _DIGIT_DESCRIPTIONS = (
 
 
 def describe_shape(triple: Triple) -> list[str]:
-    """Ten sentences about a class of the shapes data set, with its synonyms in turn.
+    """Return ten sentences about a class of the shapes data set, each with other synonyms.
 
     >>> describe_shape(Triple("red", "striped", "circle"))[2]
     'an image of a striped round shape in scarlet.'
@@ -208,7 +207,7 @@ def describe_shape(triple: Triple) -> list[str]:
 
 
 def describe_digit(digit: int) -> list[str]:
-    """Ten sentences about a digit, 0 to 9.
+    """Return ten sentences about a digit, 0 to 9.
 
     >>> describe_digit(3)[2]
     'someone wrote the number three by hand.'

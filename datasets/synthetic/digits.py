@@ -1,7 +1,7 @@
-"""Digits drawn by a wobbly pen: the strokes, their distortion and the distance to them.
+"""Digits drawn by a wobbly pen: strokes, their distortion, and pixel distances to the strokes.
 
-A digit is a few poly-lines in a box [-1, 1] with y pointing down; most digits have two or three
-ways of writing them. No font and no real handwriting is used.
+A digit is a few poly-lines in the box [-1, 1] with y pointing down; most digits have two or three
+forms. No font and no real handwriting is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .sampling import uniform
+from .sampling import each, uniform
 
 _POINTS = 18  # per stroke, after resampling at equal steps
 
@@ -23,7 +23,7 @@ def _line(*points: tuple[float, float]) -> Tensor:
 def _arc(
     centre: tuple[float, float], radii: tuple[float, float], start: float, stop: float
 ) -> Tensor:
-    """An arc of an ellipse from ``start`` to ``stop`` degrees; 0 is right, 90 is down."""
+    """Return an arc of an ellipse from ``start`` to ``stop`` degrees; 0 is right, 90 is down."""
     angle = torch.linspace(math.radians(start), math.radians(stop), 20)
     x = centre[0] + radii[0] * torch.cos(angle)
     y = centre[1] + radii[1] * torch.sin(angle)
@@ -34,7 +34,7 @@ def _join(*pieces: Tensor) -> Tensor:
     return torch.cat(pieces)
 
 
-# For every digit, the ways to write it; for every way, its strokes.
+# For every digit its forms, for every form its strokes.
 _STROKES: tuple[tuple[tuple[Tensor, ...], ...], ...] = (
     ((_arc((0, 0), (0.6, 0.9), -90, 270),),),
     (
@@ -114,7 +114,7 @@ _STROKES: tuple[tuple[tuple[Tensor, ...], ...], ...] = (
 
 
 def _resample(stroke: Tensor) -> Tensor:
-    """``_POINTS`` points at equal steps along a poly-line (n, 2)."""
+    """Return ``_POINTS`` points at equal steps along a poly-line (n, 2)."""
     travelled = torch.cat([torch.zeros(1), stroke.diff(dim=0).norm(dim=1).cumsum(0)])
     wanted = torch.linspace(0, float(travelled[-1]), _POINTS)
     after = torch.searchsorted(travelled, wanted, right=True).clamp(1, len(travelled) - 1)
@@ -124,29 +124,28 @@ def _resample(stroke: Tensor) -> Tensor:
 
 
 def _segments(strokes: tuple[Tensor, ...]) -> Tensor:
-    """The line segments of a digit, (2 * (_POINTS - 1), 2 ends, 2); a single stroke is padded by
-    repeating its last segment, which changes no distance."""
+    """Return the line segments of a digit, (2 * (_POINTS - 1), 2 ends, 2).
+
+    A single stroke is padded by copies of its last segment, which change no distance.
+    """
     points = [_resample(stroke) for stroke in strokes]
     segments = torch.cat([torch.stack([p[:-1], p[1:]], dim=1) for p in points])
     missing = 2 * (_POINTS - 1) - len(segments)
     return torch.cat([segments, segments[-1:].expand(missing, 2, 2)])
 
 
-_WAYS = torch.stack([_segments(strokes) for ways in _STROKES for strokes in ways])
-_N_WAYS = torch.tensor([len(ways) for ways in _STROKES])
-_FIRST_WAY = _N_WAYS.cumsum(0) - _N_WAYS
+_FORMS = torch.stack([_segments(strokes) for forms in _STROKES for strokes in forms])
+_N_FORMS = torch.tensor([len(forms) for forms in _STROKES])
+_FIRST_FORM = _N_FORMS.cumsum(0) - _N_FORMS
 
 
 def _distort(segments: Tensor, generator: torch.Generator) -> Tensor:
-    """Another hand for every digit: wobble, stretch, shear, turn, resize and shift.
+    """Give every digit another handwriting: wobble, stretch, shear, turn, resize and shift.
 
     ``segments`` and the result are (n, segments, 2 ends, 2).
     """
     n = len(segments)
     x, y = segments.unbind(-1)
-
-    def each(values: Tensor) -> Tensor:
-        return values[:, None, None]
 
     def normal(std: float) -> Tensor:
         return each(torch.randn(n, generator=generator) * std)
@@ -171,22 +170,22 @@ def _distort(segments: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def digit_distances(digit: Tensor, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Distance of every pixel to the pen's track, for one freshly written digit per picture.
+    """Write one digit for each image, and return the distance of every pixel to the pen's track.
 
     Args:
         digit: (n,) integers 0 to 9.
         x, y: (height, width) float coordinates in [-1, 1], right and down.
-        generator: the source of all that differs from writer to writer.
+        generator: the source of handwritings.
 
     Returns:
         (n, height, width) float distances, 0 on the track.
     """
-    lot = torch.rand(len(digit), generator=generator)
-    way = _FIRST_WAY[digit] + (lot * _N_WAYS[digit]).long()
-    start, end = _distort(_WAYS[way], generator).unbind(2)
+    draw = torch.rand(len(digit), generator=generator)
+    form = _FIRST_FORM[digit] + (draw * _N_FORMS[digit]).long()
+    start, end = _distort(_FORMS[form], generator).unbind(2)
     pixels = torch.stack([x, y], dim=-1).view(1, -1, 2)
     squared = torch.full((len(digit), pixels.shape[1]), torch.inf)
-    for a, b in zip(start.unbind(1), end.unbind(1), strict=True):  # (n, 2) each: spares memory
+    for a, b in zip(start.unbind(1), end.unbind(1), strict=True):  # (n, 2) each, to save memory
         track, away = (b - a)[:, None], pixels - a[:, None]
         along = (away * track).sum(-1) / ((track * track).sum(-1) + 1e-6)
         nearest = away - track * along.clamp(0, 1)[..., None]

@@ -1,4 +1,4 @@
-"""Captioned pictures for pre-training, and clean pictures of what it leaves out."""
+"""Synthetic images with their scenes for pre-training, and clean images of held-out triples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .sampling import integers
 from .scenes import Scenes, benchmark_scenes, sample_digits, sample_shapes
 
 
-def training_pictures(generator: torch.Generator, n: int) -> tuple[Tensor, Scenes]:
-    """``n`` pictures of the world in all styles, a quarter of them digits.
+def training_images(generator: torch.Generator, n: int) -> tuple[Tensor, Scenes]:
+    """Draw ``n`` synthetic images in all styles, a quarter of them digits.
 
     Returns:
-        (n, 3, SIZE, SIZE) float32 images in [0, 1], and their scenes, which ``caption`` puts in
-        words; none shows a benchmark triple.
+        (n, 3, SIZE, SIZE) float32 images in [0, 1], and their scenes for ``caption``. No image
+        shows a benchmark triple.
     """
     shapes, digits = sample_shapes(generator, n - n // 4), sample_digits(generator, n // 4)
     clutter = int(integers(generator, 1, 0, 3))
@@ -27,8 +27,8 @@ def training_pictures(generator: torch.Generator, n: int) -> tuple[Tensor, Scene
     return camera.take(generator, images, scenes), scenes
 
 
-def benchmark_pictures(generator: torch.Generator, per_class: int) -> tuple[Tensor, Tensor]:
-    """Large clean pictures of the 48 held-out triples, class by class.
+def benchmark_images(generator: torch.Generator, per_class: int) -> tuple[Tensor, Tensor]:
+    """Draw large clean images of the 48 held-out triples, class by class.
 
     Returns:
         (48 * per_class, 3, SIZE, SIZE) float32 images, and (48 * per_class,) int64 labels.

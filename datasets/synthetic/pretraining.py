@@ -1,4 +1,4 @@
-"""What a tiny CLIP computes while it is pre-trained: text features, losses, unknown tokens."""
+"""Parts of the tiny CLIP's pre-training: text features, losses, unknown tokens."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from .scenes import Scenes
 from .vocabulary import COLOURS, DIGITS, FILLS, SHAPES
 
 UNKNOWN = -1
-"""Stands for a token that the model has no embedding for."""
+"""The number of a token without an embedding in the model."""
 
 
 def with_unknown_tokens(
     generator: torch.Generator, tokens: Tensor, share: float, most: int
 ) -> Tensor:
-    """Put unknown tokens in front of some texts, behind their start token.
+    """Insert unknown tokens into some texts, after the start token.
 
-    A soft prompt is just that at the start: a few vectors that mean nothing. A text tower that
-    never met such vectors loses sight of the words behind them.
+    An untrained soft prompt is a few vectors without a meaning. A text tower that never saw such
+    vectors ignores the words after them.
 
     Args:
-        generator: chooses texts and numbers.
-        tokens: (n, 77) int64, the end token the largest of each row, then padding.
-        share: how many of the texts are changed, 0 to 1.
-        most: such a text gets 1 to ``most`` unknown tokens, or as many as it has room for.
+        generator: the source of the chosen texts and of their numbers of unknown tokens.
+        tokens: (n, 77) int64; the end token is the largest of each row, followed by padding.
+        share: the share of changed texts, 0 to 1.
+        most: the largest number of unknown tokens in a text with enough room.
 
     Returns:
-        (n, 77) int64; the tokens put in are ``UNKNOWN``.
+        (n, 77) int64; inserted tokens are ``UNKNOWN``.
     """
     tokens = tokens.clone()
     chosen = torch.rand(len(tokens), generator=generator) < share
@@ -42,10 +42,10 @@ def with_unknown_tokens(
 
 
 def embed(model: CLIP, tokens: Tensor) -> Tensor:
-    """(n, length, width) token embeddings; an unknown token is noise, drawn afresh each time.
+    """Return (n, length, width) token embeddings; an unknown token is new noise in every call.
 
-    In one text all noise has one scale, somewhere between half of what untrained embeddings have,
-    and all that trained ones have.
+    All noise in a text has the same random scale, from half the scale of untrained embeddings to
+    the scale of trained ones.
     """
     known = model.token_embedding(tokens.clamp_min(0))
     scale = torch.empty(len(tokens), 1, 1).uniform_(0.01, 0.06)
@@ -53,10 +53,10 @@ def embed(model: CLIP, tokens: Tensor) -> Tensor:
 
 
 def text_features(model: CLIP, tokens: Tensor) -> Tensor:
-    """(n, embed_dim) features of (n, 77) tokens, in half of the time.
+    """Return (n, embed_dim) features of (n, 77) tokens, in half the time of ``encode_text``.
 
-    The text tower is causal, so what follows the end token can be cut off; sorted by length,
-    four groups of texts are each cut to their own longest.
+    The text tower is causal, so tokens after the end token can be cut off: texts are sorted by
+    length, and each quarter is cut to its longest text.
     """
     end = tokens.argmax(-1)
     order = end.argsort()
@@ -76,7 +76,7 @@ def text_features(model: CLIP, tokens: Tensor) -> Tensor:
 
 
 def contrastive_loss(model: CLIP, image: Tensor, text: Tensor, kind: Tensor) -> Tensor:
-    """CLIP's loss, with all captions of the same thing as equal positives."""
+    """Return CLIP's loss, a scalar, with all captions of the same kind as equal positives."""
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     logits = model.logit_scale.exp() * image @ text.T
     same = (kind[:, None] == kind).float()
@@ -85,9 +85,9 @@ def contrastive_loss(model: CLIP, image: Tensor, text: Tensor, kind: Tensor) -> 
 
 
 class AttributeHead(nn.Module):
-    """Names colour, fill and shape or digit from image features; thrown away after training.
+    """Predict colour, fill and shape or digit from image features; dropped after training.
 
-    It gets the image tower going: the contrastive loss alone stands still for a long time.
+    The head speeds up the image tower's start: the contrastive loss alone stays flat for long.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -96,7 +96,7 @@ class AttributeHead(nn.Module):
         self.linear = nn.Linear(embed_dim, sum(self.sizes))
 
     def forward(self, image: Tensor, scenes: Scenes) -> Tensor:
-        """The loss, a scalar, of (n, embed_dim) features of n scenes."""
+        """Return the loss, a scalar, of (n, embed_dim) features of n scenes."""
         logits = self.linear(8 * F.normalize(image, dim=-1))
         colour, fill, shape, digit = logits.split(self.sizes, dim=1)
         shapes, digits = scenes.digit < 0, scenes.digit >= 0

@@ -1,4 +1,4 @@
-"""Random numbers from an explicit generator, so that a seed says all."""
+"""Random numbers from an explicit generator, so that a seed fixes everything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def uniform(generator: torch.Generator, n: int, low: float, high: float) -> Tensor:
-    """``n`` float32 numbers, uniform in [low, high).
+    """Draw ``n`` float32 numbers, uniform in [low, high).
 
     >>> bool((uniform(torch.Generator().manual_seed(0), 100, 2, 3) >= 2).all())
     True
@@ -15,8 +15,13 @@ def uniform(generator: torch.Generator, n: int, low: float, high: float) -> Tens
     return torch.rand(n, generator=generator) * (high - low) + low
 
 
+def each(values: Tensor) -> Tensor:
+    """Reshape (n,), one value for each image, to (n, 1, 1)."""
+    return values[:, None, None]
+
+
 def integers(generator: torch.Generator, n: int, low: int, high: int) -> Tensor:
-    """``n`` int64 numbers, uniform in {low, …, high - 1}.
+    """Draw ``n`` int64 numbers, uniform in {low, …, high - 1}.
 
     >>> sorted(set(integers(torch.Generator().manual_seed(0), 100, 1, 4).tolist()))
     [1, 2, 3]
@@ -25,7 +30,7 @@ def integers(generator: torch.Generator, n: int, low: int, high: int) -> Tensor:
 
 
 def chance(generator: torch.Generator, n: int, probability: float) -> Tensor:
-    """``n`` booleans, each true with ``probability``.
+    """Draw ``n`` booleans, each true with ``probability``.
 
     >>> bool(chance(torch.Generator().manual_seed(0), 100, 1.0).all())
     True

@@ -1,4 +1,4 @@
-"""What is on a picture: as tensors for drawing many, as words for captioning one."""
+"""Scenes, the content of images: as tensors for drawing many, as words for one caption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLEAN, _PIXELATED = _STYLES.index("clean"), _STYLES.index("pixelated")
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture in words: ``thing`` is a digit 0 to 9 or a shape's name."""
+    """The scene of one image in words; ``thing`` is a digit 0 to 9 or a shape's name."""
 
     thing: int | str
     colour: str
@@ -30,14 +30,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scenes:
-    """n pictures of digits, or n pictures of shapes, or both mixed: int64 tensors (n,).
+    """The scenes of n images of digits, shapes or both, as int64 tensors (n,).
 
     Attributes:
-        digit: 0 to 9, or -1 where a shape is drawn.
-        shape: index into ``SHAPES``, or -1 where a digit is drawn.
-        colour, fill, background, style: indices into ``COLOURS``, ``FILLS``, ``STYLES``; digits
-            have no fill and hold 0 there.
-        large: 1 for a large shape, 0 for a small one or for a digit.
+        digit: 0 to 9, or -1 for a shape.
+        shape: the index in ``SHAPES``, or -1 for a digit.
+        colour, fill, background, style: the indices in ``COLOURS``, ``FILLS``, ``COLOURS`` and
+            ``STYLES``; the fill of a digit is 0.
+        large: 1 for a large shape, 0 for a small shape or a digit.
     """
 
     digit: Tensor
@@ -56,19 +56,18 @@ class Scenes:
 
     @staticmethod
     def cat(parts: Sequence[Scenes]) -> Scenes:
-        """Put scenes one after the other."""
+        """Return several ``Scenes`` as one."""
         return Scenes(
             *(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Scenes))
         )
 
     def kind(self) -> Tensor:
-        """(n,) int64: equal for two pictures exactly if they show the same digit, or the same
-        colour, fill and shape."""
+        """Return (n,) int64 numbers, one for each digit and for each colour, fill and shape."""
         triple = (self.colour * len(_FILLS) + self.fill) * len(_SHAPES) + self.shape
         return torch.where(self.digit < 0, triple, -1 - self.digit)
 
     def words(self) -> list[Scene]:
-        """The same in words, one ``Scene`` a picture."""
+        """Return one ``Scene`` for each image."""
         columns = [getattr(self, field.name).tolist() for field in fields(self)]
         return [
             Scene(
@@ -88,13 +87,13 @@ def _another_colour(generator: torch.Generator, colour: Tensor) -> Tensor:
 
 
 def _styles(generator: torch.Generator, n: int, often: int) -> Tensor:
-    """A third of the pictures get the style ``often``, the others any."""
+    """Draw styles: ``often`` for a third of the images, any style for the others."""
     style = integers(generator, n, 0, len(_STYLES))
     return torch.where(chance(generator, n, 0.35), often, style)
 
 
 def _index(triples: Sequence[Triple]) -> Tensor:
-    """(n, 3) indices of colour, fill and shape."""
+    """Return (n, 3) indices of colour, fill and shape."""
     return torch.tensor(
         [(_COLOURS.index(t.colour), _FILLS.index(t.fill), _SHAPES.index(t.shape)) for t in triples]
     )
@@ -112,7 +111,7 @@ _TRAINED = _index(
 
 
 def sample_shapes(generator: torch.Generator, n: int) -> Scenes:
-    """``n`` scenes of shapes in any colour and fill, never one of the benchmark's triples."""
+    """Draw ``n`` scenes of shapes in any colour and fill, but no benchmark triple."""
     colour, fill, shape = _TRAINED[integers(generator, n, 0, len(_TRAINED))].unbind(1)
     return Scenes(
         digit=torch.full((n,), -1),
@@ -126,7 +125,7 @@ def sample_shapes(generator: torch.Generator, n: int) -> Scenes:
 
 
 def sample_digits(generator: torch.Generator, n: int) -> Scenes:
-    """``n`` scenes of digits; a good part of them white on black or coarse, as scans are."""
+    """Draw ``n`` scenes of digits, many of them white on black or coarse, like scans."""
     colour = integers(generator, n, 0, len(_COLOURS))
     background = _another_colour(generator, colour)
     scan = chance(generator, n, 0.4)
@@ -144,11 +143,11 @@ def sample_digits(generator: torch.Generator, n: int) -> Scenes:
 def benchmark_scenes(
     generator: torch.Generator, per_class: int, large: float
 ) -> tuple[Scenes, Tensor]:
-    """Clean scenes of the 48 held-out triples, class by class.
+    """Draw clean scenes of the 48 held-out triples, class by class.
 
     Args:
-        generator: draws backgrounds and sizes.
-        per_class: pictures of every class.
+        generator: the source of backgrounds and sizes.
+        per_class: the number of images of every class.
         large: the share of large shapes, 0 to 1.
 
     Returns:

@@ -1,8 +1,8 @@
 """Signed distance functions of the shapes.
 
-Each takes coordinates ``u`` (right) and ``v`` (down), float tensors of one shape, in which the
-shape about fills [-1, 1], and returns the distance to its edge, negative inside. The distances
-are exact or a close lower bound, which is all that soft edges and outlines need.
+Each function takes coordinates ``u`` (right) and ``v`` (down), float tensors of the same size, in
+which the shape roughly fills [-1, 1]. It returns the distance to the shape's edge, negative inside.
+The distances are exact or close lower bounds, enough for soft edges and outlines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .vocabulary import SHAPES
 
 
 def _length(x: Tensor, y: Tensor) -> Tensor:
-    return torch.sqrt(x * x + y * y + 1e-9)  # never 0: cheap protection of later divisions
+    return torch.sqrt(x * x + y * y + 1e-9)  # never 0, as a division may follow
 
 
 def _box(u: Tensor, v: Tensor, half_width: float, half_height: float) -> Tensor:
@@ -25,20 +25,20 @@ def _box(u: Tensor, v: Tensor, half_width: float, half_height: float) -> Tensor:
 
 
 def _sector(u: Tensor, v: Tensor, n: int) -> Tensor:
-    """Angle from the nearest of n equally spaced spokes, the first of which points up."""
+    """Return the angle from the nearest of n equally spaced spokes; the first one points up."""
     half = math.pi / n
     return torch.remainder(torch.atan2(u, -v) + half, 2 * half) - half
 
 
 def _polygon(u: Tensor, v: Tensor, n: int, radius: float) -> Tensor:
-    """A regular polygon with a flat top and its corners at ``radius``."""
+    """Return the distance to a regular polygon with a flat top and corners at ``radius``."""
     return _length(u, v) * torch.cos(_sector(u, v, n)) - radius * math.cos(math.pi / n)
 
 
 def _star(u: Tensor, v: Tensor) -> Tensor:
     angle, radius = _sector(u, v, 5).abs(), _length(u, v)
     x, y = radius * torch.cos(angle), radius * torch.sin(angle)
-    # One edge, from the tip (1, 0) to the notch; all others are its mirror images.
+    # One edge, from the tip (1, 0) to the notch; all other edges are mirror images.
     notch_x, notch_y = 0.42 * math.cos(math.pi / 5), 0.42 * math.sin(math.pi / 5)
     normal_x, normal_y = notch_y, 1 - notch_x
     return ((x - 1) * normal_x + y * normal_y) / math.hypot(normal_x, normal_y)
@@ -76,17 +76,17 @@ _DISTANCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
-    """Distance of each point to the edge of ``shape``, negative inside.
+    """Return the distance of each point to the edge of ``shape``, negative inside.
 
     Args:
-        shape: a name of ``vocabulary.SHAPES``.
-        u, v: float tensors of one common shape: right and down, the shape about fills [-1, 1].
+        shape: a name in ``vocabulary.SHAPES``.
+        u, v: float coordinates of the same size, right and down; the shape roughly fills [-1, 1].
 
     Returns:
-        A float tensor of that shape.
+        A float tensor of the same size.
 
     Raises:
-        KeyError: there is no such shape.
+        KeyError: an unknown shape.
 
     >>> middle = torch.zeros(1)
     >>> bool(signed_distance("circle", middle, middle) < 0)
@@ -98,10 +98,10 @@ def signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
 
 
 def shape_distances(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """``signed_distance`` for pictures of different shapes at once.
+    """Return ``signed_distance`` for images of different shapes.
 
     Args:
-        shape: (n,) integer indices into ``vocabulary.SHAPES``.
+        shape: (n,) integer indices in ``vocabulary.SHAPES``.
         u, v: (n, height, width) float coordinates.
 
     Returns:

@@ -1,8 +1,8 @@
-"""The words of the procedural world: what there is to draw, and what it may be called.
+"""The vocabulary of the synthetic images: things to draw, with their names and synonyms.
 
-The first word for a thing is its name, as class names and prompts use it; the others are
-synonyms that captions draw from. Everything else in this package indexes these tables by
-position, so their order is part of the data sets: append, never reorder.
+The first word for a thing is its name in class names and prompts; captions also use the other
+words. All other modules here index these tables by position, so the order is part of the data
+sets: append, never reorder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class Colour(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """How a shape is filled in: adjectives ("striped"), and phrases to follow "with"."""
+    """The fill of a shape: adjectives ("striped"), and phrases that follow "with"."""
 
     adjectives: tuple[str, ...]
     phrases: tuple[str, ...]
 
 
 class Triple(NamedTuple):
-    """A class of the shapes data set; ``str()`` gives the class name.
+    """A class of the shapes data set; ``str()`` returns the class name.
 
     >>> str(Triple("red", "striped", "circle"))
     'red striped circle'
@@ -86,14 +86,14 @@ STYLES: dict[str, tuple[str, ...]] = {
     "dark": ("dark", "dim"),
     "pixelated": ("pixelated", "low resolution"),
 }
-"""How a picture came out: words to put before "photo"; the empty word says nothing."""
+"""Camera styles, and the words before "photo" in captions; "" adds no word."""
 
 DIGITS: tuple[str, ...] = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 )  # fmt: skip
 
-# Four triples of every colour, drawn once by lot. They are kept out of pre-training, so a model
-# that names them has put colour, fill and shape together by itself.
+# Four triples of every colour, chosen once at random. Pre-training never shows them, so a model
+# that recognises them has combined colour, fill and shape itself.
 _HELD_OUT: dict[str, tuple[str, ...]] = {
     "black": ("checkered semicircle", "dotted heart", "dotted oval", "striped crescent"),
     "blue": ("checkered heart", "hollow arrow", "striped cross", "striped star"),
@@ -112,4 +112,4 @@ _HELD_OUT: dict[str, tuple[str, ...]] = {
 BENCHMARK: tuple[Triple, ...] = tuple(
     Triple(colour, *name.split()) for colour, names in _HELD_OUT.items() for name in names
 )
-"""The 48 classes of the shapes data set in label order; base classes are the first 24."""
+"""The 48 classes of the shapes data set, in label order; the first 24 are the base classes."""

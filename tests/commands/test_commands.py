@@ -1,4 +1,4 @@
-"""``python -m anchoropt_plugin``: run, check and predict, on look-alikes of public repositories."""
+"""``python -m anchoropt_plugin``: run, check and predict, on imitations of public repositories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import train
 from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.commands import all_commands
-from anchoropt_plugin.commands.check.random_clip import random_weights, standing_in, write_archive
+from anchoropt_plugin.commands.check.random_clip import random_clip, random_weights, write_archive
 from anchoropt_plugin.commands.check.small_trainer import CLASSES
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
@@ -235,7 +235,7 @@ def write(folder, name, text):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """Its trainers: one as usual, and others that differ from it in one point each."""
+    """A repository with a usual trainer, and others that each differ from it in one point."""
     folder = tmp_path_factory.mktemp("repository")
     usual = {"name": "Usual", "learner": "prompt_learner", "loss": CROSS_ENTROPY, "width": None}
     others = {
@@ -262,7 +262,7 @@ def repository(tmp_path_factory):
 
 
 def process(folder, *words, **environment):
-    """``python -m anchoropt_plugin`` in a folder, as its own process."""
+    """Run ``python -m anchoropt_plugin`` in a folder, in a process of its own."""
     path = Path(anchoropt_plugin.__file__).parents[1]
     # The package alone is installed there, not this repository's trainers and data sets.
     installed = folder / ".installed"
@@ -295,7 +295,7 @@ class Result(NamedTuple):
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    """The same within this process, which takes a second; modules and registries are put back."""
+    """Run a command within this process, which is faster; restore modules and registries."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for registry in (TRAINER_REGISTRY, DATASET_REGISTRY):
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
@@ -323,7 +323,7 @@ OWN_MODULES = ("train", "trainers", "data", "mine")
 
 
 def one_line(result):
-    """The line that a failed command answers with."""
+    """Return the line that a failed command prints."""
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     return result.stderr.removeprefix("error: ").strip()
 
@@ -336,6 +336,9 @@ def test_every_module_of_the_folder_is_a_command(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for name, module in all_commands().items():
         assert name in shown and " ".join(module.HELP.split()) in shown
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert f"    python -m anchoropt_plugin {name} " in capsys.readouterr().out, "an example"
 
 
 @pytest.mark.parametrize(
@@ -345,7 +348,7 @@ def test_every_module_of_the_folder_is_a_command(capsys):
         (["predcit"], "'predcit'"),
         (["predict", "--model-dri", "x", "a.jpg"], "--model-dir"),
         (["run", "no/train.py"], "there is no script no/train.py"),
-        (["check", "trainers.coop"], "no module:Trainer"),
+        (["check", "trainers.coop"], "not of the form module:Trainer"),
         (["check", "no_such_module:CoOp"], "there is no module 'no_such_module'"),
     ],
 )
@@ -396,13 +399,13 @@ def test_unknown_trainers_name_what_there_is(command, repository):
 
 
 @pytest.mark.parametrize("fail", ["", "wrap"])
-def test_the_plug_in_s_errors_are_one_line_even_if_the_script_wraps_them(command, repository, fail):
+def test_errors_of_the_plug_in_are_one_line_even_if_wrapped(command, repository, fail):
     words = ["--trainer", "Usual_AnchorOPT", "--fail", fail, "TRAINER.ANCHOROPT.KD_WEIGHT", "-1.0"]
     line = one_line(command(repository, "run", "train.py", *words))
     assert line == "TRAINER.ANCHOROPT: KD_WEIGHT must not be negative"
 
 
-def test_what_the_script_raises_and_exits_with_is_its_own(repository):
+def test_exceptions_and_exit_statuses_of_the_script_stay(repository):
     assert process(repository, "run", "train.py", "--fail", "exit").returncode == 7
     result = process(repository, "run", "train.py", "--fail", "raise")
     assert result.returncode == 1
@@ -410,7 +413,7 @@ def test_what_the_script_raises_and_exits_with_is_its_own(repository):
     assert "runpy" not in result.stderr and "anchoropt_plugin" not in result.stderr
 
 
-def test_trainers_are_made_on_demand_and_only_meanwhile():
+def test_trainers_are_made_on_demand_while_the_block_runs():
     from anchoropt_plugin.training.trainer_registry import two_stages_on_demand
     from dassl.engine import TrainerX
 
@@ -438,7 +441,7 @@ def test_trainers_are_made_on_demand_and_only_meanwhile():
     ("trainer", "learner"),
     [("usual:Usual", "prompt_learner"), ("hard:Hard", "prompt_learner")],
 )
-def test_check_tells_what_it_found(command, repository, trainer, learner):
+def test_the_report_of_check(command, repository, trainer, learner):
     result = command(repository, "check", f"trainers.{trainer}")
     assert result.returncode == 0, result.stderr
     text = " ".join(result.stdout.split())
@@ -457,8 +460,8 @@ def test_check_tells_what_it_found(command, repository, trainer, learner):
         f"{learner}.ctx (4, 512)",
         f"{learner}.anchoropt.logits (5, 5)",
         # The look-alike leaves loading to Dassl, which knows of no other classes.
-        "checkpoints load into the same classes only, as without AnchorOPT (for others, load_model",
-        "in place of TextEncoder, relative error",
+        "checkpoints load for the same classes only, as without AnchorOPT (for others, load_model",
+        "replaces TextEncoder, relative error",
         f"616 → {computed} tokens",
     ):
         assert found in text, text
@@ -470,9 +473,9 @@ def test_check_finds_learners_of_another_name(command, repository):
     assert "model.my_prompts (Learner)" in result.stdout, result.stderr
 
 
-def test_check_has_as_many_text_blocks_as_hosts_count_on(command, repository):
+def test_check_has_all_text_blocks_that_hosts_expect(command, repository):
     result = command(repository, "check", "trainers.deep:Deep")
-    wanted = "before text blocks 8 of the 12 here, from its own parameters, such as deep"
+    wanted = "before text blocks 8 of 12, from its own parameters, such as deep"
     assert wanted in " ".join(result.stdout.split()), result.stderr
 
 
@@ -482,15 +485,15 @@ def test_check_takes_keys_and_trainers_without_a_train_py(command, repository, t
     result = command(tmp_path, "check", "mine:Usual", "TRAINER.MY.N_CTX", 3, *precision)
     assert "3 soft tokens of width 512" in result.stdout, result.stderr
     line = one_line(command(tmp_path, "check", "mine:Usual"))
-    assert "still without AnchorOPT" in line and "MY" in line and "KEY VALUE" in line
+    assert "even without AnchorOPT" in line and "MY" in line and "KEY VALUE" in line
 
 
-def test_flags_behind_the_trainer_are_told(command, repository):
+def test_flags_after_the_trainer_are_refused(command, repository):
     line = one_line(command(repository, "check", "trainers.usual:Usual", "--config-file", "x.yaml"))
-    assert line == "--config-file stands among KEY VALUE pairs: give flags first"
+    assert line == "--config-file comes after KEY VALUE pairs: give flags first"
 
 
-def test_a_train_py_that_cannot_be_asked_for_its_keys_is_one_line(command, repository, tmp_path):
+def test_a_train_py_whose_keys_cannot_be_read_is_one_line(command, repository, tmp_path):
     usual = (repository / "trainers/usual.py").read_text()
     write(tmp_path, "mine.py", usual)
     write(tmp_path, "train.py", "def extend_cfg(cfg):\n    cfg.SHOTS = args.shots\n")
@@ -501,7 +504,7 @@ def test_a_train_py_that_cannot_be_asked_for_its_keys_is_one_line(command, repos
     assert line.startswith("importing train fails: ") and line.count("fails") == 1
 
 
-def test_a_host_that_cannot_load_is_held_to_no_more(command, repository, tmp_path):
+def test_loading_is_not_required_of_a_host_that_cannot_load(command, repository, tmp_path):
     loading = """
         def load_model(self, directory, epoch=None):
             raise LookupError("only with a key of mine")
@@ -517,7 +520,7 @@ def test_a_host_that_cannot_load_is_held_to_no_more(command, repository, tmp_pat
 
 
 def test_a_clip_that_imports_dassl_is_found_first(tmp_path):
-    """As forks of CLIP do that take a module from a trainer."""
+    """Some forks of CLIP import a module of a trainer."""
     installed = str(Path(clip.__file__).parent)
     text = f"import dassl.engine\n__path__.append({installed!r})\nfrom clip.clip import *\n"
     write(tmp_path, "clip/__init__.py", text)
@@ -542,19 +545,19 @@ def test_clean_cfg_keeps_the_keys_of_the_host(repository, tmp_path):
 @pytest.mark.parametrize(
     ("trainer", "wanted"),
     [
-        ("visual:Visual", ["Visual learns no context of texts", "token_prefix", "as CoOp's"]),
+        ("visual:Visual", ["Visual has no prompt learner", "token_prefix", "like CoOp's"]),
         ("odd:Odd", ["Odd computes no F.cross_entropy", "its 8 classes", "(output, label)"]),
-        ("broken:Broken", ["Broken fails, still without AnchorOPT", "trainers/broken.py:"]),
+        ("broken:Broken", ["Broken fails even without AnchorOPT", "trainers/broken.py:"]),
         ("unimportable:X", ["importing trainers.unimportable fails", "a_module_that_is_nowhere"]),
         ("usual:Usaul", ["no trainer 'Usaul' (did you mean 'Usual'?)", "it registers Usual"]),
     ],
 )
-def test_check_says_in_a_line_what_is_missing(command, repository, trainer, wanted):
+def test_check_names_the_missing_part_in_one_line(command, repository, trainer, wanted):
     line = one_line(command(repository, "check", f"trainers.{trainer}"))
     assert all(words in line for words in wanted), line
 
 
-def test_the_random_clip_reads_as_openai_s_files_do(tmp_path):
+def test_the_random_clip_has_the_format_of_openai(tmp_path):
     from anchoropt_plugin.encoders.clip_models import load_clip
 
     path, weights = tmp_path / "random.pt", random_weights()
@@ -566,13 +569,13 @@ def test_the_random_clip_reads_as_openai_s_files_do(tmp_path):
     assert all(torch.equal(state[name], weights[name].half().float()) for name in weights)
 
 
-def test_nothing_is_downloaded_while_the_random_clip_stands_in():
+def test_clip_modules_load_the_random_clip_and_download_nothing():
     import urllib.request
 
     import clip
 
     own = clip.clip._download
-    with standing_in():
+    with random_clip():
         assert clip.clip._download("https://nowhere/RN50.pt").endswith("random.pt")
         with pytest.raises(UserError, match="https://nowhere"):
             urllib.request.urlopen("https://nowhere")
@@ -603,7 +606,7 @@ def runs(tmp_path_factory):
 
 
 def evaluated(runs, trainer, classes):
-    """Paths of the test pictures, the trainer's logits of them, and the class names."""
+    """Return the paths of the test images, their logits by the trainer, and the class names."""
     flags = ["--eval-only", "--model-dir", str(runs / trainer), "--load-epoch", "2"]
     words = train_words(runs / "data", runs / "eval", trainer, *flags, classes=classes)
     built = train.build_trainer(train.setup_cfg(train.build_parser().parse_args(words)))
@@ -650,25 +653,25 @@ def test_the_arguments_of_the_decorator_are_those_of_the_run(trained, command, r
     assert "trainer 'Usual_AnchorOPT' is not registered" in line
 
 
-def test_pictures_and_folders(runs, tmp_path, capsys, caplog):
+def test_images_and_folders(runs, tmp_path, capsys, caplog):
     caplog.set_level("WARNING", logger="anchoropt_plugin")
     paths = evaluated(runs, "CoOp", "base")[0]
-    inside = tmp_path / "pictures" / "more"
+    inside = tmp_path / "images" / "more"
     inside.mkdir(parents=True)
     for number, path in enumerate(paths[:3]):
         (inside / f"{number}.png").write_bytes(Path(path).read_bytes())
     (inside / "cut.png").write_bytes(Path(paths[0]).read_bytes()[:60])
-    (inside / "note.txt").write_text("no picture")
+    (inside / "note.txt").write_text("no image")
     (inside / ".hidden").write_text("")
     capsys.readouterr()
     words = ["predict", "--model-dir", str(runs / "CoOp"), "--top", "2"]
-    assert main([*words, str(tmp_path / "pictures"), "--classes", "cat", "red dog", "bus"]) == 0
+    assert main([*words, str(tmp_path / "images"), "--classes", "cat", "red dog", "bus"]) == 0
     out, errors = capsys.readouterr()
     lines = out.splitlines()
     assert lines[::3] == [str(inside / f"{number}.png") for number in range(3)]
     for line in lines[1::3] + lines[2::3]:
         assert re.fullmatch(r" +\d+\.\d %  (cat|red dog|bus)", line)
-    assert f"skipped: cannot read the picture {inside}/cut.png" in errors
+    assert f"skipped: cannot read the image {inside}/cut.png" in errors
     assert "skipped 2 file(s)" in errors and "note.txt" in errors and ".hidden" not in errors
 
     names = tmp_path / "names.txt"
@@ -680,9 +683,9 @@ def test_pictures_and_folders(runs, tmp_path, capsys, caplog):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["cut.png"], "cannot read the picture cut.png"),
-        (["none.png"], "there is no picture none.png"),
-        (["empty"], "there is no picture in the folder empty"),
+        (["cut.png"], "cannot read the image cut.png"),
+        (["none.png"], "there is no image none.png"),
+        (["empty"], "there is no image in the folder empty"),
         (["cut.png", "--top", "0"], "--top is 0"),
         (["cut.png", "--load-epoch", "7"], "model.pth.tar-2"),
         (["cut.png", "--model-dir", "empty"], "empty has no config.yaml"),
@@ -690,9 +693,9 @@ def test_pictures_and_folders(runs, tmp_path, capsys, caplog):
         (["cut.png", "--import", "no_such"], "there is no module 'no_such'"),
     ],
 )
-def test_what_cannot_be_predicted_is_one_line(runs, tmp_path, monkeypatch, capsys, words, message):
+def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    Path("cut.png").write_bytes(b"no picture")
+    Path("cut.png").write_bytes(b"no image")
     Path("empty").mkdir()
     assert main(["predict", "--import", "trainers", "--model-dir", str(runs / "CoOp"), *words]) == 2
     error = capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""``python -m anchoropt_plugin describe`` against a server of this machine that behaves badly."""
+"""``python -m anchoropt_plugin describe`` against a misbehaving local server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers after ``script``: what each request for a class gets, in turn, then good answers."""
+    """A server with a ``script``: the answers for each class, in turn, then good answers."""
 
     daemon_threads = True
 
@@ -39,7 +39,7 @@ class Server(ThreadingHTTPServer):
         self.over = threading.Event()
 
     def handle_error(self, *_):
-        """A client that went away is meant."""
+        """Ignore clients that disconnect: the tests make them."""
 
     @property
     def url(self):
@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
         except OSError:
-            self.close_connection = True  # nobody waits any more
+            self.close_connection = True  # the client has disconnected
 
     def log_message(self, *_):
         pass
@@ -117,28 +117,28 @@ def describe(server, out, *words):
     return __main__.main(words_for(server, out, *words))
 
 
-def test_what_is_written_is_what_stage_one_reads(server, tmp_path, capsys):
+def test_stage_one_reads_the_file(server, tmp_path, capsys):
     out = tmp_path / "d.json"
     assert describe(server, out, "red_fox", "badger") == 0
     (fox, _) = descriptions.read(out, ["Red Fox", "badger"], limit=10)
     assert fox == [f"A photo of a red fox, seen {n} times." for n in (1, 2, 3)]
     assert server.keys == {"Bearer a key"} and sorted(server.asked) == ["badger", "red fox"]
-    assert "2 classes described, 0 were before" in capsys.readouterr().out
+    assert "2 classes described, 0 already there" in capsys.readouterr().out
 
 
 def test_classes_that_are_done_are_not_asked_for_again(server, tmp_path, capsys):
     out = tmp_path / "d.json"
-    kept = {"Badger": ["A b.", "A c.", "A d."], "owl": ["Too few."], "other": ["Stays."]}
-    out.write_text(json.dumps(kept))
+    existing = {"Badger": ["A b.", "A c.", "A d."], "owl": ["Too few."], "other": ["Stays."]}
+    out.write_text(json.dumps(existing))
     assert describe(server, out, "badger", "owl", "Owl") == 0
     assert server.asked == ["owl"]
     there = json.loads(out.read_text())
-    assert there["Badger"] == kept["Badger"] and there["other"] == kept["other"]
+    assert there["Badger"] == existing["Badger"] and there["other"] == existing["other"]
     assert len(there["owl"]) == 3 and len(there) == 3
-    assert "1 classes described, 2 were before" in capsys.readouterr().out
+    assert "1 classes described, 2 already there" in capsys.readouterr().out
 
 
-def test_errors_that_pass_are_tried_again(server, tmp_path):
+def test_temporary_errors_are_retried(server, tmp_path):
     few = saying("One sentence alone.")
     server.script = {"fox": [429, 500, 503, 200], "owl": [few, {"choices": []}], "bat": [429] * 5}
     assert describe(server, tmp_path / "d.json", "fox", "owl", "bat") == 0
@@ -170,7 +170,7 @@ def test_classes_that_fail_are_listed_and_the_rest_is_written(server, tmp_path, 
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
-def test_what_will_not_pass_ends_it_in_one_line(server, tmp_path, capsys, status):
+def test_a_permanent_error_ends_the_command_in_one_line(server, tmp_path, capsys, status):
     server.script = {"fox": [status]}
     assert describe(server, tmp_path / "d.json", "fox", "owl", "bat", "--jobs", "1") == 2
     assert server.asked == ["fox"]
@@ -187,7 +187,7 @@ def test_an_endpoint_that_is_not_there(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_requests_at_a_time(server, tmp_path):
+def test_simultaneous_requests(server, tmp_path):
     server.pause = 0.1
     names = [f"bird {n}" for n in range(8)]
     assert describe(server, tmp_path / "d.json", *names, "--jobs", "3") == 0
@@ -239,17 +239,17 @@ def test_class_names_of_a_file_and_of_a_data_set(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "give class names, or --classes-file, or --dataset-config-file"),
-        (["fox", "--classes-file", "x"], "one of them"),
-        (["fox", "--per-class", "0"], "--per-class is 0: 1 or more"),
+        ([], "give exactly one of: class names, --classes-file, --dataset"),
+        (["fox", "--classes-file", "x"], "give exactly one of"),
+        (["fox", "--per-class", "0"], "--per-class is 0, but must be 1 or more"),
         (["fox", "--timeout", "0"], "--timeout is 0.0"),
         (["fox", "--template", "Tell me."], "{name} is missing"),
         (["fox", "--template", "{name} {colour}"], "not 'colour'"),
-        (["fox", "--output", "nowhere/d.json"], "the folder nowhere is not there"),
+        (["fox", "--output", "nowhere/d.json"], "the folder nowhere is missing"),
         (["--classes-file", "nowhere.txt"], "cannot open nowhere.txt"),
     ],
 )
-def test_arguments_that_cannot_be(server, tmp_path, capsys, words, says):
+def test_invalid_arguments(server, tmp_path, capsys, words, says):
     assert describe(server, tmp_path / "d.json", *words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line and not server.asked
@@ -272,7 +272,7 @@ def test_without_openai_or_its_key(tmp_path, monkeypatch, capsys):
     assert "pip install 'anchoropt-plugin[describe]'" in capsys.readouterr().err
 
 
-def test_what_models_put_around_sentences():
+def test_marks_around_sentences_are_removed():
     answer = "Here are three:\n- “An owl sits.”\n2) An owl flies.\n\n* **An owl sleeps.**\n"
     assert sentences_in(answer, 3) == ["An owl sits.", "An owl flies.", "An owl sleeps."]
     assert sentences_in(answer, 2) == ["An owl sits.", "An owl flies."]

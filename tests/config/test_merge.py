@@ -1,4 +1,4 @@
-"""Merging into the configuration: types that are taken, and errors that help."""
+"""Merge into the configuration: accepted types, and errors that help."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_another_config(cfg):
         cfg.merge_from_other_cfg(CfgNode({"OPTIMS": {}}))
 
 
-def test_what_is_nested_too_deeply_is_a_text(cfg):
+def test_a_literal_nested_too_deeply_stays_a_string(cfg):
     cfg.merge_from_list(["DATASET.NAME", "(" * 5000])
     assert cfg.DATASET.NAME == "(" * 5000
 
@@ -157,16 +157,16 @@ def test_the_defaults_are_sound(cfg):
         "TEST.SPLIT": ["train"],
     }.items(),
 )
-def test_values_that_cannot_be(cfg, key, values):
+def test_invalid_values(cfg, key, values):
     *path, name = key.split(".")
     node = functools.reduce(getattr, path, cfg)
     for value in values:
         node[name] = value
-        with pytest.raises(UserError, match=rf"^{re.escape(key)} is .*, it must be .+$"):
+        with pytest.raises(UserError, match=rf"^{re.escape(key)} is .*, but must be .+$"):
             check_values(cfg)
 
 
-def test_all_faults_are_told_at_once(cfg):
+def test_all_faults_are_in_one_message(cfg):
     cfg.OPTIM.LR, cfg.TRAIN.PRINT_FREQ, cfg.TRAINER.MINE = -1.0, 0, CfgNode({"W": math.nan})
     with pytest.raises(UserError, match=r"OPTIM\.LR.*TRAIN\.PRINT_FREQ.*TRAINER\.MINE\.W is nan"):
         check_values(cfg)
@@ -181,7 +181,7 @@ def trained(cfg, tmp_path):
     return tmp_path
 
 
-def test_a_run_that_goes_on_may_change_what_does_not_train(cfg, trained):
+def test_a_resumed_run_may_change_keys_that_training_ignores(cfg, trained):
     check_same_run(cfg, trained)
     pairs = ["OUTPUT_DIR", "b", "DATASET.ROOT", "c", "DATALOADER.NUM_WORKERS", "0", "USE_CUDA",
              "False", "TRAIN.PRINT_FREQ", "1", "TEST.FINAL_MODEL", "best_val"]  # fmt: skip
@@ -194,8 +194,8 @@ def test_another_run_is_refused(cfg, trained):
     with pytest.raises(UserError) as caught:
         check_same_run(cfg, trained)
     assert str(caught.value) == (
-        f"{trained} holds another run: INPUT.SIZE is [224, 224] there, [8, 8] here; "
-        "OPTIM.LR is 0.0003 there, 1.0 here; OPTIM.MAX_EPOCH is 10 there, 99 here; and 1 more: "
+        f"{trained} holds a run with other settings: INPUT.SIZE was [224, 224], now [8, 8]; "
+        "OPTIM.LR was 0.0003, now 1.0; OPTIM.MAX_EPOCH was 10, now 99; and 1 more: "
         "give another --output-dir"
     )
     (trained / "learner" / "checkpoint").unlink()
@@ -203,8 +203,8 @@ def test_another_run_is_refused(cfg, trained):
 
 
 def test_a_folder_of_another_repository_has_no_record(cfg, trained):
-    (trained / "config.yaml").write_text("SEED: 5\nMODEL: {DEPTH: 3}\n")  # of some other tool
-    with pytest.raises(UserError, match="SEED is 5 there, -1 here: give"):
+    (trained / "config.yaml").write_text("SEED: 5\nMODEL: {DEPTH: 3}\n")  # another tool's
+    with pytest.raises(UserError, match="SEED was 5, now -1: give"):
         check_same_run(cfg, trained)
     (trained / "config.yaml").unlink()
     check_same_run(cfg, trained)

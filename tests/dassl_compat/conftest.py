@@ -1,4 +1,4 @@
-"""A data set of small pictures and a linear trainer, for the runtime's tests."""
+"""A data set of small images and a linear trainer, for the tests of the runtime."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PER_CLASS = {"train": 6, "val": 2, "test": 4}
 
 
 @DATASET_REGISTRY.register(force=True)
-class GreyPictures(DatasetBase):
-    """Noisy pictures in three shades of grey, under ``DATASET.ROOT/<part>/<class>``."""
+class GreyImages(DatasetBase):
+    """Noisy images in three shades of grey, under ``DATASET.ROOT/<part>/<class>``."""
 
     def __init__(self, cfg):
         parts = {
@@ -39,7 +39,7 @@ class GreyPictures(DatasetBase):
 
 @TRAINER_REGISTRY.register(force=True)
 class LinearProbe(TrainerX):
-    """Logistic regression on pixels; dropout and ``random`` stand for a host's own chance."""
+    """Logistic regression on pixels; dropout and ``random`` imitate a host's random numbers."""
 
     def build_model(self):
         self.model = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(3 * 8 * 8, 3))
@@ -60,8 +60,8 @@ class LinearProbe(TrainerX):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """The folder in which the pictures of GreyPictures are."""
+def images(tmp_path_factory):
+    """The image folder of GreyImages."""
     root = tmp_path_factory.mktemp("grey")
     rng = np.random.default_rng(0)
     for part, count in PER_CLASS.items():
@@ -75,13 +75,13 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def cfg(pictures, tmp_path):
-    """A configuration of LinearProbe on GreyPictures: 4 epochs of 4 batches on the CPU."""
+def cfg(images, tmp_path):
+    """A configuration of LinearProbe on GreyImages: 4 epochs of 4 batches on the CPU."""
     cfg = get_cfg_default()
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     cfg.SEED = 3
     cfg.USE_CUDA = False
-    cfg.DATASET.NAME, cfg.DATASET.ROOT = "GreyPictures", str(pictures)
+    cfg.DATASET.NAME, cfg.DATASET.ROOT = "GreyImages", str(images)
     cfg.TRAINER.NAME = "LinearProbe"
     cfg.INPUT.SIZE = (8, 8)
     cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")

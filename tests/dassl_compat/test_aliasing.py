@@ -1,4 +1,4 @@
-"""`import dassl`: the dassl_compat under that name, or an installed Dassl, repaired."""
+"""`import dassl`: dassl_compat under that name, or an installed Dassl, repaired."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def test_installing_again_changes_nothing():
 def test_a_folder_of_that_name_is_not_an_installed_dassl(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "dassl").mkdir()
-    assert not dassl_compat._is_installed()
+    assert not dassl_compat.is_installed()
     (tmp_path / "dassl" / "__init__.py").touch()
     importlib.invalidate_caches()
-    assert dassl_compat._is_installed()
+    assert dassl_compat.is_installed()
 
 
-def test_a_module_that_dassl_has_and_the_runtime_has_not():
+def test_a_module_of_dassl_that_the_runtime_lacks():
     with pytest.raises(ModuleNotFoundError, match=r"dassl\.modeling"):
         importlib.import_module("dassl.modeling")
 
 
-# Broken in the two ways in which Dassl is on today's torch, and no further.
+# An imitation of Dassl with nothing but the two parts that today's torch breaks.
 LOOK_ALIKE = {
     "dassl/__init__.py": "",
     "dassl/config/__init__.py": """

@@ -84,7 +84,7 @@ def test_confusion_matrix(cfg, batches, tmp_path):
 
 
 def test_nothing_to_evaluate(cfg):
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         build_evaluator(cfg).evaluate()
     cfg.TEST.EVALUATOR = "classification"
     with pytest.raises(UserError, match=r"did you mean 'Classification'"):

@@ -1,4 +1,4 @@
-"""Data sets and loaders: batches, few-shot draws, determinism, and what goes wrong."""
+"""Data sets and loaders: batches, few-shot draws, determinism and errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import torchvision.transforms as T
 from PIL import Image
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.dassl_compat.data import data_manager
-from anchoropt_plugin.dassl_compat.data import images as pictures_module
+from anchoropt_plugin.dassl_compat.data import data_manager, image_cache
 from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.utils import set_random_seed
@@ -51,7 +50,7 @@ def test_few_shots_are_drawn_with_the_global_random(capsys):
     random.seed(7)
     by_hand = [random.sample([item for item in train if item.label == y], 3) for y in (1, 0, 2)]
     assert drawn[0] == [item for group in by_hand for item in group]
-    assert drawn[1] == val, "a class with fewer keeps what it has"
+    assert drawn[1] == val, "a class with fewer images keeps all of them"
     assert capsys.readouterr().out == "Creating a 3-shot dataset\n"
     assert dataset.generate_fewshot_dataset(train, num_shots=-1) is train
     assert len(dataset.generate_fewshot_dataset(val, num_shots=4, repeat=True)) == 8
@@ -79,7 +78,7 @@ def test_only_the_test_order_is_fixed(cfg):
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(4, 4), (18, 1), (19, 1), (7, 2)])
-def test_the_rest_is_dropped_only_after_a_full_batch(cfg, batch_size, batches):
+def test_an_incomplete_batch_is_dropped_only_after_a_full_one(cfg, batch_size, batches):
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = batch_size
     loader = DataManager(cfg).train_loader_x
     sizes = [len(batch["label"]) for batch in loader]
@@ -102,7 +101,7 @@ def test_a_seed_fixes_order_and_augmentation(cfg, workers):
     assert not torch.equal(other, first)
 
 
-def test_several_transforms_views_and_the_plain_picture(cfg):
+def test_several_transforms_views_and_the_plain_image(cfg):
     cfg.DATALOADER.K_TRANSFORMS, cfg.DATALOADER.RETURN_IMG0 = 2, True
     source = build_dataset(cfg).train_x
     two = [T.Compose([T.RandomCrop(8), T.ToTensor()]), T.ToTensor()]
@@ -129,8 +128,8 @@ def test_custom_transforms_and_wrapper(cfg):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_a_broken_picture_is_named_in_one_line(cfg, pictures, tmp_path, workers, damage):
-    cfg.DATASET.ROOT = str(shutil.copytree(pictures, tmp_path / "data"))
+def test_a_broken_image_is_named_in_one_line(cfg, images, tmp_path, workers, damage):
+    cfg.DATASET.ROOT = str(shutil.copytree(images, tmp_path / "data"))
     cfg.DATALOADER.NUM_WORKERS = workers
     victim = Path(cfg.DATASET.ROOT, "test", "middle", "2.png")
     if damage == "remove":
@@ -143,7 +142,7 @@ def test_a_broken_picture_is_named_in_one_line(cfg, pictures, tmp_path, workers,
         list(DataManager(cfg).test_loader)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(("the picture", "cannot read the picture"))
+    assert message.startswith(("the image", "cannot read the image"))
     assert str(victim) in message
 
 
@@ -151,12 +150,12 @@ def test_unknown_names(cfg):
     cfg.DATALOADER.TEST.SAMPLER = "SequentialSample"
     with pytest.raises(UserError, match="did you mean 'SequentialSampler'"):
         DataManager(cfg)
-    cfg.DATASET.NAME = "GrayPictures"
-    with pytest.raises(UserError, match=r"DATASET\.NAME is .* \(did you mean 'GreyPictures'\?\)"):
+    cfg.DATASET.NAME = "GrayImages"
+    with pytest.raises(UserError, match=r"DATASET\.NAME is .* \(did you mean 'GreyImages'\?\)"):
         DataManager(cfg)
 
 
-def test_pictures_that_make_no_batch(cfg):
+def test_no_transform_makes_no_batch(cfg):
     cfg.INPUT.NO_TRANSFORM = True
     with pytest.raises(UserError, match=r"INPUT\.NO_TRANSFORM is True"):
         DataManager(cfg)
@@ -182,29 +181,29 @@ def test_ctrl_c_in_the_middle_of_making_workers_comes_after_it(cfg, monkeypatch)
     assert len(list(begun[0])) == 3, "the workers go on"
 
 
-def test_a_part_without_pictures(cfg, monkeypatch):
+def test_a_part_without_images(cfg, monkeypatch):
     class Untested(DatasetBase):
         def __init__(self, cfg):
             super().__init__(train_x=items({0: 1}), test=[])
 
     monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Untested", Untested)
     cfg.DATASET.NAME = "Untested"
-    with pytest.raises(UserError, match="Untested has no pictures in its part 'test'"):
+    with pytest.raises(UserError, match="Untested has no images in its part 'test'"):
         DataManager(cfg)
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The paths of the pictures that are decoded in this process, in order."""
+    """The paths of the images decoded in this process, in order."""
     paths = []
-    plain = pictures_module.read_image
-    for module in (pictures_module, data_manager):
+    plain = image_cache.read_image
+    for module in (image_cache, data_manager):
         monkeypatch.setattr(module, "read_image", lambda path: paths.append(path) or plain(path))
     return paths
 
 
 def epochs_of(cfg, count=4):
-    """The pictures of some epochs by index: {index: [img, ...]}."""
+    """Return the images of some epochs by index: {index: [img, ...]}."""
     set_random_seed(3)
     loader = DataManager(cfg).train_loader_x
     seen = {}
@@ -216,23 +215,23 @@ def epochs_of(cfg, count=4):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_pictures_are_decoded_once(cfg, decoded, workers):
+def test_training_images_are_decoded_once(cfg, decoded, workers):
     cfg.DATALOADER.NUM_WORKERS = workers
     epochs_of(cfg)
     assert len(decoded) == len(set(decoded)) == 18
 
 
 def test_what_does_not_fit_into_memory_is_decoded_again(cfg, decoded):
-    store = pictures_module.Pictures(budget=2 * 3 * 10 * 12)
+    cache = image_cache.ImageCache(budget=2 * 3 * 10 * 12)
     paths = [item.impath for item in build_dataset(cfg).train_x]
-    store.read_all(paths)
-    assert store.n_kept == 2 and len(decoded) == 3
-    assert np.array_equal(store.read(paths[0]), store.read(paths[0])) and len(decoded) == 3
-    store.read(paths[5]), store.read(paths[5])
-    assert store.n_kept == 2 and len(decoded) == 5
+    cache.read_all(paths)
+    assert len(cache) == 2 and len(decoded) == 3
+    assert np.array_equal(cache.read(paths[0]), cache.read(paths[0])) and len(decoded) == 3
+    cache.read(paths[5]), cache.read(paths[5])
+    assert len(cache) == 2 and len(decoded) == 5
 
 
-def test_kept_views_are_so_many_and_the_same_whoever_makes_them(cfg):
+def test_cached_views_have_the_given_number_and_depend_on_no_worker(cfg):
     cfg.DATALOADER.CACHE_VIEWS = 3
     alone = epochs_of(cfg, count=8)
     cfg.DATALOADER.NUM_WORKERS = 2
@@ -244,6 +243,6 @@ def test_kept_views_are_so_many_and_the_same_whoever_makes_them(cfg):
     assert len(views) == 18 and max(map(len, views)) == 3
 
 
-def test_without_kept_views_every_view_is_new(cfg):
+def test_without_cached_views_every_view_is_new(cfg):
     for images in epochs_of(cfg).values():
         assert len({tuple(image.flatten().tolist()) for image in images}) == len(images)

@@ -1,4 +1,4 @@
-"""Learning rates epoch by epoch, against the rule worked out by hand; optimisers by name."""
+"""Learning rates of each epoch, against numbers computed by hand; optimisers by name."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_learning_rate_of_each_epoch(options, expected):
 @pytest.mark.parametrize("done", [1, 2, 4])
 @pytest.mark.parametrize("pickled", [False, True], ids=["own", "published"])
 @pytest.mark.parametrize("number", [1, 2, 6])
-def test_a_saved_schedule_goes_on_where_it_was(tmp_path, number, pickled, done):
+def test_a_saved_schedule_resumes(tmp_path, number, pickled, done):
     options, expected = EXPECTED[number]
     optimizer, scheduler = build(**options)
     rates(optimizer, scheduler, done)
@@ -121,7 +121,7 @@ def test_staged_learning_rate():
         ({"NAME": "sdg"}, r"OPTIM\.NAME is 'sdg' \(did you mean 'sgd'\?\)"),
         ({"LR_SCHEDULER": "cosin"}, "did you mean 'cosine'"),
         ({"WARMUP_EPOCH": 1, "WARMUP_TYPE": "konstant"}, "did you mean 'constant'"),
-        ({"STEPSIZE": (1.5,)}, "give an int"),
+        ({"STEPSIZE": (1.5,)}, "must be an int"),
     ],
 )
 def test_errors(options, message):

@@ -1,4 +1,4 @@
-"""A whole run of a linear trainer: its log, its checkpoints, and going on where it stopped."""
+"""A whole run of a linear trainer: its log, its checkpoints, and resuming."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINE = re.compile(
 
 
 def trained(cfg, stop_after=None):
-    """Train as train.py does; with ``stop_after``, as a run that is killed after that epoch."""
+    """Train as train.py does; with ``stop_after``, like a run killed after that epoch."""
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
     if stop_after is None:
@@ -151,14 +151,14 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
     trained(cfg)
     path = Path(cfg.OUTPUT_DIR, "linear", "model.pth.tar-1")
     checkpoints.save({**load_checkpoint(path), "state_dict": {"w": torch.zeros(1)}}, path)
-    with pytest.raises(UserError, match=r"cannot go on from .*model\.pth\.tar-1: .*Missing key"):
+    with pytest.raises(UserError, match=r"cannot resume from .*model\.pth\.tar-1: .*Missing key"):
         trained(cfg)
     with pytest.raises(UserError, match="does not fit the model linear"):
         build_trainer(cfg).load_model(cfg.OUTPUT_DIR, epoch=1)
 
 
 class Hostile:
-    """Something that a pickle may hold, and that is read as nothing."""
+    """An object in a pickle that is read as a ``Foreign``."""
 
 
 def spoil(checkpoint, keys, value):
@@ -201,7 +201,7 @@ def test_a_spoilt_state_is_refused(cfg, keys, value):
     spoil(checkpoint, keys, value)
     torch.save(checkpoint, path)
     cfg.OPTIM.MAX_EPOCH = 2
-    with pytest.raises(UserError, match=r"^cannot go on from .*model\.pth\.tar-1: [^\n]+$"):
+    with pytest.raises(UserError, match=r"^cannot resume from .*model\.pth\.tar-1: [^\n]+$"):
         trained(cfg)
 
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
     assert resume_from_checkpoint(tmp_path, learner) == 3
     for other in (suffix.flip(0), torch.zeros(5, 4)):
         learner.token_suffix = other
-        with pytest.raises(UserError, match="token_suffix is that of other classes"):
+        with pytest.raises(UserError, match="token_suffix belongs to other classes"):
             resume_from_checkpoint(tmp_path, learner)
 
 
@@ -254,7 +254,7 @@ def test_best_val(cfg, capsys, monkeypatch):
     assert "Deploy the model with the best val performance" in out
     assert torch.equal(trainer.model[2].weight, best["state_dict"]["2.weight"])
 
-    # One that goes on does not take a worse epoch for the best.
+    # A resumed run does not take a worse epoch for the best one.
     again = build_trainer(cfg)
     again.before_train()
     assert (again.start_epoch, again.best_result) == (4, 80.0)

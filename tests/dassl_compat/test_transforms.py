@@ -59,7 +59,7 @@ def test_training_recipe_in_any_order_of_names(cfg, image, names):
     assert_same(cfg, image, names, by_hand)
 
 
-def test_without_a_crop_the_picture_is_resized(cfg, image):
+def test_without_a_crop_the_image_is_resized(cfg, image):
     by_hand = [T.Resize((24, 16), interpolation=BICUBIC), T.ToTensor()]
     assert_same(cfg, image, (), by_hand)
 

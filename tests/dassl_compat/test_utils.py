@@ -165,22 +165,22 @@ def test_json(tmp_path):
             read_json(path)
 
 
-def test_pictures(tmp_path):
+def test_images(tmp_path):
     path = tmp_path / "grey.png"
     Image.effect_noise((40, 40), 50).save(path)
     assert read_image(path).mode == "RGB"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"cannot read the picture .*grey\.png"):
+    with pytest.raises(UserError, match=r"cannot read the image .*grey\.png"):
         read_image(path)
-    path.write_text("not a picture")
-    with pytest.raises(UserError, match=r"cannot read the picture .*grey\.png"):
+    path.write_text("not a image")
+    with pytest.raises(UserError, match=r"cannot read the image .*grey\.png"):
         read_image(path)
     with pytest.raises(UserError, match=r"gone\.png is missing"):
         read_image(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
-def test_pictures_of_16_bits_keep_their_greys(tmp_path, name):
+def test_images_of_16_bits_keep_their_greys(tmp_path, name):
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / name)
     assert np.asarray(read_image(tmp_path / name))[0].tolist() == [
@@ -196,13 +196,13 @@ def test_pictures_of_16_bits_keep_their_greys(tmp_path, name):
         (np.full((2, 2), 0.5, dtype=np.float32), "float pixels"),
     ],
 )
-def test_pictures_without_a_known_white(tmp_path, values, message):
+def test_images_without_a_known_white(tmp_path, values, message):
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=message):
         read_image(tmp_path / "a.tif")
 
 
-def test_a_picture_too_large_to_decode(tmp_path, monkeypatch):
+def test_a_image_too_large_to_decode(tmp_path, monkeypatch):
     Image.new("L", (60, 60)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError, match="exceeds limit"):

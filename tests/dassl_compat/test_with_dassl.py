@@ -1,4 +1,4 @@
-"""On Dassl itself: a run trains, goes on, is tested, and is alone in its folder.
+"""On Dassl itself: a run trains, resumes, is tested, and locks its folder.
 
 Dassl is on no registry: `DASSL=<folder of its source> pytest tests/dassl_compat`, with what it
 imports (gdown, tabulate) installed.
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not DASSL, reason="DASSL does not name a folder 
 @pytest.fixture
 def start(tmp_path):
     """Start train.py in a process where `import dassl` finds Dassl's own."""
-    # Dassl imports it at once, for data sets that nobody asks for.
+    # Dassl imports wilds at once, for data sets that no test uses.
     (tmp_path / "wilds.py").write_text("def get_dataset(*args, **kwargs): ...\n")
     paths = [str(Path(DASSL).absolute()), str(tmp_path), str(ROOT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
@@ -62,7 +62,7 @@ def results(text):
     return re.findall(r"^\* .*", text, re.MULTILINE)
 
 
-def test_a_run_is_alone_in_its_folder(start, tmp_path):
+def test_a_run_locks_its_folder(start, tmp_path):
     keys = ["OPTIM.MAX_EPOCH", "1000"]
     first = start(*keys)
     checkpoint = tmp_path / "out/prompt_learner/checkpoint"
@@ -80,7 +80,7 @@ def test_a_run_is_alone_in_its_folder(start, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("log*")] == ["log.txt"]
 
 
-def test_a_run_goes_on_where_it_stopped(start, tmp_path):
+def test_a_finished_run_is_resumed(start, tmp_path):
     whole = start("OPTIM.MAX_EPOCH", "2")
     said, errors = whole.communicate(timeout=120)
     assert whole.returncode == 0, errors

@@ -1,8 +1,8 @@
-"""Writes each of the fifteen public data sets small, in its real layout and formats.
+"""Small versions of the fifteen public data sets, in their real layouts and formats.
 
-``write_small(root, "SUN397")`` makes four classes of pictures of a few pixels, with the
-annotations that the real one comes with, and its split file where it has one (unless
-``split_file=False``). ``write_all(root)`` writes all of them.
+``write_small(root, "SUN397")`` writes four classes of images of a few pixels, with the annotations
+of the real data set and, unless ``split_file=False``, its split file. ``write_all(root)`` writes
+all data sets.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def write_small(root: Path, name: str, split_file: bool = True) -> Parts:
     """Write a data set into its folder in ``root``.
 
     Returns:
-        Its rows in the order of the annotations: by ``train``, ``val`` and ``test`` where these
-        say so, ``trainval`` and ``test``, ``test`` alone, or ``all``.
+        The rows in the order of the annotations, by their parts: ``train``, ``val`` and ``test``;
+        ``trainval`` and ``test``; ``test``; or ``all``.
     """
     folder, images, write = _WRITERS[name]
     (root / folder / images).mkdir(parents=True)
     parts = write(root / folder)
     for rows in parts.values():
         for number, (path, label, _) in enumerate(rows):
-            _write_picture(root / folder / images / path, label, number)
+            _write_image(root / folder / images / path, label, number)
     if split_file and ("all" in parts or "trainval" in parts):
         published = json.dumps(published_split(parts))
         (root / folder / f"split_zhou_{name}.json").write_text(published)
@@ -47,13 +47,13 @@ def write_small(root: Path, name: str, split_file: bool = True) -> Parts:
 
 
 def write_all(root: Path) -> None:
-    """Write all fifteen, with their split files."""
+    """Write all fifteen data sets, with their split files."""
     for name in _WRITERS:
         write_small(root, name)
 
 
 def published_split(parts: Parts) -> Parts:
-    """The split that the split file of such a data set has: no draw, every seventh is for val."""
+    """Return the split of the split file, without random draws: every seventh row is for val."""
     split: Parts = {"train": [], "val": [], "test": list(parts.get("test", []))}
     for number, row in enumerate(parts.get("trainval", [])):
         split["val" if number % 7 == 3 else "train"].append(row)
@@ -62,7 +62,7 @@ def published_split(parts: Parts) -> Parts:
     return split
 
 
-def _write_picture(path: Path, label: int, number: int) -> None:
+def _write_image(path: Path, label: int, number: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = colorsys.hsv_to_rgb(label / 5, 1 - number % 5 / 10, 1 - number % 7 / 20)
     Image.new("RGB", (12, 10), tuple(round(255 * x) for x in colour)).save(path, "JPEG")
@@ -74,7 +74,7 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 
 
 def _rows(folders: list[str], names: list[str], form: str, count: int = 10) -> list[Row]:
-    """Rows of ``count`` pictures a class, ``form`` their path of folder ``f`` and number ``i``."""
+    """Return ``count`` rows a class; ``form`` is the path, of folder ``f`` and number ``i``."""
     return [
         [form.format(f=folder, i=i), label, name]
         for label, (folder, name) in enumerate(zip(folders, names, strict=True))
@@ -85,7 +85,7 @@ def _rows(folders: list[str], names: list[str], form: str, count: int = 10) -> l
 # ---------------------------------------------------------------------------- class folders
 def _caltech(folder: Path) -> Parts:
     for ignored in ("BACKGROUND_Google", "Faces_easy"):
-        _write_picture(folder / "101_ObjectCategories" / ignored / "image_0001.jpg", 0, 0)
+        _write_image(folder / "101_ObjectCategories" / ignored / "image_0001.jpg", 0, 0)
     (folder / "101_ObjectCategories" / "BACKGROUND_Google" / "tmp").touch()
     folders = ["Faces", "Leopards", "crab", "wild_cat"]
     return {"all": _rows(folders, ["face", "leopard", "crab", "wild_cat"], "{f}/image_{i:04}.jpg")}
@@ -105,7 +105,7 @@ def _dtd(folder: Path) -> Parts:
 def _eurosat(folder: Path) -> Parts:
     folders = ["AnnualCrop", "Forest", "Highway", "SeaLake"]
     names = ["Annual Crop Land", "Forest", "Highway or Road", "Sea or Lake"]
-    # As text, _10 comes before _2.
+    # Sorted as text: _10 is before _2.
     return {"all": sorted(_rows(folders, names, "{f}/{f}_{i}.jpg", count=11))}
 
 

@@ -1,3 +1,5 @@
+"""The embedded data sets: layout, content, and atomic writing."""
+
 from __future__ import annotations
 
 import json
@@ -79,17 +81,17 @@ def test_digits_are_sklearns(root: Path) -> None:
     assert np.array_equal(np.rint(written / 255 * 16), bunch.images[bunch.target == 3])
 
 
-def test_shapes_are_colour_pictures_of_their_own(root: Path) -> None:
+def test_shapes_are_different_colour_images(root: Path) -> None:
     split = read_split(root / "shapes" / SHAPES_SPLIT)
     assert [len(part) for part in split.values()] == [48 * 20, 48 * 8, 48 * 24]
-    pictures = [
+    images = [
         Image.open(root / "shapes" / "images" / path)
         for part in split.values()
         for path, label, _ in part
         if label == 0
     ]
-    assert {(picture.mode, picture.size) for picture in pictures} == {("RGB", (32, 32))}
-    assert len({picture.tobytes() for picture in pictures}) == 52
+    assert {(image.mode, image.size) for image in images} == {("RGB", (32, 32))}
+    assert len({image.tobytes() for image in images}) == 52
 
 
 @pytest.mark.parametrize("write", [write_digits, write_shapes])
@@ -140,7 +142,7 @@ def test_of_two_writers_the_first_wins(
 
     def overtaken(draft: Path, folder: Path) -> Path:
         monkeypatch.setattr(Path, "rename", rename)
-        write_digits(folder)  # another process gets there just before our last step
+        write_digits(folder)  # another process finishes just before the last step
         (folder / "theirs").touch()
         renamed.append(draft)
         return rename(draft, folder)

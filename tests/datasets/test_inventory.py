@@ -1,4 +1,4 @@
-"""What the command ``data`` finds: whole trees, missing parts, broken pictures, wrong roots."""
+"""scripts/data.py: complete data sets, missing parts, broken images, wrong roots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def found(root, name, **settings):
     return finding
 
 
-def test_all_of_them(tmp_path):
+def test_all_data_sets(tmp_path):
     write_all(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     findings = inventory(tmp_path, sample=3)
@@ -41,10 +41,10 @@ def test_all_of_them(tmp_path):
     assert sizes["FGVCAircraft"] == (4, 24, 12, 16)
     assert sizes["ImageNet"] == (4, 40, 0, 16)
     assert sizes["ImageNetA"] == (3, 0, 0, 12)
-    assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+    assert sorted(tmp_path.rglob("*")) == before, "the inventory must not write"
 
 
-def test_none_of_them(tmp_path):
+def test_no_data_set(tmp_path):
     findings = inventory(tmp_path)
     assert {item.state for item in findings} == {"missing"}
     text = text_of(findings)
@@ -59,10 +59,10 @@ def test_a_missing_split_file_is_no_fault(tmp_path):
     finding = found(tmp_path, "SUN397")
     assert finding.state == "complete"
     assert [item.paths for item in finding.missing] == [("split_zhou_SUN397.json",)]
-    assert "every seed divides the pictures in another way" in text_of([finding])
+    assert "every seed divides the images differently" in text_of([finding])
 
 
-def test_what_is_missing_is_told_and_no_more(tmp_path):
+def test_only_missing_files_are_listed(tmp_path):
     write_small(tmp_path, "SUN397", split_file=False)
     folder = tmp_path / "sun397"
     (folder / "Training_01.txt").unlink()
@@ -75,30 +75,30 @@ def test_what_is_missing_is_told_and_no_more(tmp_path):
     text = text_of([finding])
     assert "lacks split_zhou_SUN397.json or Training_01.txt\n" in text
     assert "dead since 2025, see CoOp issue #90" in text
-    assert "not needed where split_zhou_SUN397.json is" in text
-    # With a split file, annotations are not asked for.
+    assert "not needed with split_zhou_SUN397.json" in text
+    # With a split file, annotations are not needed.
     (folder / "split_zhou_SUN397.json").write_text('{"train": [], "test": []}')
     assert not found(tmp_path, "SUN397").missing
 
 
-def test_missing_pictures(tmp_path):
+def test_missing_images(tmp_path):
     write_small(tmp_path, "EuroSAT")
     (tmp_path / "eurosat" / "2750" / "Forest" / "Forest_3.jpg").unlink()
     finding = found(tmp_path, "EuroSAT")
     assert finding.state == "unusable"
-    assert "1 of 44 pictures" in finding.fault and "Forest_3.jpg" in finding.fault
+    assert "1 of 44 images" in finding.fault and "Forest_3.jpg" in finding.fault
 
 
-def test_truncated_pictures_are_named(tmp_path):
+def test_truncated_images_are_listed(tmp_path):
     parts = write_small(tmp_path, "Food101")
-    pictures = [tmp_path / "food-101" / "images" / row[0] for row in parts["all"][::13]]
-    for picture in pictures:
-        picture.write_bytes(picture.read_bytes()[:300])
+    images = [tmp_path / "food-101" / "images" / row[0] for row in parts["all"][::13]]
+    for image in images:
+        image.write_bytes(image.read_bytes()[:300])
     finding = found(tmp_path, "Food101", sample=40)
-    assert (finding.state, finding.opened, len(finding.broken)) == ("damaged", 40, len(pictures))
+    assert (finding.state, finding.opened, len(finding.broken)) == ("damaged", 40, len(images))
     text = text_of([finding])
-    assert all(str(picture) in text for picture in pictures)
-    assert f"{len(pictures)} of 40 pictures opened cannot be read" in text
+    assert all(str(image) in text for image in images)
+    assert f"{len(images)} of 40 opened images cannot be read" in text
     assert found(tmp_path, "Food101", sample=0).opened == 0
 
 
@@ -116,11 +116,11 @@ def test_the_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_source_is_named_for_all_that_is_read(name):
+def test_every_file_of_a_data_set_has_a_download(name):
     row = ROWS[name]
     named = {PurePosixPath(path) for item in DOWNLOADS[name] for path in item.paths}
-    pictures = [PurePosixPath(row.images, part) for part in row.picture_folders or (".",)]
-    assert set(pictures) <= named
+    images = [PurePosixPath(row.images, part) for part in row.image_folders or (".",)]
+    assert set(images) <= named
     assert not row.split_file or PurePosixPath(row.split_file) in named
-    for file in row.annotations if name != "UCF101" else ():  # there, public code names none
+    for file in row.annotations if name != "UCF101" else ():  # public code names no source of these
         assert any(PurePosixPath(file).is_relative_to(path) for path in named)

@@ -1,4 +1,4 @@
-"""The fifteen public data sets, each written small in its real formats, read end to end."""
+"""The fifteen public data sets, written small in their real formats and read end to end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CLASSES = {
     "ImageNetA": IMAGENET[1:],
     "ImageNetR": IMAGENET[1:],
 }
-A_PICTURE = {
+AN_IMAGE = {
     "ImageNet": ["imagenet/images/val/n01443537/val_00000002.JPEG", 1, "goldfish"],
     "Caltech101": ["caltech-101/101_ObjectCategories/Leopards/image_0002.jpg", 1, "leopard"],
     "OxfordPets": ["oxford_pets/images/american_bulldog_22.jpg", 1, "american_bulldog"],
@@ -89,7 +89,7 @@ def make_cfg(root, name, shots=-1, seed=1, subsample="all"):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """For each data set a root with its split file, one without, and its rows."""
+    """Return for each data set a root with its split file, a root without, and its rows."""
     trees = {}
     for name in ROWS:
         with_split, without = (tmp_path_factory.mktemp(name) for _ in range(2))
@@ -106,7 +106,7 @@ def by_label(rows):
 
 
 def divided(parts, rng):
-    """The public rules, with numbers from ``rng``."""
+    """Divide by the public rules, with random numbers from ``rng``."""
     if "all" in parts:
         train, val, test = [], [], []
         for rows in by_label(parts["all"]).values():
@@ -143,9 +143,9 @@ def expected(name, parts, shots, seed, subsample):
         val = test
     labels = list(range(len(CLASSES[name])))
     middle = math.ceil(len(labels) / 2)
-    kept = {"all": labels, "base": labels[:middle], "new": labels[middle:]}[subsample]
+    chosen = {"all": labels, "base": labels[:middle], "new": labels[middle:]}[subsample]
     return tuple(
-        [[path, kept.index(label), name] for path, label, name in rows if label in kept]
+        [[path, chosen.index(label), name] for path, label, name in rows if label in chosen]
         for rows in (train, val, test)
     )
 
@@ -159,7 +159,7 @@ def rows_of(dataset):
 
 
 def copied(written, tmp_path, name, split_file=False):
-    """A copy to spoil, of a data set without its split file, or with it."""
+    """Return a root and a folder with a copy of a data set, for a test to damage."""
     shutil.copytree(written[name][0 if split_file else 1], tmp_path / "root")
     return tmp_path / "root", tmp_path / "root" / ROWS[name].folder
 
@@ -171,7 +171,7 @@ def refused(root, name, **settings):
     return str(error.value)
 
 
-# ---------------------------------------------------------------------------- what is read
+# ---------------------------------------------------------------------------- reading
 @pytest.mark.parametrize("name", ROWS)
 def test_a_data_set_from_end_to_end(written, name):
     root, _, parts = written[name]
@@ -181,7 +181,7 @@ def test_a_data_set_from_end_to_end(written, name):
     assert rows_of(dataset) == (split or expected(name, parts, -1, 1, "all"))
     assert dataset.classnames == CLASSES[name]
     assert manager.num_classes == len(CLASSES[name])
-    path, label, classname = A_PICTURE[name]
+    path, label, classname = AN_IMAGE[name]
     everything = [*dataset.train_x, *dataset.val, *dataset.test]
     assert (str(root / path), label, classname) in {
         (item.impath, item.label, item.classname) for item in everything
@@ -198,18 +198,18 @@ def test_draws_are_those_of_public_code(written, name, shots, seed, subsample):
     cfg = make_cfg(root, name, shots, seed, subsample)
     wanted = expected(name, parts, shots, seed, subsample)
     state = random.getstate()
-    for _ in range(2):  # drawn, then from the noted draw
+    for _ in range(2):  # drawn, then read from the saved draw
         assert rows_of(build_dataset(cfg)) == wanted
     assert random.getstate() == state
-    noted = root / ROWS[name].folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.json"
-    assert noted.exists() == (shots > 0 and name not in TEST_ONLY)
+    saved = root / ROWS[name].folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.json"
+    assert saved.exists() == (shots > 0 and name not in TEST_ONLY)
 
 
 @pytest.mark.parametrize("name", DIVIDED)
 def test_a_read_only_root_gives_the_same_draws(written, name, tmp_path):
     root, folder = copied(written, tmp_path, name)
     shutil.rmtree(folder / "split_fewshot", ignore_errors=True)
-    (folder / "split_fewshot").touch()  # a file in the way, for whoever runs this as root
+    (folder / "split_fewshot").touch()  # blocks the folder even if the test runs as root
     before = sorted(folder.rglob("*"))
     for _ in range(2):
         dataset = build_dataset(make_cfg(root, name, 2, 5))
@@ -218,11 +218,11 @@ def test_a_read_only_root_gives_the_same_draws(written, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", DIVIDED)
-def test_a_missing_split_file_is_said(written, name, capsys):
+def test_a_missing_split_file_gives_a_warning(written, name, capsys):
     root = written[name][1]
     build_dataset(make_cfg(root, name, seed=7))
-    said = capsys.readouterr().out
-    assert ROWS[name].split_file in said and "divided with seed 7" in said
+    printed = capsys.readouterr().out
+    assert ROWS[name].split_file in printed and "divided with seed 7" in printed
     message = refused(root, name, seed=-1)
     assert ROWS[name].split_file in message and "give a --seed" in message
 
@@ -250,7 +250,7 @@ def test_public_few_shot_files_are_read(written, tmp_path, name):
 def test_the_public_list_of_imagenet_is_read(written, tmp_path):
     root, folder = copied(written, tmp_path, "ImageNet")
     train, _, test = rows_of(build_dataset(make_cfg(root, "ImageNet")))
-    train.reverse()  # some file system's order
+    train.reverse()  # another order, as of another file system
     content = {
         part: pickled(rows, "/elsewhere/imagenet/images")
         for part, rows in (("train", train), ("test", test))
@@ -264,13 +264,13 @@ def test_the_public_list_of_imagenet_is_read(written, tmp_path):
 
 # ---------------------------------------------------------------------------- class names
 @pytest.mark.parametrize("name", TEST_ONLY)
-def test_class_names_of_imagenet_are_found_beside(written, tmp_path, name):
+def test_class_names_are_found_in_the_folder_of_imagenet(written, tmp_path, name):
     root, folder = copied(written, tmp_path, name)
     (root / "imagenet").mkdir()
     (folder / "classnames.txt").rename(root / "imagenet" / "classnames.txt")
     assert build_dataset(make_cfg(root, name)).classnames == CLASSES[name]
     (root / "imagenet" / "classnames.txt").unlink()
-    assert f"looked for it in {folder} and in {root / 'imagenet'}" in refused(root, name)
+    assert f"put it in {folder} or in {root / 'imagenet'}" in refused(root, name)
 
 
 def test_folders_and_class_names_that_do_not_match(written, tmp_path):
@@ -286,9 +286,9 @@ def test_folders_and_class_names_that_do_not_match(written, tmp_path):
     assert "has no class folders" in refused(root, "ImageNet")
 
 
-# ---------------------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------------------- errors
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_missing_is_named(written, tmp_path, name):
+def test_missing_files_are_listed(written, tmp_path, name):
     row = ROWS[name]
     help_ = f"`python scripts/data.py --root {tmp_path / 'root'}` says where to get it"
     (tmp_path / "root").mkdir()
@@ -322,14 +322,14 @@ def test_a_split_cannot_lead_out_of_the_folder(written, tmp_path, name, path):
 def test_folders_of_the_layout_may_be_links(written, tmp_path, name):
     root, folder = copied(written, tmp_path, name, split_file=True)
     wanted = rows_of(build_dataset(make_cfg(root, name)))
-    for number, part in enumerate(ROWS[name].picture_folders):
+    for number, part in enumerate(ROWS[name].image_folders):
         (folder / ROWS[name].images / part).rename(tmp_path / str(number))
         (folder / ROWS[name].images / part).symlink_to(tmp_path / str(number))
     assert rows_of(build_dataset(make_cfg(root, name))) == wanted
 
 
 @pytest.mark.parametrize("name", DIVIDED)
-def test_missing_pictures_are_counted(written, tmp_path, name):
+def test_missing_images_are_counted(written, tmp_path, name):
     root, folder = copied(written, tmp_path, name, split_file=True)
     lost = rows_of(build_dataset(make_cfg(root, name)))[0][:5]
     for path, _, _ in lost:
@@ -342,29 +342,29 @@ def test_missing_pictures_are_counted(written, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "file", "line", "message"),
     [
-        ("OxfordPets", "annotations/trainval.txt", "Bengal_3 x 1 1", "not 'picture label species"),
+        ("OxfordPets", "annotations/trainval.txt", "Bengal_3 x 1 1", "not 'image label species"),
         ("OxfordPets", "annotations/test.txt", "Bengal_3", "line 1 is 'Bengal_3'"),
-        ("OxfordPets", "annotations/test.txt", "Bengal_3 9 1 1", "label 8 .*has no picture"),
-        ("FGVCAircraft", "images_variant_val.txt", "00001 747", "no class '747' in .*variants"),
-        ("SUN397", "Training_01.txt", "/z/zoo/1.jpg", "no class 'z/zoo' in .*ClassName"),
+        ("OxfordPets", "annotations/test.txt", "Bengal_3 9 1 1", "label 8 .*has no image"),
+        ("FGVCAircraft", "images_variant_val.txt", "00001 747", "variants.txt has no class '747'"),
+        ("SUN397", "Training_01.txt", "/z/zoo/1.jpg", "ClassName.txt has no class 'z/zoo'"),
         ("SUN397", "Testing_01.txt", "//etc/passwd", "no class '/etc'"),
         ("UCF101", "ucfTrainTestlist/classInd.txt", "Archery", "not 'label action'"),
         ("UCF101", "ucfTrainTestlist/trainlist01.txt", "x.avi 1", "not 'action/video.avi'"),
         ("UCF101", "ucfTrainTestlist/testlist01.txt", "Tennis/x.avi", "no class 'Tennis'"),
         ("OxfordFlowers", "cat_to_name.json", "[]", 'is not {"1"'),
-        ("OxfordFlowers", "cat_to_name.json", "{}", "no class '3' in .*cat_to_name"),
+        ("OxfordFlowers", "cat_to_name.json", "{}", "cat_to_name.json has no class '3'"),
         ("OxfordFlowers", "imagelabels.mat", "text", "cannot read .*imagelabels.mat"),
         ("StanfordCars", "devkit/cars_meta.mat", "text", "cannot read .*cars_meta.mat"),
     ],
 )
-def test_annotations_gone_wrong(written, tmp_path, name, file, line, message):
+def test_malformed_annotations(written, tmp_path, name, file, line, message):
     root, folder = copied(written, tmp_path, name)
     (folder / file).write_text(f"{line}\n")
-    said = refused(root, name)
-    assert re.search(message, said), said
+    error = refused(root, name)
+    assert re.search(message, error), error
 
 
-def test_matlab_files_of_something_else(written, tmp_path):
+def test_matlab_files_with_other_content(written, tmp_path):
     root, folder = copied(written, tmp_path, "StanfordCars")
     meta, train = folder / "devkit" / "cars_meta.mat", folder / "devkit" / "cars_train_annos.mat"
     savemat(meta, {"class_names": ["A Car 2000"]})
@@ -375,11 +375,11 @@ def test_matlab_files_of_something_else(written, tmp_path):
     assert "has no variable 'annotations'" in refused(root, "StanfordCars")
     root, folder = copied(written, tmp_path / "again", "OxfordFlowers")
     savemat(folder / "imagelabels.mat", {"labels": "abc"})
-    assert "its labels are no numbers" in refused(root, "OxfordFlowers")
+    assert "the labels are not numbers" in refused(root, "OxfordFlowers")
 
 
 @pytest.mark.parametrize(("name", "message"), [("EuroSAT", "50/20/30"), ("UCF101", "a fifth")])
-def test_too_few_pictures_to_divide(tmp_path, name, message):
+def test_too_few_images_to_divide(tmp_path, name, message):
     parts = write_small(tmp_path, name, split_file=False)
     folder = tmp_path / ROWS[name].folder
     if name == "EuroSAT":
@@ -388,11 +388,11 @@ def test_too_few_pictures_to_divide(tmp_path, name, message):
     else:
         lines = (folder / "ucfTrainTestlist" / "trainlist01.txt").read_text().splitlines(True)
         (folder / "ucfTrainTestlist" / "trainlist01.txt").write_text("".join(lines[8:]))
-    said = refused(tmp_path, name)
-    assert "has 2 pictures" in said and message in said
+    error = refused(tmp_path, name)
+    assert "has 2 images" in error and message in error
 
 
-def test_a_truncated_picture_is_named(written, tmp_path):
+def test_a_truncated_image_is_named(written, tmp_path):
     root, _ = copied(written, tmp_path, "Food101", split_file=True)
     manager = DataManager(make_cfg(root, "Food101"))
     broken = Path(manager.dataset.test[0].impath)
@@ -421,16 +421,16 @@ def test_the_table_in_the_documentation():
     ]
 
 
-def test_a_data_set_of_one_s_own_as_the_documentation_has_it(tmp_path):
+def test_the_documented_data_set_of_a_user(tmp_path):
     text = (ROOT / "docs" / "datasets.md").read_text()
     code = text.partition("```python\n")[2].partition("```")[0]
     names = {"__name__": "datasets.birds", "__package__": "datasets"}
-    exec(code, names)  # our own documentation
+    exec(code, names)  # trusted: the documentation of this repository
     try:
         split = {part: [["crow/1.jpg", 0, "crow"]] for part in ("train", "val", "test")}
-        picture = tmp_path / "birds" / "pictures" / "crow" / "1.jpg"
-        picture.parent.mkdir(parents=True)
-        picture.touch()
+        image = tmp_path / "birds" / names["Birds"].images / "crow" / "1.jpg"
+        image.parent.mkdir(parents=True)
+        image.touch()
         (tmp_path / "birds" / "split.json").write_text(json.dumps(split))
         cfg = make_cfg(tmp_path, "ImageNet")
         cfg.DATASET.NAME = "Birds"

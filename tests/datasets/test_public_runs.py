@@ -1,4 +1,4 @@
-"""Runs of train.py over small public data sets: descriptions, halves, one's prompt on another."""
+"""Runs of train.py on small public data sets: descriptions, halves, transfer between data sets."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def run(root, out, data_set, *flags, keys=()):
     return train.main([str(x) for x in (*arguments, *SHORT, *keys)])
 
 
-def test_without_descriptions_templates_stand_in_and_the_log_says_so(root, tmp_path):
+def test_without_descriptions_the_log_says_that_templates_are_used(root, tmp_path):
     assert run(root, tmp_path, "ucf101", keys=["DATASET.SUBSAMPLE_CLASSES", "new"]) == 0
     log = (tmp_path / "log.txt").read_text()
-    assert re.search("Stage 1: .*templates stand in", log)
+    assert re.search("Stage 1: .*templates are used", log)
     assert "SUBSAMPLE NEW CLASSES!" in log
 
 
@@ -69,16 +69,16 @@ def test_class_names_that_imagenet_has_twice(part, tmp_path, capsys):
 
     predictor = load_predictor(tmp_path / "out")
     assert predictor.classes[:2] == ["crane", "crane"]
-    picture = tmp_path / "imagenet/images/val/n01443537/val_00000002.JPEG"
-    probabilities = predictor.probabilities([picture])[0].tolist()
-    answer = predictor(picture)
+    image = tmp_path / "imagenet/images/val/n01443537/val_00000002.JPEG"
+    probabilities = predictor.probabilities([image])[0].tolist()
+    answer = predictor(image)
     assert answer["crane"] == pytest.approx(sum(probabilities[:2]))
     assert sum(answer.values()) == pytest.approx(1) and len(answer) == len(probabilities) - 1
     assert list(answer.values()) == sorted(answer.values(), reverse=True)
     capsys.readouterr()
-    assert main(["predict", "--model-dir", str(tmp_path / "out"), str(picture)]) == 0
-    told = re.findall(r"^ +([\d.]+) %  (.+)$", capsys.readouterr().out, re.MULTILINE)
-    assert told == [(f"{100 * p:.1f}", name) for name, p in answer.items()]
+    assert main(["predict", "--model-dir", str(tmp_path / "out"), str(image)]) == 0
+    printed = re.findall(r"^ +([\d.]+) %  (.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert printed == [(f"{100 * p:.1f}", name) for name, p in answer.items()]
 
 
 def test_a_prompt_of_imagenet_is_tested_on_other_data_sets(root, tmp_path):

@@ -1,3 +1,5 @@
+"""Synthetic images: scenes, drawings, captions, and the parts of the pre-training."""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +25,7 @@ from datasets.synthetic import (
     sample_shapes,
     vocabulary_text,
 )
-from datasets.synthetic.images import benchmark_pictures, training_pictures
+from datasets.synthetic.images import benchmark_images, training_images
 from datasets.synthetic.shapes import signed_distance
 from datasets.synthetic.vocabulary import COLOURS, FILLS, SHAPES, STYLES
 
@@ -72,17 +74,17 @@ def test_shapes_fit_their_box_and_differ(shape: str) -> None:
     )
 
 
-def test_same_seed_same_pictures() -> None:
-    images, scenes = training_pictures(seeded(5), 40)
-    again, scenes_again = training_pictures(seeded(5), 40)
-    other, _ = training_pictures(seeded(6), 40)
+def test_same_seed_same_images() -> None:
+    images, scenes = training_images(seeded(5), 40)
+    again, scenes_again = training_images(seeded(5), 40)
+    other, _ = training_images(seeded(6), 40)
     assert torch.equal(images, again)
     assert scenes.words() == scenes_again.words()
     assert not torch.equal(images, other)
 
 
-def test_pictures_are_images() -> None:
-    images, scenes = training_pictures(seeded(), 40)
+def test_images_are_rgb_in_0_to_1() -> None:
+    images, scenes = training_images(seeded(), 40)
     assert images.shape == (40, 3, 32, 32)
     assert images.dtype == torch.float32
     assert images.min() >= 0
@@ -95,7 +97,7 @@ def test_colour_is_what_the_scene_says() -> None:
     scenes = scenes_of(colour=colours.index("red"), background=colours.index("blue"))
     images = drawing.draw_shapes(seeded(), scenes)
     reddish = images[:, 0] > images[:, 2]
-    assert 0.1 < reddish.float().mean() < 0.6  # a disc before the background
+    assert 0.1 < reddish.float().mean() < 0.6  # the disc, without the background
     corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].mean(-1)
     assert (corners[:, 2] > corners[:, 0]).all()
 
@@ -129,7 +131,7 @@ def test_noise_has_its_own_strength_on_each_image() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_styles_change_a_picture(style: str) -> None:
+def test_styles_change_an_image(style: str) -> None:
     scenes = scenes_of(style=list(STYLES).index(style))
     images = drawing.draw_shapes(seeded(), scenes)
     before = images.clone()
@@ -139,8 +141,8 @@ def test_styles_change_a_picture(style: str) -> None:
     assert change < 0.12 if style == "clean" else change > 0.03
 
 
-def test_kind_tells_captions_apart() -> None:
-    _, scenes = training_pictures(seeded(), 400)
+def test_kind_distinguishes_captions() -> None:
+    _, scenes = training_images(seeded(), 400)
     kinds: dict[int, set[tuple[object, ...]]] = {}
     for kind, scene in zip(scenes.kind().tolist(), scenes.words(), strict=True):
         is_digit = isinstance(scene.thing, int)
@@ -150,7 +152,7 @@ def test_kind_tells_captions_apart() -> None:
     assert len(kinds) == len({next(iter(meanings)) for meanings in kinds.values()})
 
 
-def test_captions_name_what_is_there() -> None:
+def test_captions_name_the_content() -> None:
     rng = random.Random(0)
     scene = Scene("star", "red", "striped", True, "white", "dark")
     captions = [caption(rng, scene) for _ in range(300)]
@@ -178,7 +180,7 @@ def test_vocabulary_text_covers_captions() -> None:
     assert known.issuperset(said.tolist())
 
 
-def test_descriptions_file_is_what_the_world_says() -> None:
+def test_description_files_match_the_grammar() -> None:
     digits = json.loads((DESCRIPTIONS / "digits.json").read_text(encoding="utf-8"))
     shapes = json.loads((DESCRIPTIONS / "shapes.json").read_text(encoding="utf-8"))
     assert digits == {name: describe_digit(digit) for digit, name in enumerate(DIGITS)}
@@ -188,8 +190,8 @@ def test_descriptions_file_is_what_the_world_says() -> None:
     assert unknown_words(load_clip("tiny"), sentences) == []
 
 
-def test_benchmark_pictures_come_class_by_class() -> None:
-    images, labels = benchmark_pictures(seeded(), 2)
+def test_benchmark_images_come_class_by_class() -> None:
+    images, labels = benchmark_images(seeded(), 2)
     assert images.shape == (96, 3, 32, 32)
     assert labels.tolist() == [label for label in range(48) for _ in range(2)]
 
@@ -199,7 +201,7 @@ def test_pretraining_cuts_texts_without_changing_them() -> None:
     tokens = tokenize(["a star.", "two", "a photo of a red dotted heart and more of it"])
     expected = model.encode_text(tokens)
     assert torch.allclose(pretraining.text_features(model, tokens), expected, atol=1e-5)
-    assert torch.equal(model.encode_text(tokens), expected)  # the model is as it was
+    assert torch.equal(model.encode_text(tokens), expected)  # the model is unchanged
 
 
 def test_unknown_tokens_only_shift_a_text() -> None:
@@ -226,7 +228,7 @@ def test_unknown_tokens_are_noise() -> None:
     assert 0.045 < scales.max() < 0.08
 
 
-def test_pretraining_loss_takes_all_of_a_kind_as_positive() -> None:
+def test_in_the_pretraining_loss_all_of_a_kind_are_positives() -> None:
     model = load_clip("tiny")
     features = torch.eye(4)[[0, 0, 1, 2]]
     scale = float(model.logit_scale.exp())

@@ -6,14 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from anchoropt_plugin import AnchorPositionModule, accelerate
+from anchoropt_plugin import AnchorPositionModule, PromptHook, accelerate
+from anchoropt_plugin.encoders.accelerate import install
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.deep_prompts import arranged
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
+from anchoropt_plugin.prompts.hooks import Attachment
 from tests.conftest import random_clip
 
 NAMES = ["cat", "golden retriever", "grand piano player on a roof"]
 M, K, DEPTH = 3, 2, 4
+
+
+def anchored(position, end=None):
+    """Prompts that ``position`` arranges; without it the host's own."""
+    attachment = position and Attachment(position, PromptHook(), end is not None, end)
+    return AnchoredEncoder(attachment)
 
 
 def deep_clip():
@@ -172,8 +181,7 @@ def test_every_way_gives_the_features_and_gradients_of_the_plain_loop(
     upstream = torch.randn(len(NAMES), 32)
     want = plain_features(clip, prompts(), tokens, deep, position)
     encoder = encoder_type(clip)
-    (forward,) = accelerate(encoder)
-    forward.position, forward.in_use = position, fast
+    forward = install(encoder, prompts=anchored(position), in_use=fast)
     got = encoder(prompts(), tokens, deep)
     assert forward.in_use == fast
     assert (got - want).norm() <= 1e-5 * want.norm()
@@ -199,8 +207,7 @@ def test_prompts_that_the_blocks_hold_and_those_behind_attribute_words(with_anch
     halves = [prompt.half().float() for prompt in own]
     want = plain_features(clip, prompts(), tokens, halves, position, first)
     upstream = torch.randn(len(NAMES), 32)
-    (forward,) = accelerate(encoder)
-    forward.position, forward.in_use = position, fast
+    forward = install(encoder, prompts=anchored(position), in_use=fast)
     got = encoder(prompts(), tokens)
     assert forward.in_use == fast
     assert (got - want).norm() <= 1e-5 * want.norm()
@@ -229,8 +236,7 @@ def test_what_is_written_over_in_an_unknown_way_is_told_where_anchors_would_be_l
     (forward,) = accelerate(encoder)
     assert torch.equal(encoder(prompts(), tokens), plain)
     assert not forward.in_use and "before text block 2" in caplog.text
-    (forward,) = accelerate(ClassAwareEncoder(clip))
-    forward.position = position_module()
+    forward = install(ClassAwareEncoder(clip), prompts=anchored(position_module()))
     with pytest.raises(UserError, match="ClassAwareEncoder changes hidden states"):
         forward.encoder(prompts(), tokens)
 
@@ -238,8 +244,8 @@ def test_what_is_written_over_in_an_unknown_way_is_told_where_anchors_would_be_l
 def test_a_deep_prompt_longer_than_the_context_is_told():
     clip = deep_clip()
     tokens, prompts, _, deep = parts(clip, M + K)
-    (forward,) = accelerate(DeepEncoder(clip))
-    forward.position = AnchorPositionModule(M - 1, torch.randn(K + 1, 64))
+    position = AnchorPositionModule(M - 1, torch.randn(K + 1, 64))
+    forward = install(DeepEncoder(clip), prompts=anchored(position))
     with pytest.raises(UserError, match="over rows 1 to 3 before text block 1, but"):
         forward.encoder(prompts(), tokens, deep)
 
@@ -248,8 +254,7 @@ def test_the_layout_reaches_the_position_logits_at_every_block():
     clip, position = deep_clip(), position_module()
     tokens, prompts, _, deep = parts(clip, M + K)
     encoder = DeepEncoder(clip)
-    (forward,) = accelerate(encoder)
-    forward.position = position
+    install(encoder, prompts=anchored(position))
     encoder(prompts().detach(), tokens, deep).square().sum().backward()
     assert position.logits.grad.abs().sum() > 0
     assert all(prompt.grad.abs().sum() > 0 for prompt in deep)
@@ -280,8 +285,7 @@ def test_an_evaluation_notices_other_deep_prompts_and_another_layout():
     clip, position = deep_clip(), position_module().eval()
     tokens, prompts, _, deep = parts(clip, M + K)
     encoder = DeepEncoder(clip)
-    (forward,) = accelerate(encoder)
-    forward.position = position
+    install(encoder, prompts=anchored(position))
     with torch.no_grad():
         first = encoder(prompts(), tokens, deep)
         deep[1] += 1

@@ -14,7 +14,7 @@ from torchvision import transforms
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize, unknown_words
 from datasets.embedded import write_digits, write_shapes
 from datasets.synthetic import BENCHMARK
-from datasets.synthetic.images import benchmark_pictures
+from datasets.synthetic.images import benchmark_images
 
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ASSETS = Path(__file__).parents[2] / "anchoropt_plugin" / "assets"
@@ -82,7 +82,7 @@ def test_tiny_is_as_good_as_described(
 @torch.no_grad()
 @pytest.mark.parametrize("n_ctx", [4, 16])
 def test_tiny_reads_past_random_soft_tokens(n_ctx: int, tiny: CLIP) -> None:
-    images, labels = benchmark_pictures(torch.Generator().manual_seed(99), 4)
+    images, labels = benchmark_images(torch.Generator().manual_seed(99), 4)
     mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
     tokens = tokenize([f"{triple}." for triple in BENCHMARK])
     soft = torch.randn(n_ctx, 128, generator=torch.Generator().manual_seed(1)) * 0.02

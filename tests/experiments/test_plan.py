@@ -185,7 +185,7 @@ TINY = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
         ([*TINY, "--datasets", "../datasets/digits"], "unknown data set"),
         ([*TINY, "--config", "small"], "unknown config of CoOp 'small'"),
         ([*TINY, "OPTIM.MAX_EPOC", "3"], "unknown config key OPTIM.MAX_EPOC"),
-        ([*TINY, "OPTIM.MAX_EPOCH", "0"], "OPTIM.MAX_EPOCH is 0, it must be positive"),
+        ([*TINY, "OPTIM.MAX_EPOCH", "0"], "OPTIM.MAX_EPOCH is 0, but must be positive"),
         ([*TINY, "TRAINER.ANCHOROPT.POSITION", "sof"], "POSITION is 'sof'"),
         ([*TINY, "--jobs", "0"], "--jobs is 0"),
         ([*TINY, "--sedes", "1"], "there is no flag --sedes"),
@@ -231,7 +231,7 @@ def test_a_folder_of_another_run_is_told_at_once(tmp_path):
     (folder / "prompt_learner").mkdir(parents=True)
     (folder / "prompt_learner/checkpoint").write_text("model.pth.tar-3\n")
     (folder / "config.yaml").write_text("OPTIM:\n  MAX_EPOCH: 3\n")
-    with pytest.raises(UserError, match=r"holds another run: OPTIM.MAX_EPOCH is 3 there, 50 here"):
+    with pytest.raises(UserError, match=r"other settings: OPTIM.MAX_EPOCH was 3, now 50"):
         planned(tmp_path, "base2new", coop()[:1], datasets=["digits"])
 
 

@@ -101,7 +101,7 @@ def test_the_page_needs_nothing_beside_it(compared):
 def test_anchors_are_learned_once_and_shared(compared):
     said = [path.read_text() for path in compared.rglob("log.txt")]
     assert sum("Stage 1: learning" in text for text in said) == 1
-    assert sum("Stage 1: anchors recalled" in text for text in said) == 1
+    assert sum("Stage 1: cached anchors" in text for text in said) == 1
 
 
 # ---------------------------------------------------------------------- the same numbers

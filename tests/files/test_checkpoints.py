@@ -1,4 +1,4 @@
-"""Checkpoints: every format is read, no code is run, and a write is whole or not at all."""
+"""Checkpoints: all formats are read, no code runs, writes are whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ran: list[str] = []
 
 
 class Hostile:
-    """Runs code where it is unpickled."""
+    """An object that runs code when unpickled."""
 
     def __reduce__(self):
         return exec, (f"import {__name__} as here; here.ran.append('ran')",)
@@ -37,7 +37,7 @@ class Writes:
 
 
 def published(tmp_path, legacy, **more):
-    """A checkpoint as the CoOp family's are: half precision, a pickled scheduler in it."""
+    """Write a checkpoint like the CoOp family's: half precision, with a pickled scheduler."""
     context = nn.Parameter(torch.randn(4, 512).half())
     optimizer = torch.optim.SGD([context], lr=0.002, momentum=0.9)
     scheduler = CosineAnnealingLR(optimizer, 50)
@@ -135,17 +135,17 @@ def test_a_foreign_file_is_named(tmp_path, content):
         ({"state_dict": [torch.zeros(1)]}, "its state_dict is a list"),
         ({"state_dict": {"ctx": 5}}, "'ctx' in its state_dict is a int, not a tensor"),
         ({"state_dict": {"ctx": Path("a")}}, "'ctx' in its state_dict is a .*, not a tensor"),
-        ({"state_dict": {3: torch.zeros(1)}}, "3 in its state_dict is no name"),
-        ({"state_dict": {"ctx": torch.tensor([1.0, float("nan")])}}, "ctx in it is not finite"),
-        ({"state_dict": {"ctx": torch.tensor([float("inf")]).half()}}, "ctx in it is not finite"),
-        ({"ctx": torch.tensor([float("nan")])}, "ctx in it is not finite"),
+        ({"state_dict": {3: torch.zeros(1)}}, "the key 3 in its state_dict is not a string"),
+        ({"state_dict": {"ctx": torch.tensor([1.0, float("nan")])}}, "its ctx is not finite"),
+        ({"state_dict": {"ctx": torch.tensor([float("inf")]).half()}}, "its ctx is not finite"),
+        ({"ctx": torch.tensor([float("nan")])}, "its ctx is not finite"),
         ({"state_dict": {}, "epoch": "5"}, "its epoch is '5'"),
         ({"state_dict": {}, "epoch": -1}, "its epoch is -1"),
     ],
 )
 def test_an_unsound_checkpoint_is_refused(tmp_path, content, fault):
     torch.save(content, tmp_path / "model")
-    with pytest.raises(UserError, match=f"model is no sound checkpoint: {fault}; copy it anew"):
+    with pytest.raises(UserError, match=f"model is a broken checkpoint: {fault}; copy it again"):
         checkpoints.load(tmp_path / "model")
 
 

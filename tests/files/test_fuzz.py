@@ -1,4 +1,4 @@
-"""Whatever is in a file, its reader returns what it should, or raises a one-line ``UserError``."""
+"""Whatever a file holds, its reader returns a valid result or raises a one-line ``UserError``."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ checkpoint_like = st.fixed_dictionaries(
 
 @st.composite
 def files_of_torch(draw):
-    """What torch writes, with a few bytes changed, cut off, or neither."""
+    """Draw a file of torch, unchanged, truncated, or with a few bytes changed."""
     content = io.BytesIO()
     torch.save(
         draw(checkpoint_like | states), content, _use_new_zipfile_serialization=draw(st.booleans())

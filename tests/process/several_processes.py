@@ -1,6 +1,6 @@
-"""Runs a function in several processes that talk to each other, as under torchrun.
+"""Run a function in several communicating processes, as under torchrun.
 
-They are forked from a server that has imported the test's modules, so a process starts at once.
+A server that has imported the test's modules forks the processes, so they start at once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ DEADLINE = 300
 
 
 def together(n, function, folder, *args):
-    """Call ``function(*args)`` in n processes; ``folder`` is for what they hand back.
+    """Call ``function(*args)`` in n processes, which write their results into ``folder``.
 
     Returns:
-        What it returned in each of them, and their exit statuses.
+        The return values and the exit statuses of all processes.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

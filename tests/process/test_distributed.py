@@ -1,4 +1,4 @@
-"""Several processes: results equal those of one; one writes; a dead one ends the run."""
+"""Several processes: the results of one process; one writes; a dead one ends the run."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ HOSTS = {
     "MaPLe_AnchorOPT": (*SPLIT, *GUMBEL),
     "DePT": SPLIT,
 }
-"""Some with all that random numbers or the split of the classes could spoil."""
+"""Hosts with all features that random numbers or split classes could break."""
 
 
 def words_of(name, data, out, *opts):
-    """Three steps an epoch, of 6 pictures each: 4 processes have 1, 2, 1, 2 of them."""
+    """Return a command of three steps an epoch, of 6 images each: 4 processes get 1, 2, 1, 2."""
     return [
         *("--root", str(data), "--output-dir", str(out), "--trainer", name, "--seed", "1"),
         *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
@@ -76,7 +76,7 @@ def trained(cfg, epochs=None):
 
 
 def train_hosts(data, out):
-    """The trained weights and the tested accuracy of all hosts."""
+    """Return the trained weights and the test accuracy of all hosts."""
     found = {}
     for name, opts in HOSTS.items():
         train.setup_logger(str(out / name))
@@ -103,7 +103,7 @@ def alone(data, tmp_path_factory):
 
 
 def log_lines(folder):
-    """Losses, accuracies and results in the log, without the times."""
+    """Return losses, accuracies and results in the log, without times."""
     text = (folder / "log.txt").read_text()
     return re.findall(r"(?:loss \S+|acc \S+|^\*.*)", text, re.MULTILINE)
 
@@ -142,7 +142,7 @@ def assert_near(line, expected):
 
 
 def augmented(data, out):
-    """Weights after two epochs with random views, at once and in two runs, and each rank's view."""
+    """Train two epochs with random views, in one run and in two; return weights and views."""
     views, tested = [], []
 
     class Watching(CoOp):
@@ -182,7 +182,7 @@ def test_random_views_and_resuming(data, tmp_path):
 
 
 def draw_position():
-    """The position matrix, where the random numbers of the processes differ."""
+    """Return the position matrix drawn by processes with different random numbers."""
     distributed.start(use_cuda=False)
     torch.manual_seed(distributed.rank())
     module = AnchorPositionModule(4, torch.ones(1, 2), relaxation="gumbel", init=0.0)
@@ -195,7 +195,7 @@ def test_one_position_matrix_for_all(tmp_path):
 
 
 def encode_split(n_classes, chunk):
-    """Features, prompt gradient and bytes kept for the backward pass, with the classes split."""
+    """Return features, prompt gradient and bytes saved for the backward pass; classes are split."""
     distributed.start(use_cuda=False)
     clip = load_clip("tiny")
     tokens = tokenize([f"a photo of a {'big ' * (i % 3)}dog." for i in range(n_classes)])
@@ -206,17 +206,17 @@ def encode_split(n_classes, chunk):
     fast.split, fast.chunk = True, chunk
     prompts = torch.cat([frame[:, :1], ctx.expand(n_classes, -1, -1), frame[:, 4:]], 1)
     encoder(prompts, tokens)  # checks itself
-    kept = {}
+    saved = {}
     weights = {parameter.data_ptr() for parameter in encoder.parameters()}
 
-    def keep(tensor):
+    def save(tensor):
         if tensor.data_ptr() not in weights:
-            kept[tensor.data_ptr()] = tensor.nbytes
+            saved[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         features = encoder(prompts, tokens)
-    # Each process has a loss of its own, over two or three of five pictures.
+    # Each process has a loss of its own, over two or three of five images.
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(5, *features.shape, generator=generator)
     mine = targets[distributed.part_of(5)]
@@ -224,23 +224,23 @@ def encode_split(n_classes, chunk):
     GradientAverage([ctx])
     loss = ((features.pow(2) - mine).square()).mean()
     loss.backward()
-    return features.detach(), ctx.grad.clone(), sum(kept.values())
+    return features.detach(), ctx.grad.clone(), sum(saved.values())
 
 
 @pytest.mark.parametrize(("n", "n_classes", "chunk"), [(2, 101, 0), (4, 34, 3), (4, 3, 0)])
 def test_classes_split_over_processes(n, n_classes, chunk, tmp_path):
-    features, gradient, kept = encode_split(n_classes, chunk)
+    features, gradient, saved = encode_split(n_classes, chunk)
     results, statuses = together(n, encode_split, tmp_path, n_classes, chunk)
     assert statuses == [0] * n
     for got, grad, memory in results:
         torch.testing.assert_close(got, features, rtol=1e-5, atol=1e-5)
         assert (grad - gradient).norm() / gradient.norm() < 1e-5
         if not chunk and n_classes > n:
-            assert memory < 1.2 * kept / n, "text memory falls as 1 / n"
+            assert memory < 1.2 * saved / n, "text memory falls as 1 / n"
 
 
 def step_twice():
-    """Two backward passes, and a parameter that one process alone, or none, reaches."""
+    """Run two backward passes, with parameters that one process or none reaches."""
     distributed.start(use_cuda=False)
     rank = distributed.rank()
     both, one, none = (nn.Parameter(torch.ones(2)) for _ in range(3))
@@ -263,7 +263,7 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path):
 
 
 def dying(data, out, how):
-    """The status of train.py, in which rank 1 ends at its second step."""
+    """Return the status of train.py if rank 1 ends at its second step."""
 
     class Dying(CoOp):
         def forward_backward(self, batch):
@@ -273,7 +273,7 @@ def dying(data, out, how):
                 if how == "silent":
                     time.sleep(3)
                     os._exit(9)
-                raise UserError("the picture x.jpg is missing")
+                raise UserError("the image x.jpg is missing")
             if how == "silent" and self.batch_idx == 1:
                 warnings.simplefilter("ignore")  # not a public name
                 timeout = datetime.timedelta(seconds=1)
@@ -295,7 +295,7 @@ def test_a_dead_process_ends_the_run(data, how, tmp_path):
     assert message.count("\n") == 1
     if how == "fails":
         assert (tmp_path / "stderr1").read_text() == (
-            "error in rank 1 of 2: the picture x.jpg is missing\n"
+            "error in rank 1 of 2: the image x.jpg is missing\n"
         )
 
 
@@ -318,7 +318,7 @@ def test_too_small_batches(data, tmp_path, monkeypatch):
 
 
 class Parallel(CoOp):
-    """Wraps its model as hosts do where they see several GPUs."""
+    """A host that wraps its model on several GPUs, like public hosts."""
 
     def build_model(self):
         super().build_model()
@@ -344,12 +344,12 @@ def test_data_parallel_is_refused(data, tmp_path, monkeypatch):
     assert data_parallel.without_data_parallel(wrapped) is wrapped.module
 
 
-def test_an_installed_dassl_is_told_of(data, tmp_path, monkeypatch):
+def test_an_installed_dassl_is_named(data, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "start", lambda use_cuda: None)  # Dassl's trainers have none
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="Dassl knows nothing of torchrun"):
+    with pytest.raises(UserError, match="Dassl does not support torchrun"):
         build_trainer(cfg_of("CoOp_AnchorOPT", data, tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Of two commands at once in one output folder the second is refused; a killed one stops nobody."""
+"""A second command in an output folder is refused; a killed command blocks nobody."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ ROOT = Path(train.__file__).parent
 
 
 def forked(work):
-    """The number of a process that calls ``work``, and ends with the status it returns."""
+    """Fork a process that calls ``work`` and exits with its status; return the process id."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             status = work()
-        except BaseException:  # a test that fails, too
+        except BaseException:  # failed assertions too
             traceback.print_exc()
         finally:
-            os._exit(status)  # what the tests' process does at its end is not the fork's to do
+            os._exit(status)  # skips the exit handlers of the tests' process
     return pid
 
 
 @contextmanager
 def child(work):
-    """A process that calls ``work`` with a function which says that it has come so far, and waits.
+    """Fork a process that calls ``work(wait)``; ``wait`` reports that its call was reached.
 
-    Gives its number once it has, with all its threads stopped; it is killed at the end.
+    Yield the process id after that, with all threads stopped. Kill the process at the end.
     """
     said, say = os.pipe()
 
@@ -61,7 +61,7 @@ def child(work):
     with os.fdopen(said, "rb") as file:
         arrived = file.read(1)
     try:
-        assert arrived, "it ended before it came so far"
+        assert arrived, "the process ended before it called wait"
         os.kill(pid, signal.SIGSTOP)
         os.waitpid(pid, os.WUNTRACED)
         yield pid
@@ -71,7 +71,7 @@ def child(work):
 
 
 def holder(folder):
-    """A process that holds the lock of ``folder``."""
+    """Fork a process that holds the lock of ``folder``."""
 
     def work(wait):
         with locked_folder(folder):
@@ -101,7 +101,7 @@ def words(tmp_path):
 
 def test_the_second_run_is_refused_and_changes_nothing(words, tmp_path, monkeypatch, capsys):
     class Waits(CoOp):
-        """Waits in its second epoch."""
+        """A host that waits in its second epoch."""
 
         def forward_backward(self, batch):
             if self.epoch == 1:
@@ -122,8 +122,8 @@ def test_the_second_run_is_refused_and_changes_nothing(words, tmp_path, monkeypa
         capsys.readouterr()
         assert train.main(words()) == 2
         assert capsys.readouterr().err == (
-            f"error: {out} is in use by process {pid} on {platform.node()}: wait until that is "
-            "done, or give another --output-dir\n"
+            f"error: {out} is in use by process {pid} on {platform.node()}: wait until that "
+            "process ends, or give another output folder\n"
         )
         assert state_of(out) == before
         flags = ["--eval-only", "--model-dir", str(out), "--load-epoch", "1"]
@@ -137,7 +137,7 @@ def test_the_second_run_is_refused_and_changes_nothing(words, tmp_path, monkeypa
     assert not list(out.rglob(".*"))
 
 
-def test_a_killed_run_holds_nothing_even_if_its_workers_live_on(tmp_path):
+def test_a_killed_run_holds_no_lock_even_if_its_workers_live_on(tmp_path):
     told, tell = os.pipe()
 
     def work(wait):
@@ -158,7 +158,7 @@ def test_a_killed_run_holds_nothing_even_if_its_workers_live_on(tmp_path):
         os.close(told), os.close(tell)
 
 
-def test_blocks_may_be_in_each_other_and_a_fork_has_none_of_them(tmp_path):
+def test_blocks_may_be_nested_and_a_fork_inherits_none(tmp_path):
     with locked_folder(tmp_path):
         with locked_folder(tmp_path / "." / ".." / tmp_path.name):
             pass
@@ -175,7 +175,7 @@ def test_blocks_may_be_in_each_other_and_a_fork_has_none_of_them(tmp_path):
 
 
 def test_never_two_at_a_time(tmp_path):
-    """The lock's file comes and goes; each process counts on what it read before."""
+    """The lock file comes and goes; each process increments the count it has read."""
     (tmp_path / "count").write_text("0")
     rounds = 100
 
@@ -209,16 +209,16 @@ def test_of_several_processes_the_main_one_locks(tmp_path, monkeypatch):
             pass
 
 
-def test_a_folder_that_cannot_be_locked_is_told(tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_locked_gives_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(folder_lock.fcntl, "lockf", refuse)
     with locked_folder(tmp_path):
-        assert "see that one run writes there" in caplog.text
+        assert "let only one run write there" in caplog.text
 
 
-def test_what_is_in_the_file_is_shown_as_text(tmp_path):
+def test_the_content_of_the_lock_file_is_shown_as_text(tmp_path):
     with holder(tmp_path):
         (tmp_path / LOCK).write_bytes(b"\x1b[2J\n\xff" + b"x" * 9999)
         with pytest.raises(UserError) as caught, locked_folder(tmp_path):

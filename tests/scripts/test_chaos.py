@@ -127,7 +127,7 @@ import contextlib, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1] + "/scripts")
 import chaos, kills
-from anchoropt_plugin.files import checkpoints
+from anchoropt_plugin.files import atomic, checkpoints
 from anchoropt_plugin.dassl_compat.utils import torchtools
 
 seen = [-10]
@@ -141,7 +141,7 @@ def in_place(path):
             file.truncate(file.tell() // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-checkpoints.atomic_write = torchtools.atomic_write = in_place
+atomic.atomic_write = checkpoints.atomic_write = torchtools.atomic_write = in_place
 scratch = Path(sys.argv[2])
 chaos.write_digits(scratch / "digits")
 words = [*chaos._COMMAND, *chaos.RUNS["both stages"]]
@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     assert train.main(words()) == 2
     said = capsys.readouterr().err
     assert said == (
-        "error: No space left on device; make room there, or give another --output-dir\n"
+        "error: No space left on device; free some space, or give another --output-dir\n"
     )
     assert not list((tmp_path / "out").rglob(".*"))
     for path in (tmp_path / "out").rglob("*pth.tar*"):
@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_while_torch_writes_is_told_as_such(tmp_path):
     checkpoints.save({"w": torch.zeros(10)}, path)
     code = (
         "import resource, sys, torch\n"
-        "from anchoropt_plugin import checkpoints\n"
+        "from anchoropt_plugin.files import checkpoints\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "checkpoints.save({'w': torch.zeros(10000)}, sys.argv[1])\n"
     )
@@ -262,13 +262,13 @@ class Stopped(Pair):
         return super().forward_backward(batch)
 
 
-def test_sigterm_says_how_to_go_on(words, tmp_path, monkeypatch, capsys):
+def test_sigterm_says_how_to_resume(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", Stopped)
     assert train.main(words()) == 143
     said = capsys.readouterr().err
     assert said == (
-        "interrupted; the same command goes on from the last checkpoint that TRAIN.CHECKPOINT_FREQ "
-        "has saved, or from the start\n"
+        "interrupted; the same command resumes from the last checkpoint (see "
+        "TRAIN.CHECKPOINT_FREQ), or starts again if there is none\n"
     )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", Pair)
@@ -324,7 +324,7 @@ def test_a_worker_process_that_is_killed_is_one_line(words, monkeypatch, capsys,
     assert train.main(words(*keys)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: DataLoader worker ")
-    assert "lower DATALOADER.NUM_WORKERS; the same command goes on" in said
+    assert "lower DATALOADER.NUM_WORKERS; to resume from the last checkpoint, run" in said
     assert said.count("\n") == 1
 
 
@@ -369,7 +369,7 @@ def test_the_newest_checkpoint_that_all_models_have(tmp_path):
 @pytest.mark.parametrize("text", ["", "../model.pth.tar-1", "/etc/passwd", "a\0b", "a\nb"])
 def test_what_checkpoint_names_lies_beside_it(tmp_path, text):
     (tmp_path / "checkpoint").write_text(text)
-    with pytest.raises(UserError, match="not the name of a file beside it"):
+    with pytest.raises(UserError, match="not the name of a file in its folder"):
         last_checkpoint_name(tmp_path)
 
 

@@ -1,9 +1,8 @@
-"""ATPrompt on CoOp, CoCoOp and MaPLe, against the same computation written out."""
+"""ATPrompt on CoOp, CoCoOp and MaPLe, against a plain computation."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,21 +11,22 @@ from clip.model import CLIP
 import train
 from anchoropt_plugin import UserError, accelerate, attach
 from anchoropt_plugin.config.merge import merge_list
+from anchoropt_plugin.encoders.accelerate import install
 from anchoropt_plugin.encoders.clip_models import tokenize
-from anchoropt_plugin.process.randomness import set_random_seed
+from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
+from anchoropt_plugin.prompts.hooks import attachment_of
 from dassl.config import get_cfg_default
-from dassl.engine import build_trainer
 from trainers import atprompt, cocoop, coop, maple
 from trainers.prompted_clip import PromptedCLIP
 
+from .runs import ROOT, build, command, register_bare
 from .test_cocoop_and_maple import cosine_logits, image_feature, shapes
 
-ROOT = Path(__file__).parents[2]
 NAMES = ["cat", "red_dog", "long haired horse"]
 WORDS = ["color", "habitat", "growth"]
 DIM, WIDTH, FEATURES = 64, 128, 32
 M = 2
-"""Soft tokens of a context, and of an attribute where nothing else is said."""
+"""Soft tokens of a context, and by default of an attribute."""
 HOSTS = ["CoOp", "CoCoOp", "MaPLe"]
 PLAIN = {
     "CoOp": (coop.PromptLearner, PromptedCLIP),
@@ -66,8 +66,8 @@ def settings(host, words, *keys, n_att=M):
     return cfg
 
 
-def build(clip, host, words, *keys, **named):
-    """The host's model, its parameters moved apart so that none can stand for another."""
+def model_of(clip, host, words, *keys, **named):
+    """Return the host's model with different values in all its parameters."""
     torch.manual_seed(0)
     learner = LEARNERS[host](settings(host, words, *keys, **named), NAMES, clip)
     with torch.no_grad():
@@ -76,13 +76,13 @@ def build(clip, host, words, *keys, **named):
     return PLAIN[host][1](learner, clip)
 
 
-# ---------------------------------------------------------------------- the definition, written out
+# ---------------------------------------------------------------------- the plain computation
 def embedded(clip, text):
     return clip.token_embedding(tokenize([text])[0])
 
 
 def plain_prompt(clip, learner, words, name, ctx):
-    """[SOS] soft attribute … ctx name . [EOT], cut at EOT: (L, d)."""
+    """Return [SOS] soft attribute … ctx name . [EOT], cut at EOT: (L, d)."""
     rows = [embedded(clip, "")[:1]]
     for i, word in enumerate(words, start=1):
         rows += [getattr(learner, f"ctx_att{i}"), embedded(clip, word)[1:2]]
@@ -92,7 +92,7 @@ def plain_prompt(clip, learner, words, name, ctx):
 
 
 def plain_feature(clip, prompt, deep=(), start=0, order=None):
-    """Block by block; ``order`` says which token of the context stands in which slot."""
+    """Encode block by block; ``order`` is the context token of each slot."""
     x = prompt + clip.positional_embedding[: len(prompt)]
     mask = torch.full((len(x), len(x)), -torch.inf).triu(1)
     for number, block in enumerate(clip.transformer.resblocks):
@@ -108,7 +108,7 @@ def plain_feature(clip, prompt, deep=(), start=0, order=None):
 
 
 def plain_logits(clip, images, host, learner, words, start=None, order=None, anchors=None):
-    """Logits (B, C), one prompt at a time."""
+    """Return logits (B, C), computed one prompt at a time."""
     n_slots = sum(len(getattr(learner, f"ctx_att{i + 1}")) + 1 for i in range(len(words))) + M
 
     def text(name, ctx, deep=()):
@@ -157,9 +157,9 @@ def test_soft_tokens_are_drawn_in_the_public_order(clip):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_without_use_atprompt_the_host_is_left(clip, host):
+def test_without_use_atprompt_the_learner_is_the_host_s(clip, host):
     cfg = settings(host, WORDS[:0])
-    cfg.TRAINER.ATPROMPT.ATT_NUM = 2  # as a data set's file has it
+    cfg.TRAINER.ATPROMPT.ATT_NUM = 2  # as in the yaml of a data set
     learners = []
     for kind in (LEARNERS[host], PLAIN[host][0]):
         torch.manual_seed(0)
@@ -198,7 +198,7 @@ def test_class_specific_contexts_share_the_attributes(clip):
 @pytest.mark.parametrize("host", HOSTS)
 def test_logits_and_gradients_are_those_of_the_plain_computation(clip, images, host, number, fast):
     words = WORDS[:number]
-    model = build(clip, host, words)
+    model = model_of(clip, host, words)
     if fast:
         (forward,) = accelerate(model)
     learner = model.prompt_learner
@@ -217,9 +217,9 @@ def test_logits_and_gradients_are_those_of_the_plain_computation(clip, images, h
 @pytest.mark.parametrize(("n_att", "n_words", "start"), [(M, 2, 6), (4, 1, 3), (3, 2, 6)])
 @pytest.mark.parametrize("fast", [False, True])
 def test_deep_prompts_take_the_slots_of_the_public_code(clip, images, n_att, n_words, start, fast):
-    """2 soft tokens an attribute are counted, whatever N_ATT is."""
+    """Slots are counted with 2 soft tokens for each attribute, for any N_ATT."""
     words = WORDS[:n_words]
-    model = build(clip, "MaPLe", words, n_att=n_att)
+    model = model_of(clip, "MaPLe", words, n_att=n_att)
     if fast:
         accelerate(model)
     want = plain_logits(clip, images, "MaPLe", model.prompt_learner, words, start)
@@ -229,17 +229,17 @@ def test_deep_prompts_take_the_slots_of_the_public_code(clip, images, n_att, n_w
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("host", HOSTS)
 def test_anchoropt_arranges_all_slots_at_every_block(clip, images, host, fast):
-    model = build(clip, host, WORDS[:2])
+    model = model_of(clip, host, WORDS[:2])
     learner = model.prompt_learner
     anchors = 0.1 * torch.randn(1, DIM)
     n_slots = 2 * (M + 1) + M
-    order = [4, 0, 6, 8, 1, 7, 2, 5, 3]  # soft tokens, attributes and the anchor all change places
+    order = [4, 0, 6, 8, 1, 7, 2, 5, 3]  # all tokens change places
     position = attach(learner, anchors, relaxation="sinkhorn")
     assert position.n_ctx == n_slots
     with torch.no_grad():
         position.logits.copy_(10 * torch.eye(n_slots + 1)[order])
-    (forward,) = accelerate(model)
-    forward.position, forward.in_use = position, fast
+    prompts = AnchoredEncoder(attachment_of(learner))
+    forward = install(model.text_encoder, prompts=prompts, in_use=fast)
     model.eval()
     got = model(images)
     want = plain_logits(
@@ -255,23 +255,6 @@ def test_anchoropt_arranges_all_slots_at_every_block(clip, images, host, fast):
 
 
 # ---------------------------------------------------------------------- through train.py
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-def command(root, out, host, classes="base", flags=(), keys=()):
-    return [
-        *("--root", str(root), "--output-dir", str(out), "--trainer", host, "--seed", "1"),
-        *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
-        *("--config-file", str(ROOT / f"configs/trainers/{host.split('_ATP')[0]}_ATP/tiny.yaml")),
-        *flags,
-        *("DATASET.SUBSAMPLE_CLASSES", classes, "OPTIM.MAX_EPOCH", "2", "DATASET.NUM_SHOTS", "2"),
-        *("TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "2"),
-        *keys,
-    ]
-
-
 def weights(out, host):
     folder = "MultiModalPromptLearner" if host == "MaPLe" else "prompt_learner"
     return torch.load(out / folder / "model.pth.tar-2", weights_only=True)["state_dict"]
@@ -294,17 +277,9 @@ def test_a_run_with_anchoropt_reproduces_and_the_fast_branch_changes_nothing(roo
     assert train.main(command(root, tmp_path / "new", f"{host}_ATP_AnchorOPT", "new", flags)) == 0
 
 
-@pytest.fixture(scope="module")
-def bare():
-    """The same trainers without the decorator, registered as …_Bare."""
-    source = (ROOT / "trainers/atprompt.py").read_text()
-    assert source.count("@anchoropt\n") == 3
-    source = source.replace("@anchoropt\n", "").replace("_ATP(", "_ATP_Bare(")
-    exec(compile(source, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})
-
-
 @pytest.mark.parametrize("host", HOSTS)
-def test_the_decorator_leaves_the_host_s_numbers(root, tmp_path, host, bare):
+def test_the_decorator_leaves_the_host_s_numbers(root, tmp_path, host):
+    register_bare("atprompt")
     names = f"{host}_ATP", f"{host}_ATP_Bare"
     for name in names:
         assert train.main(command(root, tmp_path / name, name)) == 0
@@ -312,16 +287,9 @@ def test_the_decorator_leaves_the_host_s_numbers(root, tmp_path, host, bare):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def trainer_of(root, out, host, classes="base", keys=()):
-    args = train.build_parser().parse_args(command(root, out, host, classes, keys=keys))
-    cfg = train.setup_cfg(args)
-    set_random_seed(cfg.SEED)
-    return build_trainer(cfg)
-
-
 @pytest.mark.parametrize("host", HOSTS)
-def test_what_is_in_the_prompt_learns(root, tmp_path, host):
-    trainer = trainer_of(root, tmp_path, f"{host}_ATP")
+def test_all_parameters_in_the_prompt_learn(root, tmp_path, host):
+    trainer = build(root, tmp_path, f"{host}_ATP")
     trainer.set_model_mode("train")
     trainer.num_batches, trainer.batch_idx = 2, 0
     trainer.forward_backward(next(iter(trainer.train_loader_x)))
@@ -331,25 +299,25 @@ def test_what_is_in_the_prompt_learns(root, tmp_path, host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_anchoropt_hands_its_n_ctx_to_the_host(root, tmp_path, host):
+def test_anchoropt_sets_the_host_s_n_ctx(root, tmp_path, host):
     keys = ["TRAINER.ANCHOROPT.N_CTX", "1"]
-    trainer = trainer_of(root, tmp_path, f"{host}_ATP_AnchorOPT", keys=keys)
+    trainer = build(root, tmp_path, f"{host}_ATP_AnchorOPT", keys=keys)
     learner = trainer.model.prompt_learner
     assert len(learner.ctx) == 1
     assert trainer.anchoropt.position.n_ctx == len(learner.ctx_att1) + 1 + 1
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_public_checkpoint_serves_another_data_set(root, tmp_path, host):
-    """One of other classes, and of a data set with more attributes."""
+def test_a_public_checkpoint_loads_for_another_data_set(root, tmp_path, host):
+    """The checkpoint is of other classes, and of a data set with more attributes."""
     more = ["TRAINER.ATPROMPT.ATT_NUM", "3", "TRAINER.ATPROMPT.ATT2_TEXT", "shape"]
     more += ["TRAINER.ATPROMPT.ATT3_TEXT", "pattern"]
-    source = trainer_of(root, tmp_path / "a", f"{host}_ATP", "base", more)
+    source = build(root, tmp_path / "a", f"{host}_ATP", "base", more)
     (name,) = source.get_model_names()
     public = {key: value + 1 for key, value in source._models[name].state_dict().items()}
     (tmp_path / name).mkdir()
     torch.save({"state_dict": public, "epoch": 5}, tmp_path / name / "model.pth.tar-5")
-    trainer = trainer_of(root, tmp_path / "b", f"{host}_ATP", "all")
+    trainer = build(root, tmp_path / "b", f"{host}_ATP", "all")
     trainer.load_model(str(tmp_path), epoch=5)
     for key, value in trainer._models[name].state_dict().items():
         assert torch.equal(value, public[key]) == ("token_" not in key), key
@@ -366,9 +334,13 @@ ONE = "TRAINER.ATPROMPT."
         ("CoCoOp", [ONE + "ATT_NUM", "0"], "ATT_NUM is 0: ATPrompt takes 1 to 3"),
         ("MaPLe", [ONE + "ATT_NUM", "2"], "ATT2_TEXT is 'none', but ATT_NUM is 2"),
         ("CoOp", [ONE + "ATT1_TEXT", " "], "ATT1_TEXT is '', but ATT_NUM is 1"),
-        ("CoOp", [ONE + "N_ATT3", "0"], "N_ATT3 is 0: an attribute has at least one soft token"),
-        ("CoOp", [ONE + "N_ATT1", "90"], "CLIP reads 77 at most"),
-        ("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "class name stands at the end"),
+        ("CoOp", [ONE + "N_ATT3", "0"], "N_ATT3 is 0: give 1 or more soft tokens"),
+        ("CoOp", [ONE + "N_ATT1", "90"], "CLIP reads at most 77"),
+        (
+            "CoOp",
+            ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"],
+            "it must be 'end'",
+        ),
         ("MaPLe", [ONE + "N_ATT1", "1"], "deep prompts would overwrite class names"),
         ("CoOp_ATP_AnchorOPT", [ONE + "N_ATT1", "70"], "has no room for 1 more tokens"),
     ],
@@ -380,15 +352,15 @@ def test_mistakes_get_one_line(root, tmp_path, capsys, host, keys, message):
     assert message in line
 
 
-def test_shallow_maple_overwrites_nothing(clip):
+def test_maple_of_depth_one_overwrites_no_slot(clip):
     keys = ["TRAINER.MAPLE.PROMPT_DEPTH", "1"]
-    build(clip, "MaPLe", WORDS, *keys, n_att=1)
+    model_of(clip, "MaPLe", WORDS, *keys, n_att=1)
     with pytest.raises(UserError, match="overwrite class names"):
-        build(clip, "MaPLe", WORDS, n_att=1)
+        model_of(clip, "MaPLe", WORDS, n_att=1)
 
 
-def test_a_backbone_that_never_saw_an_attribute_is_told_of(root, tmp_path, capsys):
-    trainer_of(root, tmp_path, "CoOp_ATP", keys=[ONE + "ATT1_TEXT", "luxury"])
+def test_an_attribute_unknown_to_the_backbone_gives_a_warning(root, tmp_path, capsys):
+    build(root, tmp_path, "CoOp_ATP", keys=[ONE + "ATT1_TEXT", "luxury"])
     assert "never saw 1 word(s) of the attributes (luxury)" in capsys.readouterr().out
 
 

@@ -1,9 +1,8 @@
-"""CoCoOp and MaPLe in their plain form, against the same computation written out."""
+"""CoCoOp and MaPLe in their plain form, against a plain computation."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,16 +13,15 @@ import train
 from anchoropt_plugin import UserError, accelerate
 from anchoropt_plugin.config.merge import merge_list
 from anchoropt_plugin.encoders.clip_models import tokenize
-from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.config import get_cfg_default
-from dassl.engine import build_trainer
 from trainers import cocoop, maple
 from trainers.prompted_clip import TextEncoder
 
-ROOT = Path(__file__).parents[2]
+from .runs import ROOT, build, command, register_bare
+
 NAMES = ["cat", "red_dog", "long haired horse"]
 DIM, WIDTH, FEATURES, BLOCKS = 64, 128, 32, 3
-"""Widths of the text tower, of the image tower, and of what they share."""
+"""Widths of the text tower, the image tower and the features; blocks of each tower."""
 HOSTS = ["CoCoOp", "MaPLe"]
 FOLDERS = {"CoCoOp": "prompt_learner", "MaPLe": "MultiModalPromptLearner"}
 
@@ -57,7 +55,7 @@ def multi_modal(clip, *keys):
     torch.manual_seed(0)
     cfg = settings("TRAINER.MAPLE.PROMPT_DEPTH", "3", *keys)
     learner = maple.MultiModalPromptLearner(cfg, NAMES, clip)
-    with torch.no_grad():  # the projections start equal: tell them apart
+    with torch.no_grad():  # all projections start equal: make them different
         for parameter in learner.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return maple.MultiModalCLIP(learner, clip)
@@ -104,7 +102,7 @@ def test_a_context_starts_from_words(clip):
     cfg = settings("TRAINER.MAPLE.PROMPT_DEPTH", "1")
     learner = maple.MultiModalPromptLearner(cfg, NAMES, clip)
     assert torch.equal(learner.ctx, embedding[1:3])
-    # The words beyond N_CTX stay in the prompt, fixed.
+    # Words beyond N_CTX stay in the prompt and are not learned.
     assert torch.equal(learner.token_suffix[:, :2], embedding[None, 3:5].expand(3, -1, -1))
 
 
@@ -119,9 +117,9 @@ def test_prompts_of_a_batch_are_those_of_its_images(clip):
         torch.testing.assert_close(prompts[b, c], torch.cat(parts))
 
 
-# ---------------------------------------------------------------------- the models, written out
+# ---------------------------------------------------------------------- the models
 def text_feature(clip, prompt, eot, deep=()):
-    """One prompt (77, d), block by block."""
+    """Encode one prompt (77, d), block by block."""
     x = prompt + clip.positional_embedding
     for i, block in enumerate(clip.transformer.resblocks):
         if 1 <= i <= len(deep):
@@ -131,7 +129,7 @@ def text_feature(clip, prompt, eot, deep=()):
 
 
 def image_feature(clip, image, shared, deep):
-    """One image (3, R, R), block by block."""
+    """Encode one image (3, R, R), block by block."""
     visual = clip.visual
     patches = visual.conv1(image[None])[0].flatten(1).t()
     x = torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding
@@ -155,7 +153,7 @@ def eots(words):
 
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_cocoop_is_one_text_branch_an_image(clip, images, batch, fast):
+def test_cocoop_encodes_other_prompts_for_each_image(clip, images, batch, fast):
     model = conditional(clip)
     if fast:
         accelerate(model)
@@ -211,10 +209,10 @@ def test_without_prompts_the_encoders_are_plain_clip(clip, images):
     torch.testing.assert_close(twice[1], clip.encode_text(tokens))
 
 
-def test_at_test_a_batch_of_many_prompts_goes_in_parts(clip, images, monkeypatch):
+def test_a_test_batch_with_many_prompts_is_split(clip, images, monkeypatch):
     model = conditional(clip).eval()
     whole, sizes = model(images), []
-    monkeypatch.setattr(cocoop, "PROMPTS_AT_ONCE", 7)  # of three classes: two images
+    monkeypatch.setattr(cocoop, "PROMPTS_AT_ONCE", 7)  # two images of three classes
     model.prompt_learner.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
     torch.testing.assert_close(model(images), whole)
     model.train()(images)
@@ -222,33 +220,9 @@ def test_at_test_a_batch_of_many_prompts_goes_in_parts(clip, images, monkeypatch
 
 
 # ---------------------------------------------------------------------- through train.py
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-def command(root, out, host, classes="base", flags=(), keys=()):
-    return [
-        *("--root", str(root), "--output-dir", str(out), "--trainer", host, "--seed", "1"),
-        *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
-        *("--config-file", str(ROOT / f"configs/trainers/{host.split('_')[0]}/tiny.yaml")),
-        *flags,
-        *("DATASET.SUBSAMPLE_CLASSES", classes, "OPTIM.MAX_EPOCH", "2", "DATASET.NUM_SHOTS", "4"),
-        *("TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "2"),
-        *keys,
-    ]
-
-
-def build(root, out, host, classes="base", keys=()):
-    args = train.build_parser().parse_args(command(root, out, host, classes, keys=keys))
-    cfg = train.setup_cfg(args)
-    set_random_seed(cfg.SEED)
-    return build_trainer(cfg)
-
-
 @pytest.fixture(scope="module", params=HOSTS)
 def trained(request, root, tmp_path_factory):
-    """A host, and the output folder of its short run on the base classes."""
+    """Return a host, and the output folder of a short run on the base classes."""
     out = tmp_path_factory.mktemp("run")
     assert train.main(command(root, out, request.param)) == 0
     return request.param, out
@@ -263,7 +237,7 @@ def weights(trained):
     return torch.load(checkpoint(trained), weights_only=True)["state_dict"]
 
 
-def test_a_run_saves_what_is_trained_under_its_public_name(trained, root, tmp_path):
+def test_a_run_saves_its_parameters_under_their_public_names(trained, root, tmp_path):
     host, out = trained
     assert "* accuracy: " in (out / "log.txt").read_text()
     learner = build(root, tmp_path, host).model.prompt_learner
@@ -273,10 +247,7 @@ def test_a_run_saves_what_is_trained_under_its_public_name(trained, root, tmp_pa
 
 def test_the_decorator_leaves_the_host_s_numbers(trained, root, tmp_path):
     host, _ = trained
-    source = (ROOT / f"trainers/{host.lower()}.py").read_text()
-    assert source.count("@anchoropt\n") == 1
-    bare = source.replace("@anchoropt\n", "").replace(f"class {host}(", f"class {host}_Bare(")
-    exec(compile(bare, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})
+    register_bare(host.lower())
     assert train.main(command(root, tmp_path, f"{host}_Bare")) == 0
     ours, theirs = weights(trained), weights((host, tmp_path))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -319,14 +290,14 @@ def test_every_parameter_of_the_learner_learns_and_no_other(root, tmp_path, host
     assert {id(parameter) for group in groups for parameter in group["params"]} == ours
 
 
-def test_a_checkpoint_serves_another_class_set(trained, root, tmp_path, capsys):
+def test_a_checkpoint_loads_for_other_classes(trained, root, tmp_path, capsys):
     host, out = trained
     flags = ["--eval-only", "--model-dir", str(out), "--load-epoch", "2"]
     assert train.main(command(root, tmp_path, host, "all", flags)) == 0
     assert re.search(r"# classes +10", capsys.readouterr().out)
 
 
-def test_init_weights_bring_no_class_names(trained, root, tmp_path):
+def test_init_weights_leave_the_class_names(trained, root, tmp_path):
     host, _ = trained
     keys = ["MODEL.INIT_WEIGHTS", str(checkpoint(trained))]
     started = build(root, tmp_path / "a", host, "new", keys).model.prompt_learner

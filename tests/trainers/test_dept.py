@@ -1,4 +1,4 @@
-"""DePT against both heads written out, and through train.py."""
+"""DePT: both heads against a plain computation, and runs of train.py."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from anchoropt_plugin.method.objective import average
 from tests.conftest import random_clip
 from trainers import coop, dept
 
+from .runs import ROOT, build, command, register_bare
 from .test_cocoop_and_maple import (
     NAMES,
-    ROOT,
-    build,
-    command,
     cosine_logits,
     eots,
     settings,
@@ -37,7 +35,7 @@ def images():
 
 
 def two_headed(clip, *keys):
-    """DePT's model with nothing left at its start."""
+    """Return DePT's model with all learned parameters moved from their initial values."""
     cfg = settings("TRAINER.COOP.N_CTX", "3", *keys)
     torch.manual_seed(0)
     model = dept.TwoHeadedCLIP(cfg, coop.PromptLearner(cfg, NAMES, clip), clip)
@@ -54,7 +52,7 @@ def trainer_of(model):
 
 
 def features(clip, model, images):
-    """Of each image and of each class, one after the other."""
+    """Return the features of each image and of each class, computed one by one."""
     learner = model.prompt_learner
     texts = [
         text_feature(
@@ -70,7 +68,7 @@ def adjusted(film, feature):
 
 
 def written_out(clip, model, images, kind):
-    """The loss, the logits of the prompts, and those of the second head."""
+    """Return the loss, the logits of the prompts, and those of the second head."""
     image, text = features(clip, model, images)
     prompt = torch.stack([cosine_logits(clip, x, torch.stack(text)) for x in image])
     image = [adjusted(model.film_lp_img, x) for x in image]
@@ -92,7 +90,7 @@ def written_out(clip, model, images, kind):
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("film", ["True", "False"])
 @pytest.mark.parametrize("kind", dept.TYPES)
-def test_both_heads_are_those_written_out(clip, images, kind, film, fast):
+def test_both_heads_match_the_plain_computation(clip, images, kind, film, fast):
     model = two_headed(clip, f"{HEAD}TYPE", kind, "TRAINER.FILM.LINEAR_PROBE", film)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     expected, prompt, second = written_out(clip, model, images, kind)
@@ -110,14 +108,14 @@ def test_both_heads_are_those_written_out(clip, images, kind, film, fast):
     torch.testing.assert_close(model(images), fused, rtol=1e-4, atol=1e-4)
 
 
-def test_without_fusion_the_second_head_speaks_alone(clip, images):
+def test_without_fusion_logits_are_those_of_the_second_head(clip, images):
     model = two_headed(clip, f"{HEAD}TEST_TIME_FUSION", "False")
     model.knows_classes = True
     second = written_out(clip, model, images, "linear")[2]
     torch.testing.assert_close(model(images), second, rtol=1e-4, atol=1e-4)
 
 
-def test_in_half_precision_the_channels_are_adjusted_in_it(images):
+def test_half_precision(images):
     clip = random_clip()
     convert_weights(clip)
     model = two_headed(clip)
@@ -131,14 +129,9 @@ def test_in_half_precision_the_channels_are_adjusted_in_it(images):
 
 
 # ---------------------------------------------------------------------- through train.py
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
 @pytest.fixture(scope="module", params=["DePT", "DePT_AnchorOPT"])
 def trained(request, root, tmp_path_factory):
-    """A trainer's name, and the output folder of its short run on the base classes."""
+    """Return a trainer's name, and the output folder of a short run on the base classes."""
     out = tmp_path_factory.mktemp("run")
     assert train.main(command(root, out, request.param)) == 0
     return request.param, out
@@ -150,7 +143,7 @@ def weights(out):
 
 
 def loaded(root, out, name, classes, keys=()):
-    """A trainer that has loaded the run in ``out``, in evaluation, and some test pictures."""
+    """Return a trainer with the weights of ``out``, in evaluation, and a batch of test images."""
     trainer = build(root, out / classes, name, classes, keys)
     trainer.load_model(str(out), 2)
     trainer.set_model_mode("eval")
@@ -182,11 +175,7 @@ def test_epoch_minus_one_is_the_last(trained, root, tmp_path, capsys):
 
 @pytest.mark.parametrize("trained", ["DePT"], indirect=True)
 def test_the_decorator_leaves_the_host_s_numbers(trained, root, tmp_path):
-    source = (ROOT / "trainers/dept.py").read_text()
-    (decorator,) = re.findall(r"@anchoropt.*\n", source)
-    bare = source.replace(decorator, "").replace("class DePT(", "class DePT_Bare(")
-    bare = bare.replace("from .", "from trainers.")
-    exec(compile(bare, "bare.py", "exec"), {"__name__": "bare"})
+    register_bare("dept")
     assert train.main(command(root, tmp_path, "DePT_Bare")) == 0
     ours, theirs = weights(trained[1]), weights(tmp_path)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -205,7 +194,7 @@ def test_every_part_of_both_heads_learns_and_no_other(root, tmp_path):
             assert not parameter.requires_grad and parameter.grad is None, name
 
 
-def test_a_trained_class_set_gets_both_heads(trained, root):
+def test_on_trained_classes_both_heads_are_fused(trained, root):
     name, out = trained
     trainer, images = loaded(root, out, name, "base")
     model = trainer.model
@@ -219,7 +208,7 @@ def test_a_trained_class_set_gets_both_heads(trained, root):
 
 
 @pytest.mark.parametrize("classes", ["new", "all"])
-def test_on_other_classes_the_prompts_speak_alone(trained, root, classes):
+def test_on_other_classes_logits_are_those_of_the_prompts(trained, root, classes):
     name, out = trained
     trainer, images = loaded(root, out, name, classes)
     expected = trainer.model.logits(*trainer.model.features(images))
@@ -232,7 +221,7 @@ def test_on_other_classes_the_prompts_speak_alone(trained, root, classes):
     assert torch.equal(trainer.model.prompt_learner.ctx, ctx)
 
 
-def test_a_run_on_all_classes_serves_a_part_of_them(root, tmp_path):
+def test_a_run_on_all_classes_can_be_tested_on_some(root, tmp_path):
     whole = tmp_path / "whole"
     assert train.main(command(root, whole, "DePT", "all")) == 0
     trainer, _ = loaded(root, whole, "DePT", "new")
@@ -241,14 +230,14 @@ def test_a_run_on_all_classes_serves_a_part_of_them(root, tmp_path):
     assert torch.equal(trainer.model.linear_probe_proj.weight, head[5:])
 
 
-def test_classes_find_their_rows_by_name_and_of_one_name_by_order():
+def test_classes_are_matched_by_name_and_then_by_order():
     names = torch.randn(4, 3, 2)
     trained = names[[0, 1, 2, 1]]
-    assert dept._rows(trained.half(), trained) == [0, 1, 2, 3]
-    assert dept._rows(names[[1, 0]], trained) == [1, 0]
-    assert dept._rows(names[[0, 3]], trained) is None
-    assert dept._rows(names[[0, 0]], trained) is None
-    assert dept._rows(names, None) is dept._rows(names[:, :2], trained) is None
+    assert dept.head_rows(trained.half(), trained) == [0, 1, 2, 3]
+    assert dept.head_rows(names[[1, 0]], trained) == [1, 0]
+    assert dept.head_rows(names[[0, 3]], trained) is None
+    assert dept.head_rows(names[[0, 0]], trained) is None
+    assert dept.head_rows(names, None) is dept.head_rows(names[:, :2], trained) is None
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trained, root, tmp_path, monkeypatch, capsys):
@@ -270,7 +259,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained, root, tmp_path, monk
         assert torch.equal(one[key], other[key]), key
 
 
-def test_image_features_are_kept(root, tmp_path):
+def test_image_features_are_cached(root, tmp_path):
     trainer = build(root, tmp_path, "DePT", keys=["INPUT.TRANSFORMS", "['normalize']"])
     trainer.train()
     assert trainer.model.image_encoder.forward.hits > 0
@@ -305,7 +294,7 @@ def test_learning_rates(root, tmp_path, anchoropt):
             assert rates[id(parameter)] == pytest.approx(0.02 * 6.5)
     one = build(root, tmp_path, f"DePT{anchoropt}", keys=["OPTIM.STAGED_LR", "False"])
     lr = {group["initial_lr"] for group in one.optim.param_groups}
-    assert lr == ({0.02, 0.05} if anchoropt else {0.02})  # the position logits have their own
+    assert lr == ({0.02, 0.05} if anchoropt else {0.02})  # position logits have another one
 
 
 def test_the_number_of_soft_tokens_of_published_scripts(root, tmp_path):
@@ -314,9 +303,7 @@ def test_the_number_of_soft_tokens_of_published_scripts(root, tmp_path):
 
 
 @pytest.mark.parametrize("ce_weight", [1, 10])
-def test_under_anchoropt_the_whole_loss_is_weighted_and_nothing_distilled(
-    root, tmp_path, ce_weight
-):
+def test_with_anchoropt_the_whole_loss_is_weighted_without_distillation(root, tmp_path, ce_weight):
     keys = ["TRAINER.ANCHOROPT.PROMPT_CE_WEIGHT", str(ce_weight)]
     trainer = build(root, tmp_path, "DePT_AnchorOPT", keys=keys)
     trainer.anchoropt_stage_one()
@@ -337,11 +324,11 @@ def test_under_anchoropt_the_whole_loss_is_weighted_and_nothing_distilled(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ([f"{HEAD}WEIGHT", "1.5"], "TRAINER.LINEAR_PROBE.WEIGHT is 1.5: the share of the second"),
+        ([f"{HEAD}WEIGHT", "1.5"], "TRAINER.LINEAR_PROBE.WEIGHT is 1.5: give the share of the"),
         ([f"{HEAD}WEIGHT", "-0.1"], "from 0 to 1"),
-        ([f"{HEAD}TYPE", "mlp"], "TRAINER.LINEAR_PROBE.TYPE is 'mlp': one of linear, similarity"),
-        (["OPTIM.LR_EXP", "-1.0"], "OPTIM.LR_EXP is -1.0, it must be 0 or more"),
-        (["OPTIM.NEW_LAYERS", "['head']"], "none of OPTIM.NEW_LAYERS ['head'] is in"),
+        ([f"{HEAD}TYPE", "mlp"], "TYPE is 'mlp': give one of linear, similarity"),
+        (["OPTIM.LR_EXP", "-1.0"], "OPTIM.LR_EXP is -1.0, but must be 0 or more"),
+        (["OPTIM.NEW_LAYERS", "['head']"], "has none of OPTIM.NEW_LAYERS ['head']:"),
     ],
 )
 def test_mistakes_get_one_line(root, tmp_path, capsys, keys, message):

@@ -1,4 +1,4 @@
-"""The fast text branch under every host, precision and length of class names, against 77 tokens."""
+"""The fast text branch against the plain one: every host, precision and length of class names."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import torch
 from clip.model import CLIP, convert_weights
 
 import train
-from anchoropt_plugin import accelerate, attach
+from anchoropt_plugin import attach
 from anchoropt_plugin.config.merge import merge_list
+from anchoropt_plugin.encoders.accelerate import install, is_text_encoder
+from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
+from anchoropt_plugin.prompts.hooks import attachment_of
 from dassl.config import get_cfg_default
 from trainers import atprompt, cocoop, coop, dept, maple
 from trainers.prompted_clip import PromptedCLIP
@@ -17,7 +20,7 @@ from ..training.test_host_parts import forked
 
 N_CTX = 2
 LONGEST = 77 - 3 - N_CTX - 1
-"""Tokens of a name that fills the prompt: SOS, context, anchor, full stop and EOT go off."""
+"""Tokens of the longest class name: 77 less SOS, context, anchor, full stop and EOT."""
 NAMES = {
     "one token to some": ["cat", "golden retriever", "grand piano player on a roof", "dog"],
     "to the limit": ["cat", " ".join(["cat"] * LONGEST)],
@@ -27,7 +30,7 @@ NAMES = {
 ATTRIBUTES = ["TRAINER.ATPROMPT.USE_ATPROMPT", "True", "TRAINER.ATPROMPT.ATT_NUM", "1"]
 ATTRIBUTES += ["TRAINER.ATPROMPT.ATT1_TEXT", "color", "TRAINER.ATPROMPT.N_ATT1", str(N_CTX)]
 SLOTS = N_CTX + 1
-"""Slots that an attribute takes: its soft tokens and itself."""
+"""Slots of an attribute: its soft tokens and the word."""
 
 
 def small_clip():
@@ -74,7 +77,7 @@ HOSTS = {
 
 
 def in_half(clip, dtype):
-    """CLIP's own choice of which weights are half, in ``dtype``."""
+    """Convert the weights that CLIP keeps in half precision to ``dtype``."""
     convert_weights(clip)
     for parameter in clip.parameters():
         if parameter.dtype == torch.float16:
@@ -83,17 +86,16 @@ def in_half(clip, dtype):
 
 
 def outcome(host, names, dtype, autocast, fast, anchors):
-    """Logits, and the gradients of all that is learned."""
+    """Return logits and gradients of all learned parameters, and whether the branch was used."""
     clip = small_clip() if dtype == torch.float32 else in_half(small_clip(), dtype)
     torch.manual_seed(1)
     model = HOSTS[host](clip, names)
     learner = model.prompt_learner.requires_grad_(True)
     if anchors:
-        position = attach(learner, torch.randn(1, 64).mul(0.02), relaxation="identity")
-    forwards = accelerate(model)
-    for forward in forwards:
-        forward.in_use = fast
-        forward.position = position if anchors else None
+        attach(learner, torch.randn(1, 64).mul(0.02), relaxation="identity")
+    prompts = AnchoredEncoder(attachment_of(learner))
+    encoders = [module for module in model.modules() if is_text_encoder(module)]
+    forwards = [install(encoder, prompts=prompts, in_use=fast) for encoder in encoders]
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits = model(images)
@@ -101,12 +103,12 @@ def outcome(host, names, dtype, autocast, fast, anchors):
     generator = torch.Generator().manual_seed(3)
     upstream = torch.randn(logits.shape, generator=generator).to(logits.dtype)
     gradients = torch.autograd.grad(logits, parameters, upstream, allow_unused=True)
-    kept = all(forward.in_use == fast for forward in forwards)
-    return [logits, *(g for g in gradients if g is not None)], kept
+    as_asked = all(forward.in_use == fast for forward in forwards)
+    return [logits, *(g for g in gradients if g is not None)], as_asked
 
 
 def off(got, want):
-    """The relative error of all tensors together."""
+    """Return the relative error over all tensors."""
     got, want = (torch.cat([x.detach().float().flatten() for x in xs]) for xs in (got, want))
     return float((got - want).norm() / want.norm())
 
@@ -124,17 +126,17 @@ def test_in_full_precision_logits_and_gradients_are_equal(host, kind):
         names = [name[: -4 * SLOTS] if len(name) > 200 else name for name in names]
     for anchors in (False, True):
         slow, _ = outcome(host, names, torch.float32, False, fast=False, anchors=anchors)
-        fast, kept = outcome(host, names, torch.float32, False, fast=True, anchors=anchors)
-        assert kept and off(fast, slow) <= 1e-5
+        fast, in_use = outcome(host, names, torch.float32, False, fast=True, anchors=anchors)
+        assert in_use and off(fast, slow) <= 1e-5
 
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "autocast"])
-def test_in_half_precision_it_is_as_near_to_the_truth_as_the_plain_way(host, dtype):
+def test_in_half_precision_the_error_is_that_of_the_plain_branch(host, dtype):
     autocast = dtype == "autocast"
     dtype = torch.float32 if autocast else dtype
     names = NAMES["one token to some"]
     truth, _ = outcome(host, names, torch.float32, False, fast=False, anchors=True)
     slow, _ = outcome(host, names, dtype, autocast, fast=False, anchors=True)
-    fast, kept = outcome(host, names, dtype, autocast, fast=True, anchors=True)
-    assert kept and off(fast, truth) <= 1.5 * off(slow, truth) + 1e-3
+    fast, in_use = outcome(host, names, dtype, autocast, fast=True, anchors=True)
+    assert in_use and off(fast, truth) <= 1.5 * off(slow, truth) + 1e-3

@@ -43,12 +43,12 @@ def test_words_stand_in_for_learned_anchors(root, tmp_path):
     row = clip.token_embedding(tokenize(["photo picture"]))[0, 1:3]
     found = anchors_of(root, tmp_path / "out", "ANCHOR=photo_picture", "ANCHOR_LEN=2")
     assert torch.equal(found, row.detach())
-    assert "Stage 1: left out" in (tmp_path / "out/log.txt").read_text()
+    assert "Stage 1: skipped" in (tmp_path / "out/log.txt").read_text()
 
 
 def test_words_of_another_length(root, tmp_path, capsys):
     assert train.main(words(root, tmp_path, "ANCHOR=photo picture")) == 2
-    assert "is 2 tokens: set ANCHOR_LEN 2" in capsys.readouterr().err
+    assert "is 2 tokens: give the length 2" in capsys.readouterr().err
 
 
 def test_random_anchors_are_drawn_by_the_seed(root, tmp_path):

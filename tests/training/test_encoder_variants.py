@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import train
 from anchoropt_plugin import UserError, anchoropt
 from anchoropt_plugin.commands.check.probes import gain_of
-from anchoropt_plugin.encoders.accelerate import accelerate, is_text_encoder
+from anchoropt_plugin.encoders.accelerate import accelerate, install, is_text_encoder
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.image_features import unprompted
 from anchoropt_plugin.method.position import AnchorPositionModule
@@ -24,6 +24,7 @@ from ..encoders.test_deep_prompts import (
     ForkedEncoder,
     K,
     M,
+    anchored,
     deep_clip,
     parts,
     plain_features,
@@ -75,8 +76,7 @@ def test_stacked_deep_prompts_are_those_of_a_list(fast):
     stacked = torch.stack(deep).detach().requires_grad_()
     want = plain_features(clip, prompts(), tokens, stacked, position)
     encoder = StackedEncoder(clip)
-    (forward,) = accelerate(encoder)
-    forward.position, forward.in_use = position, fast
+    forward = install(encoder, prompts=anchored(position), in_use=fast)
     got = encoder(prompts(), tokens, stacked)
     assert forward.in_use == fast and len(forward.deep_prompts) == len(deep)
     upstream = torch.randn_like(want)
@@ -121,8 +121,7 @@ def test_blocks_that_are_kept_alone_are_those_of_a_text_encoder(fast):
     clip, position = deep_clip(), position_module()
     tokens, prompts, _, deep = parts(clip, M + K)
     encoder = BlocksAlone(clip)
-    (forward,) = accelerate(encoder)
-    forward.position, forward.in_use = position, fast
+    forward = install(encoder, prompts=anchored(position), in_use=fast)
     got = encoder(prompts(), tokens, deep)
     assert forward.in_use == fast
     want = plain_features(clip, prompts(), tokens, deep, position)
@@ -134,8 +133,7 @@ def test_deep_prompts_of_each_class_are_told():
     clip = deep_clip()
     tokens, prompts, _, deep = parts(clip, M + K)
     encoder = BlocksOfEachClass(clip)
-    (forward,) = accelerate(encoder)
-    forward.position = position_module()
+    install(encoder, prompts=anchored(position_module()))
     each = torch.stack(deep)[:, None].expand(-1, len(NAMES), -1, -1)
     with pytest.raises(UserError, match="BlocksOfEachClass changes hidden states before text"):
         encoder(prompts(), tokens, each)
@@ -156,7 +154,7 @@ def test_what_is_not_written_over_rows_is_no_deep_prompt(caplog):
     encoder = WithClassVectors(clip)
     (forward,) = accelerate(encoder)
     encoder(prompts(), tokens, vectors)
-    assert not forward.in_use and "WithClassVectors writes nothing it is given" in caplog.text
+    assert not forward.in_use and "WithClassVectors overwrites no rows" in caplog.text
 
 
 def test_the_gain_is_measured_where_deep_prompts_are_computed():
@@ -207,9 +205,8 @@ def test_a_teacher_s_deep_prompts_are_the_host_s_own():
     tokens, prompts, _, deep = parts(clip, M)
     encoder = DeepEncoder(clip)
     plain = encoder(prompts(), tokens, deep)
-    (forward,) = accelerate(encoder)
-    forward.position = position
-    position.end = clip.token_embedding(tokens.max()).detach()
+    end = clip.token_embedding(tokens.max()).detach()
+    install(encoder, prompts=anchored(position, end))
     moved = torch.cat([tokens[:, :1], tokens[:, 1:2].expand(-1, K), tokens[:, 1:-K]], 1)
     torch.testing.assert_close(encoder(prompts(), moved, deep), plain)
 
@@ -254,7 +251,7 @@ def test_one_that_cannot_go_without_prompts_is_told():
 # ---------------------------------------------------------------------- another context
 def test_a_checkpoint_of_another_context_is_told():
     one, other = (AnchorPositionModule(n, torch.ones(1, 4)) for n in (5, 4))
-    with pytest.raises(UserError, match=r"is \(6, 6\), and here a prompt has 4 soft tokens"):
+    with pytest.raises(UserError, match=r"is \(6, 6\), but here a prompt has 4 soft tokens"):
         other.load_state_dict(one.state_dict())
-    with pytest.raises(UserError, match=r"position matrix is \(\), and here"):
+    with pytest.raises(UserError, match=r"position matrix of the checkpoint is \(\), but here"):
         other.load_state_dict({**one.state_dict(), "logits": torch.tensor(1.0)})

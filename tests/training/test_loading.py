@@ -32,7 +32,7 @@ def test_a_host_that_leaves_out_what_anchoropt_saved_is_told(root, tmp_path):
     trainer.anchoropt_stage_one()
     trainer.save_model(0, str(tmp_path / "a"))
     again = build(root, tmp_path / "b", trainer=name)
-    with pytest.raises(UserError, match=r"load_model of OnlyContext leaves out .* must load all"):
+    with pytest.raises(UserError, match=r"OnlyContext does not load .* must load everything"):
         again.load_model(str(tmp_path / "a"), epoch=1)
     # A checkpoint of the host alone has no more than it loads.
     alone = build(root, tmp_path / "c", trainer="OnlyContext")

@@ -301,7 +301,7 @@ def test_a_checkpoint_without_the_learner_s_parameters_is_refused(root, tmp_path
     for state in ({}, {"prompt_learner.ctx": torch.zeros(4, 128)}):
         torch.save({"state_dict": state, "epoch": 3}, folder / "model.pth.tar-3")
         assert train.main(command(root, tmp_path / "out", "CoOp", flags=flags)) == 2
-        assert "ctx is here alone" in capsys.readouterr().err
+        assert "only the model has ctx" in capsys.readouterr().err
     torch.save(
         {"state_dict": {"module.ctx": torch.ones(4, 128)}, "epoch": 3}, folder / "model.pth.tar-3"
     )
@@ -323,7 +323,7 @@ def test_runs_with_the_same_content_share_anchors(root, tmp_path):
     run(root, tmp_path / "a", keys=keys)
     run(root, tmp_path / "b", keys=[*keys, "SEED", "2", "TRAINER.COOP.N_CTX", "2"])
     logs = [(tmp_path / name / "log.txt").read_text() for name in "ab"]
-    assert "Stage 1: learning" in logs[0] and "Stage 1: anchors recalled" in logs[1]
+    assert "Stage 1: learning" in logs[0] and "Stage 1: cached anchors" in logs[1]
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert torch.equal(*(AnchorTokens.load(tmp_path / name).values for name in "ab"))
 
@@ -381,9 +381,9 @@ def test_stage_one_with_images(root, tmp_path):
         (["TRAINER.ANCHOROPT.POSITION", "sinkhron"], "did you mean 'sinkhorn'?"),
         (["TRAINER.ANCHOROPT.DESCRIPTIONS", "nowhere.json"], "nowhere.json is not a file"),
         (["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "nowhere.pth"], "nowhere.pth"),
-        (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "use CLASS_TOKEN_POSITION end"),
+        (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], "use the class token position 'end'"),
         (["TRAINER.COOP.N_CTX", "74"], "77"),
-        (["TRAINER.COOP.N_CTX", "0"], "at least one token"),
+        (["TRAINER.COOP.N_CTX", "0"], "give 1 or more soft tokens"),
         (["INPUT.SIZE", "(224,224)"], "set INPUT.SIZE (32,32)"),
         (["TRAINER.COOP.PREC", "fp8"], "one of fp16, fp32, amp"),
     ],
@@ -490,7 +490,7 @@ def test_a_host_that_optimises_its_context_alone_is_told(root, tmp_path, capsys)
 
     anchoropt(host_like("HostH", build_model=build_model))
     assert train.main(command(root, tmp_path, "HostH_AnchorOPT")) == 2
-    assert "no optimiser of HostH holds what is added" in capsys.readouterr().err
+    assert "no optimiser of HostH holds the position logits" in capsys.readouterr().err
 
 
 def test_a_learner_that_is_not_called_is_told(root, tmp_path, capsys):
@@ -506,7 +506,7 @@ def test_a_learner_that_is_not_called_is_told(root, tmp_path, capsys):
 
     anchoropt(host_like("HostI", forward_backward=forward_backward))
     assert train.main(command(root, tmp_path, "HostI_AnchorOPT")) == 2
-    assert "HostI takes its prompts from its learner without calling it" in capsys.readouterr().err
+    assert "HostI gets its prompts without calling its learner" in capsys.readouterr().err
 
 
 def test_position_logits_learn_in_a_host_that_trains_only_what_is_named_ctx(root, tmp_path):

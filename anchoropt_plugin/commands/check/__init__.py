@@ -1,4 +1,13 @@
-"""Try a trainer with AnchorOPT on a small random CLIP: the command ``check``."""
+"""Check that a trainer works with AnchorOPT, by trying it.
+
+    python -m anchoropt_plugin check trainers.coop:CoOp
+    python -m anchoropt_plugin check trainers.mine:Mine TRAINER.MINE.N_CTX 4
+
+The check builds the trainer on a small CLIP with random weights, takes a step on random images,
+and saves and loads a checkpoint. It downloads nothing and needs no data set. Run the command in
+the trainer's repository. The trainer's config keys come from the train.py there or, without one,
+from public trainers; KEY VALUE pairs add more.
+"""
 
 from __future__ import annotations
 

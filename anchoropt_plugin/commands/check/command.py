@@ -1,13 +1,4 @@
-"""Tell whether a trainer works with AnchorOPT, by trying it.
-
-    python -m anchoropt_plugin check trainers.coop:CoOp
-    python -m anchoropt_plugin check trainers.mine:Mine TRAINER.MINE.N_CTX 4
-
-The trainer is built on a small CLIP with random weights, takes a step on random pictures, and loads
-again what it saves: nothing is downloaded and no data set is needed. Run it in the trainer's
-repository. Its keys are those of a train.py there, or those of public trainers, and what KEY VALUE
-adds.
-"""
+"""The command ``check``: its arguments, the trial and the printed report."""
 
 from __future__ import annotations
 
@@ -27,8 +18,8 @@ from torch import Tensor
 from ...encoders.fast_forward import FastForward
 from ...errors import UserError
 from ...prompts.hooks import attached, hook_for
-from .probes import LossSpy, SeenLoss, TextCalls, gain_of
-from .random_clip import LAYERS, standing_in
+from .probes import SeenLoss, TextCalls, gain_of, record_losses
+from .random_clip import LAYERS, random_clip
 from .reload import loads_again, save
 from .small_trainer import (
     BATCH,
@@ -38,38 +29,38 @@ from .small_trainer import (
     find_trainer,
     host_errors,
     learners_of,
+    logits_at_test,
     modules_of,
     own_keys,
     quiet,
     take_step,
-    tested,
     trained_by,
     trial_cfg,
 )
 
-HELP = "tell whether a trainer works with AnchorOPT"
+HELP = "check that a trainer works with AnchorOPT"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     add = parser.add_argument
     add("trainer", metavar="MODULE:TRAINER", help="such as trainers.coop:CoOp")
-    add("--config-file", metavar="FILE", help="yaml of the method")
-    add("--learner", default="", help="how the model calls its prompt learner (default: found)")
+    add("--config-file", metavar="FILE", help="yaml file of the method")
+    add("--learner", default="", help="attribute name of the prompt learner (default: searched)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Try the trainer and print what was found.
+    """Try the trainer and print a report.
 
     Raises:
-        UserError: it does not work; the message says what is missing and what to write.
+        UserError: a trainer that does not work; the message says what is missing and what to do.
     """
     keys = own_keys()  # first: a train.py may register trainers named X_AnchorOPT
     host, with_anchoropt = find_trainer(args.trainer, args.learner)
-    with tempfile.TemporaryDirectory() as folder, standing_in(), _errors_alone():
+    with tempfile.TemporaryDirectory() as folder, random_clip(), _only_errors():
         # A GPU runs the host as its users do, in its default precision; on a CPU half precision
-        # is slow or missing. Some hosts work in one precision alone.
+        # is slow or missing. Some hosts work only in one precision.
         first, second = (None, "fp32") if torch.cuda.is_available() else ("fp32", None)
         cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, first)
         try:
@@ -82,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Log no more than errors: what the plug-in notes is in the report."""
+def _only_errors() -> Iterator[None]:
+    """Silence the plug-in's warnings: the report has the same facts."""
     log = logging.getLogger("anchoropt_plugin")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -94,7 +85,7 @@ def _errors_alone() -> Iterator[None]:
 
 
 class Found(NamedTuple):
-    """What came of a trial: the trainer, its losses, its text encoders' calls, what it loads."""
+    """The result of a trial: the trainer, its losses, its text encoder calls, its reloading."""
 
     trainer: Any
     losses: list[SeenLoss]
@@ -103,21 +94,21 @@ class Found(NamedTuple):
 
 
 def _trial(host: type, with_anchoropt: type, cfg: Any) -> Found:
-    """Build the host, alone and with AnchorOPT, and let it take a step."""
+    """Build the host trainer, plain and with AnchorOPT, and let both take a step."""
     name = host.__name__
-    give = "mend it, or give the keys that it wants as KEY VALUE or with --config-file"
-    with host_errors(f"{name} fails, still without AnchorOPT: ", give):
+    give = "fix the trainer, or give its missing keys as KEY VALUE or with --config-file"
+    with host_errors(f"{name} fails even without AnchorOPT: ", give):
         alone = build(host, cfg)
         learners = learners_of(alone)
         if learners:
             take_step(alone)
     if not learners:
         raise UserError(
-            f"{name} learns no context of texts: none of its modules has the tensors "
-            "token_prefix, token_suffix and tokenized_prompts; AnchorOPT needs a prompt "
-            "learner with these, as CoOp's, or a PromptHook for it (register_hook)"
+            f"{name} has no prompt learner: none of its modules has the tensors token_prefix, "
+            "token_suffix and tokenized_prompts; AnchorOPT needs a prompt learner with these "
+            "tensors, like CoOp's, or a PromptHook for the learner (register_hook)"
         )
-    with host_errors(f"{name} works, but not with AnchorOPT: ", "please report it"):
+    with host_errors(f"{name} works, but not with AnchorOPT: ", "please report this error"):
         trainer, losses, calls = _step(name, build(with_anchoropt, cfg))
         folder = Path(cfg.OUTPUT_DIR)
         checkpoints = save(alone, folder / "alone"), save(trainer, folder / "ours")
@@ -126,37 +117,36 @@ def _trial(host: type, with_anchoropt: type, cfg: Any) -> Found:
 
 
 def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
-    """Stage 1, a step of stage 2 and a test, as a run does them."""
-    calls = TextCalls([forward.encoder for forward in _stand_ins(trainer)])
+    """Run stage 1, a step of stage 2 and a test, as in a real run."""
+    calls = TextCalls([forward.encoder for forward in _fast_forwards(trainer)])
     with quiet():
         trainer.anchoropt_stage_one()
-    spy = LossSpy()
-    with spy:
+    with record_losses() as losses:
         take_step(trainer)
     position = trainer.anchoropt.position
     if not any(parameter is position.logits for parameter in trained_by(trainer).values()):
         raise UserError(
-            f"{name} does not train what is added to its prompt learner: hand all parameters of "
-            "it to the optimiser, and leave requires_grad of those with 'prompt_learner' in their "
-            "name"
+            f"{name} does not train the parameters added to its prompt learner: give all "
+            "parameters of the learner to the optimiser, and leave requires_grad of those with "
+            "'prompt_learner' in their name"
         )
-    logits = tested(trainer)
+    logits = logits_at_test(trainer)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (BATCH, len(CLASSES)):
         raise UserError(
-            f"a test of {name} gives its evaluator {shape}: it must be the logits "
-            "(pictures, classes)"
+            f"in a test, {name} gives its evaluator {shape}, but must give the logits "
+            "(images, classes)"
         )
     calls.stop()
-    return trainer, spy.seen, calls
+    return trainer, losses, calls
 
 
-def _stand_ins(trainer: Any) -> list[FastForward]:
+def _fast_forwards(trainer: Any) -> list[FastForward]:
     forwards = [module.__dict__.get("forward") for module in modules_of(trainer).values()]
     return list(dict.fromkeys(x for x in forwards if isinstance(x, FastForward)))
 
 
-# ---------------------------------------------------------------------- what is printed
+# ---------------------------------------------------------------------- the printed report
 def _report(name: str, found: Found) -> None:
     trainer, losses, calls, loads = found
     console = Console()
@@ -173,7 +163,7 @@ def _report(name: str, found: Found) -> None:
     table.add_row("loss", f"F.cross_entropy at {used.place}, over logits {used.shape}")
     others = [x for x in losses if x is not used]
     if others:
-        table.add_row("", f"{len(others)} more stay as they are: {others[0].place}")
+        table.add_row("", f"{len(others)} more stay unchanged: {others[0].place}")
     anchors = trainer.anchoropt.position.anchors
     table.add_row("stage 1 learns", f"{len(anchors)} anchor token of width {anchors.shape[1]}")
     trained = trained_by(trainer)
@@ -187,27 +177,27 @@ def _report(name: str, found: Found) -> None:
 
 
 def _deep_prompts(trainer: Any) -> str:
-    found = [deep for forward in _stand_ins(trainer) for deep in forward.deep_prompts]
+    found = [deep for forward in _fast_forwards(trainer) for deep in forward.deep_prompts]
     if not found:
         return "none"
     first = found[0]
-    where = "a list that the text encoder is called with"
+    source = "a list among the text encoder's arguments"
     if isinstance(first.source, str):
-        where = f"its own parameters, such as {first.source}"
+        source = f"its own parameters, such as {first.source}"
     blocks = ", ".join(str(deep.block) for deep in found)
-    return f"before text blocks {blocks} of the {LAYERS} here, from {where}"
+    return f"before text blocks {blocks} of {LAYERS}, from {source}"
 
 
 def _fast_branch(trainer: Any, calls: TextCalls) -> list[str]:
     lines = []
-    for forward in _stand_ins(trainer):
+    for forward in _fast_forwards(trainer):
         kind = type(forward.encoder).__name__
         if not forward.in_use or forward.error is None or forward.encoder not in calls.given:
             why = "" if forward.error is None else f": its features differ by {forward.error:.0e}"
-            lines.append(f"not in use, {kind} keeps its own forward{why}")
+            lines.append(f"not used: {kind} keeps its own forward{why}")
             continue
         gain = gain_of(forward, calls.given[forward.encoder])
-        lines.append(f"in place of {kind}, relative error {forward.error:.0e}")
+        lines.append(f"replaces {kind}, relative error {forward.error:.0e}")
         lines.append(
             f"{gain.tokens[0]:,} → {gain.tokens[1]:,} tokens, "
             f"{gain.seconds[0] / gain.seconds[1]:.1f} times faster, "

@@ -1,55 +1,59 @@
-"""What can be seen of a host while it takes a step: its losses, and what its text branch costs."""
+"""Observe a host trainer while it takes a step: its losses, and the cost of its text branch."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ...encoders.fast_forward import FastForward
 from ...encoders.shared_prefix import equal_tokens
 
-_NOT_THE_HOST_S = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
+_NOT_HOST_CODE = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 
 
 class SeenLoss(NamedTuple):
-    """A cross-entropy that a host computed: the shape of its logits, and where."""
+    """A cross-entropy of a host: the shape of its logits, and the line that computes it."""
 
     shape: tuple[int, ...]
     place: str
 
 
-class LossSpy(TorchFunctionMode):
-    """While active, notes every ``F.cross_entropy`` in ``seen``."""
+@contextlib.contextmanager
+def record_losses() -> Iterator[list[SeenLoss]]:
+    """Record every ``F.cross_entropy`` while the block runs.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[SeenLoss] = []
+    >>> with record_losses() as losses:
+    ...     _ = F.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))
+    >>> losses[0].shape
+    (2, 3)
+    """
+    losses: list[SeenLoss] = []
+    compute = F.cross_entropy
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.cross_entropy:
-            logits = args[0] if args else (kwargs or {})["input"]
-            self.seen.append(SeenLoss(tuple(logits.shape), _place()))
-        return func(*args, **(kwargs or {}))
+    def recording(*args: Any, **kwargs: Any) -> Tensor:
+        logits = args[0] if args else kwargs["input"]
+        losses.append(SeenLoss(tuple(logits.shape), _place()))
+        # The original again meanwhile: a TorchFunctionMode calls F.cross_entropy a second time.
+        with mock.patch.object(F, "cross_entropy", compute):
+            return compute(*args, **kwargs)
+
+    with mock.patch.object(F, "cross_entropy", recording):
+        yield losses
 
 
 def _place() -> str:
-    """File and line of the host's code that is running."""
+    """Return file and line of the host's code that is running."""
     frame: Any = sys._getframe()
-    while frame.f_back and frame.f_code.co_filename.startswith(_NOT_THE_HOST_S):
+    while frame.f_back and frame.f_code.co_filename.startswith(_NOT_HOST_CODE):
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
     short = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -57,28 +61,28 @@ def _place() -> str:
 
 
 class TextCalls:
-    """A forward pre-hook on text encoders that keeps what each of them was first called with."""
+    """A forward pre-hook that stores the arguments of each text encoder's first call."""
 
     def __init__(self, encoders: Sequence[nn.Module]) -> None:
         self.given: dict[nn.Module, tuple[Any, ...]] = {}
-        self._handles = [encoder.register_forward_pre_hook(self._keep) for encoder in encoders]
+        self._handles = [encoder.register_forward_pre_hook(self._store) for encoder in encoders]
 
-    def _keep(self, encoder: nn.Module, args: tuple[Any, ...]) -> None:
+    def _store(self, encoder: nn.Module, args: tuple[Any, ...]) -> None:
         self.given.setdefault(encoder, args)
 
     def stop(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
 
 class Gain(NamedTuple):
-    """The usual text branch against the fast one, on one call.
+    """The costs of one call: of the host's own text branch, then of the fast one.
 
     Attributes:
-        tokens: through the tower, of both.
-        seconds: of a forward and backward pass, of both.
-        memory: bytes kept for the backward pass, of both.
+        tokens: numbers of tokens through the text tower.
+        seconds: durations of a forward and backward pass.
+        memory: bytes saved for the backward pass.
     """
 
     tokens: tuple[int, int]
@@ -87,18 +91,18 @@ class Gain(NamedTuple):
 
 
 def gain_of(forward: FastForward, args: tuple[Any, ...]) -> Gain:
-    """Measure both branches once, after a pass to warm up, on prompts that a host has given.
+    """Measure both text branches once, after a warm-up pass, on a host's own prompts.
 
     Args:
-        forward: the stand-in on the host's encoder, in use.
-        args: of the host's call: prompts (…, C, L, d), tokens (C, L), and further ones.
+        forward: the fast forward that replaces the forward of the host's text encoder.
+        args: the arguments of a host's call: prompts (…, C, L, d), tokens (C, L), deep prompts.
     """
     prompts, tokens, *deep = args[0].detach(), args[1], *map(_learned, args[2:])
     sets = prompts.shape[:-3].numel()
     lengths = tokens.argmax(-1) + 1
     shared = equal_tokens(prompts[..., : int(lengths.min()), :])
     computed = shared + int((lengths - shared).sum())
-    # What all classes share is learned once; a context of each class is learned with its prompt.
+    # A context shared by all classes is one tensor; class-specific contexts are whole prompts.
     learned = prompts[..., :1, :shared, :] if shared > 1 else prompts
 
     def given(leaf: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ def gain_of(forward: FastForward, args: tuple[Any, ...]) -> Gain:
 
 
 def _learned(deep: Any) -> Any:
-    """Deep prompts, a list or stacked, as leaves: the graph of the call is gone by now."""
+    """Return deep prompts, a list or a stack, as leaves: the graph of the call is freed."""
     if isinstance(deep, Tensor):
         return deep.detach().requires_grad_()
     return [prompt.detach().requires_grad_() for prompt in deep]
@@ -121,21 +125,21 @@ def _cost(
     branch: Callable[[Tensor], Tensor], learned: Tensor, encoder: nn.Module
 ) -> tuple[float, int]:
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
-    for _ in range(2):  # the first one warms up
-        kept: dict[int, int] = {}
+    for _ in range(2):  # the first pass warms up
+        saved: dict[int, int] = {}
 
-        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+        def save(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
+                saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         leaf = learned.detach().clone().requires_grad_()
-        begun = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        start = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             features = branch(leaf)
         features.float().sum().backward()
         if features.is_cuda:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - begun
-    return seconds, sum(kept.values())
+        seconds = time.perf_counter() - start
+    return seconds, sum(saved.values())

@@ -1,4 +1,4 @@
-"""A small CLIP with random weights, in a file of OpenAI's format, for hosts to load as theirs."""
+"""A small CLIP with random weights, in OpenAI's file format, that hosts load as their own CLIP."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from ...errors import UserError
 
 TEXT, VISION, FEATURES, PATCH, RESOLUTION = 512, 768, 512, 32, 224
-"""ViT-B/32's sizes, as hosts hard-code widths: text and vision width, width of the features, side
-of a patch and of a picture."""
+"""Text width, vision width, feature width, patch side and image side of ViT-B/32: hosts hard-code
+widths."""
 LAYERS, VISION_LAYERS = 12, 3
-"""Of the text tower all, as hosts may hard-code a block to prompt; of the other one a few."""
+"""All layers of the text tower, because hosts may hard-code a block with prompts; few of the image
+tower's."""
 VOCABULARY, CONTEXT_LENGTH = 49408, 77
 
 
 def random_weights() -> dict[str, Tensor]:
-    """The state dict of such a CLIP in float32, always the same one.
+    """Return the state dict of the random CLIP in float32; the weights are always the same.
 
     >>> random_weights()["text_projection"].shape
     torch.Size([512, 512])
@@ -53,7 +54,7 @@ def random_weights() -> dict[str, Tensor]:
             **linear("mlp.c_fc.", 4 * width, width),
             **linear("mlp.c_proj.", width, 4 * width),
         }
-        # The same in all layers: to draw and write one takes less time than twelve.
+        # All layers share one block's weights: drawing and writing twelve blocks takes longer.
         return {
             f"{name}.resblocks.{layer}.{key}": value
             for layer in range(n_layers)
@@ -79,7 +80,7 @@ def random_weights() -> dict[str, Tensor]:
 
 
 def write_archive(state: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict as a TorchScript archive in half precision, as OpenAI's files are."""
+    """Write a state dict in the format of OpenAI's files: TorchScript, half precision."""
     root = nn.Module()
     halves = {id(tensor): nn.Parameter(tensor.half(), False) for tensor in state.values()}
     for name, tensor in state.items():
@@ -91,16 +92,16 @@ def write_archive(state: dict[str, Tensor], path: Path) -> None:
             module = module.get_submodule(parent)
         module.register_parameter(last, halves[id(tensor)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, but this is what hosts read
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, but hosts read this format
         torch.jit.save(torch.jit.script(root), path)
 
 
 @contextlib.contextmanager
-def standing_in() -> Iterator[None]:
-    """While active, every ``clip`` that is imported finds this CLIP whatever it wants to download.
+def random_clip() -> Iterator[None]:
+    """Give the random CLIP to every imported ``clip`` module, whatever it wants to download.
 
-    Nothing is downloaded and nobody's cache is touched: a module that was not seen in time gets a
-    ``UserError`` from the network.
+    Nothing is downloaded, and the user's cache stays untouched. A ``clip`` module imported later
+    gets a ``UserError`` instead of a download.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
         path = Path(folder, "random.pt")
@@ -120,9 +121,10 @@ def standing_in() -> Iterator[None]:
 
 
 def _is_of_clip(function: Any) -> bool:
-    """Whether ``function`` is the ``_download`` of OpenAI's module, or of a fork of it."""
+    """Return whether ``function`` is the ``_download`` of OpenAI's module or a fork of it."""
     return "_MODELS" in getattr(function, "__globals__", ())
 
 
 def _refuse(url: Any, *args: Any, **kwargs: Any) -> NoReturn:
-    raise UserError(f"the trainer downloads {getattr(url, 'full_url', url)}: nothing is in a trial")
+    url = getattr(url, "full_url", url)
+    raise UserError(f"the trainer downloads {url}, but `check` allows no downloads")

@@ -1,4 +1,4 @@
-"""What a host has saved, loaded again: into other classes, from before AnchorOPT, as a start."""
+"""Load a trainer's checkpoints again: for other classes, from before AnchorOPT, as a start."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from ...errors import UserError
 from ...process.user_code import error_in_one_line
 from ...prompts.hooks import CHILD
-from .small_trainer import CLASSES, HostError, build, host_errors, quiet, tested, trained_by
+from .small_trainer import CLASSES, HostError, build, host_errors, logits_at_test, quiet, trained_by
 
-OTHERS = ["dog", "grey whale", "tram", "mountain path", "steam engine"]
-_REPORT = "please report it"
+OTHER_CLASSES = ["dog", "grey whale", "tram", "mountain path", "steam engine"]
+_REPORT = "please report this error"
 
 
 class Saved(NamedTuple):
-    """A checkpoint, and what has to be found again.
+    """A checkpoint, and the values that must be there after loading.
 
     Attributes:
-        folder: that the trainer saved its models in.
-        values: what was trained, and all of AnchorOPT's, by model and name.
+        folder: the folder with the trainer's models.
+        values: trained parameters, and all values of AnchorOPT, by model and name.
     """
 
     folder: Path
@@ -30,31 +30,31 @@ class Saved(NamedTuple):
 
 
 def save(trainer: Any, folder: Path) -> Saved:
-    """Let a trainer save what it holds after its first epoch."""
+    """Let a trainer save its checkpoint of the first epoch."""
     with quiet():
         trainer.save_model(0, str(folder))
-    held = _states(trainer)
-    names = [*trained_by(trainer), *(name for name in held if CHILD in name.split("."))]
-    return Saved(folder, {name: held[name].clone() for name in names})
+    state = _state(trainer)
+    names = [*trained_by(trainer), *(name for name in state if CHILD in name.split("."))]
+    return Saved(folder, {name: state[name].clone() for name in names})
 
 
 def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg: Any) -> str:
-    """Load both checkpoints as a user does; what was found, in words.
+    """Load both checkpoints as a user does, and return the result as a sentence.
 
-    A host whose own checkpoints fit their classes alone, or do not load here, or that takes no
-    ``MODEL.INIT_WEIGHTS``, is held to no more with AnchorOPT.
+    If the plain host cannot load its checkpoint for other classes, cannot load it at all, or
+    ignores ``MODEL.INIT_WEIGHTS``, the same is not required with AnchorOPT either.
 
     Args:
         host: the trainer.
-        with_anchoropt: the same with AnchorOPT.
-        alone: what the host has saved.
-        ours: what it has saved with AnchorOPT.
-        cfg: of both.
+        with_anchoropt: the same trainer with AnchorOPT.
+        alone: the checkpoint of ``host``.
+        ours: the checkpoint of ``with_anchoropt``.
+        cfg: the configuration of both.
 
     Raises:
-        UserError: with AnchorOPT it does not find what the host alone finds.
+        UserError: with AnchorOPT, a lost value that the plain host does not lose.
     """
-    name, classes, where = host.__name__, OTHERS, "into other classes,"
+    name, classes, where = host.__name__, OTHER_CLASSES, "for other classes,"
     try:
         lost = _lost(alone, _loaded(host, cfg, alone, classes))
     except UserError:
@@ -66,17 +66,19 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
             why = error_in_one_line(error.__cause__)
             return f"not tried: {name} alone does not load its own ({why})"
         where = (
-            "into the same classes only, as without AnchorOPT (for others, load_model must leave "
-            "out token_prefix and token_suffix),"
+            "for the same classes only, as without AnchorOPT (for others, load_model must skip "
+            "token_prefix and token_suffix),"
         )
     found = [where]
     again = _loaded(with_anchoropt, cfg, ours, classes)
-    _require(name, "does not find its own checkpoint", _lost(ours, again), lost)
-    logits = tested(again)
+    _require(name, "does not load its own checkpoint", _lost(ours, again), lost)
+    logits = logits_at_test(again)
     if logits.shape[-1] != len(classes):
-        raise UserError(f"{name}, loaded for {len(classes)} classes, gives {logits.shape[-1]}")
+        raise UserError(
+            f"{name}, loaded for {len(classes)} classes, gives logits of {logits.shape[-1]}"
+        )
     again = _loaded(with_anchoropt, cfg, alone, classes)
-    _require(name, "does not find a checkpoint of the host alone", _lost(alone, again), lost)
+    _require(name, "does not load a checkpoint of the plain host", _lost(alone, again), lost)
     found.append("from before AnchorOPT too")
     (path, *others) = sorted(alone.folder.rglob("model*.pth.tar*"))
     if not others:
@@ -86,7 +88,7 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
             lost = list(alone.values)
         if len(lost) < len(alone.values):
             started = _started(with_anchoropt, cfg, path)
-            _require(name, "does not start from MODEL.INIT_WEIGHTS", _lost(alone, started), lost)
+            _require(name, "does not load MODEL.INIT_WEIGHTS", _lost(alone, started), lost)
             found.append("and as MODEL.INIT_WEIGHTS")
     return " ".join(found)
 
@@ -94,7 +96,7 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
 def _loaded(trainer: type, cfg: Any, saved: Saved, classes: list[str]) -> Any:
     new = cfg.clone()
     new.defrost()
-    new.DATASET.SUBSAMPLE_CLASSES = "new" if classes is OTHERS else "base"
+    new.DATASET.SUBSAMPLE_CLASSES = "new" if classes is OTHER_CLASSES else "base"
     new.freeze()
     with host_errors(f"{trainer.__name__} does not load its checkpoint: ", _REPORT):
         again = build(trainer, new, classes)
@@ -108,11 +110,11 @@ def _started(trainer: type, cfg: Any, path: Path) -> Any:
     new.defrost()
     new.MODEL.INIT_WEIGHTS = str(path)
     new.freeze()
-    with host_errors(f"{trainer.__name__} does not start from MODEL.INIT_WEIGHTS: ", _REPORT):
+    with host_errors(f"{trainer.__name__} does not load MODEL.INIT_WEIGHTS: ", _REPORT):
         return build(trainer, new)
 
 
-def _states(trainer: Any) -> dict[str, Tensor]:
+def _state(trainer: Any) -> dict[str, Tensor]:
     return {
         f"{model}.{name}": value
         for model, module in trainer._models.items()
@@ -122,8 +124,8 @@ def _states(trainer: Any) -> dict[str, Tensor]:
 
 
 def _lost(saved: Saved, trainer: Any) -> list[str]:
-    """Names of what ``trainer`` has not, or has otherwise."""
-    own = _states(trainer)
+    """Return the names of saved values that ``trainer`` lacks or holds with other numbers."""
+    own = _state(trainer)
     return [
         name
         for name, value in saved.values.items()
@@ -131,7 +133,7 @@ def _lost(saved: Saved, trainer: Any) -> list[str]:
     ]
 
 
-def _require(name: str, what: str, lost: list[str], by_the_host: list[str]) -> None:
-    more = sorted(set(lost) - set(by_the_host))
+def _require(name: str, fault: str, lost: list[str], lost_by_host: list[str]) -> None:
+    more = sorted(set(lost) - set(lost_by_host))
     if more:
-        raise UserError(f"{name} with AnchorOPT {what}: {more[0]} is another one; {_REPORT}")
+        raise UserError(f"{name} with AnchorOPT {fault}: {more[0]} differs; {_REPORT}")

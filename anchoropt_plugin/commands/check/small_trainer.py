@@ -1,4 +1,4 @@
-"""Build a host trainer on the random CLIP and generated pictures, alone and with AnchorOPT."""
+"""Build a host trainer on the random CLIP and random images, plain and with AnchorOPT."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CLASSES = ["cat", "red fox", "bus", "sea or lake", "lamp", "hot air balloon", "t
 BATCH = 4
 
 SMALL = {
-    "DATASET.NAME": "Caltech101",  # hosts look up templates by it
-    "DATASET.SUBSAMPLE_CLASSES": "base",  # what is trained on: hosts test new classes otherwise
+    "DATASET.NAME": "Caltech101",  # hosts look up templates by data set name
+    "DATASET.SUBSAMPLE_CLASSES": "base",  # the trained classes: some hosts test "new" differently
     "MODEL.BACKBONE.NAME": "ViT-B/16",
     "INPUT.SIZE": (224, 224),
     "OPTIM.NAME": "sgd",
@@ -41,24 +41,24 @@ SMALL = {
     "TRAINER.ANCHOROPT.ANCHOR_EPOCHS": 1,
     "VERBOSE": False,
 }
-"""What a trial sets where neither a file nor KEY VALUE does."""
+"""The values of a trial; a config file and KEY VALUE pairs override them."""
 
 
 def find_trainer(spec: str, learner: str) -> tuple[type, type]:
-    """The trainer that ``module:Trainer`` names, and the same with AnchorOPT.
+    """Return the trainer ``module:Trainer``, and the same trainer with AnchorOPT.
 
     Args:
-        spec: a module of the working directory, and a class in it or a name that it registers.
-        learner: under which name its model holds the prompt learner, where it is not decorated.
+        spec: a module of the working directory, and a class in it or a name it registers.
+        learner: attribute name of the prompt learner, for trainers without the decorator.
 
     Raises:
-        UserError: there is no such module or trainer.
+        UserError: an unknown module or trainer.
     """
     from dassl.engine import TRAINER_REGISTRY
 
     module_name, _, name = spec.partition(":")
     if not (module_name and name):
-        raise UserError(f"{spec!r} is no module:Trainer, as in trainers.coop:CoOp")
+        raise UserError(f"{spec!r} is not of the form module:Trainer, such as trainers.coop:CoOp")
     module = import_user_module(module_name.removesuffix(".py").replace("/", "."))
     registered = {
         other: TRAINER_REGISTRY.get(other) for other in TRAINER_REGISTRY.registered_names()
@@ -68,7 +68,7 @@ def find_trainer(spec: str, learner: str) -> tuple[type, type]:
         own = [other for other, cls in registered.items() if cls.__module__ == module.__name__]
         raise UserError(
             f"{module_name} has no trainer {name!r}{nearest(name, own)}; "
-            f"it registers {', '.join(sorted(own)) or 'none'}"
+            f"it registers {', '.join(sorted(own)) or 'no trainer'}"
         )
     if issubclass(host, TwoStages):
         return host.anchoropt_host, host
@@ -76,19 +76,19 @@ def find_trainer(spec: str, learner: str) -> tuple[type, type]:
         if issubclass(other, TwoStages) and other.anchoropt_host is host:
             return host, other
     name = f"{host.__name__}{SUFFIX}"
-    if name in registered:  # the host's own
+    if name in registered:  # a class of the repository itself
         name += "_trial"
     anchoropt(host, name=name, learner=learner)
     return host, TRAINER_REGISTRY.get(name)
 
 
 def own_keys() -> Keys | None:
-    """The ``extend_cfg`` of a train.py in the working directory, which adds the host's keys.
+    """Return ``extend_cfg`` of the working directory's train.py, which adds the host's keys.
 
-    A train.py without one is not imported, as it may start a training.
+    A train.py without that function is not imported: it might start a training.
 
     Raises:
-        UserError: importing it fails.
+        UserError: a train.py whose import fails.
     """
     path = Path("train.py")
     if not path.is_file() or not re.search(r"^def extend_cfg\b", read_text(path), re.MULTILINE):
@@ -97,8 +97,8 @@ def own_keys() -> Keys | None:
         keys: Keys = import_user_module("train").extend_cfg
     except SystemExit as error:
         raise UserError(
-            f"importing train.py for its extend_cfg fails ({error_in_one_line(error)}): see that "
-            'what it does stands under `if __name__ == "__main__"`'
+            f"importing train.py for its extend_cfg fails ({error_in_one_line(error)}): move the "
+            'code that runs it under `if __name__ == "__main__"`'
         ) from error
     return keys
 
@@ -111,18 +111,19 @@ def trial_cfg(
     opts: Sequence[str],
     precision: str | None = None,
 ) -> Any:
-    """The configuration of a trial: small, with the host's own keys.
+    """Return the configuration of a trial: small, with the host's own keys.
 
     Args:
-        trainer: the host.
-        keys: adds its keys; without it they are those of public trainers and whatever ``opts`` has.
-        folder: for what is written.
-        config_file: yaml of the method.
+        trainer: the host trainer.
+        keys: a function that adds the host's keys; None adds the keys of public trainers and all
+            keys in ``opts``.
+        folder: the folder for outputs.
+        config_file: yaml file of the method.
         opts: KEY VALUE pairs.
-        precision: in place of the default of ``PREC``.
+        precision: a value that replaces the default of ``PREC``.
 
     Raises:
-        UserError: a file or key that is wrong.
+        UserError: a wrong file or key.
     """
     from dassl.config import get_cfg_default
 
@@ -134,7 +135,7 @@ def trial_cfg(
     else:
         with host_errors(
             "extend_cfg of train.py fails: ",
-            "see that it needs cfg alone, or try the trainer with `run`",
+            "let it use nothing but cfg, or try the trainer with `run`",
         ):
             keys(cfg)
     extend_cfg(cfg)
@@ -168,7 +169,7 @@ def _add(cfg: CfgNode, values: dict[str, Any]) -> None:
 
 
 def _make_room(cfg: CfgNode, full_key: str) -> None:
-    """Give ``cfg`` a key without a type, if it has none of that name."""
+    """Add a key of any type to ``cfg``, if the key is missing."""
     *sections, name = full_key.split(".")
     for section in sections:
         if section not in cfg:
@@ -179,7 +180,7 @@ def _make_room(cfg: CfgNode, full_key: str) -> None:
 
 
 def generated_batch(cfg: Any) -> dict[str, Any]:
-    """A batch of random pictures as Dassl's loaders give them."""
+    """Return a batch of random images in the form of Dassl's loaders."""
     generator = torch.Generator().manual_seed(0)
     size = tuple(cfg.INPUT.SIZE)
     return {
@@ -192,14 +193,14 @@ def generated_batch(cfg: Any) -> dict[str, Any]:
 
 
 def build(trainer: type, cfg: Any, classes: Sequence[str] = CLASSES) -> Any:
-    """Build a trainer of the generated data; what it prints is dropped."""
+    """Build a trainer on the generated data; its output is dropped."""
     torch.manual_seed(0)
     with quiet():
         return without_data(trainer, classes, [generated_batch(cfg)])(cfg)
 
 
 def take_step(trainer: Any) -> None:
-    """A step of training on the generated batch, the last of its epoch."""
+    """Take a training step on the generated batch, as the last step of an epoch."""
     with quiet():
         trainer.set_model_mode("train")
         trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
@@ -207,8 +208,8 @@ def take_step(trainer: Any) -> None:
         trainer.forward_backward(trainer.train_loader_x[0])
 
 
-def tested(trainer: Any) -> Any:
-    """What the trainer gives its evaluator for the generated batch at test, or None."""
+def logits_at_test(trainer: Any) -> Any:
+    """Return what the trainer gives its evaluator in a test, or None if it gives nothing."""
     given: list[Any] = []
     process = trainer.evaluator.process
     trainer.evaluator.process = lambda output, *labels: given.append(output)
@@ -224,28 +225,33 @@ def tested(trainer: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what a host prints."""
+    """Drop the output of a host."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 class HostError(UserError):
-    """An exception in the code of a host, with its place."""
+    """An exception in a host's code, with file and line."""
 
 
 @contextlib.contextmanager
 def host_errors(what: str, remedy: str) -> Iterator[None]:
-    """Exceptions of the host's code become one line with their place."""
+    """Turn an exception in the host's code into a ``HostError`` of one line.
+
+    Args:
+        what: the start of the message.
+        remedy: its end, the advice.
+    """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # whatever somebody else's code raises
+    except Exception as error:  # the host's code may raise anything
         raise HostError(f"{what}{error_in_one_line(error)}; {remedy}") from error
 
 
 def modules_of(trainer: Any) -> dict[str, nn.Module]:
-    """All modules that a trainer holds, by their dotted names in it."""
+    """Return all modules of a trainer by dotted name."""
     return {
         ".".join(filter(None, (attribute, name))): module
         for attribute, value in vars(trainer).items()
@@ -255,11 +261,12 @@ def modules_of(trainer: Any) -> dict[str, nn.Module]:
 
 
 def trained_by(trainer: Any) -> dict[str, nn.Parameter]:
-    """What the optimisers hold and a gradient reached, by its model and name in it.
+    """Return the parameters that an optimiser holds and a gradient reached, by model and name.
 
-    A parameter without a gradient, such as one of a block that the small CLIP lacks, is left out.
+    Parameters without a gradient, such as prompts of a block that the small CLIP lacks, are
+    skipped.
     """
-    held = {
+    optimized = {
         id(parameter)
         for optimizer in trainer._optims.values()
         if optimizer is not None
@@ -274,12 +281,12 @@ def trained_by(trainer: Any) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in named
-        if id(parameter) in held and parameter.grad is not None
+        if id(parameter) in optimized and parameter.grad is not None
     }
 
 
 def learners_of(trainer: Any) -> dict[str, nn.Module]:
-    """The prompt learners among them."""
+    """Return all prompt learners of a trainer by dotted name."""
     return {
         name: module for name, module in modules_of(trainer).items() if is_prompt_learner(module)
     }

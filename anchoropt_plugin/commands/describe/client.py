@@ -1,4 +1,4 @@
-"""Asking a language model for class descriptions, where it is served by OpenAI's protocol."""
+"""Ask a language model for class descriptions, through OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...encoders.class_names import as_words
 from ...errors import UserError
-from ...files.atomic import atomic_write
+from ...files.atomic import write_text
 from ...method import descriptions
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ TEMPLATE = (
     '20 words, each on a line of its own, that each begin with "A photo of" and name the {name}. '
     "Write nothing else."
 )
-MALFORMED = 3
-"""How often a class is asked for again whose answer is not one."""
+ATTEMPTS = 3
+"""How often a class is asked for until an answer has enough sentences."""
 _MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
 
 def sentences_in(answer: str, count: int) -> list[str]:
-    """The sentences of an answer, a line each; nothing where there are fewer than ``count``.
+    """Return ``count`` sentences of an answer, one per line, or none if the answer has fewer.
 
-    What models put around sentences is taken off: numbers, dashes, quotes, a heading.
+    Numbers, dashes, quotes and headings around the sentences are removed.
 
     >>> sentences_in('Sure:\\n1. "A red panda climbs."\\n\\n2. A red panda eats bamboo.', 2)
     ['A red panda climbs.', 'A red panda eats bamboo.']
@@ -41,19 +42,19 @@ def sentences_in(answer: str, count: int) -> list[str]:
 
 
 class Malformed(Exception):
-    """The answers for a class were none."""
+    """No answer for a class has enough sentences."""
 
 
 @dataclass
 class Descriptions:
-    """A descriptions file that grows, an answer at a time.
+    """A descriptions file that grows with each answer.
 
     Args:
-        path: of the file; what it holds already is kept.
-        count: sentences a class.
+        path: the file; descriptions in an existing file stay.
+        count: the number of sentences for each class.
 
     Raises:
-        UserError: it is there, but holds no descriptions.
+        UserError: an existing file that holds no descriptions.
     """
 
     path: Path
@@ -64,18 +65,17 @@ class Descriptions:
         self.texts = descriptions.load(self.path) if self.path.exists() else {}
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """The classes, each once, that have fewer than ``count`` sentences."""
+        """Return the class names, each once, with fewer than ``count`` sentences."""
         done = {descriptions.plain(n) for n, s in self.texts.items() if len(s) >= self.count}
         wanted = {descriptions.plain(name): name for name in reversed(names)}
         return [name for key, name in reversed(wanted.items()) if key not in done]
 
     def add(self, name: str, sentences: Sequence[str]) -> None:
-        """Put a class in, and write the file, whole or not at all."""
+        """Add a class and write the file."""
         key = descriptions.plain(name)
         same = [other for other in self.texts if descriptions.plain(other) == key]
         self.texts[same[0] if same else name] = list(sentences)
-        with atomic_write(self.path) as file:
-            file.write(json.dumps(self.texts, indent=1, ensure_ascii=False).encode())
+        write_text(self.path, json.dumps(self.texts, indent=1, ensure_ascii=False))
 
 
 async def ask_for_all(
@@ -87,41 +87,41 @@ async def ask_for_all(
     at_once: int,
     on_class: Callable[[str, str], None],
 ) -> None:
-    """Ask for the descriptions of classes; each answer is in the file before the next is awaited.
+    """Ask for the descriptions of classes; each answer is written to the file when it arrives.
 
     Args:
-        client: it repeats what fails, with growing pauses, as often as it was made to.
-        model: the endpoint's name of it.
-        names: of the classes.
-        into: takes the answers.
+        client: a client that repeats failed requests, with growing pauses.
+        model: the endpoint's name of the language model.
+        names: the class names.
+        into: the file of descriptions.
         template: the question, with ``{name}`` and ``{count}``.
-        at_once: requests under way at a time.
-        on_class: takes each class when it is over, and why it failed, or "".
+        at_once: the number of simultaneous requests.
+        on_class: a function called for each finished class, with the reason of a failure or "".
 
     Raises:
-        UserError: the endpoint cannot be reached, or refuses such requests.
+        UserError: an endpoint that cannot be reached, or that refuses such requests.
     """
     import openai
 
-    passing = Malformed, openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError
+    temporary = Malformed, openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError
     waiting = iter(names)
 
     async def work() -> None:
         for name in waiting:
-            question = template.format(name=name.replace("_", " "), count=into.count)
+            question = template.format(name=as_words(name), count=into.count)
             try:
                 into.add(name, await _answer(client, model, question, into.count))
-            except passing as error:
-                on_class(name, _says(error))
+            except temporary as error:
+                on_class(name, _one_line(error))
             except openai.OpenAIError as error:
-                raise UserError(f"{client.base_url}: {_says(error)}") from error
+                raise UserError(f"{client.base_url}: {_one_line(error)}") from error
             else:
                 on_class(name, "")
 
     workers = [asyncio.ensure_future(work()) for _ in range(at_once)]
     try:
         await asyncio.gather(*workers)
-    finally:  # where one raises, the others end
+    finally:  # if one worker raises, the others stop
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
@@ -129,21 +129,21 @@ async def ask_for_all(
 
 async def _answer(client: openai.AsyncOpenAI, model: str, question: str, count: int) -> list[str]:
     messages: list[Any] = [{"role": "user", "content": question}]
-    for _ in range(MALFORMED):
+    for _ in range(ATTEMPTS):
         try:
-            said = await client.chat.completions.create(model=model, messages=messages)
-        except ValueError as error:  # its body is no json
-            text = _says(error)
+            answer = await client.chat.completions.create(model=model, messages=messages)
+        except ValueError as error:  # the body is not json
+            text = _one_line(error)
             continue
-        text = _text(said)
+        text = _text(answer)
         sentences = sentences_in(text, count)
         if sentences:
             return sentences
-    raise Malformed(f"no answer of {MALFORMED} has {count} sentences; the last: {text[:80]!r}")
+    raise Malformed(f"none of {ATTEMPTS} answers has {count} sentences; the last: {text[:80]!r}")
 
 
 def _text(answer: Any) -> str:
-    """What a model said; "" where the answer is not of that form, which openai does not check."""
+    """Return the text of an answer, or "" for an answer of another form: openai does not check."""
     try:
         text = answer.choices[0].message.content
     except (AttributeError, IndexError, TypeError):
@@ -151,5 +151,5 @@ def _text(answer: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _says(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -1,14 +1,4 @@
-"""Ask a language model for the class descriptions of stage 1, and write them as json.
-
-    python -m anchoropt_plugin describe --model gpt-4o-mini --output pets.json \\
-        --dataset-config-file configs/datasets/oxford_pets.yaml --root DATA
-    python -m anchoropt_plugin describe --base-url http://localhost:8000/v1 --model llama \\
-        --output pets.json "red fox" badger
-
-The endpoint is any that speaks OpenAI's protocol; its key is read from OPENAI_API_KEY. Each answer
-is written as it comes: the same command goes on with the classes that are missing. The file is for
-TRAINER.ANCHOROPT.DESCRIPTIONS.
-"""
+"""The command ``describe``: its arguments, the class names and the summary."""
 
 from __future__ import annotations
 
@@ -35,30 +25,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="class name")
-    add("--classes-file", metavar="FILE", help="class names, one in each line")
-    add("--dataset-config-file", metavar="FILE", help="of a data set, whose classes are meant")
+    add("--classes-file", metavar="FILE", help="file of class names, one per line")
+    add("--dataset-config-file", metavar="FILE", help="yaml of a data set, for its class names")
     add("--root", help="folder of the data sets")
-    add("--output", required=True, type=Path, metavar="FILE", help="the json to write or complete")
+    add("--output", required=True, type=Path, metavar="FILE", help="json file to write or complete")
     add("--model", required=True, help="the endpoint's name of the language model")
-    add("--base-url", metavar="URL", help="of the endpoint (default: OpenAI's)")
+    add("--base-url", metavar="URL", help="URL of the endpoint (default: OpenAI's)")
     add("--per-class", type=int, default=10, metavar="N", help="sentences a class (default: 10)")
-    add("--jobs", type=int, default=4, metavar="N", help="requests at a time (default: 4)")
-    add("--retries", type=int, default=5, metavar="N", help="of a request (default: 5)")
-    add("--timeout", type=float, default=60.0, metavar="S", help="of a request (default: 60)")
+    add("--jobs", type=int, default=4, metavar="N", help="simultaneous requests (default: 4)")
+    add("--retries", type=int, default=5, metavar="N", help="retries of a request (default: 5)")
+    add("--timeout", type=float, default=60.0, metavar="S", help="seconds a request (default: 60)")
     add(
         "--template",
         default=TEMPLATE,
         metavar="TEXT",
-        help="the question, with {name} and {count} in it, asking for a sentence a line "
+        help="the question, with {name} and {count}, asking for one sentence per line "
         f"(default: {TEMPLATE})",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask, write, and print a summary; 1 where classes are left without descriptions.
+    """Ask, write the file and print a summary.
+
+    Returns:
+        0, or 1 if some classes have no descriptions yet.
 
     Raises:
-        UserError: an argument cannot be, `openai` is missing, or the endpoint refuses.
+        UserError: an invalid argument, a missing `openai`, or an endpoint that refuses.
     """
     try:
         import openai
@@ -70,17 +63,17 @@ def run(args: argparse.Namespace) -> int:
     todo = into.missing(names)
     key = os.environ.get(KEY)
     if not key and not args.base_url:
-        raise UserError(f"{KEY} is not set: OpenAI's endpoint needs it; or give a --base-url")
+        raise UserError(f"{KEY} is not set: set it for OpenAI's endpoint, or give a --base-url")
     failed: dict[str, str] = {}
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("classes", total=len(todo))
 
-        def on_class(name: str, why: str) -> None:
+        def on_class(name: str, reason: str) -> None:
             progress.advance(bar)
-            if why:
-                failed[name] = why
-                progress.console.print(f"failed {escape(name)}: {escape(why)}", soft_wrap=True)
+            if reason:
+                failed[name] = reason
+                progress.console.print(f"failed {escape(name)}: {escape(reason)}", soft_wrap=True)
 
         async def ask() -> None:
             async with openai.AsyncOpenAI(
@@ -96,32 +89,34 @@ def run(args: argparse.Namespace) -> int:
         if todo:
             asyncio.run(ask())
     described = len(todo) - len(failed)
-    print(f"{described} classes described, {len(names) - len(todo)} were before: {args.output}")
+    print(f"{described} classes described, {len(names) - len(todo)} already there: {args.output}")
     if failed:
-        print(f"{len(failed)} failed: {', '.join(failed)}; the same command asks for them again")
+        print(f"{len(failed)} failed: {', '.join(failed)}; to retry, run the same command again")
     return 1 if failed else 0
 
 
 def _check(args: argparse.Namespace) -> None:
     for flag, low in (("per_class", 1), ("jobs", 1), ("retries", 0)):
         if getattr(args, flag) < low:
-            raise UserError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}: {low} or more")
+            raise UserError(
+                f"--{flag.replace('_', '-')} is {getattr(args, flag)}, but must be {low} or more"
+            )
     if not args.timeout > 0:
-        raise UserError(f"--timeout is {args.timeout}: more than 0 seconds")
+        raise UserError(f"--timeout is {args.timeout}, but must be more than 0 seconds")
     sources = [bool(args.names), bool(args.classes_file), bool(args.dataset_config_file)]
     if sum(sources) != 1:
-        raise UserError(
-            "give class names, or --classes-file, or --dataset-config-file: one of them"
-        )
+        raise UserError("give exactly one of: class names, --classes-file, --dataset-config-file")
     try:
         filled = args.template.format(name="\0", count=args.per_class)
     except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"--template: {{name}} and {{count}} are known, not {error}") from error
+        raise UserError(
+            f"--template: only {{name}} and {{count}} may be in braces, not {error}"
+        ) from error
     if "\0" not in filled:
-        raise UserError("--template: {name} is missing in it, where the class name is put")
+        raise UserError("--template: {name} is missing: put it where the class name belongs")
     folder = args.output.parent
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--output: the folder {folder} is not there, or cannot be written to")
+        raise UserError(f"--output: the folder {folder} is missing, or cannot be written to")
 
 
 def _class_names(args: argparse.Namespace) -> list[str]:
@@ -129,18 +124,18 @@ def _class_names(args: argparse.Namespace) -> list[str]:
     if args.classes_file:
         names = [line.strip() for line in read_text(args.classes_file).splitlines()]
     if args.dataset_config_file:
-        names = _of_dataset(args.dataset_config_file, args.root)
+        names = _names_of_dataset(args.dataset_config_file, args.root)
     names = [name for name in names if name.strip()]
     if not names:
         raise UserError(f"there is no class name in {args.classes_file}")
     return names
 
 
-def _of_dataset(config: str, root: str | None) -> list[str]:
+def _names_of_dataset(config: str, root: str | None) -> list[str]:
     if not Path("datasets", "__init__.py").is_file() or not Path("train.py").is_file():
         raise UserError(
-            f"{Path.cwd()} is not a checkout of anchoropt-plugin, which knows the data sets: "
-            "change into one, or give class names"
+            f"{Path.cwd()} is not a checkout of anchoropt-plugin, which defines the data sets: "
+            "change into a checkout, or give class names"
         )
     train = import_user_module("train")
     words = ["--dataset-config-file", config, *(["--root", root] if root else [])]

@@ -13,7 +13,7 @@ __all__ = [
 
 
 def clean_cfg(cfg: CfgNode, trainer: str) -> None:
-    """Drop the sections of ``cfg.TRAINER`` that belong to other trainers than ``trainer``."""
+    """Delete the sections of ``cfg.TRAINER`` that belong to trainers other than ``trainer``."""
     for key in list(cfg.TRAINER):
         if key not in ("NAME", trainer.upper()):
             del cfg.TRAINER[key]

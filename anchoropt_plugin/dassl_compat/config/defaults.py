@@ -12,8 +12,8 @@ from ...config.merge import merge_dict, merge_file, merge_list
 _DEFAULTS: dict[str, Any] = {
     "VERSION": 1,
     "OUTPUT_DIR": "./output",
-    "RESUME": "",  # folder from which training goes on; else OUTPUT_DIR, where it has one
-    "SEED": -1,  # negative: not seeded
+    "RESUME": "",  # output folder of the run to resume; "": OUTPUT_DIR, if a run is there
+    "SEED": -1,  # negative: no fixed seed
     "USE_CUDA": True,
     "VERBOSE": True,
     "INPUT": {
@@ -45,7 +45,7 @@ _DEFAULTS: dict[str, Any] = {
         "SOURCE_DOMAINS": (),
         "TARGET_DOMAINS": (),
         "NUM_LABELED": -1,
-        "NUM_SHOTS": -1,  # below 1: all pictures
+        "NUM_SHOTS": -1,  # below 1: all images
         "VAL_PERCENT": 0.1,
         "STL10_FOLD": -1,
         "CIFAR_C_TYPE": "",
@@ -56,7 +56,7 @@ _DEFAULTS: dict[str, Any] = {
         "NUM_WORKERS": 4,
         "K_TRANSFORMS": 1,
         "RETURN_IMG0": False,
-        "CACHE_VIEWS": 0,  # not Dassl's: augmented views kept of each training picture; 0: all new
+        "CACHE_VIEWS": 0,  # not Dassl's: cached augmented views per training image; 0: always new
         "TRAIN_X": {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16},
         "TRAIN_U": {
             "SAME_AS_X": True,
@@ -102,7 +102,7 @@ _DEFAULTS: dict[str, Any] = {
         "WARMUP_RECOUNT": True,
     },
     "TRAIN": {
-        "CHECKPOINT_FREQ": 0,  # epochs; below 1: only the last
+        "CHECKPOINT_FREQ": 0,  # epochs; below 1: only the last epoch
         "PRINT_FREQ": 10,  # batches
         "COUNT_ITER": "train_x",
     },
@@ -119,7 +119,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class _Config(CfgNode):
-    """A ``CfgNode`` that merges by the rules of :mod:`.merge`."""
+    """A ``CfgNode`` that merges by the rules of :mod:`anchoropt_plugin.config.merge`."""
 
     def merge_from_file(self, cfg_filename: str) -> None:
         merge_file(self, cfg_filename)

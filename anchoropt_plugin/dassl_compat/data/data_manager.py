@@ -1,4 +1,4 @@
-"""From a configuration to the loaders of a run."""
+"""Build the loaders of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...files.readers import read_image
 from ...process import distributed
 from ...process.randomness import OwnRandomness, share_randomness
 from .datasets import DatasetBase, Datum, build_dataset
-from .images import Pictures
+from .image_cache import ImageCache
 from .samplers import build_sampler
 from .transforms import build_transform, interpolation_mode
 
@@ -26,22 +26,22 @@ Transform = Callable[[Any], Any]
 
 
 class DataManager:
-    """Builds the data set and a loader for each of its parts.
+    """The data set of a run, and a loader for each of its parts.
 
     Args:
-        cfg: The configuration.
-        custom_tfm_train, custom_tfm_test: Transforms to use in place of those of ``cfg.INPUT``.
-            A list gives ``img``, ``img2``, ... in each batch.
-        dataset_wrapper: A class to use in place of :class:`DatasetWrapper`.
+        cfg: the configuration.
+        custom_tfm_train, custom_tfm_test: transforms that replace those of ``cfg.INPUT``. A list
+            gives ``img``, ``img2``, ... in each batch.
+        dataset_wrapper: a class that replaces :class:`DatasetWrapper`.
 
     Attributes:
-        dataset: The data set, with ``train_x``, ``val``, ``test``.
-        train_loader_x, train_loader_u, val_loader, test_loader: The loaders; the second and
-            third are None where the data set has no such part.
-        num_classes, num_source_domains, lab2cname: As the data set has them.
+        dataset: the data set, with ``train_x``, ``val``, ``test``.
+        train_loader_x, train_loader_u, val_loader, test_loader: the loaders; the second and the
+            third are None if the data set has no such part.
+        num_classes, num_source_domains, lab2cname: facts about the data set.
 
     Raises:
-        UserError: The data set is unknown, missing or broken.
+        UserError: an unknown, missing or broken data set.
     """
 
     def __init__(
@@ -55,8 +55,7 @@ class DataManager:
         own = dataset_wrapper or (custom_tfm_train and custom_tfm_test)
         if cfg.INPUT.NO_TRANSFORM and not own:
             raise UserError(
-                "INPUT.NO_TRANSFORM is True, but pictures make no batch before they are tensors: "
-                "set it to False"
+                "INPUT.NO_TRANSFORM is True, but a batch needs tensors, not images: set it to False"
             )
         train = custom_tfm_train or build_transform(cfg, is_train=True)
         test = custom_tfm_test or build_transform(cfg, is_train=False)
@@ -65,7 +64,7 @@ class DataManager:
         def loader(part: str, section: CfgNode, transform: Any, is_train: bool) -> _Loader:
             source = getattr(self.dataset, part)
             if not source:
-                raise UserError(f"{cfg.DATASET.NAME} has no pictures in its part {part!r}")
+                raise UserError(f"{cfg.DATASET.NAME} has no images in its part {part!r}")
             return _Loader(
                 wrapper(cfg, source, transform=transform, is_train=is_train),
                 batch_size=section.BATCH_SIZE,
@@ -91,7 +90,7 @@ class DataManager:
             self.show_dataset_summary(cfg)
 
     def show_dataset_summary(self, cfg: CfgNode) -> None:
-        """Print the data set's name, its number of classes and of pictures."""
+        """Print the name of the data set and its numbers of classes and images."""
         rows = [("Dataset", cfg.DATASET.NAME), ("# classes", f"{self.num_classes:,}")]
         for part in ("train_x", "train_u", "val", "test"):
             items = getattr(self.dataset, part)
@@ -109,8 +108,8 @@ class _Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             if self.num_workers and isinstance(self.dataset, DatasetWrapper):
-                # Workers live for an epoch, so what they read is lost; what is read here is not.
-                self.dataset.read_pictures()
+                # Workers live for one epoch, and images cached there are lost with them.
+                self.dataset.read_images()
             if self.is_train and distributed.is_started():
                 yield from self._parts()
                 return
@@ -118,22 +117,22 @@ class _Loader(DataLoader[Any]):
                 batches = super().__iter__()
             yield from batches
         except UserError as error:
-            # A worker process hands over its whole stack trace as the message.
+            # A worker process sends its whole stack trace as the message.
             message = str(error).strip().splitlines()[-1]
-            # The trace keeps the iterator alive in a cycle, and collecting one of those with
-            # its workers running takes torch ten seconds.
+            # The trace keeps the iterator alive in a reference cycle. To collect an iterator
+            # whose workers still run, torch takes ten seconds.
             error.__traceback__ = None
             raise UserError(message.rpartition("UserError: ")[2]) from None
         except (ConnectionError, EOFError) as error:
-            # One that is killed while it hands over a batch: torch tells it from the closed
-            # connection only where the system has told it of the death already.
+            # A worker killed while it sends a batch: torch recognises the death only if the
+            # system has reported it before the closed connection is read.
             raise RuntimeError(f"DataLoader worker was lost ({error or 'end of file'}).") from None
 
     def _parts(self) -> Iterator[Any]:
-        """Of every batch the part of this process.
+        """Yield this process's part of every batch.
 
-        The order is drawn by all processes alike, as one alone would draw it; the views of the
-        pictures by each for itself, so that all go on drawing alike.
+        All processes draw the same order as a single process would. Each draws its images' views
+        from a random stream of its own, so that the shared streams stay equal.
         """
         share_randomness()
         torch.empty((), dtype=torch.int64).random_()  # DataLoader draws a seed for its workers
@@ -141,12 +140,13 @@ class _Loader(DataLoader[Any]):
         smallest, n = min(map(len, order)), distributed.world_size()
         if smallest < n:
             raise UserError(
-                f"{n} processes cannot share a batch of {smallest} picture(s): raise "
-                "DATALOADER.TRAIN_X.BATCH_SIZE, which is that of all together, or start fewer"
+                f"{n} processes cannot share a batch of {smallest} image(s): raise "
+                "DATALOADER.TRAIN_X.BATCH_SIZE, the total over all processes, or start fewer "
+                "processes"
             )
         parts = [batch[distributed.part_of(len(batch))] for batch in order]
         own = OwnRandomness()
-        batches = iter(self._of(parts))  # begins, and makes its workers, with the first batch
+        batches = iter(self._of(parts))  # a generator: the first batch starts the workers
         for whole, part in zip(order, parts, strict=True):
             with own.active():
                 batch = next(batches)
@@ -154,9 +154,9 @@ class _Loader(DataLoader[Any]):
             yield batch
 
     def in_turns(self) -> Iterator[Any]:
-        """Every n-th batch of n processes, from this one's first; None where the last round ends.
+        """Yield every n-th batch of n processes; pad a short last round with None.
 
-        So the batches are those of one process.
+        The batches are the same as in a single process.
         """
         order = list(self.batch_sampler)  # type: ignore[arg-type]
         mine = iter(self._of(order[distributed.rank() :: distributed.world_size()]))
@@ -174,9 +174,9 @@ class _Loader(DataLoader[Any]):
 
 @contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    # It goes to all processes of a terminal. Those that are made here inherit the handler that
-    # does nothing, so it is this one alone that answers, and ends them; and it answers only
-    # afterwards, as Python drops what is raised in the middle of a fork.
+    # Ctrl-C reaches all processes of a terminal. Workers forked in this block inherit a handler
+    # that does nothing, so only this process reacts, and ends them. It reacts after the block,
+    # because Python drops exceptions raised in the middle of a fork.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -191,17 +191,17 @@ def _ctrl_c_waits() -> Iterator[None]:
 
 
 class DatasetWrapper(Dataset[dict[str, Any]]):
-    """Turns each ``Datum`` into a dict with ``img``, ``label``, ``domain``, ``impath``, ``index``.
+    """A data set of dicts with ``img``, ``label``, ``domain``, ``impath`` and ``index``.
 
     Args:
-        cfg: ``DATALOADER.K_TRANSFORMS`` above 1 makes ``img`` of a training set a list of that
-            many views; ``DATALOADER.RETURN_IMG0`` adds ``img0``, the picture not augmented;
-            ``DATALOADER.CACHE_VIEWS`` above 0 draws so many augmented views of each training
-            picture once, keeps them in memory, and takes one of them at random each time.
-        data_source: The pictures.
-        transform: One transform, a list of them (``img``, ``img2``, ...), or None for the
-            picture as it is.
-        is_train: Whether this is a training set.
+        cfg: the configuration. With ``DATALOADER.K_TRANSFORMS`` k > 1, ``img`` of a training set
+            is a list of k views. ``DATALOADER.RETURN_IMG0`` adds ``img0``, the image without
+            augmentation. With ``DATALOADER.CACHE_VIEWS`` n > 0, each training image gets n
+            augmented views, which are cached in memory; each access picks one at random.
+        data_source: the images.
+        transform: one transform, a list of transforms (``img``, ``img2``, ...), or None for the
+            unchanged image.
+        is_train: whether this is a training set.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        self.pictures = Pictures() if is_train else None
+        self.images = ImageCache() if is_train else None
         self.n_views = cfg.DATALOADER.CACHE_VIEWS if is_train else 0
         self._views: dict[tuple[int, int], dict[str, Any]] = {}
         if self.k_tfm > 1 and transform is None:
@@ -245,8 +245,8 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
             return output | self._view(item.impath)
         view = int(torch.randint(self.n_views, ()))
         if (idx, view) not in self._views:
-            # What a view shows depends on nothing but picture and number: not on the order in
-            # which pictures come, nor on which worker process makes it.
+            # A view depends on image and view number alone: not on the order of the images, nor
+            # on the worker process that makes it.
             with torch.random.fork_rng(devices=[]):
                 # Of the CPU alone: torch.manual_seed would seed the GPU's generator, too.
                 seed = (self.cfg.SEED * len(self) + idx) * self.n_views + view
@@ -254,13 +254,13 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
                 self._views[idx, view] = self._view(item.impath)
         return output | self._views[idx, view]
 
-    def read_pictures(self) -> None:
-        """Read the pictures of a training set into memory, as far as they fit."""
-        if self.pictures is not None:
-            self.pictures.read_all(item.impath for item in self.data_source)
+    def read_images(self) -> None:
+        """Read the images of a training set into memory, up to the cache's budget."""
+        if self.images is not None:
+            self.images.read_all(item.impath for item in self.data_source)
 
     def _view(self, path: str) -> dict[str, Any]:
-        image = read_image(path) if self.pictures is None else self.pictures.read(path)
+        image = read_image(path) if self.images is None else self.images.read(path)
         output: dict[str, Any] = {}
         several = isinstance(self.transform, Sequence)
         transforms: Any = self.transform if several else [self.transform]

@@ -1,4 +1,4 @@
-"""The order in which a loader goes through a data set."""
+"""Samplers by name: the order of a data set's images in a loader."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SAMPLERS = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSamp
 
 
 def build_sampler(sampler_type: str, data_source: Sized) -> Sampler[int]:
-    """Return the sampler of that name over ``data_source``.
+    """Return the sampler named ``sampler_type`` over ``data_source``.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: an unknown name.
     """
     check_availability(sampler_type, _SAMPLERS, "the sampler")
     return _SAMPLERS[sampler_type](data_source)

@@ -21,11 +21,11 @@ from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
-from ...process.finite_checks import check_weights, checked_step
 from ...process.gradients import GradientAverage, trained_parameters
 from ...process.randomness import share_randomness
 from ..data import DataManager
 from ..evaluation import build_evaluator
+from ..finite_checks import check_weights, checked_step
 from ..utils.meters import AverageMeter, MetricMeter
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint

@@ -1,4 +1,4 @@
-"""Evaluators: what is measured on a validation or test split."""
+"""Evaluators: the metrics of a validation or test split."""
 
 from __future__ import annotations
 

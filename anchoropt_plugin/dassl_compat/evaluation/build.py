@@ -15,7 +15,7 @@ def build_evaluator(cfg: CfgNode, **kwargs: Any) -> Any:
     """Return the evaluator registered as ``cfg.TEST.EVALUATOR``.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: an unknown name; the message suggests the nearest one.
     """
     check_availability(cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names(), "TEST.EVALUATOR")
     if cfg.VERBOSE:

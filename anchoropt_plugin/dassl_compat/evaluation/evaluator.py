@@ -1,4 +1,4 @@
-"""Accuracy, macro F1, accuracy by class and confusion matrix of a classifier."""
+"""Accuracy, macro F1, per-class accuracy and confusion matrix of a classifier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .build import EVALUATOR_REGISTRY
 
 
 class EvaluatorBase:
-    """What a trainer asks of an evaluator: ``reset``, ``process`` each batch, ``evaluate``."""
+    """The interface of an evaluator: ``reset``, ``process`` for each batch, ``evaluate``."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
@@ -30,19 +30,19 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Print and return the results; the first is the one models are chosen by."""
+        """Print and return the results; the first one selects the best model."""
         raise NotImplementedError
 
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Counts how often the highest logit is the label's.
+    """The evaluator of classifiers: how often the highest logit is the label's.
 
     Args:
-        cfg: The configuration; ``TEST.PER_CLASS_RESULT`` adds the accuracy of each class,
-            ``TEST.COMPUTE_CMAT`` writes the row-normalised confusion matrix, a float64
-            tensor over the labels seen or predicted, to ``OUTPUT_DIR/cmat.pt``.
-        lab2cname: From labels to class names.
+        cfg: the configuration. ``TEST.PER_CLASS_RESULT`` adds the accuracy of each class.
+            ``TEST.COMPUTE_CMAT`` writes the row-normalised confusion matrix, a float64 tensor
+            over all labels seen or predicted, to ``OUTPUT_DIR/cmat.pt``.
+        lab2cname: a dict from labels to class names.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Classification(EvaluatorBase):
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return ``accuracy``, ``error_rate`` and ``macro_f1``, in per cent.
 
-        The macro F1 score is the mean over the labels seen. Where asked for,
+        The macro F1 score is the mean over the labels seen. With ``TEST.PER_CLASS_RESULT``,
         ``perclass_accuracy``, the mean over classes, comes last.
 
         Raises:
-            UserError: No picture was processed.
+            UserError: a split without images.
         """
         if not self._true:
-            raise UserError("nothing to evaluate: this split of the data set has no pictures")
+            raise UserError("nothing to evaluate: this split of the data set has no images")
         true, predicted = torch.cat(self._true), torch.cat(self._predicted)
         n_labels = int(torch.maximum(true.max(), predicted.max())) + 1
         hits, support, guesses = (
@@ -119,7 +119,7 @@ class Classification(EvaluatorBase):
 
 
 def _confusion(true: Tensor, predicted: Tensor) -> Tensor:
-    """The row-normalised confusion matrix over the n labels in either, float64: 8 n² bytes."""
+    """Return the row-normalised confusion matrix over all n labels, float64: 8 n² bytes."""
     labels, places = torch.cat([true, predicted]).unique(return_inverse=True)
     rows, columns = places.split(len(true))
     counts = torch.zeros(len(labels), len(labels), dtype=torch.double)

@@ -13,9 +13,9 @@ def compute_accuracy(
     """Return the accuracy at each k, in per cent.
 
     Args:
-        output: Logits (B, C), or a sequence whose first item they are.
-        target: Labels (B,), int64.
-        topk: A prediction counts where the label is among the k highest logits.
+        output: logits (B, C), or a sequence with the logits as its first item.
+        target: labels (B,), int64.
+        topk: values of k; a prediction is right if the label is among the k highest logits.
 
     Returns:
         One float tensor (1,) for each k.

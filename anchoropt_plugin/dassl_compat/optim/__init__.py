@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules by the names Dassl gives them."""
+"""Optimisers and learning-rate schedules by Dassl's names."""
 
 from __future__ import annotations
 

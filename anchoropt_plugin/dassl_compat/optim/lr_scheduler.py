@@ -1,4 +1,4 @@
-"""Learning-rate schedules, stepped once an epoch, with an optional warm-up before them."""
+"""Learning-rate schedules, stepped once an epoch, with an optional warm-up."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..utils.registry import check_availability
 
 
 class _WarmupScheduler(LRScheduler):
-    """Holds ``successor`` back for ``warmup_epoch`` epochs.
+    """A schedule that delays ``successor`` by ``warmup_epoch`` epochs.
 
-    The first epoch after the warm-up has the base learning rate, and only the next one is the
-    successor's first step: a cosine over E epochs is at ``e - warmup_epoch`` in epoch ``e``.
+    The first epoch after the warm-up has the base learning rate. The successor takes its first
+    step one epoch later: in epoch ``e`` a cosine over E epochs is at ``e - warmup_epoch``.
     """
 
     def __init__(self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int) -> None:
@@ -26,7 +26,7 @@ class _WarmupScheduler(LRScheduler):
         super().__init__(optimizer)
 
     def warmup_lr(self, base_lr: float) -> float:
-        """Return the learning rate of the present warm-up epoch."""
+        """Return the learning rate of the current warm-up epoch."""
         raise NotImplementedError
 
     def get_lr(self) -> list[Any]:
@@ -36,7 +36,7 @@ class _WarmupScheduler(LRScheduler):
         return [self.warmup_lr(base_lr) for base_lr in self.base_lrs]  # type: ignore[arg-type]
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on to the next epoch."""
+        """Advance to the next epoch."""
         if self.last_epoch >= self.warmup_epoch:
             self.successor.step(epoch)
             self._last_lr = self.successor.get_last_lr()
@@ -44,16 +44,16 @@ class _WarmupScheduler(LRScheduler):
             super().step(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state in plain data, that of the successor included."""
+        """Return the state, including the successor's, as plain data."""
         return warmup_state(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state; the successor's may be a pickled scheduler, read as a ``Foreign``."""
+        """Restore a state, in which the successor may be a pickled scheduler (``Foreign``)."""
         load_warmup_state(self, state_dict)
 
 
 class ConstantWarmupScheduler(_WarmupScheduler):
-    """The learning rate is ``cons_lr`` during the warm-up."""
+    """A warm-up with the constant learning rate ``cons_lr``."""
 
     def __init__(
         self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, cons_lr: float
@@ -66,7 +66,7 @@ class ConstantWarmupScheduler(_WarmupScheduler):
 
 
 class LinearWarmupScheduler(_WarmupScheduler):
-    """The learning rate is ``min_lr`` in epoch 0, then ``epoch / warmup_epoch`` of the base's."""
+    """A warm-up with ``min_lr`` in epoch 0, then ``epoch / warmup_epoch`` times the base rate."""
 
     def __init__(
         self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, min_lr: float
@@ -81,20 +81,20 @@ class LinearWarmupScheduler(_WarmupScheduler):
 
 
 def warmup_state(scheduler: Any) -> dict[str, Any]:
-    """Return the state of a warm-up scheduler, and of its ``successor``, in plain data."""
+    """Return the state of a warm-up scheduler and its ``successor`` as plain data."""
     state = LRScheduler.state_dict(scheduler)
     return {**state, "successor": scheduler.successor.state_dict()}
 
 
 def load_warmup_state(scheduler: Any, state: dict[str, Any]) -> None:
-    """Put a warm-up scheduler and its ``successor`` into ``state``.
+    """Restore the state of a warm-up scheduler and its ``successor``.
 
-    A published checkpoint holds the successor itself, pickled. Its attributes are taken over;
-    the object never is, as it would drive an optimiser of its own.
+    Published checkpoints hold the successor itself, pickled. Only the attributes are restored
+    from there: the pickled object would step an optimiser of its own.
     """
     successor = state["successor"]
     if isinstance(successor, Foreign):
-        print("The checkpoint holds a pickled LR scheduler: only its numbers are taken over")
+        print("The checkpoint holds a pickled LR scheduler: only its numbers are restored")
         attributes = successor.state if isinstance(successor.state, dict) else {}
         successor = {
             name: attributes[name]
@@ -106,14 +106,14 @@ def load_warmup_state(scheduler: Any, state: dict[str, Any]) -> None:
 
 
 def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
-    """Return the schedule that ``optim_cfg.LR_SCHEDULER`` names, after the warm-up, if any.
+    """Return the schedule that ``optim_cfg.LR_SCHEDULER`` names, after a warm-up if configured.
 
     Args:
-        optimizer: The optimiser whose learning rate it sets.
-        optim_cfg: The section ``OPTIM``.
+        optimizer: the optimiser whose learning rate is scheduled.
+        optim_cfg: the section ``OPTIM``.
 
     Raises:
-        UserError: A name or a step size is not valid.
+        UserError: an unknown name, or an invalid step size.
     """
     check_availability(optim_cfg.LR_SCHEDULER, _SCHEDULES, "OPTIM.LR_SCHEDULER")
     scheduler = _SCHEDULES[optim_cfg.LR_SCHEDULER](optimizer, optim_cfg)
@@ -132,7 +132,7 @@ def _single_step(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
     size = optim_cfg.STEPSIZE
     size = size[-1] if isinstance(size, (list, tuple)) else size
     if not isinstance(size, int):
-        raise UserError(f"OPTIM.STEPSIZE of single_step is {size!r}; give an int")
+        raise UserError(f"OPTIM.STEPSIZE of single_step is {size!r}, but must be an int")
     return StepLR(optimizer, size if size > 0 else optim_cfg.MAX_EPOCH, gamma=optim_cfg.GAMMA)
 
 

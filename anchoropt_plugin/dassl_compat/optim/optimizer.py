@@ -46,14 +46,14 @@ def build_optimizer(
     """Return the optimiser that ``optim_cfg.NAME`` names.
 
     Args:
-        model: A module, or its parameters.
-        optim_cfg: The section ``OPTIM``. ``STAGED_LR`` gives the children of ``model`` that are
-            not in ``NEW_LAYERS`` the learning rate ``LR * BASE_LR_MULT``.
-        param_groups: Parameters or groups to optimise in place of the model's.
+        model: a module, or its parameters.
+        optim_cfg: the section ``OPTIM``. With ``STAGED_LR``, the children of ``model`` that are
+            not in ``NEW_LAYERS`` get the learning rate ``LR * BASE_LR_MULT``.
+        param_groups: parameters or parameter groups that replace the model's.
 
     Raises:
-        UserError: There is no optimiser of that name, it refuses a setting, or ``STAGED_LR`` has
-            no module to act on.
+        UserError: an unknown name, a setting that the optimiser refuses, or ``STAGED_LR`` with
+            parameters instead of a module.
     """
     check_availability(optim_cfg.NAME, _OPTIMIZERS, "OPTIM.NAME")
     if param_groups is None:
@@ -75,7 +75,7 @@ def build_optimizer(
 
 def _staged(model: nn.Module | Iterable[Any], optim_cfg: CfgNode) -> list[dict[str, Any]]:
     if not isinstance(model, nn.Module):
-        raise UserError("OPTIM.STAGED_LR needs a whole module, not a list of its parameters")
+        raise UserError("OPTIM.STAGED_LR needs a whole module, not a list of parameters")
     new_layers = optim_cfg.NEW_LAYERS
     new_layers = [new_layers] if isinstance(new_layers, str) else new_layers
     base: list[nn.Parameter] = []

@@ -1,4 +1,4 @@
-"""Where public code looks for the optimiser that torch has itself by now."""
+"""``RAdam`` in the place where public code imports it from; torch has the optimiser itself."""
 
 from torch.optim import RAdam
 

@@ -1,4 +1,4 @@
-"""Small things that trainers and training scripts import from ``dassl.utils``."""
+"""The tools that trainers and training scripts import from ``dassl.utils``."""
 
 from __future__ import annotations
 

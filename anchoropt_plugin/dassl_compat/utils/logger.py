@@ -1,4 +1,4 @@
-"""Keeping what is printed: everything on stdout goes to ``log.txt`` too."""
+"""Copy everything printed on stdout to ``log.txt``."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ...process.folder_lock import locked_folder
 
 
 class Logger:
-    """A stand-in for ``sys.stdout`` that also writes to a file, in a folder that is no one else's.
+    """A replacement for ``sys.stdout`` that also writes to a file, and locks the file's folder.
 
     Args:
-        fpath: The file; its folder is made where it is missing, and locked until this is closed.
+        fpath: the file. A missing folder is created; the folder is locked until the file closes.
 
     Raises:
-        UserError: Another process has the folder; nothing is written.
+        UserError: a folder that another process has locked; nothing is written.
     """
 
     def __init__(self, fpath: str | Path) -> None:
-        # Not a Logger in a Logger: a second run in one process has its own file.
+        # Never a Logger inside a Logger: a second run in one process writes to its own file only.
         self.console: TextIO = getattr(sys.stdout, "console", sys.stdout)
         if isinstance(self.console, io.TextIOWrapper):
-            # Class names are in any script, terminals are not.
+            # Class names may be in any script; a terminal's encoding may lack the letters.
             self.console.reconfigure(errors="backslashreplace")
         self.path = Path(fpath)
         lock = contextlib.ExitStack()
         lock.enter_context(locked_folder(self.path.parent))
-        self._unlock = weakref.finalize(self, lock.close)  # at the latest when Python ends
-        # By lines, so that the log of a run that is killed is there up to its last line.
+        self._unlock = weakref.finalize(self, lock.close)  # runs when Python ends, at the latest
+        # Line buffered, so that a killed run's log is complete up to its last line.
         self.file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def write(self, text: str) -> int:
@@ -46,12 +46,12 @@ class Logger:
         return self.console.write(text)
 
     def flush(self) -> None:
-        """Flush both."""
+        """Flush the console and the file."""
         self.file.flush()
         self.console.flush()
 
     def close(self) -> None:
-        """Close the file and unlock its folder; the console stays open."""
+        """Close the file and unlock its folder; leave the console open."""
         try:
             self.file.close()
         finally:
@@ -62,13 +62,16 @@ class Logger:
 
 
 def setup_logger(output: str | None = None) -> None:
-    """Copy what is printed from now on to ``output`` (a .txt or .log file), or its ``log.txt``.
+    """Copy everything printed from now on to a log file, and lock the file's folder.
 
-    A log that is there already is kept: the new one gets the time in its name. ``None`` does
-    nothing. Of several processes the main one has a log, and the others print nothing.
+    In a run of several processes only the main one has a log; the others print nothing.
+
+    Args:
+        output: a .txt or .log file, or a folder for ``log.txt``; None does nothing. An existing
+            log stays, and the new one gets the time in its name.
 
     Raises:
-        UserError: A run of another process has its log in that folder; nothing is written.
+        UserError: a folder that another process has locked; nothing is written.
     """
     if output is None:
         return
@@ -86,9 +89,9 @@ def setup_logger(output: str | None = None) -> None:
 
 
 def withdraw_log() -> None:
-    """Take back what ``setup_logger`` has begun, and the folder that it made if nothing is in it.
+    """Undo ``setup_logger``: remove its log file, and the folder if nothing else is in it.
 
-    For faults that are found before anything is done: the line on stderr says it all.
+    For errors found before the run starts: the line on stderr is enough.
     """
     logger = sys.stdout
     if isinstance(logger, Logger):
@@ -101,12 +104,12 @@ def withdraw_log() -> None:
 
 class _PrintHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        # print() looks sys.stdout up now, so a Logger set up after this handler sees it.
+        # print() looks sys.stdout up at each call, so a Logger set up later gets the message.
         print(self.format(record))
 
 
 def log_to_stdout() -> None:
-    """Print the messages of the ``anchoropt_plugin`` logger, and so log them to ``log.txt``."""
+    """Print the messages of the ``anchoropt_plugin`` logger, so that ``log.txt`` has them too."""
     logger = logging.getLogger("anchoropt_plugin")
     if not any(isinstance(handler, _PrintHandler) for handler in logger.handlers):
         logger.addHandler(_PrintHandler())

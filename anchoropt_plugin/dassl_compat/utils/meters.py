@@ -1,4 +1,4 @@
-"""Running averages of what a training loop reports."""
+"""Running averages of the values that a training loop reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class AverageMeter:
     """The last value and the average of a series.
 
     Args:
-        ema: Average exponentially, nine parts old to one part new, instead of evenly.
+        ema: whether to average exponentially, nine parts old to one part new.
 
     >>> meter = AverageMeter()
     >>> meter.update(1.0); meter.update(4.0, n=2)
@@ -38,7 +38,7 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """One :class:`AverageMeter` for each name, printed in one line.
+    """One :class:`AverageMeter` for each name, printed on one line.
 
     >>> meter = MetricMeter()
     >>> meter.update({"loss": 2.0}); meter.update({"loss": 1.0})

@@ -1,4 +1,4 @@
-"""Classes by name, so that a config file can choose one."""
+"""A registry of classes by name, so that a config file can choose one."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ class Registry:
         self._obj_map: dict[str, Any] = {}
 
     def register(self, obj: T | None = None, force: bool = False) -> Any:
-        """Register ``obj`` under its ``__name__``; without it, return a decorator that does.
+        """Register ``obj`` under its ``__name__``; without ``obj``, return a decorator.
+
+        Args:
+            obj: the class or function to register.
+            force: whether to replace an object of the same name.
 
         Raises:
-            KeyError: The name is taken, and ``force`` is not set.
+            KeyError: a registered name, without ``force``.
         """
         if obj is None:
             return lambda decorated: self.register(decorated, force)
         name = obj.__name__
         if name in self._obj_map and not force:
-            raise KeyError(f"{name!r} is registered in {self._name} already")
+            raise KeyError(f"{name!r} is already registered in {self._name}")
         self._obj_map[name] = obj
         return obj
 
@@ -42,7 +46,7 @@ class Registry:
         """Return the object registered as ``name``.
 
         Raises:
-            KeyError: There is none.
+            KeyError: an unknown name.
         """
         if name not in self._obj_map:
             raise KeyError(f"{name!r} is not registered in {self._name}")
@@ -56,12 +60,17 @@ class Registry:
 def check_availability(requested: str, available: Collection[str], key: str = "the name") -> None:
     """Check that ``requested`` is one of ``available``.
 
+    Args:
+        requested: the name to check.
+        available: the valid names.
+        key: the config key or flag with the name, for the message.
+
     Raises:
-        UserError: It is not; the message names ``key``, what there is, and the nearest name.
+        UserError: an unknown name; the message lists the valid names and suggests the nearest.
     """
     if requested not in available:
-        what = f"is {requested!r}{nearest(requested, available)}" if requested else "is not given"
+        fault = f"is {requested!r}{nearest(requested, available)}" if requested else "is not given"
         raise UserError(
-            f"{key} {what}; "
-            f"available: {', '.join(sorted(available)) or 'none (is its module imported?)'}"
+            f"{key} {fault}; "
+            f"available: {', '.join(sorted(available)) or 'none (is the module imported?)'}"
         )

@@ -1,4 +1,4 @@
-"""Files, pictures, seeds and the machine."""
+"""Dassl's small tools: files, images, seeds, facts about the machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = [
 
 
 def mkdir_if_missing(dirname: str | Path) -> None:
-    """Make a folder and its parents, where they are missing."""
+    """Create a folder and its parents, if they are missing."""
     Path(dirname).mkdir(parents=True, exist_ok=True)
 
 
 def check_isfile(fpath: str | Path) -> bool:
-    """Return whether ``fpath`` is a file; warn where it is not."""
+    """Return whether ``fpath`` is a file; warn if not."""
     found = Path(fpath).is_file()
     if not found:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
@@ -49,7 +49,7 @@ def listdir_nohidden(path: str | Path, sort: bool = False) -> list[str]:
 
 
 def collect_env_info() -> str:
-    """Return a few lines on the machine and on what is installed."""
+    """Return a few lines on the machine and the installed versions."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts = {
         "OS": platform.platform(),
@@ -66,5 +66,5 @@ def collect_env_info() -> str:
 
 
 def tolist_if_not(x: Any) -> list[Any]:
-    """Return ``x`` if it is a list, else a list of it."""
+    """Return ``x`` if ``x`` is a list, else ``[x]``."""
     return x if isinstance(x, list) else [x]

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, and counting parameters."""
+"""Save, load and resume the checkpoints of a run; count parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import UserError
 from ...files import checkpoints
-from ...files.atomic import atomic_write
+from ...files.atomic import atomic_write, write_text
 from ...files.checkpoint_folder import BEST_MODEL, is_of_classes, last_checkpoint_name
 from ...process import distributed
 from ...process.randomness import restore_random_state
@@ -31,18 +31,18 @@ def save_checkpoint(
     """Write ``state`` to ``save_dir``, and the file's name to the text file ``checkpoint`` there.
 
     Args:
-        state: Holds at least ``state_dict`` and ``epoch``.
-        save_dir: The folder, made where it is missing.
-        is_best: Also copy the file to ``model-best.pth.tar``.
-        remove_module_from_keys: Strip ``module.``, which DataParallel puts before names.
-        model_name: The file's name; by default ``model.pth.tar-{epoch}``.
+        state: a dict with at least ``state_dict`` and ``epoch``.
+        save_dir: the folder; a missing folder is created.
+        is_best: whether to copy the file to ``model-best.pth.tar`` too.
+        remove_module_from_keys: whether to strip DataParallel's prefix ``module.`` from names.
+        model_name: the file's name; by default ``model.pth.tar-{epoch}``.
     """
     state = dict(state)
     if remove_module_from_keys:
         state["state_dict"] = _without_module(state["state_dict"])
     if distributed.is_main():
         _write_checkpoint(state, Path(save_dir), is_best, model_name)
-    # So that none looks for it before it is there.
+    # Otherwise another process might look for the file before it exists.
     distributed.barrier()
 
 
@@ -51,8 +51,7 @@ def _write_checkpoint(state: dict[str, Any], folder: Path, is_best: bool, model_
     path = folder / (model_name or f"model.pth.tar-{state['epoch']}")
     checkpoints.save(state, path)
     print(f"Checkpoint saved to {path}")
-    with atomic_write(folder / "checkpoint") as file:
-        file.write(f"{path.name}\n".encode())
+    write_text(folder / "checkpoint", f"{path.name}\n")
     if is_best:
         with (
             path.open("rb") as source,
@@ -62,15 +61,15 @@ def _write_checkpoint(state: dict[str, Any], folder: Path, is_best: bool, model_
 
 
 def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
-    """Return a run's checkpoint, its tensors on the CPU, without running any code from it.
+    """Return a run's checkpoint, with tensors on the CPU, without running code from the file.
 
     Raises:
-        UserError: The file is missing, truncated or not a checkpoint of a run.
+        UserError: a missing or truncated file, or a file that is not a run's checkpoint.
     """
     checkpoint = checkpoints.load(fpath)
     for key in ("state_dict", "epoch"):
         if key not in checkpoint:
-            raise UserError(f"{fpath} has no {key!r}: give a file that a training run wrote")
+            raise UserError(f"{fpath} has no {key!r}: give a checkpoint that a run wrote")
     return checkpoint
 
 
@@ -85,16 +84,16 @@ def resume_from_checkpoint(
     """Restore a run from a checkpoint in ``fdir``.
 
     Args:
-        fdir: The folder.
-        model, optimizer, scheduler: What is restored.
-        scaler: The gradient scaler, where amp is used.
-        file_name: The checkpoint; by default the one that the text file ``checkpoint`` names.
+        fdir: the folder.
+        model, optimizer, scheduler: the objects to restore.
+        scaler: the gradient scaler of amp, if any.
+        file_name: the checkpoint's name; by default the name in the text file ``checkpoint``.
 
     Returns:
-        The number of epochs done.
+        The number of finished epochs.
 
     Raises:
-        UserError: A file cannot be read, or belongs to another model or other classes.
+        UserError: an unreadable file, or a checkpoint of another model or other classes.
     """
     folder = Path(fdir)
     path = folder / (file_name or last_checkpoint_name(folder))
@@ -113,10 +112,10 @@ def resume_from_checkpoint(
             _check_moments(optimizer)
         if "rng" in checkpoint:
             restore_random_state(checkpoint["rng"])
-    except Exception as error:  # what is not as it should be fails in every way there is
+    except Exception as error:  # a broken state may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"cannot go on from {path}: {reason}; remove it, or give another output folder"
+            f"cannot resume from {path}: {reason}; remove it, or give another output folder"
         ) from error
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
@@ -125,15 +124,15 @@ def resume_from_checkpoint(
 def _check_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
     for name in sorted(filter(is_of_classes, there.keys() & here.keys())):
         one, other = there[name].float().cpu(), here[name].float().cpu()
-        # As near as half precision keeps them.
+        # Equal up to the rounding of half precision.
         if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-2, atol=1e-4):
-            raise ValueError(f"its {name} is that of other classes")
+            raise ValueError(f"its {name} belongs to other classes")
 
 
 def _check_kinds(value: Any, own: Any, name: str) -> None:
-    """Check that what a checkpoint has of a state is of the kinds that the state itself has."""
+    """Check that a state in a checkpoint has the same types as the object's own state."""
     if isinstance(value, checkpoints.Foreign) and isinstance(own, Mapping):
-        return  # a pickled scheduler stands for its state
+        return  # a pickled scheduler in place of its state
     kinds: tuple[Any, ...] = (Mapping, (list, tuple), (int, float), Tensor, str)
     kind: Any = next((kind for kind in kinds if isinstance(own, kind)), object)
     if not isinstance(value, kind) or isinstance(value, checkpoints.Foreign):
@@ -157,12 +156,12 @@ def _check_moments(optimizer: Optimizer) -> None:
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
-    """Load what fits ``model``, in name and size, from a checkpoint or a bare state dict.
+    """Load all tensors that fit ``model`` by name and size from a checkpoint or state dict.
 
-    ``CLASS_BUFFERS`` stay as they are.
+    ``CLASS_BUFFERS`` stay unchanged.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: an unreadable file.
     """
     checkpoint = checkpoints.load(weight_path)
     weights = _without_module(checkpoint.get("state_dict", checkpoint))
@@ -179,13 +178,13 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
         return
     model.load_state_dict(fitting, strict=False)
     print(f"Loaded pretrained weights from {weight_path}")
-    left_out = [name for name in weights if name not in fitting]
-    if left_out:
-        print(f"Left out, as they do not fit in name or size: {left_out}")
+    skipped = [name for name in weights if name not in fitting]
+    if skipped:
+        print(f"Skipped, as names or sizes do not fit: {skipped}")
 
 
 def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None = None) -> int:
-    """Return the number of parameters of a model, or in a list of tensors or parameter groups."""
+    """Return the number of values in a model, or in a list of tensors or parameter groups."""
     if model is not None:
         return sum(parameter.numel() for parameter in model.parameters())
     items = (item["params"] if isinstance(item, dict) else item for item in params or ())

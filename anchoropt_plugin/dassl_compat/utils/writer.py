@@ -1,4 +1,4 @@
-"""TensorBoard's writer, or a stand-in where TensorBoard is not installed."""
+"""TensorBoard's writer, or a replacement if TensorBoard is not installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ try:
 except ImportError:
 
     class SummaryWriter:  # type: ignore[no-redef]
-        """Writes nothing, and says so once."""
+        """A writer that writes nothing, and prints a note once."""
 
         def __init__(self, log_dir: str) -> None:
             print(
@@ -18,10 +18,10 @@ except ImportError:
             )
 
         def add_scalar(self, *args: Any, **kwargs: Any) -> None:
-            """Take a scalar, and drop it."""
+            """Ignore a scalar."""
 
         def add_image(self, *args: Any, **kwargs: Any) -> None:
-            """Take a picture, and drop it."""
+            """Ignore an image."""
 
         def close(self) -> None:
             """Do nothing."""

@@ -1,4 +1,4 @@
-"""Data sets: the registry and the base classes."""
+"""The registry of data sets, and their base classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a picture and a data set are."""
+"""``Datum``, one image, and ``DatasetBase``, a data set."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 
 class Datum:
-    """One picture: its path, label, domain and class name.
+    """One image: its path, label, domain and class name.
 
     >>> Datum(impath="cat/1.jpg", label=3, classname="cat").label
     3
     """
 
-    # The name under which few-shot files pickle it, so that Dassl reads those written here.
+    # Few-shot files pickle the class under this name, so Dassl can read the files written here.
     __module__ = "dassl.data.datasets.base_dataset"
 
     def __init__(
         self, impath: str = "", label: int = 0, domain: int = 0, classname: str = ""
     ) -> None:
-        # These names are in the pickles too.
+        # The pickles hold these attribute names too.
         self._impath = impath
         self._label = label
         self._domain = domain
@@ -29,7 +29,7 @@ class Datum:
 
     @property
     def impath(self) -> str:
-        """The path of the picture."""
+        """The path of the image."""
         return self._impath
 
     @property
@@ -44,7 +44,7 @@ class Datum:
 
     @property
     def classname(self) -> str:
-        """The name of the class."""
+        """The class name."""
         return self._classname
 
 
@@ -52,10 +52,10 @@ class DatasetBase:
     """A data set: lists of :class:`Datum` for training, validation and test.
 
     Args:
-        train_x: Labelled pictures for training; they define the classes.
-        train_u: Unlabelled ones.
-        val: Pictures for validation.
-        test: Pictures for test.
+        train_x: labelled training images; they define the classes.
+        train_u: unlabelled training images.
+        val: validation images.
+        test: test images.
     """
 
     dataset_dir = ""
@@ -77,27 +77,27 @@ class DatasetBase:
 
     @property
     def train_x(self) -> Sequence[Datum]:
-        """Labelled pictures for training."""
+        """Labelled training images."""
         return self._train_x
 
     @property
     def train_u(self) -> Sequence[Datum] | None:
-        """Unlabelled pictures for training."""
+        """Unlabelled training images."""
         return self._train_u
 
     @property
     def val(self) -> Sequence[Datum] | None:
-        """Pictures for validation."""
+        """Validation images."""
         return self._val
 
     @property
     def test(self) -> Sequence[Datum] | None:
-        """Pictures for test."""
+        """Test images."""
         return self._test
 
     @property
     def lab2cname(self) -> dict[int, str]:
-        """From labels to class names."""
+        """A dict from labels to class names."""
         return self._lab2cname
 
     @property
@@ -123,7 +123,7 @@ class DatasetBase:
 
     @staticmethod
     def split_dataset_by_label(data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
-        """Return the pictures of each label, labels in the order in which they are first seen."""
+        """Return the images of each label; labels are in order of their first image."""
         by_label: dict[int, list[Datum]] = defaultdict(list)
         for item in data_source:
             by_label[item.label].append(item)
@@ -132,15 +132,15 @@ class DatasetBase:
     def generate_fewshot_dataset(
         self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False
     ) -> Any:
-        """Draw ``num_shots`` pictures of each class, with the global ``random``.
+        """Draw ``num_shots`` images of each class, with the global ``random``.
 
         Args:
-            data_sources: Lists of pictures.
-            num_shots: How many; below 1 means all of them.
-            repeat: Draw with repetition in a class with fewer; otherwise it keeps those it has.
+            data_sources: lists of images.
+            num_shots: images per class; below 1 means all.
+            repeat: whether to repeat images of a class that has fewer.
 
         Returns:
-            A list for each data source; the list alone, where there is one data source.
+            A list for each data source; for a single data source, the list itself.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources

@@ -15,7 +15,7 @@ def build_dataset(cfg: CfgNode) -> Any:
     """Return the data set registered as ``cfg.DATASET.NAME``, built with ``cfg``.
 
     Raises:
-        UserError: There is none of that name; the nearest one is named.
+        UserError: an unknown name; the message suggests the nearest one.
     """
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if cfg.VERBOSE:

@@ -1,4 +1,4 @@
-"""From a picture to the tensor a model takes."""
+"""Transforms from a PIL image to the input tensor of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transforms by name, always composed in the same order."""
+"""Transforms by name, always in the same order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INTERPOLATION_MODES = {
 
 
 class Random2DTranslation(torch.nn.Module):
-    """With probability 1/2, resize to 9/8 of ``size`` and crop at random; else resize to it."""
+    """Resize to ``size`` or, with probability 1/2, to 9/8 of ``size`` with a random crop."""
 
     def __init__(self, size: Sequence[int]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Random2DTranslation(torch.nn.Module):
 
 
 class Cutout(torch.nn.Module):
-    """Set ``n_holes`` squares of ``length`` pixels, clipped at the edges, to 0 in (C, H, W)."""
+    """Set ``n_holes`` squares of side ``length``, clipped at the edges, to 0 in (C, H, W)."""
 
     def __init__(self, n_holes: int, length: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Cutout(torch.nn.Module):
 
 
 class GaussianNoise(torch.nn.Module):
-    """With probability 1/2, add normal noise."""
+    """Add normal noise with probability 1/2."""
 
     def __init__(self, mean: float, std: float) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def interpolation_mode(cfg: CfgNode) -> InterpolationMode:
     """Return torchvision's mode for ``cfg.INPUT.INTERPOLATION``.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: an unknown name.
     """
     check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATION_MODES, "INPUT.INTERPOLATION")
     return INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
@@ -87,8 +87,8 @@ def interpolation_mode(cfg: CfgNode) -> InterpolationMode:
 
 _Build = Callable[[CfgNode], Any]
 
-# In the order in which they are applied; the first stage sees pictures, the second tensors.
-_ON_PICTURES: dict[str, _Build] = {
+# In order of application: first those on images, then those on tensors.
+_ON_IMAGES: dict[str, _Build] = {
     "random_translation": lambda i: Random2DTranslation(i.SIZE),
     "random_crop": lambda i: T.RandomCrop(i.SIZE, padding=i.CROP_PADDING),
     "random_resized_crop": lambda i: T.RandomResizedCrop(
@@ -112,8 +112,8 @@ _ON_TENSORS: dict[str, _Build] = {
     "instance_norm": lambda i: InstanceNormalization(),
 }
 _AT_TEST = ("normalize", "instance_norm")
-# Every test transform crops the centre, so the name is allowed and changes nothing.
-_CHOICES = [*_ON_PICTURES, *_ON_TENSORS, "center_crop"]
+# Every test transform crops the centre, so the name center_crop is valid and changes nothing.
+_CHOICES = [*_ON_IMAGES, *_ON_TENSORS, "center_crop"]
 
 
 def build_transform(
@@ -121,21 +121,21 @@ def build_transform(
 ) -> T.Compose | None:
     """Return the transform of ``cfg.INPUT``, from a PIL image to a float tensor (3, H, W).
 
-    The order is fixed, whatever the order of the names. Training: resizing (only where nothing
-    crops), translation, random crop, random resized crop, flip, policies, jitter, grey, blur,
-    to tensor, cutout, normalisation, noise. Test: the short edge to the larger side of
+    The order is fixed and does not depend on the order of the names. Training: resizing (only
+    without crops), translation, random crop, random resized crop, flip, policies, jitter, grey,
+    blur, to tensor, cutout, normalisation, noise. Test: the short edge to the larger side of
     ``SIZE``, centre crop, to tensor, normalisation.
 
     Args:
-        cfg: The configuration.
-        is_train: Training or test.
-        choices: Names to use in place of ``cfg.INPUT.TRANSFORMS``.
+        cfg: the configuration.
+        is_train: training or test.
+        choices: names that replace ``cfg.INPUT.TRANSFORMS``.
 
     Returns:
-        The transform; None where ``cfg.INPUT.NO_TRANSFORM``.
+        The transform, or None if ``cfg.INPUT.NO_TRANSFORM`` is set.
 
     Raises:
-        UserError: A name is unknown.
+        UserError: an unknown name.
     """
     given = cfg.INPUT
     if given.NO_TRANSFORM:
@@ -152,7 +152,7 @@ def build_transform(
     elif "random_crop" not in names and "random_resized_crop" not in names:
         steps.append(T.Resize(given.SIZE, interpolation=mode))
     if is_train:
-        steps += [build(given) for name, build in _ON_PICTURES.items() if name in names]
+        steps += [build(given) for name, build in _ON_IMAGES.items() if name in names]
     steps.append(T.ToTensor())
     steps += [
         build(given)

@@ -1,4 +1,4 @@
-"""A number that is not finite ends a run in one line; half precision overflows nowhere."""
+"""A number that is not finite ends a run with one line; half precision never overflows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import anchoropt
+from anchoropt_plugin.dassl_compat.finite_checks import checked_step
 from anchoropt_plugin.method.objective import PromptLoss
-from anchoropt_plugin.process.finite_checks import checked_step
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers import prompted_clip
@@ -25,7 +25,7 @@ from ..test_train_cli import DIGITS, TINY
 TWO = "epoch 2, batch 3 of 5"
 LINE = re.compile(
     r"error: (epoch 2, batch 3 of 5: [^;\n]+); the last good checkpoint is (\S+)"
-    r"; its pictures are, in (\S+)/images: (\w+/train_\d+\.png(?:, )?){4} "
+    r"; images of the batch, in (\S+)/images: (\w+/train_\d+\.png(?:, )?){4} "
     r"\(try PREC fp32, or a lower OPTIM\.LR\)\n"
 )
 
@@ -37,7 +37,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def words(root, tmp_path):
-    """A command of three epochs of five batches of four pictures."""
+    """Return a command of three epochs of five batches of four images."""
 
     def build(trainer, *keys):
         return [
@@ -56,7 +56,7 @@ def is_third_of_epoch_two(trainer):
 
 
 class Poisoned(CoOp):
-    """Has a loss of NaN in the third step of its second epoch."""
+    """A host with a loss of NaN in the third step of the second epoch."""
 
     def loss(self, image, label):
         loss, output = super().loss(image, label)
@@ -64,7 +64,7 @@ class Poisoned(CoOp):
 
 
 class Careless(CoOp):
-    """Checks nothing, as public hosts in half precision do, and says nothing of its loss."""
+    """A host that checks nothing and returns no loss, like public hosts in half precision."""
 
     def forward_backward(self, batch):
         image, label = self.parse_batch_train(batch)
@@ -76,7 +76,7 @@ class Careless(CoOp):
 
 
 class Further(Careless):
-    """Adds a loss of its own that is not finite."""
+    """A host with a second loss that is not finite."""
 
     def forward_backward(self, batch):
         image, label = self.parse_batch_train(batch)
@@ -89,7 +89,7 @@ class Further(Careless):
 
 
 class Exploding(CoOp):
-    """Its losses are finite; the gradient of the third step of its second epoch is not."""
+    """A host with finite losses, but broken weights after the third step of the second epoch."""
 
     def forward_backward(self, batch):
         summary = super().forward_backward(batch)
@@ -101,7 +101,7 @@ class Exploding(CoOp):
 
 
 class ExplodingLast(CoOp):
-    """The same in the last step of an epoch, so that no further loss would tell."""
+    """A host whose weights break in the last step of an epoch: no later loss shows the fault."""
 
     def forward_backward(self, batch):
         summary = super().forward_backward(batch)
@@ -135,7 +135,7 @@ def error_of(capsys, words):
         ("Further_AnchorOPT", "loss is inf"),
     ],
 )
-def test_the_step_its_pictures_and_the_last_checkpoint_are_named(
+def test_the_step_its_images_and_the_last_checkpoint_are_named(
     words, tmp_path, capsys, trainer, fault
 ):
     error = error_of(capsys, words(trainer))
@@ -153,7 +153,7 @@ def test_weights_that_are_not_finite_end_the_run_at_the_next_step(words, capsys,
     error = error_of(capsys, words(trainer))
     assert error.startswith("error: epoch 2, batch 4 of 5: "), error
     assert error.count("\n") == 1
-    assert "model.pth.tar-1; its pictures are" in error
+    assert "model.pth.tar-1; images of the batch, in" in error
 
 
 @pytest.mark.parametrize("trainer", ["ExplodingLast", "ExplodingLast_AnchorOPT"])
@@ -171,7 +171,7 @@ def test_the_first_step_has_no_checkpoint_to_name(words, capsys, monkeypatch):
     assert error.startswith("error: epoch 1, batch 1 of 5: Loss is infinite or NaN!; no checkpoint")
 
 
-def test_steps_that_amp_leaves_out_are_counted(capsys):
+def test_steps_that_amp_skips_are_counted(capsys):
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
@@ -187,10 +187,10 @@ def test_steps_that_amp_leaves_out_are_counted(capsys):
     for epoch, factors in enumerate(([1.0, math.inf, math.inf], [1.0, 1.0, 1.0])):
         trainer.epoch = epoch
         for trainer.batch_idx, factor in enumerate(factors):
-            # The decorator's call is inside of the training loop's.
+            # The decorator's call is nested in the training loop's.
             checked_step(trainer, lambda x: checked_step(trainer, step, x), factor)
     assert capsys.readouterr().out == (
-        "epoch 1: amp left out 2 of 3 steps, as their gradients overflowed\n"
+        "epoch 1: amp skipped 2 of 3 steps because their gradients overflowed\n"
     )
     assert torch.isfinite(weight).all()
 
@@ -206,7 +206,7 @@ def test_other_errors_of_a_host_stay_what_they_are():
 
 
 def in_half(clip, precision, device):
-    """What ``to_precision`` does on a GPU."""
+    """Convert a CLIP as ``to_precision`` does on a GPU."""
     convert_weights(clip.float())
     return clip
 

@@ -1,0 +1,110 @@
+"""Stage 1 in a run: load, make, look up or learn the anchor tokens, as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..encoders.text_tower import TextTower
+from ..errors import UserError
+from ..method import descriptions
+from ..method.anchors import AnchorTokens, ImageBatches
+from ..process import distributed
+from . import anchor_cache
+from .settings import LEARNED, RANDOM, AnchorOPTConfig
+
+OnLoss = Callable[[int, float], None]
+"""Takes an epoch of stage 1 (from 0) and its loss."""
+
+
+def find_anchors(
+    settings: AnchorOPTConfig,
+    tower: TextTower,
+    class_names: Sequence[str],
+    steps: int,
+    images: ImageBatches,
+    on_loss: OnLoss,
+) -> AnchorTokens:
+    """Return the anchor tokens (K, d) that a run trains with in stage 2.
+
+    Args:
+        settings: say where the anchors come from, and how they are learned.
+        tower: of the plain CLIP.
+        class_names: C names.
+        steps: steps an epoch.
+        images: one epoch of image features and labels; read only if ANCHOR_CE_WEIGHT asks.
+        on_loss: called after each epoch if anchors are learned.
+
+    Raises:
+        UserError: a file cannot be read, words do not fit ANCHOR_LEN, or the loss is not finite.
+    """
+    if settings.anchor_weights:
+        anchors = AnchorTokens.load(settings.anchor_weights)
+        print(f"Stage 1: anchors loaded from {settings.anchor_weights}")
+    elif settings.anchor != LEARNED:
+        anchors = _made(settings, tower)
+        print(f"Stage 1: skipped, the anchors are {settings.anchor}")
+    else:
+        anchors = _cached_or_learned(settings, tower, class_names, steps, images, on_loss)
+    return anchors
+
+
+def _made(settings: AnchorOPTConfig, tower: TextTower) -> AnchorTokens:
+    if settings.anchor == RANDOM:
+        return AnchorTokens.random(tower, settings.anchor_len)
+    try:
+        return AnchorTokens.of_words(tower, settings.anchor, settings.anchor_len)
+    except UserError as error:
+        raise UserError(f"TRAINER.ANCHOROPT.ANCHOR and ANCHOR_LEN: {error}") from error
+
+
+def _cached_or_learned(
+    settings: AnchorOPTConfig,
+    tower: TextTower,
+    class_names: Sequence[str],
+    steps: int,
+    images: ImageBatches,
+    on_loss: OnLoss,
+) -> AnchorTokens:
+    texts = _descriptions(settings, class_names)
+    stage = settings.stage_one(steps)
+    # Anchors learned from images depend on the seed, too, and are not shared.
+    share = not settings.anchor_ce_weight
+    folder = anchor_cache.cache_folder(settings.anchor_cache)
+    key = anchor_cache.content_key(tower, class_names, texts, stage)
+    anchors = anchor_cache.get(folder, key, (stage.length, tower.dim)) if share else None
+    # One process may look after another has cached them.
+    anchors = distributed.from_main(anchors)
+    if anchors is not None:
+        print(f"Stage 1: cached anchors from {folder} (key {key})")
+        return anchors
+    print(f"Stage 1: learning {stage.length} anchor token(s) from {len(class_names)} classes")
+    every = max(1, stage.epochs // 10)
+
+    def report(epoch: int, loss: float) -> None:
+        on_loss(epoch, loss)
+        if (epoch + 1) % every == 0 or epoch + 1 == stage.epochs:
+            rate = stage.lr_at(epoch)
+            print(f"stage 1 epoch [{epoch + 1}/{stage.epochs}] loss {loss:.6f} lr {rate:.4e}")
+
+    try:
+        anchors = AnchorTokens.learn(
+            tower, class_names, texts, stage, images=images, on_epoch=report
+        )
+    except UserError as error:
+        keys = "TRAINER.ANCHOROPT.ANCHOR_LR, ANCHOR_MSE_WEIGHT"
+        raise UserError(f"{error} ({keys})") from error
+    if share:
+        anchors.key = key
+        anchor_cache.put(anchors, folder)
+    return anchors
+
+
+def _descriptions(settings: AnchorOPTConfig, class_names: Sequence[str]) -> list[list[str]]:
+    limit = settings.max_template_length
+    if not settings.descriptions:
+        print("Stage 1: no TRAINER.ANCHOROPT.DESCRIPTIONS given, templates are used instead")
+        return descriptions.from_templates(class_names, limit)
+    try:
+        return descriptions.read(settings.descriptions, class_names, limit)
+    except UserError as error:
+        raise UserError(f"TRAINER.ANCHOROPT.DESCRIPTIONS: {error}") from error
