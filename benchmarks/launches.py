@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin.process.command_line import Parser, status_of
 from benchmarks import estimate, launch_steps
-from benchmarks.launch_steps import NODES, OURS, PLAIN, PRECISIONS, SIDES, STEPS, Snapshot
+from benchmarks.launch_steps import CUT, NODES, OURS, PLAIN, PRECISIONS, SIDES, STEPS, Snapshot
 from benchmarks.pretend_gpu import Record, pretend_gpu, unavailable
 
 Step = Callable[[str, Snapshot], None]
@@ -35,7 +35,7 @@ Step = Callable[[str, Snapshot], None]
 class Count(NamedTuple):
     """What one step has: launches, and waits of the host, or None where they are not counted."""
 
-    launches: float
+    launches: int
     waits: int | None
 
 
@@ -53,17 +53,19 @@ def steps(sides: Sequence[str] = SIDES, on_gpu: bool = True) -> Iterator[tuple[s
     for side in sides:
         yield "text branch", side, partial(launch_steps.text_branch, side)
     yield "position matrix", OURS, launch_steps.position_matrix
-    for side in sides:
+    # Where there are no frozen prompts to encode once, cut launches what the plain way launches.
+    two_sides = [side for side in sides if side != CUT]
+    for side in two_sides:
         yield "stage 1", side, partial(launch_steps.stage_one, side)
     for host in NODES:
         for precision in precisions:
             for side in sides:
                 run = partial(launch_steps.training, host, precision, side)
                 yield f"{host}_AnchorOPT, {precision}", side, run
-            for side in sides:
-                if side != launch_steps.CUT:  # which launches what the plain way launches
-                    run = partial(launch_steps.host_training, host, precision, side)
-                    yield f"{host}, {precision}", side, run
+        default = "fp16" if on_gpu else "fp32"
+        for side in two_sides:
+            run = partial(launch_steps.host_training, host, default, side)
+            yield f"{host}, {default}", side, run
     for host in ("CoOp", "MaPLe"):
         for side in sides:
             run = partial(launch_steps.evaluation, host, "fp32", side)
@@ -71,7 +73,7 @@ def steps(sides: Sequence[str] = SIDES, on_gpu: bool = True) -> Iterator[tuple[s
 
 
 def counted(name: str, step: Step, on_gpu: bool) -> Count:
-    """The count of a step."""
+    """The count of the third step of four."""
     record = Record()
     seen: list[tuple[int, int]] = []
 
@@ -86,8 +88,8 @@ def counted(name: str, step: Step, on_gpu: bool) -> Count:
             step("cpu", between)
     launches, waits = (after - before for before, after in zip(*seen[2:4], strict=True))
     # Between two snapshots of stage 1 there is an epoch.
-    per_step = launches / STEPS if name == "stage 1" else launches
-    return Count(per_step, waits if on_gpu else None)
+    launches = launches // STEPS if name == "stage 1" else launches
+    return Count(launches, waits if on_gpu else None)
 
 
 class OnTheCPU(TorchDispatchMode):
@@ -119,7 +121,7 @@ def _cell(count: Count | None) -> str:
     if count is None:
         return ""
     waits = "" if count.waits is None else f" ({count.waits})"
-    return f"{count.launches:,.0f}{waits}"
+    return f"{count.launches:,}{waits}"
 
 
 def _line(cells: Sequence[str]) -> str:

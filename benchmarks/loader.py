@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-from anchoropt_plugin.dassl_compat.data.images import BUDGET
+from anchoropt_plugin.dassl_compat.data.image_cache import BUDGET
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.process.command_line import Parser, status_of
 from dassl.config import get_cfg_default

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     host, with_anchoropt = find_trainer(args.trainer, args.learner)
     with tempfile.TemporaryDirectory() as folder, random_clip(), _only_errors():
         # A GPU runs the host as its users do, in its default precision; on a CPU half precision
-        # is slow or missing. Some hosts work in one precision alone.
+        # is slow or missing. Some hosts work only in one precision.
         first, second = (None, "fp32") if torch.cuda.is_available() else ("fp32", None)
         cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, first)
         try:

@@ -1,0 +1,44 @@
+"""The report of a GPU, its parts tried on the CPU."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_equality, launch_steps
+
+
+def test_without_a_gpu_it_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert "--device cpu" in capsys.readouterr().err
+
+
+def test_parts_come_in_order_until_time_is_up(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(gpu_equality, "NODES", {"CoOp": "COOP"})
+    monkeypatch.setattr(gpu, "profiled", lambda device: iter(["profiled"]))
+    monkeypatch.setattr(gpu, "output_of", lambda words, failures: iter(["loaded"]))
+    monkeypatch.setattr(gpu, "benchmarks", lambda *args: iter([f"dtype {args[1]}"]))
+    arguments = ["--device", "cpu", "--folder", str(tmp_path)]
+    assert gpu.main(arguments) == 0
+    out = capsys.readouterr().out
+    places = [out.index(word) for word in ("| CoOp_AnchorOPT | fp32 | 0", "loaded", "dtype fp32")]
+    assert places == sorted(places) and "Skipped" not in out
+    assert gpu.main([*arguments, "--seconds", "-1"]) == 0
+    assert capsys.readouterr().out.count("Skipped") == 6
+
+
+def test_what_differs_or_fails_is_a_fault(monkeypatch, tmp_path):
+    failures = gpu.Failures()
+    monkeypatch.setattr(gpu_equality, "differences", lambda _: iter([("CoOp", "fp32", 0.5)]))
+    list(gpu.equality("cuda", failures))
+    list(gpu.output_of(["benchmarks/loader.py", "--epochs", "0"], failures))
+    assert len(failures) == 2 and "--epochs" in failures[1]
+
+
+@pytest.mark.parametrize("side", launch_steps.SIDES)
+def test_the_profiler_sees_the_third_step_alone(side):
+    calls = gpu.calls_of_the_third_step(partial(launch_steps.text_branch, side, "cpu"))
+    assert calls["aten::native_layer_norm"] == 25  # two a block, and the last one
