@@ -19,18 +19,25 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UserError
 from ..process import distributed
 from ..process.gradients import all_classes
+from ..process.late_checks import LateCheck
 from .deep_prompts import FIRST, DeepPrompt, DeepPromptFinder, arranged, overwriting
 from .equivalence import CALL_ERRORS, compare
 from .feature_cache import LastFeatures, state_of
 from .host_prompts import HostPrompts
 from .image_features import none_of
-from .shared_prefix import Sharing, equal_tokens, origin, sharing_in_gradient
+from .shared_prefix import (
+    REMEMBERED,
+    Remembered,
+    Sharing,
+    are_equal,
+    eot_of,
+    equal_tokens,
+    origin,
+    sharing_in_gradient,
+)
 from .text_tower import Rewrite, TextTower
 
 log = logging.getLogger("anchoropt_plugin")
-
-REMEMBERED = 16
-"""Ways of computing prompts for which the shared tokens are remembered."""
 
 
 class FastForward:
@@ -71,6 +78,14 @@ class FastForward:
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
         self._is_eot_checked = False
         self._sharing: dict[Hashable, Sharing] = {}
+        self._equal: Remembered[int] = Remembered()
+        self._still_equal = LateCheck(
+            UserError(
+                f"in the prompts that {type(encoder).__name__} gets, classes no longer share the "
+                "tokens that they shared at the first step: use the encoder without the fast text "
+                "branch"
+            )
+        )
         self._last = LastFeatures()
 
     @property
@@ -81,7 +96,15 @@ class FastForward:
     def __call__(self, *args: Any, **named: Any) -> Any:
         forward = type(self.encoder).forward
         call = inspect.signature(forward).bind(self.encoder, *args, **named)
-        given, have_layout = self.prompts.read(call.args[1:])
+        raw = call.args[1:]
+        caches = not (call.kwargs or torch.is_grad_enabled()) and _is_readable(*raw)
+        caches = caches and self.in_use and self.error is not None and raw[0].dim() == 3
+        if caches:
+            inputs, state = self._inputs(*raw)
+            features = self._last.get(inputs, state)
+            if features is not None:
+                return features
+        given, have_layout = self.prompts.read(raw)
         if not have_layout:
             return self._own_forward(*given, **call.kwargs)
         if call.kwargs or not _is_readable(*given):
@@ -90,8 +113,10 @@ class FastForward:
         if self.in_use and self.error is None:
             self._compare(*given)
         if self.in_use:
-            features = self._fast_or_last(*given)
+            features = self._fast(*given)
             if features is not None:
+                if caches:
+                    self._last.put(inputs, state, features)
                 return features
         return self.host_forward(*given)
 
@@ -149,22 +174,15 @@ class FastForward:
             )
         return features
 
-    def _fast_or_last(
+    def _inputs(
         self, prompts: Tensor, tokens: Tensor, deep: Sequence[Tensor] = ()
-    ) -> Tensor | None:
-        """Without a graph to build, the features of the last call serve equal prompts again."""
-        if torch.is_grad_enabled() or prompts.dim() > 3:
-            return self._fast(prompts, tokens, deep)
-        matrix = self.prompts.matrix() if self._deep[len(deep)] else None
+    ) -> tuple[list[Tensor], Any]:
+        """Everything that features without a graph depend on: an evaluation encodes them once."""
+        matrix = self.prompts.matrix() if self._deep.get(len(deep)) else None
         layout = [] if matrix is None else [matrix]
-        inputs = [prompts[:, : int(tokens.argmax(-1).max()) + 1], tokens, *deep, *layout]
+        stop = max(eot_of(tokens)) + 1 + self.prompts.n_anchors
         state = (*state_of(self.encoder), torch.is_autocast_enabled(prompts.device.type))
-        features = self._last.get(inputs, state)
-        if features is None:
-            features = self._fast(prompts, tokens, deep)
-            if features is not None:
-                self._last.put(inputs, state, features)
-        return features
+        return [prompts[:, :stop], tokens, *deep, *layout], state
 
     def forget(self) -> None:
         """Drop the features of the last call."""
@@ -185,8 +203,8 @@ class FastForward:
 
     def _fast(self, prompts: Tensor, tokens: Tensor, given: Sequence[Tensor] = ()) -> Tensor | None:
         """Features of the packed tower; None if deep prompts meet contexts that differ."""
-        eot = tokens.argmax(-1).tolist()
-        sharing = self._shared(prompts, min(eot))
+        eot = eot_of(tokens)
+        sharing = self._shared(prompts, tokens, min(eot))
         prompted = {deep.block: deep for deep in self._deep[len(given)]}
         if not prompted:
             return self._encode(prompts, eot, sharing)
@@ -209,7 +227,7 @@ class FastForward:
 
         return self._encode(prompts, eot, sharing, rewrite)
 
-    def _encode(self, prompts: Tensor, eot: list[int], *more: Any) -> Tensor:
+    def _encode(self, prompts: Tensor, eot: Sequence[int], *more: Any) -> Tensor:
         """Features of all classes; this process may encode only a part of them.
 
         Two cases are not split: prompts that depend on an image, which no other process has, and
@@ -223,7 +241,7 @@ class FastForward:
         return all_classes(self._encode_here(prompts[part], eot[part], *more), n_classes)
 
     def _encode_here(
-        self, prompts: Tensor, eot: list[int], sharing: Sharing, rewrite: Rewrite | None = None
+        self, prompts: Tensor, eot: Sequence[int], sharing: Sharing, rewrite: Rewrite | None = None
     ) -> Tensor:
         """Encode all classes at once, or in chunks that the backward pass computes again."""
         if not self.chunk or len(eot) <= self.chunk:
@@ -233,7 +251,7 @@ class FastForward:
         shared = prompts[..., :1, :, :][..., :n_shared, :]
         rest = (prompts.detach() if rest_is_constant else prompts)[..., n_shared:, :]
 
-        def encode(shared: Tensor, rest: Tensor, eot: list[int]) -> Tensor:
+        def encode(shared: Tensor, rest: Tensor, eot: Sequence[int]) -> Tensor:
             rest = rest[..., : max(eot) + 1 - n_shared, :]
             part = torch.cat([shared.expand(*rest.shape[:-2], -1, -1), rest], -2)
             return self.tower.encode(part, eot, *sharing, rewrite)
@@ -264,9 +282,13 @@ class FastForward:
         else:
             log.info("fast text branch in place of %s (relative error %.0e)", name, self.error)
 
-    def _shared(self, prompts: Tensor, limit: int) -> Sharing:
+    def _shared(self, prompts: Tensor, tokens: Tensor, limit: int) -> Sharing:
         """How many leading tokens all classes share, in value and, where it flows, in gradient."""
-        shared = equal_tokens(prompts[..., :limit, :])
+        shared, is_old = self._equal.get(
+            prompts, tokens, lambda: equal_tokens(prompts[..., :limit, :])
+        )
+        if is_old:
+            self._still_equal.expect(are_equal(prompts.detach(), shared))
         if not (prompts.requires_grad and torch.is_grad_enabled()):
             return Sharing(shared, rest_is_constant=False)
         source = origin(prompts)

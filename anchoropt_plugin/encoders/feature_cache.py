@@ -54,9 +54,14 @@ class LastFeatures:
         """Return a copy of the features of equal ``inputs`` and ``state``, or None."""
         if self._features is None or state != self._state or len(inputs) != len(self._inputs):
             return None
-        pairs = zip(inputs, self._inputs, strict=True)
+        pairs = list(zip(inputs, self._inputs, strict=True))
+        if any(a.shape != b.shape or a.device != b.device for a, b in pairs):
+            return None
+        # One flag for all, as each read from a GPU is a wait.
+        device = self._features.device
+        flags = [(a == b).all().to(device, non_blocking=True) for a, b in pairs]
         # A copy: a host may change features in place, and needs a plain tensor to do so.
-        return self._features.clone() if all(torch.equal(a, b) for a, b in pairs) else None
+        return self._features.clone() if torch.stack(flags).all() else None
 
     def put(self, inputs: list[Tensor], state: Any, features: Tensor) -> None:
         """Store ``features`` and drop the earlier ones."""

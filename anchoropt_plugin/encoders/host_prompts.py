@@ -18,6 +18,11 @@ class HostPrompts:
         """Whether a position matrix arranges the context, also at deep prompts."""
         return False
 
+    @property
+    def n_anchors(self) -> int:
+        """Number K of tokens by which EOT may move."""
+        return 0
+
     def read(self, given: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool]:
         """Return the arguments, EOT in the tokens where the prompts have it.
 

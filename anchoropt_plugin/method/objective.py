@@ -37,9 +37,9 @@ def as_logits(output: Tensor) -> Tensor:
     full = output.float()
     tolerance = 1e-5 if output.dtype in (torch.float32, torch.float64) else 1e-2
     sums_to_one = (full.sum(-1) - 1).abs() <= tolerance
-    if not bool((full >= 0).all() and sums_to_one.all()):
-        return output
-    return full.clamp_min(torch.finfo(full.dtype).tiny).log()
+    are_probabilities = (full >= 0).all() & sums_to_one.all()
+    # Not by an `if`, which would wait for a GPU.
+    return torch.where(are_probabilities, full.clamp_min(torch.finfo(full.dtype).tiny).log(), full)
 
 
 def to_float32(loss: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..encoders.deep_prompts import FIRST, DeepPrompt, DeepPromptFinder
 from ..encoders.host_prompts import HostPrompts
+from ..encoders.shared_prefix import Remembered
 from ..errors import UserError
-from .eot import check_features_depend_on_eot, tokens_as_prompts
+from ..process.late_checks import LateCheck
+from .eot import check_features_depend_on_eot, end_at, tokens_as_prompts
 from .hooks import Attachment
 
 
@@ -24,16 +26,38 @@ class AnchoredEncoder(HostPrompts):
 
     def __init__(self, attachment: Attachment | None = None) -> None:
         self.attachment = attachment
+        self._read: Remembered[tuple[tuple[Tensor, ...], bool]] = Remembered()
+        self._still_ends = LateCheck(
+            UserError(
+                "prompts no longer end where they ended at the first step, with the same tokens: "
+                "pass tokens that have EOT where the prompts have it"
+            )
+        )
 
     @property
     def have_layout(self) -> bool:
         return self.attachment is not None
 
-    def read(self, given: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool]:
+    @property
+    def n_anchors(self) -> int:
         attachment = self.attachment
-        if attachment is None or attachment.end is None or not attachment.module.n_anchors:
+        return 0 if attachment is None or attachment.end is None else attachment.module.n_anchors
+
+    def read(self, given: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool]:
+        if not self.n_anchors:
             return given, True
-        return tokens_as_prompts(given, attachment.end, attachment.module.n_anchors)
+        assert self.attachment is not None
+        end, n_anchors = self.attachment.end, self.n_anchors
+        assert end is not None
+        if len(given) < 2 or not _are_prompts_and_tokens(given[0], given[1], end):
+            return tokens_as_prompts(given, end, n_anchors)
+        prompts, tokens = given[:2]
+        (moved, have_anchors), is_old = self._read.get(
+            prompts, tokens, lambda: tokens_as_prompts((prompts, tokens), end, n_anchors)
+        )
+        if is_old:
+            self._still_ends.expect(end_at(prompts, moved[1], end))
+        return (prompts, moved[1], *given[2:]), have_anchors
 
     def matrix(self) -> Tensor | None:
         return None if self.attachment is None else self.attachment.module.matrix()
@@ -61,7 +85,14 @@ class AnchoredEncoder(HostPrompts):
         return found
 
     def check_eot(self, name: str, call: Callable[..., Any], given: tuple[Any, ...]) -> None:
-        attachment = self.attachment
-        if attachment is not None and attachment.end is not None and attachment.module.n_anchors:
-            end, n_anchors = attachment.end, attachment.module.n_anchors
-            check_features_depend_on_eot(name, call, given, end, n_anchors)
+        if self.n_anchors:
+            assert self.attachment is not None and self.attachment.end is not None
+            end = self.attachment.end
+            check_features_depend_on_eot(name, call, given, end, self.n_anchors)
+
+
+def _are_prompts_and_tokens(prompts: Any, tokens: Any, end: Tensor) -> bool:
+    are_tensors = isinstance(prompts, Tensor) and isinstance(tokens, Tensor)
+    if not are_tensors or tokens.is_floating_point():
+        return False
+    return prompts.shape[-1:] == end.shape and tokens.shape == prompts.shape[-3:-1]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..encoders.shared_prefix import eot_of
 from ..errors import UserError
 
 
@@ -61,12 +62,12 @@ def tokens_as_prompts(
     moved, have_anchors = list(given), True
     for place, tokens in enumerate(given):
         is_tokens = isinstance(tokens, Tensor) and tokens.shape == prompts.shape[-3:-1]
-        if not is_tokens or tokens.is_floating_point() or _ends_at(prompts, tokens, end):
+        if not is_tokens or tokens.is_floating_point() or bool(end_at(prompts, tokens, end)):
             continue
         for move in (shift, unshift):
             others = tokens.clone()
             move(others, 1, n_anchors)
-            if _ends_at(prompts, others, end):
+            if bool(end_at(prompts, others, end)):
                 moved[place] = others
                 have_anchors = have_anchors and move is shift
     return tuple(moved), have_anchors
@@ -111,8 +112,10 @@ def _prompts_in(given: tuple[Any, ...], end: Tensor) -> Tensor | None:
     return next((x for x in tensors if x.shape[-1:] == end.shape), None)
 
 
-def _ends_at(prompts: Tensor, tokens: Tensor, end: Tensor) -> bool:
-    """Whether all prompts have EOT where ``tokens`` have it."""
-    rows = tokens.argmax(-1).to(prompts.device)
-    found = prompts.detach()[..., torch.arange(len(rows), device=rows.device), rows, :]
-    return bool((found == end.to(found)).all())
+def end_at(prompts: Tensor, tokens: Tensor, end: Tensor) -> Tensor:
+    """Return a boolean scalar: whether all prompts have EOT where ``tokens`` have it."""
+    rows = torch.tensor(eot_of(tokens)).to(prompts.device, non_blocking=True)
+    index = rows[:, None, None].expand(-1, 1, prompts.shape[-1])
+    index = index.expand(*prompts.shape[:-2], 1, -1)
+    found = prompts.detach().gather(-2, index).squeeze(-2)
+    return (found == end.to(found, non_blocking=True)).all()
