@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import train
 from anchoropt_plugin.config.record import RECORD
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.files.run_events import EVENTS, read_results, write_results
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens, StageOne
 from anchoropt_plugin.training.without_data import without_data
@@ -170,17 +170,19 @@ def _finish(protocol: Protocol, out: Path, folder: Path) -> None:
     keys = ["OPTIM.MAX_EPOCH", str(EPOCHS), "DATASET.NUM_SHOTS", "1"]
     real = configured(folder, folder, "digits", *keys)
     train.run(real, train.build_parser().parse_args([]))
-    log = (folder / "out" / "log.txt").read_text()
+    real_results = read_results(folder / "out")
     draw = random.Random(0)
-    methods = compare._methods(HOSTS, "tiny", {}, protocol.datasets)
+    methods = compare.methods_of(HOSTS, "tiny", protocol.datasets)
     for run in (run for job in plan(protocol, methods, folder, out, []) for run in job.runs):
-        leave(run, re.sub(r"(?<=\* correct: ).*", str(draw.randint(300, 400)), log))
+        correct = draw.randint(300, 400)
+        accuracy = 100 * correct / real_results["total"]
+        leave(run, {**real_results, "correct": correct, "accuracy": accuracy})
         if run.trains:
-            for name in ("position.jsonl", "anchoropt.json"):
+            for name in ("position.jsonl", "anchoropt.json", EVENTS):
                 (run.folder / name).write_bytes((folder / "out" / name).read_bytes())
 
 
-def leave(run: Run, log: str) -> None:
+def leave(run: Run, results: dict[str, Any]) -> None:
     """Leave in a run's folder what tells that it is finished."""
     run.folder.mkdir(parents=True)
     cfg = train.setup_cfg(train.build_parser().parse_args(list(run.argv)))
@@ -188,7 +190,7 @@ def leave(run: Run, log: str) -> None:
     if run.trains:
         (run.folder / "prompt_learner").mkdir()
         (run.folder / "prompt_learner" / "checkpoint").write_text(f"model.pth.tar-{EPOCHS}")
-    (run.folder / "log.txt").write_text(log)
+    write_results(run.folder, {**results, "after_training": run.trains})
     write_facts({"seconds": 1.0, "commit": "", "device": "cpu", "torch": "2"}, run.folder)
 
 

@@ -1,4 +1,4 @@
-"""What ``compare.py`` and ``ablate.py`` have in common: flags, and from a plan to its report."""
+"""The command line that all experiments share, and the way from a plan to its report."""
 
 from __future__ import annotations
 
@@ -20,111 +20,134 @@ from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.errors import nearest
 from anchoropt_plugin.process.command_line import Parser
 from anchoropt_plugin.process.folder_lock import locked_folder
-from experiments.experiment import Experiment
 
 from .estimate import Estimate, estimate
-from .execution import Event, left
+from .execution import Event, unfinished
 from .executors import EXECUTORS, add_arguments
+from .experiment import Experiment
 from .files import REPOSITORY, find
 from .formats import markdown, rich_table
 from .plan import Job, plan
-from .progress import follow, tell_failures
+from .progress import follow, print_failures
+from .protocols import Protocol, read_protocol
 from .report import write_report
 from .results import results
 from .tables import tables
 
 KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
-"""What a config key looks like."""
+"""The form of a config key."""
+
+MoreRows = Callable[[Sequence[Job], pd.DataFrame], pd.DataFrame]
+"""Computes additional rows from the jobs and the rows of their runs."""
 
 
-def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags that both command lines have."""
+def build_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the flags of all experiments."""
     parser = Parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--protocol", metavar="NAME", help="of configs/protocols (default: base2new)")
-    add("--datasets", nargs="+", metavar="NAME", help="of configs/datasets, to train on")
-    add("--shots", nargs="+", type=int, metavar="N", help="pictures a class")
-    add("--seeds", nargs="+", type=int, metavar="N")
+    add("--protocol", metavar="NAME", help="a file of configs/protocols (default: base2new)")
+    add("--datasets", nargs="+", metavar="NAME", help="files of configs/datasets to train on")
+    add("--shots", nargs="+", type=int, metavar="N", help="training images per class")
+    add("--seeds", nargs="+", type=int, metavar="N", help="random seeds, one training for each")
     add("--root", type=Path, default=REPOSITORY / "data", help="data folder (default: data)")
-    add("--output-dir", type=Path, help="of all runs and the report (default: in output/)")
-    add("--executor", choices=sorted(EXECUTORS), default="local", help="where runs are done")
-    add("--jobs", type=int, metavar="N", help="at a time (default: one a GPU, or one a CPU core)")
-    add("--dry-run", action="store_true", help="tell what would be run, and how long it takes")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    add("--output-dir", type=Path, help="folder of the runs and the report (default: in output/)")
+    add("--executor", choices=sorted(EXECUTORS), default="local", help="where runs are executed")
+    add("--jobs", type=int, metavar="N", help="jobs at a time (default: one per GPU or CPU core)")
+    add("--dry-run", action="store_true", help="only print the number of runs and their time")
+    add("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
     add_arguments(parser)
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse flags and the KEY VALUE pairs behind them, which end a flag of several words, too.
+def parse(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    presets: Path | None = None,
+    keys: Sequence[str] = (),
+) -> argparse.Namespace:
+    """Parse the flags and the KEY VALUE pairs after them; a preset sets what no flag sets.
 
-    All words are kept as ``command``, to be told in the report.
+    Args:
+        parser: the parser of :func:`build_parser`, perhaps with additional flags.
+        argv: the words of the command line; ``sys.argv`` by default.
+        presets: the folder of the presets that ``--preset`` names.
+        keys: the keys that a preset may have; a key that nothing sets is None.
+
+    Returns:
+        The arguments, with the whole command line as ``command``.
+
+    Raises:
+        UserError: a word is neither a flag nor a config key, or the preset or one of its keys is
+            unknown.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if presets is not None:
+        about = f"a file of configs/presets/{presets.name}; flags override its values"
+        parser.add_argument("--preset", metavar="NAME", help=about)
     parser.add_argument(
         "opts",
         nargs="*",
         metavar="KEY VALUE",
         help="config keys and values for all runs, after all flags: OPTIM.MAX_EPOCH 10",
     )
+    # A flag with several values would take the pairs too.
     at = next((at for at, word in enumerate(argv) if KEY.fullmatch(word)), len(argv))
     args = parser.parse_args(argv[:at])
     if args.opts:
         raise UserError(f"{args.opts[0]!r} is neither a flag nor a config key; see --help")
     args.opts = list(argv[at:])
     args.command = shlex.join(["python", f"scripts/{parser.prog}", *argv])
+    path = find(presets, args.preset, "preset") if presets and args.preset else None
+    preset = read_yaml(path) if path else {}
+    for key in preset:
+        if key not in keys:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(key, keys)}")
+    for key in keys:
+        if getattr(args, key, None) is None:
+            setattr(args, key, preset.get(key))
     return args
 
 
-def chosen(args: argparse.Namespace, preset: dict[str, Any], name: str, default: Any = None) -> Any:
-    """What the command line says, or the preset, or nobody."""
-    given = getattr(args, name)
-    return given if given is not None else preset.get(name, default)
+def protocol_of(args: argparse.Namespace, **defaults: Sequence[Any]) -> Protocol:
+    """Return the protocol that the flags ask for.
 
-
-def read_preset(folder: Path, name: str | None, keys: Sequence[str]) -> dict[str, Any]:
-    """A preset's yaml, or nothing.
-
-    Raises:
-        UserError: there is no such preset, or it has a key that is unknown.
+    Args:
+        args: the arguments.
+        defaults: data sets, shots or seeds without a flag, instead of the protocol's own.
     """
-    if name is None:
-        return {}
-    path = find(folder, name, "preset")
-    values = read_yaml(path)
-    for key in values:
-        if key not in keys:
-            raise UserError(f"{path}: unknown key {key!r}{nearest(key, keys)}")
-    return values
+    changes = {k: getattr(args, k) or defaults.get(k) for k in ("datasets", "shots", "seeds")}
+    return read_protocol(args.protocol or "base2new").with_changes(changes)
 
 
 def run_experiment(
-    experiment: Experiment,
-    args: argparse.Namespace,
-    more: Callable[[Sequence[Job], pd.DataFrame], pd.DataFrame] | None = None,
+    experiment: Experiment, args: argparse.Namespace, folder: str, more: MoreRows | None = None
 ) -> int:
-    """Plan, run what is not finished, and report; 1 where runs failed, else 0.
+    """Plan an experiment, execute the unfinished runs and write the report.
 
     Args:
-        experiment: what is run.
-        args: what ``parse`` read.
-        more: makes further rows of those of the runs.
+        experiment: the experiment.
+        args: the arguments that ``parse`` returned.
+        folder: the default of ``--output-dir``, in ``output/``.
+        more: computes additional rows of the tables.
+
+    Returns:
+        The exit status: 1 if runs failed, else 0.
 
     Raises:
-        UserError: the plan cannot be, or another command works in that folder; nothing is written.
+        UserError: the plan is invalid, or another command uses the folder; nothing is written.
     """
     console = Console()
+    args.output_dir = args.output_dir or REPOSITORY / "output" / folder
     place = EXECUTORS[args.executor]
     executor = place.executor(args)
     workers = place.workers() if args.jobs is None else args.jobs
     if workers < 1:
-        raise UserError(f"--jobs is {workers}: at least one run at a time")
+        raise UserError(f"--jobs is {workers}: it must be 1 or more")
     jobs = plan(experiment.protocol, experiment.methods, args.root, args.output_dir, args.opts)
-    total = sum(len(job.runs) for job in jobs)
     console.print(f"[bold]{experiment.title}[/bold]: {experiment.protocol.title}")
-    console.print(_of_plan(jobs, total, workers, estimate(jobs, workers, args.dry_run)))
+    console.print(_summary(jobs, workers, estimate(jobs, workers, args.dry_run)))
     if args.dry_run:
         return 0
     is_new = not args.output_dir.exists()
@@ -141,36 +164,37 @@ def _run_and_report(
     experiment: Experiment,
     args: argparse.Namespace,
     jobs: Sequence[Job],
-    happenings: Generator[Event, None, None],
-    more: Callable[[Sequence[Job], pd.DataFrame], pd.DataFrame] | None,
+    events: Generator[Event, None, None],
+    more: MoreRows | None,
     console: Console,
 ) -> int:
     started = time.time()
-    todo = sum(len(left(job)) for job in jobs)
-    with contextlib.closing(happenings) as events:
+    todo = sum(len(unfinished(job)) for job in jobs)
+    with contextlib.closing(events):
         failed = follow(events, todo, console) if todo else []
-    table = results(jobs)
-    tell_failures(failed, console)
-    if table.empty:
+    rows = results(jobs)
+    print_failures(failed, console)
+    if rows.empty:
         console.print("no run is finished: there is nothing to report")
         return 1
     if more is not None and not failed:
-        table = pd.concat([table, more(jobs, table)], ignore_index=True)
-    made = tables(table, experiment.protocol)
-    for one in made:
-        console.print(rich_table(one))
+        rows = pd.concat([rows, more(jobs, rows)], ignore_index=True)
+    made = tables(rows, experiment.protocol)
+    for table in made:
+        console.print(rich_table(table))
     page = write_report(
-        experiment, jobs, table, made, failed, args.output_dir, args.command, time.time() - started
+        experiment, jobs, rows, made, failed, args.output_dir, args.command, time.time() - started
     )
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(markdown(experiment, made, table, args.command), encoding="utf-8")
+        args.markdown.write_text(markdown(experiment, made, rows, args.command), encoding="utf-8")
     console.print(f"Report: {page}", soft_wrap=True)
     return 1 if failed else 0
 
 
-def _of_plan(jobs: Sequence[Job], total: int, workers: int, cost: Estimate) -> str:
-    todo = sum(len(left(job)) for job in jobs)
+def _summary(jobs: Sequence[Job], workers: int, cost: Estimate) -> str:
+    total = sum(len(job.runs) for job in jobs)
+    todo = sum(len(unfinished(job)) for job in jobs)
     at_once = f"{min(workers, todo)} at a time" if workers > 1 else "one after another"
     text = f"{total} runs, {total - todo} of them finished; {todo} to do, {at_once}"
     return f"{text}; {cost}" if todo else text

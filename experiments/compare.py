@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from anchoropt_plugin import UserError
 
-from .command import build_parser, chosen, parse, read_preset, run_experiment
+from .command import build_parser, parse, protocol_of, run_experiment
 from .experiment import Experiment
-from .files import CONFIGS, REPOSITORY
-from .plan import Method, host_method
-from .protocols import read_protocol
+from .files import CONFIGS
+from .plan import Method, Settings, host_method, zero_shot_method
 from .published import published_settings
 
 PRESETS = CONFIGS / "presets" / "compare"
 KEYS = ("protocol", "hosts", "datasets", "shots", "seeds", "config", "published", "zero_shot")
 ABOUT = (
-    "Prompt learners with and without AnchorOPT. On classes that were not trained on, AnchorOPT "
-    "averages the prompt's logits with the anchors'."
+    "Prompt learners with and without AnchorOPT. On new classes, which training did not see, "
+    "AnchorOPT averages the logits of the prompt with the logits of the anchors."
 )
 
 
@@ -27,67 +25,76 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status.
 
     Raises:
-        UserError: something in it is unknown or cannot be; nothing is written.
+        UserError: an argument is unknown or invalid; nothing is written.
     """
-    parser = build_parser("compare.py", description or "")
+    parser = build_parser("compare.py", description)
     add = parser.add_argument
-    add("--preset", metavar="NAME", help="of configs/presets/compare; flags win over it")
-    add("--hosts", "--host", nargs="+", metavar="NAME", help="trainers that @anchoropt knows")
-    add("--config", metavar="NAME", help="of configs/trainers/<host>, for all hosts")
+    add("--hosts", "--host", nargs="+", metavar="NAME", help="trainers that @anchoropt wraps")
+    add("--config", metavar="NAME", help="a file of configs/trainers/<host>, for all hosts")
     add(
         "--anchoropt",
         choices=("both", "with", "without"),
         default="both",
-        help="hosts with AnchorOPT, without it, or both (default)",
+        help="hosts with AnchorOPT, without AnchorOPT, or both (default)",
     )
-    args = parse(parser, argv)
-    preset = read_preset(PRESETS, args.preset, KEYS)
-    if args.datasets is None and args.preset is None and args.protocol is None:
+    args = parse(parser, argv, PRESETS, KEYS)
+    if not (args.datasets or args.preset or args.protocol):
         raise UserError("nothing to compare: give --preset, or --hosts, --config and --datasets")
-    name = chosen(args, preset, "protocol", "base2new")
-    protocol = read_protocol(name).with_changes(
-        {key: chosen(args, preset, key) for key in ("datasets", "shots", "seeds")}
-    )
-    args.output_dir = args.output_dir or REPOSITORY / "output" / "compare" / (args.preset or name)
-    hosts = chosen(args, preset, "hosts")
-    if not hosts:
-        raise UserError("no --hosts are given")
-    methods = _methods(hosts, chosen(args, preset, "config"), preset, protocol.datasets)
-    kept = [method for method in methods if _wanted(method, args.anchoropt)]
-    names = {method.name for method in kept}
-    kept = [replace(m, reference=m.reference if m.reference in names else "") for m in kept]
-    experiment = Experiment("Hosts with and without AnchorOPT", ABOUT, protocol, kept)
-    return run_experiment(experiment, args)
+    protocol = protocol_of(args)
+    if not args.hosts:
+        raise UserError("no host is given: give --hosts, or --preset")
+    methods = [
+        method
+        for method in methods_of(
+            args.hosts,
+            args.config,
+            protocol.datasets,
+            published=bool(args.published),
+            zero_shot=args.zero_shot is not False,
+        )
+        if _is_wanted(method, args.anchoropt)
+    ]
+    names = {method.name for method in methods}
+    methods = [replace(m, reference=m.reference if m.reference in names else "") for m in methods]
+    experiment = Experiment("Hosts with and without AnchorOPT", ABOUT, protocol, methods)
+    return run_experiment(experiment, args, f"compare/{args.preset or protocol.name}")
 
 
-def _methods(
-    hosts: Sequence[str], config: str | None, preset: dict[str, Any], datasets: Sequence[str]
+def methods_of(
+    hosts: Sequence[str],
+    config: str | None,
+    datasets: Sequence[str],
+    published: bool = False,
+    zero_shot: bool = True,
 ) -> list[Method]:
+    """Return each host without and with AnchorOPT, by default after zero-shot CLIP.
+
+    Raises:
+        UserError: a host, a config file or published settings are missing.
+    """
     methods = []
     for host in hosts:
-        own, settings = config, {}
-        if preset.get("published"):
+        own = config
+        settings: dict[str, Settings] = {}
+        if published:
             of_host, settings = published_settings(host)
             own = config or of_host
             unknown = [name for name in datasets if name not in settings]
             if unknown:
                 raise UserError(
-                    f"nothing is published for {host} on {', '.join(unknown)}: one of "
+                    f"nothing is published for {host} on {', '.join(unknown)}: choose from "
                     f"{', '.join(settings)}"
                 )
         if own is None:
-            raise UserError("no --config is given: a file of configs/trainers/<host>")
+            raise UserError("no --config is given: name a file of configs/trainers/<host>")
         plain = host_method(host, own, anchoropt=False)
         methods += [
             plain,
             host_method(host, own, anchoropt=True, reference=plain.name, of_dataset=settings),
         ]
-    if preset.get("zero_shot", True):
-        first = methods[0]
-        methods.insert(0, Method("ZeroshotCLIP", "ZeroshotCLIP", first.config, trained=False))
-    return methods
+    return [zero_shot_method(methods[0].config), *methods] if zero_shot else methods
 
 
-def _wanted(method: Method, which: str) -> bool:
-    with_it = method.name != method.host
-    return which == "both" or not method.trained or with_it == (which == "with")
+def _is_wanted(method: Method, which: str) -> bool:
+    has_anchoropt = method.name != method.host
+    return which == "both" or not method.trained or has_anchoropt == (which == "with")

@@ -1,4 +1,4 @@
-"""The demo: CoOp with and without AnchorOPT on real digits, with the controls of a gain."""
+"""The demo: CoOp with and without AnchorOPT on real digits, and controls that explain the gain."""
 
 from __future__ import annotations
 
@@ -17,54 +17,49 @@ import train
 from anchoropt_plugin.method.objective import average
 from dassl.engine import build_trainer
 
-from .command import build_parser, parse, run_experiment
+from .command import build_parser, parse, protocol_of, run_experiment
 from .experiment import Experiment
 from .factors import varied
-from .files import REPOSITORY
-from .plan import Job, Method, Run, host_method
-from .protocols import read_protocol
+from .plan import Job, Run, host_method, zero_shot_method
 
 AVERAGED = "CoOp, averaged with zero-shot on new"
 ABOUT = (
-    "The embedded CLIP on scikit-learn's handwritten digits: 16 pictures a class of zero … four to "
-    "train on (base), tests on these and on five … nine (new). On new classes AnchorOPT averages "
-    "the prompt's logits with the anchors'. The last rows are controls: what a fixed order of the "
-    "tokens, the anchors alone, or averaging CoOp with zero-shot give by themselves."
+    "The embedded CLIP on scikit-learn's handwritten digits. Training: 16 images of each of zero … "
+    "four (base classes). Tests: these classes, and five … nine (new classes). On new classes "
+    "AnchorOPT averages the logits of the prompt with the logits of the anchors. The last rows are "
+    "controls: a fixed order of the tokens, the anchors alone, and CoOp averaged with zero-shot "
+    "CLIP."
 )
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     """Run the demo; return its exit status."""
-    parser = build_parser("demo.py", description or "")
-    args = parse(parser, argv)
-    args.output_dir = args.output_dir or REPOSITORY / "output" / "demo"
-    protocol = read_protocol(args.protocol or "base2new").with_changes(
-        {"datasets": args.datasets or ["digits"], "shots": args.shots, "seeds": args.seeds}
-    )
+    args = parse(build_parser("demo.py", description), argv)
     plain = host_method("CoOp", "tiny", anchoropt=False)
     default = host_method("CoOp", "tiny", anchoropt=True, reference=plain.name)
     grid = {"position": ["identity"], "averaging": ["anchors"]}
     controls = varied(default, grid, True, "digits")[1:]
     names = ["CoOp_AnchorOPT, identity matrix", "anchor prompt alone"]
     methods = [
-        Method("ZeroshotCLIP", "ZeroshotCLIP", plain.config, trained=False),
+        zero_shot_method(plain.config),
         plain,
         default,
         *(replace(m, name=name) for m, name in zip(controls, names, strict=True)),
     ]
+    protocol = protocol_of(args, datasets=["digits"])
     experiment = Experiment("AnchorOPT on CoOp", ABOUT, protocol, methods)
-    return run_experiment(experiment, args, averaged_with_zero_shot)
+    return run_experiment(experiment, args, "demo", averaged_with_zero_shot)
 
 
 def averaged_with_zero_shot(jobs: Sequence[Job], results: pd.DataFrame) -> pd.DataFrame:
-    """CoOp's rows again, its logits averaged with those of zero-shot on new classes.
+    """Return CoOp's rows, with its logits on new classes averaged with those of zero-shot CLIP.
 
     Args:
-        jobs: those of the demo.
-        results: of their runs.
+        jobs: the jobs of the demo.
+        results: the rows of their runs.
     """
     runs = {run.folder: run for job in jobs for run in job.runs}
-    facts = ["seconds", "cpu_seconds", "peak_memory_mb"]  # of the runs, and these are none
+    facts = ["seconds", "cpu_seconds", "peak_memory_mb"]  # these rows are no runs of their own
     rows = results[results["method"] == "CoOp"].drop(columns=facts, errors="ignore")
     zero_shot = results[results["method"] == "ZeroshotCLIP"].set_index("score")["folder"]
     rows["method"], rows["reference"], rows["does"] = AVERAGED, "", "test"
@@ -78,7 +73,7 @@ def averaged_with_zero_shot(jobs: Sequence[Job], results: pd.DataFrame) -> pd.Da
 
 @torch.no_grad()
 def logits_of(run: Run) -> tuple[Tensor, Tensor]:
-    """The logits (N, C) that a finished test gives for its pictures, and their labels (N,)."""
+    """Return the logits (N, C) of the images of a finished test, and their labels (N,)."""
     args = train.build_parser().parse_args(list(run.argv))
     batches: list[tuple[Any, Any]] = []
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""How long the runs of a plan will take: from runs that are finished, or from a step timed now."""
+"""The time that a plan will take, from finished runs or from steps that are timed now."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from typing import Any
 import train
 from dassl.engine import build_trainer
 
-from .execution import left, prepare_server
+from .execution import prepare_server, unfinished
 from .plan import Job, Run
 from .results import outcome, read_facts
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of all runs that are to do, side by side; ``unknown`` of them are not in it."""
+    """The time of all unfinished runs, several at a time.
+
+    Attributes:
+        seconds: the time; 0 if it is unknown.
+        unknown: the number of runs that are not counted.
+        timed: whether steps were timed, or finished runs were used.
+    """
 
     seconds: float
     unknown: int
@@ -30,7 +36,7 @@ class Estimate:
 
     def __str__(self) -> str:
         if not self.seconds:
-            return "how long they take is not known before one is finished"
+            return "the time is unknown until a run is finished"
         minutes, seconds = divmod(round(self.seconds), 60)
         source = "a step timed now, without stage 1" if self.timed else "finished runs"
         more = f", {self.unknown} runs not counted" if self.unknown else ""
@@ -38,11 +44,17 @@ class Estimate:
 
 
 def estimate(jobs: Sequence[Job], workers: int, time_steps: bool) -> Estimate:
-    """Estimate what is to do; ``time_steps`` trains a few steps of each kind not yet finished."""
+    """Estimate the time of all unfinished runs.
+
+    Args:
+        jobs: the jobs of the plan.
+        workers: the number of jobs at a time.
+        time_steps: whether to time a few steps of each kind of run that has no finished run.
+    """
     known: dict[Any, list[float]] = {}
     todo: list[Run] = []
     for job in jobs:
-        undone = left(job)
+        undone = unfinished(job)
         todo += undone
         for run in job.runs:
             seconds = read_facts(run.folder).get("seconds")
@@ -68,7 +80,7 @@ def _timed(runs: dict[Any, Run]) -> dict[Any, float]:
     process.start()
     send.close()
     found: dict[Any, float] = {}
-    with contextlib.suppress(EOFError):  # a kind that cannot be built is told when it is run
+    with contextlib.suppress(EOFError):
         while True:
             kind, seconds = receive.recv()
             found[kind] = seconds
@@ -80,12 +92,13 @@ def _time_steps(
     runs: Sequence[tuple[Any, Run]], send: multiprocessing.connection.Connection
 ) -> None:
     for kind, run in runs:
+        # A run that cannot be built has no estimate; its execution will report the error.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
             send.send((kind, _seconds(run)))
 
 
 def _seconds(run: Run) -> float:
-    """Seconds of a run: building it, its batches as fast as the second of them, and its test."""
+    """Return the seconds of a run: to build it, to train (each step as the second one), to test."""
     started = time.time()
     with tempfile.TemporaryDirectory() as folder:
         cfg = train.setup_cfg(train.build_parser().parse_args(list(run.argv)))
@@ -102,9 +115,9 @@ def _seconds(run: Run) -> float:
 
 
 def _step(trainer: Any, loader: Any, training: bool) -> float:
-    """Seconds of a batch, the second one where there are two."""
+    """Return the seconds of the second batch, or of the only one."""
     trainer.set_model_mode("train" if training else "eval")
-    trainer.num_batches = len(loader) + 1  # none of these is an epoch's last
+    trainer.num_batches = len(loader) + 1  # no batch here is the last of an epoch
     seconds = 0.0
     started = time.time()
     for number, batch in zip(range(2), loader, strict=False):

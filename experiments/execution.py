@@ -1,7 +1,7 @@
-"""Doing the jobs of a plan on this machine: side by side, a process a run.
+"""Execution of jobs on this machine: several at a time, each run in its own process.
 
-An executor takes jobs and yields what happens to their runs, until nothing is left to do. That is
-all that the rest knows of it.
+An executor takes jobs and yields what happens to their runs until all are done. Nothing else of it
+is used elsewhere.
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ import subprocess
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from anchoropt_plugin.files.run_events import EVENTS, read_events
 
 from .files import REPOSITORY
 from .plan import Job, Run
 from .results import outcome
 from .worker import perform
 
+POLL_SECONDS = 0.2
+"""The time between two looks at the events of the runs."""
+
 
 def prepare_server() -> Any:
-    """The multiprocessing context whose processes are forked where everything is imported."""
-    # Read by the server when it starts, which is before anything is computed.
+    """Return the multiprocessing context that forks from a server with all imports done."""
+    # The server reads these when it starts, before anything is computed.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(REPOSITORY) not in paths:
@@ -35,7 +41,7 @@ def prepare_server() -> Any:
 
 
 class Event(NamedTuple):
-    """What happened to a run: it is ``started``, ``at`` an epoch, ``finished`` or ``failed``."""
+    """A change of a run: it is ``started``, ``at`` an epoch, ``finished`` or ``failed``."""
 
     kind: str
     run: Run
@@ -48,7 +54,7 @@ Executor = Callable[[Sequence[Job], int], Generator[Event, None, None]]
 
 
 def gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the available GPUs as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip()]
@@ -56,25 +62,25 @@ def gpus() -> list[str]:
 
 
 def default_workers() -> int:
-    """One a GPU; without any, one a core."""
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone tells which cores are ours
+    """Return the number of GPUs, or without GPUs the number of CPU cores."""
+    allowed = getattr(os, "sched_getaffinity", None)  # only Linux tells which cores are ours
     return len(gpus()) or (len(allowed(0)) if allowed else os.cpu_count() or 1)
 
 
 def run_locally(jobs: Sequence[Job], workers: int) -> Generator[Event, None, None]:
-    """Do jobs on this machine, ``workers`` at a time; those that are finished cost nothing.
+    """Execute the unfinished runs of ``jobs`` on this machine, ``workers`` at a time.
 
-    A run's process computes with one thread unless OMP_NUM_THREADS says otherwise, so that numbers
-    do not depend on ``workers``. Of the jobs that share a stage 1 one begins, and the others wait
-    until it has learned the anchors. After a run that failed the rest of its job is left out.
+    A run's process computes with one thread unless OMP_NUM_THREADS says otherwise, so the numbers
+    do not depend on ``workers``. Jobs that share stage 1 wait until one of them has learned the
+    anchors. After a failed run the rest of its job is skipped.
     """
     with _Machine(workers) as machine:
         yield from machine.events(list(jobs))
 
 
 @dataclass
-class _Place:
-    """A job at work."""
+class _RunningJob:
+    """A job in execution."""
 
     job: Job
     waiting: list[Run]
@@ -82,21 +88,30 @@ class _Place:
     process: Any = None
     messages: Connection | None = None
     error: str = ""
+    version: tuple[int, ...] = ()
 
     @property
     def run(self) -> Run:
         return self.waiting[0]
 
+    def news(self) -> list[dict[str, Any]]:
+        """Return the events of the run, if their file has changed; else an empty list."""
+        version = _version(self.run.folder / EVENTS)
+        if version == self.version:  # the file may be from an earlier, killed run
+            return []
+        self.version = version
+        return read_events(self.run.folder)
+
 
 class _Machine:
-    """The processes at work, and what they are to know of each other."""
+    """The processes at work and the jobs that wait for them."""
 
     def __init__(self, workers: int) -> None:
         self.context = prepare_server()
         devices = gpus() or [""]
         self.free = [devices[number % len(devices)] for number in range(workers)]
-        self.places: list[_Place] = []
-        self.learning: dict[str, _Place] = {}
+        self.running: list[_RunningJob] = []
+        self.learning: dict[str, _RunningJob] = {}
         self.learned: set[str] = {""}
         self.commit = commit()
 
@@ -104,93 +119,106 @@ class _Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for place in self.places:
-            if place.process is not None:
-                place.process.kill()
-                place.process.join()
+        for running in self.running:
+            if running.process is not None:
+                running.process.kill()
+                running.process.join()
 
     def events(self, jobs: list[Job]) -> Iterator[Event]:
-        waiting = [(job, left(job)) for job in jobs]
+        waiting = [(job, unfinished(job)) for job in jobs]
         waiting = _leaders_first([(job, runs) for job, runs in waiting if runs])
-        while waiting or self.places:
+        while waiting or self.running:
             while self.free and (number := self._next(waiting)) is not None:
                 job, runs = waiting.pop(number)
-                place = _Place(job, list(runs), self.free.pop(0))
-                self.places.append(place)
+                running = _RunningJob(job, list(runs), self.free.pop(0))
+                self.running.append(running)
                 if job.anchors not in self.learned:
-                    self.learning[job.anchors] = place
-                yield self._start(place)
-            yield from self._listen()
+                    self.learning[job.anchors] = running
+                yield self._start(running)
+            yield from self._watch()
 
     def _next(self, waiting: Iterable[tuple[Job, list[Run]]]) -> int | None:
-        """The first job that need not wait for another's anchors."""
+        """Return the number of the first job that does not wait for another job's anchors."""
         for number, (job, _) in enumerate(waiting):
             if job.anchors in self.learned or job.anchors not in self.learning:
                 return number
         return None
 
-    def _start(self, place: _Place) -> Event:
+    def _start(self, running: _RunningJob) -> Event:
         environment = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
-        if place.device:
-            environment["CUDA_VISIBLE_DEVICES"] = place.device
-        place.messages, to_parent = self.context.Pipe(duplex=False)
-        place.process = self.context.Process(
-            target=perform, args=(place.run, to_parent, environment, self.commit)
+        if running.device:
+            environment["CUDA_VISIBLE_DEVICES"] = running.device
+        running.version = _version(running.run.folder / EVENTS)
+        running.messages, to_parent = self.context.Pipe(duplex=False)
+        running.process = self.context.Process(
+            target=perform, args=(running.run, to_parent, environment, self.commit)
         )
-        place.process.start()
+        running.process.start()
         to_parent.close()
-        place.error = ""
-        return Event("started", place.run)
+        running.error = ""
+        return Event("started", running.run)
 
-    def _listen(self) -> Iterator[Event]:
-        by_messages = {place.messages: place for place in self.places}
-        for messages in wait(list(by_messages)):
-            place = by_messages[messages]
-            try:
-                match messages.recv():
-                    case "epoch", epoch, epochs:
-                        yield Event("at", place.run, epoch, epochs)
-                    case ("anchors",):
-                        self._anchors_of(place, are_learned=True)
-                    case "failed", why:
-                        place.error = why
-            except EOFError:
-                yield from self._ended(place)
+    def _watch(self) -> Iterator[Event]:
+        """Yield the news of all runs, and start the next run where a process has ended."""
+        pipes = [running.messages for running in self.running if running.messages]
+        ready = wait(pipes, POLL_SECONDS)
+        for running in list(self.running):
+            # Read after the wait: at the end of a process all of its events are in the file.
+            news = running.news()
+            if any(event["event"] == "anchors" for event in news):
+                self._anchors_of(running, are_learned=True)
+            epochs = [event for event in news if event["event"] == "epoch"]
+            if epochs:
+                yield Event("at", running.run, epochs[-1]["epoch"], epochs[-1]["epochs"])
+            if running.messages in ready:
+                try:
+                    running.error = running.messages.recv()
+                except EOFError:
+                    yield from self._ended(running)
 
-    def _anchors_of(self, place: _Place, are_learned: bool) -> None:
-        if self.learning.get(place.job.anchors) is place:
-            del self.learning[place.job.anchors]
+    def _anchors_of(self, running: _RunningJob, are_learned: bool) -> None:
+        if self.learning.get(running.job.anchors) is running:
+            del self.learning[running.job.anchors]
             if are_learned:
-                self.learned.add(place.job.anchors)
+                self.learned.add(running.job.anchors)
 
-    def _ended(self, place: _Place) -> Iterator[Event]:
-        place.process.join()
-        code = place.process.exitcode
-        if code and not place.error:
-            why = f"signal {-code}, as when memory runs out" if code < 0 else f"exit status {code}"
-            place.error = f"its process ended with {why}"
-        elif not place.error and not outcome(place.run):
-            place.error = "it ended without a result in its log"
-        place.process.close()
-        place.process = None
-        run = place.waiting.pop(0)
-        if place.error:
-            yield Event("failed", run, error=place.error)
-            for other in place.waiting:
-                yield Event("failed", other, error=f"left out: {run} failed")
-            place.waiting.clear()
+    def _ended(self, running: _RunningJob) -> Iterator[Event]:
+        running.process.join()
+        code = running.process.exitcode
+        if code and not running.error:
+            why = f"signal {-code}, for example out of memory" if code < 0 else f"status {code}"
+            running.error = f"its process ended with {why}"
+        elif not running.error and not outcome(running.run):
+            running.error = "it ended without results"
+        running.process.close()
+        running.process = None
+        run = running.waiting.pop(0)
+        if running.error:
+            yield Event("failed", run, error=running.error)
+            for other in running.waiting:
+                yield Event("failed", other, error=f"skipped: {run} failed")
+            running.waiting.clear()
         else:
             yield Event("finished", run)
-        if place.waiting:
-            yield self._start(place)
+        if running.waiting:
+            yield self._start(running)
         else:
-            self._anchors_of(place, are_learned=False)
-            self.places.remove(place)
-            self.free.append(place.device)
+            self._anchors_of(running, are_learned=False)
+            self.running.remove(running)
+            self.free.append(running.device)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Return numbers that differ whenever a file was written again; none if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list[Run]]]:
-    """The first job of each stage 1 in front, as others wait for its anchors; then the rest."""
+    """Put the first job of each stage 1 in front, because others wait for its anchors."""
     first: dict[str, Job] = {}
     for job, _ in waiting:
         first.setdefault(job.anchors, job)
@@ -199,14 +227,14 @@ def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list
     return [entry for _, entry in pairs]
 
 
-def left(job: Job) -> list[Run]:
-    """The runs of a job that are not finished; after one of them its tests are not either."""
+def unfinished(job: Job) -> list[Run]:
+    """Return the unfinished runs of a job; with an unfinished training, all of its tests too."""
     runs = [run for run in job.runs if not outcome(run)]
     return job.runs if runs and runs[0].trains else runs
 
 
 def commit() -> str:
-    """The commit of this repository, with ``-dirty`` where files differ from it."""
+    """Return the commit of this repository, with ``-dirty`` if files differ from it."""
     words = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Where runs can be done, and the flags for it: on this machine, or on a Slurm cluster."""
+"""The places where runs are executed, and their flags: this machine, or a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from .execution import Executor, default_workers, run_locally
 from .slurm import Slurm
 
 FLAGS: dict[str, tuple[str, type, str, str]] = {
-    "--partition": ("partition", str, "NAME", "to submit to (default: the cluster's)"),
-    "--time": ("time", int, "MINUTES", "of a job, after which it is requeued (default: 240)"),
-    "--gpus": ("gpus_per_node", int, "N", "of a job"),
-    "--cpus": ("cpus_per_task", int, "N", "cores of a job"),
-    "--memory": ("mem", str, "SIZE", "of a job, as 16G"),
+    "--partition": ("partition", str, "NAME", "partition of the jobs (default: the cluster's)"),
+    "--time": ("time", int, "MINUTES", "limit of a job, which is then requeued (default: 240)"),
+    "--gpus": ("gpus_per_node", int, "N", "GPUs per job"),
+    "--cpus": ("cpus_per_task", int, "N", "CPU cores per job"),
+    "--memory": ("mem", str, "SIZE", "memory per job, for example 16G"),
 }
-"""Flags, and submitit's parameters for them."""
+"""Flags, and for each flag submitit's parameter, the type, the metavar and the help."""
 TIME = 240
 AT_ONCE = 256
-"""Tasks of an array that Slurm may start at a time, where nobody says."""
+"""The default number of tasks of an array that Slurm executes at a time."""
 
 
 class Place(NamedTuple):
-    """How to make its executor of the command line, and how many runs it does at a time."""
+    """A place where runs are executed.
+
+    Attributes:
+        executor: makes the executor that the command line asks for.
+        workers: returns the default number of jobs at a time.
+    """
 
     executor: Callable[[argparse.Namespace], Executor]
     workers: Callable[[], int]
@@ -36,7 +41,7 @@ class Place(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``--executor slurm``."""
-    group = parser.add_argument_group("with --executor slurm, where --jobs limits its arrays")
+    group = parser.add_argument_group("with --executor slurm (--jobs limits the tasks of an array)")
     for flag, (parameter, kind, metavar, says) in FLAGS.items():
         group.add_argument(flag, dest=f"slurm_{parameter}", type=kind, metavar=metavar, help=says)
     group.add_argument(
@@ -44,29 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="slurm_further",
         action="append",
         metavar="KEY=VALUE",
-        help="a further option of sbatch, as account=me; may be repeated",
+        help="another option of sbatch, for example account=me; may be repeated",
     )
 
 
 def _given(args: argparse.Namespace) -> list[str]:
-    """The flags of ``--executor slurm`` that are on the command line."""
+    """Return the flags of ``--executor slurm`` that are on the command line."""
     dests = {flag: f"slurm_{parameter}" for flag, (parameter, *_) in FLAGS.items()}
     dests["--sbatch"] = "slurm_further"
     return [flag for flag, dest in dests.items() if getattr(args, dest) is not None]
 
 
 def _slurm(args: argparse.Namespace) -> Executor:
-    """The executor that the command line asks for.
+    """Return an executor on Slurm.
 
     Raises:
-        UserError: submitit or Slurm's commands are missing, or an option cannot be.
+        UserError: submitit or a command of Slurm is missing, or an option is invalid.
     """
     if importlib.util.find_spec("submitit") is None:
         raise UserError("--executor slurm needs submitit: pip install -e '.[slurm]'")
     for program in ("sbatch", "squeue"):
         if shutil.which(program) is None:
             raise UserError(
-                f"--executor slurm: there is no {program} here; log in where jobs are submitted"
+                f"--executor slurm: this machine has no {program}; log in to a machine that can "
+                "submit jobs"
             )
     parameters: dict[str, Any] = {"time": TIME}
     for parameter, *_ in FLAGS.values():
@@ -76,7 +82,7 @@ def _slurm(args: argparse.Namespace) -> Executor:
     further = [pair.partition("=") for pair in args.slurm_further or ()]
     for key, equals, _ in further:
         if not key or not equals:
-            raise UserError(f"--sbatch {key or equals!r}: KEY=VALUE is wanted, as account=me")
+            raise UserError(f"--sbatch {key or equals!r}: give KEY=VALUE, for example account=me")
     options = {**parameters, "additional_parameters": {key: value for key, _, value in further}}
     return Slurm(options, Path(args.output_dir).absolute() / "slurm")
 
@@ -84,7 +90,7 @@ def _slurm(args: argparse.Namespace) -> Executor:
 def _local(args: argparse.Namespace) -> Executor:
     flags = _given(args)
     if flags:
-        raise UserError(f"{', '.join(flags)} says nothing without --executor slurm")
+        raise UserError(f"{', '.join(flags)} needs --executor slurm")
     return run_locally
 
 

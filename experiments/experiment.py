@@ -1,4 +1,4 @@
-"""An experiment: methods under a protocol, and what its report says of them."""
+"""An experiment: methods under a protocol, with the texts of its report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from .protocols import Protocol
 
 @dataclass(frozen=True)
 class Experiment:
-    """Methods under a protocol, and what the report says of them.
+    """Methods under a protocol.
 
     Attributes:
-        title: of the report.
-        about: a sentence or two below it.
+        title: the title of the report.
+        about: one or two sentences below the title.
+        protocol: the protocol.
+        methods: the rows of the tables, in order.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What an ablation varies: short names of config keys, grids of their values, and the methods."""
+"""The factors of an ablation: short names of config keys, grids of values, changed methods."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Grid = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Factor:
-    """A config key that is varied.
+    """A config key that an ablation varies.
 
     Attributes:
-        key: in full.
-        at: ``train``, or ``test`` where it can be changed after training.
-        host: the host's own key that is in force where the value is 0.
+        key: the whole key.
+        at: ``train``, or ``test`` if the key only changes the test of a trained model.
+        host: the host's own key, which applies while the value of ``key`` is 0.
     """
 
     key: str
@@ -38,23 +38,23 @@ class Factor:
 
 @cache
 def factors() -> dict[str, Factor]:
-    """The short names of ``configs/factors.yaml``."""
+    """Return the factors of ``configs/factors.yaml`` by their short names."""
     path = CONFIGS / "factors.yaml"
     return {name: made_of(Factor, v, f"{path}: {name}") for name, v in read_yaml(path).items()}
 
 
 def factor_of(name: str) -> Factor:
-    """What a short name stands for; any other config key stands for itself.
+    """Return the factor of a short name or of a config key.
 
     Raises:
-        UserError: it is neither.
+        UserError: the name is neither.
     """
     if name in factors():
         return factors()[name]
     if "." not in name:
         known = factors()
         raise UserError(
-            f"unknown factor {name!r}{nearest(name, known)}: one of {', '.join(known)}, or a "
+            f"unknown factor {name!r}{nearest(name, known)}: give one of {', '.join(known)}, or a "
             "config key such as OPTIM.LR"
         )
     return Factor(name)
@@ -64,7 +64,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
     """Read ``KEY=v1,v2`` words.
 
     Raises:
-        UserError: one is of another form.
+        UserError: a word has another form.
 
     >>> parse_grid(["position=soft,identity"])
     {'position': ['soft', 'identity']}
@@ -73,22 +73,22 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
     for word in words:
         name, sign, values = word.partition("=")
         if not sign or not all(values.split(",")):
-            raise UserError(f"--grid {word} is not of the form KEY=v1,v2")
+            raise UserError(f"--grid {word} does not have the form KEY=v1,v2")
         grid[name] = values.split(",")
     return grid
 
 
 def varied(default: Method, grid: Grid, one_at_a_time: bool, dataset: str) -> list[Method]:
-    """The default with the values it has for all factors, and the methods that differ from it.
+    """Return the default method with its values of all factors, then the changed methods.
 
     Args:
-        default: the method that the others are compared with.
+        default: the method that the changed methods are compared with.
         grid: the values of each factor.
-        one_at_a_time: vary each factor alone, or take all combinations.
-        dataset: on which the default's values are read.
+        one_at_a_time: vary each factor alone; else take all combinations.
+        dataset: the data set whose configuration gives the default values.
 
     Raises:
-        UserError: a factor that is unknown.
+        UserError: a factor is unknown.
     """
     defaults = _values_of(default, list(grid), dataset)
     default = replace(default, defaults=defaults)

@@ -1,4 +1,4 @@
-"""Pictures of results: bars, few-shot curves, ablation lines, training, position matrices."""
+"""Figures of results: bars, few-shot curves, ablation lines, training, position matrices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # a page needs no screen
+matplotlib.use("Agg")  # figures are files: no screen is needed
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,14 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .history import read_log, read_positions
+from .history import read_epochs, read_positions
 from .plan import Run
 from .tables import Cell, Table
 
 MOMENTS = 5
-"""Position matrices are shown at so many moments of training,"""
+"""The number of epochs at which a position matrix is drawn."""
 MATRICES = 8
-"""and of so many methods, the first ones."""
+"""The number of methods, the first ones, whose position matrices are drawn."""
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list]]:
@@ -33,7 +33,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 
 
 def bars(table: Table) -> Figure:
-    """A group of bars for each column, one a method, with deviations and published numbers."""
+    """Draw a group of bars for each column, a bar for each method, and published numbers."""
     figure, ((axis,),) = _figure(1, 1, 10, 3.8)
     width = 0.85 / max(len(table.rows), 1)
     lowest = 100.0
@@ -69,7 +69,7 @@ def _line(axis: Axes, x: Sequence[float], cells: Sequence[Cell], label: str, sty
 
 
 def few_shot_curves(table: Table) -> Figure:
-    """Accuracy over the pictures a class, a line for each method."""
+    """Draw accuracy over the images per class, a line for each method."""
     figure, ((axis,),) = _figure(1, 1, 8, 4)
     for method, row in table.rows.items():
         shots = [column for column in table.columns[:-1] if column in row]
@@ -79,25 +79,23 @@ def few_shot_curves(table: Table) -> Figure:
     axis.set_xscale("log", base=2)
     ticks = [int(column) for column in table.columns[:-1]]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.set(xlabel="pictures a class", ylabel="accuracy, %", title=table.title)
+    axis.set(xlabel="images per class", ylabel="accuracy, %", title=table.title)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
 def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Figure | None:
-    """The last column over the values of each factor that has two or more.
+    """Draw the last column over the values of each factor; None if no factor has two values.
 
     Args:
-        table: of an ablation.
-        factors: for each factor, from its values in order to the methods that have them.
+        table: the table of an ablation.
+        factors: for each factor, its values in order and the method with each value.
     """
-    known = {
-        name: {value: table.rows[method] for value, method in of.items() if method in table.rows}
-        for name, of in factors.items()
-    }
     last = table.columns[-1]
+    cells_of = {method: row[last] for method, row in table.rows.items() if last in row}
     known = {
-        name: {v: row[last] for v, row in of.items() if last in row} for name, of in known.items()
+        name: {value: cells_of[method] for value, method in of.items() if method in cells_of}
+        for name, of in factors.items()
     }
     known = {name: of for name, of in known.items() if len(of) > 1}
     if not known:
@@ -107,7 +105,7 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
     figure, axes = _figure(rows, columns, 10, 2.6 * rows)
     flat = [axis for line in axes for axis in line]
     for axis, (name, cells) in zip(flat, known.items(), strict=False):
-        style = "o-" if all(map(_is_number, cells)) else "o"  # names have no order
+        style = "o-" if all(map(_is_number, cells)) else "o"  # words have no order
         _line(axis, range(len(cells)), list(cells.values()), name, style)
         axis.set_xticks(
             range(len(cells)),
@@ -129,14 +127,18 @@ def _is_number(text: str) -> bool:
 
 
 def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
-    """Training loss and accuracy over the epochs of each method's runs; bands span the seeds."""
-    histories = {name: [read_log(folder) for folder in folders] for name, folders in runs.items()}
-    histories = {name: parts for name, parts in histories.items() if any(map(len, parts))}
+    """Draw training loss and accuracy over the epochs; bands span the seeds of a method.
+
+    Returns:
+        The figure, or None if no run has written its epochs.
+    """
+    histories = {name: pd.concat(map(read_epochs, folders)) for name, folders in runs.items()}
+    histories = {name: history for name, history in histories.items() if len(history)}
     if not histories:
         return None
     figure, ((left, right),) = _figure(1, 2, 11, 3.6)
-    for name, parts in histories.items():
-        epochs = pd.concat(parts).groupby("epoch")
+    for name, history in histories.items():
+        epochs = history.rename(columns={"acc": "accuracy"}).groupby("epoch")
         for axis, column in ((left, "loss"), (right, "accuracy")):
             mean = epochs[column].mean()
             axis.plot(mean.index, mean, label=name if column == "loss" else None)
@@ -150,7 +152,11 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
 
 
 def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
-    """The relaxed position matrix at some moments of training, a row for each method."""
+    """Draw the relaxed position matrix at some epochs, a row for each method.
+
+    Returns:
+        The figure, or None if no run has a position matrix.
+    """
     found = {name: read_positions(folder) for name, folder in runs.items()}
     histories = dict([entry for entry in found.items() if entry[1][0]][:MATRICES])
     if not histories:
@@ -163,7 +169,7 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
         n_slots = len(history[0]["P"])
         tokens = [f"v{i + 1}" if i < n_soft else f"A{i + 1 - n_soft}" for i in range(n_slots)]
         for axis, moment in zip(row, moments, strict=False):
-            picture = axis.imshow(history[moment]["P"], vmin=0, vmax=1, cmap="viridis")
+            image = axis.imshow(history[moment]["P"], vmin=0, vmax=1, cmap="viridis")
             axis.set_title(f"epoch {history[moment]['epoch']}", fontsize="small")
             axis.set_xticks(range(n_slots), tokens, fontsize="x-small")
             axis.set_yticks(
@@ -172,12 +178,12 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
         for axis in row[len(moments) :]:
             axis.set_axis_off()
         row[0].set_ylabel(name, fontsize="small")
-    figure.colorbar(picture, ax=[axis for row in axes for axis in row], shrink=0.6)
+    figure.colorbar(image, ax=[axis for row in axes for axis in row], shrink=0.6)
     return figure
 
 
 def folders_of(runs: Iterator[Run] | Sequence[Run], group: str) -> dict[str, list[Path]]:
-    """The output folders of each method's trainings on a data set."""
+    """Return the output folders of each method's trainings on the data set ``group``."""
     found: dict[str, list[Path]] = {}
     for run in runs:
         if run.trains and run.group == group:

@@ -1,4 +1,4 @@
-"""The yaml files in ``configs/``: found by name, and read into dataclasses."""
+"""The yaml files in ``configs/``: find them by name, read them into dataclasses."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def find(folder: Path, name: str, what: str) -> Path:
     """Return the yaml file called ``name`` in a folder of ``configs/``.
 
     Raises:
-        UserError: There is none; the nearest one is named.
+        UserError: there is no such file; the message names the nearest one.
     """
     path = folder / f"{name}.yaml"
     if Path(name).name == name and path.is_file():
         return path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     raise UserError(
-        f"unknown {what} {name!r}{nearest(name, known)}: one of {', '.join(known) or 'none'}"
+        f"unknown {what} {name!r}{nearest(name, known)}: choose from {', '.join(known) or 'none'}"
     )
 
 
@@ -35,19 +35,19 @@ def read_as(kind: type[Record], path: Path) -> Record:
     """Read a yaml file into a dataclass whose fields are its keys.
 
     Raises:
-        UserError: A key is unknown or missing.
+        UserError: a key is unknown or missing.
     """
     return made_of(kind, read_yaml(path), str(path))
 
 
 def made_of(kind: type[Record], values: Any, where: str) -> Record:
-    """Make a dataclass of a yaml section; lists become tuples.
+    """Return a yaml section as a dataclass; lists become tuples.
 
     Raises:
-        UserError: It is no section, or a key is unknown or missing.
+        UserError: the value is no section, or a key is unknown or missing.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: `key: value` lines are wanted, not {values!r}")
+        raise UserError(f"{where}: {values!r} is not a section of `key: value` lines")
     names = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in names:

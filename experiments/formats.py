@@ -1,4 +1,4 @@
-"""Tables for terminals, Markdown, LaTeX, HTML and csv."""
+"""Tables as text: for terminals, in Markdown, LaTeX, HTML and csv."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .experiment import Experiment
 from .tables import Cell, Table, entries
 
 CAPTION = (
-    "Accuracy in per cent, mean ± sample standard deviation over the seeds. {name} is the {mean} "
-    "mean of the accuracies averaged over seeds. Δ is the difference of a host with AnchorOPT to "
-    "the host without it, or of a changed AnchorOPT to the unchanged one; p is that of the "
-    "two-sided paired t-test over the seeds. A difference within the deviations shows nothing."
+    "Accuracy in per cent: mean ± sample standard deviation over the seeds. {name} is the {mean} "
+    "mean of the accuracies averaged over seeds. Δ is the difference between a host with AnchorOPT "
+    "and the host alone, or between a changed AnchorOPT and the default; p is from a two-sided "
+    "paired t-test over the seeds. A difference smaller than the deviations shows nothing."
 )
 
 
 def caption_of(experiment: Experiment) -> str:
-    """What the tables of an experiment show."""
+    """Return the caption of an experiment's tables."""
     summary = experiment.protocol.summary
     return CAPTION.format(name=summary.name, mean=summary.mean)
 
 
 def cell_text(cell: Cell | None) -> str:
-    """A cell in words.
+    """Return mean and deviation of a cell as text.
 
     >>> cell_text(Cell(80.123, 1.5, 3))
     '80.1 ± 1.5'
@@ -38,7 +38,7 @@ def cell_text(cell: Cell | None) -> str:
 
 
 def delta_text(cell: Cell | None) -> str:
-    """The difference of a cell to its reference, with its p-value where it has one.
+    """Return the difference of a cell to its reference, with its p-value if there is one.
 
     >>> delta_text(Cell(80.0, 1.0, 3, delta=1.25, p=0.031))
     '+1.2 (p 0.03)'
@@ -49,54 +49,52 @@ def delta_text(cell: Cell | None) -> str:
     return f"{cell.delta:+.1f}{p}".replace("-", "−")
 
 
-def rows_of(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table as text; the difference is that of the last column."""
+def frame_of(table: Table) -> pd.DataFrame:
+    """Return a table as texts, the method in the first column; Δ is that of the last score."""
     last = table.columns[-1]
     compared = any(cell.delta is not None for row in table.rows.values() for cell in row.values())
-    header = ["method", *table.columns]
-    header += [f"Δ {last}"] if compared else []
-    header += ["published"] if table.published else []
     rows = []
     for method, row in table.rows.items():
-        cells = [cell_text(row.get(column)) for column in table.columns]
-        if compared:
-            cells.append(delta_text(row.get(last)))
-        if table.published:
-            known = [row[c].published for c in table.columns if c in row and row[c].published]
-            cells.append(" / ".join(f"{number.value:.2f}" for number in known if number))
         least, wanted = min(cell.seeds for cell in row.values()), table.seeds[method]
-        rows.append([f"{method} ({least} of {wanted} seeds)" if least < wanted else method, *cells])
-    return header, rows
+        texts = {"method": f"{method} ({least} of {wanted} seeds)" if least < wanted else method}
+        texts |= {column: cell_text(row.get(column)) for column in table.columns}
+        if compared:
+            texts[f"Δ {last}"] = delta_text(row.get(last))
+        if table.published:
+            known = [row[c].published for c in table.columns if c in row]
+            texts["published"] = " / ".join(f"{number.value:.2f}" for number in known if number)
+        rows.append(texts)
+    return pd.DataFrame(rows)
 
 
 def sources(several: Sequence[Table]) -> list[str]:
-    """Where the published numbers in some tables are from."""
+    """Return the sources of the published numbers in some tables."""
     cells = [cell for table in several for row in table.rows.values() for cell in row.values()]
     return list(dict.fromkeys(cell.published.source for cell in cells if cell.published))
 
 
 def rich_table(table: Table) -> RichTable:
-    """A table for the terminal."""
-    header, rows = rows_of(table)
-    out = RichTable(*header, title=table.title, title_justify="left")
+    """Return a table for the terminal."""
+    frame = frame_of(table)
+    out = RichTable(*frame.columns, title=table.title, title_justify="left")
     for column in out.columns[1:]:
         column.justify = "right"
-    for row in rows:
+    for row in frame.to_numpy():
         out.add_row(*row)
     return out
 
 
 def markdown_table(table: Table) -> str:
-    """A table in Markdown, with its title above it."""
-    header, rows = rows_of(table)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    """Return a table in Markdown, below its title."""
+    frame = frame_of(table)
+    lines = [frame.columns, ["---", *["---:"] * (len(frame.columns) - 1)], *frame.to_numpy()]
     return f"### {table.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def markdown(
     experiment: Experiment, made: Sequence[Table], results: pd.DataFrame, command: str
 ) -> str:
-    """A page in Markdown: what was run, by which command, and the tables."""
+    """Return a page in Markdown: the experiment, its command and its tables."""
     commits = ", ".join(sorted(filter(None, set(results.get("commit", pd.Series(dtype=str))))))
     parts = [
         f"# {experiment.title}",
@@ -110,46 +108,36 @@ def markdown(
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _escaped(text: str, signs: dict[str, str]) -> str:
-    return "".join(signs.get(sign, sign) for sign in text)
+_LATEX = str.maketrans({"±": r"$\pm$", "Δ": r"$\Delta$", "−": "$-$", "–": "--", "<": "$<$"})
 
 
-_LATEX = {"_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "±": r"$\pm$", "Δ": r"$\Delta$"}
-_LATEX |= {"−": "$-$", "–": "--", "<": "$<$"}
+def _latex_signs(text: str) -> str:
+    """Replace the signs that pandas does not escape."""
+    return text.translate(_LATEX)
 
 
 def latex_table(table: Table) -> str:
-    """A table in LaTeX, for the package booktabs."""
-    header, rows = rows_of(table)
-    lines = [" & ".join(_escaped(text, _LATEX) for text in row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-            rf"% {table.title}",
-            r"\toprule",
-            " & ".join(_escaped(text, _LATEX) for text in header) + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    """Return a table in LaTeX, for the package booktabs."""
+    frame = frame_of(table)
+    style = frame.style.hide(axis="index").format(_latex_signs, escape="latex")
+    style = style.format_index(_latex_signs, escape="latex", axis=1)
+    columns = "l" + "r" * (len(frame.columns) - 1)
+    return f"% {table.title}\n" + style.to_latex(hrules=True, column_format=columns)
 
 
-def html_table(table: Table, stands_out: Callable[[str], bool]) -> str:
-    """A table for a page; methods for which ``stands_out`` holds are bold."""
-    header, rows = rows_of(table)
+def html_table(table: Table, is_bold: Callable[[str], bool]) -> str:
+    """Return a table in HTML; the rows of methods for which ``is_bold`` holds are bold."""
+    frame = frame_of(table)
     out = [
         f"<table><caption>{html.escape(table.title)}</caption>",
-        f"<tr>{''.join(f'<th>{html.escape(text)}</th>' for text in header)}</tr>",
+        f"<tr>{''.join(f'<th>{html.escape(text)}</th>' for text in frame.columns)}</tr>",
     ]
-    for method, row in zip(table.rows, rows, strict=True):
-        kind = ' class="strong"' if stands_out(method) else ""
+    for method, row in zip(table.rows, frame.to_numpy(), strict=True):
+        kind = ' class="strong"' if is_bold(method) else ""
         out.append(f"<tr{kind}>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>")
     return "\n".join([*out, "</table>"])
 
 
 def csv_of(several: Sequence[Table]) -> str:
-    """All cells of some tables, one a row."""
+    """Return all cells of some tables in csv, a line for each cell."""
     return pd.DataFrame(entries(several)).to_csv(index=False, float_format="%.4f")

@@ -1,38 +1,34 @@
-"""What a run wrote while it trained: loss and accuracy of each epoch, the position matrix."""
+"""The course of a training: loss and accuracy of each epoch, and the position matrix."""
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-STEP = re.compile(r"^epoch \[(\d+)/\d+\] .* loss \S+ \((\S+)\) acc \S+ \((\S+)\)", re.MULTILINE)
+from anchoropt_plugin.files.run_events import read_events
+from anchoropt_plugin.training.run_record import HISTORY, RUN_RECORD, read_history, read_record
 
 
-def read_log(folder: Path) -> pd.DataFrame:
-    """Columns epoch, loss, accuracy: the running means at the end of each epoch."""
-    logs = sorted(folder.glob("log.txt*"), key=lambda path: path.stat().st_mtime)
-    steps = [step for log in logs for step in STEP.findall(log.read_text(encoding="utf-8"))]
-    last = {int(epoch): (float(loss), float(accuracy)) for epoch, loss, accuracy in steps}
-    return pd.DataFrame(
-        [(epoch, *values) for epoch, values in sorted(last.items())],
-        columns=["epoch", "loss", "accuracy"],
-    )
+def read_epochs(folder: Path) -> pd.DataFrame:
+    """Return the columns epoch, loss and acc: the means over the batches of each epoch."""
+    epochs = [event for event in read_events(folder) if event["event"] == "epoch"]
+    return pd.DataFrame(epochs, columns=["epoch", "loss", "acc"], dtype=float)
 
 
 def read_positions(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of ``position.jsonl`` and the number of soft tokens; nothing where there is none.
+    """Return the history of the position matrix and the number of soft tokens.
 
     Returns:
-        Of each epoch ``{"epoch": …, "temperature": …, "P": (M + K, M + K)}``, and M.
+        A dict ``{"epoch": …, "temperature": …, "P": (M + K, M + K)}`` for each epoch, and M. A run
+        without AnchorOPT has an empty list and 0.
+
+    Raises:
+        UserError: a file cannot be read or holds something else.
     """
-    try:
-        lines = (folder / "position.jsonl").read_text(encoding="utf-8").splitlines()
-        record = json.loads((folder / "anchoropt.json").read_text(encoding="utf-8"))
-    except OSError:
+    if not (folder / HISTORY).exists() or not (folder / RUN_RECORD).exists():
         return [], 0
-    history = [json.loads(line) for line in lines]
-    return history, len(history[0]["P"]) - int(record["settings"]["anchor_len"])
+    history = read_history(folder / HISTORY)
+    n_anchors = int(read_record(folder / RUN_RECORD)["settings"]["anchor_len"])
+    return history, len(history[0]["P"]) - n_anchors if history else 0

@@ -1,4 +1,4 @@
-"""What an experiment runs: methods × data sets × shots × seeds, as commands of ``train.py``."""
+"""The plan of an experiment: methods × data sets × shots × seeds as commands of ``train.py``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STAGE_ONE = (
     "TRAINER.ANCHOROPT.DESCRIPTIONS",
     "TRAINER.ANCHOROPT.MAX_TEMPLATE_LENGTH",
 )
-"""Keys that anchors depend on: where they agree, stage 1 is run once."""
+"""The keys that anchors depend on. Runs with the same values share one stage 1."""
 
 Settings = Mapping[str, Any]
 
@@ -45,18 +45,18 @@ class Method:
     """A row of the tables.
 
     Attributes:
-        name: of the row.
-        trainer: of train.py.
-        config: its yaml file.
-        settings: keys and values besides.
-        of_dataset: further ones of each data set that is trained on.
-        at_test: keys and values that are set in tests alone: what is tested is the model that the
-            method without them trains.
-        reference: the row that its difference is taken to; empty: none.
-        factors: in an ablation, what is varied here, and to what,
-        factors_at_test: and what of that is varied in tests alone.
-        defaults: in an ablation, of the row that nothing is varied in: the values of all factors.
-        trained: whether it is trained at all.
+        name: the name of the row.
+        trainer: the trainer of train.py.
+        config: the yaml file of the trainer.
+        settings: additional keys and values.
+        of_dataset: additional keys and values for each data set of the training.
+        at_test: keys and values for tests only. Their training is the one of the method without
+            them.
+        reference: the row that differences are taken to; empty for no row.
+        factors: in an ablation, the changed factors and their values.
+        factors_at_test: in an ablation, the changed factors that only matter in tests.
+        defaults: in an ablation, for the unchanged row: the values of all factors.
+        trained: whether the method is trained, or only tested.
     """
 
     name: str
@@ -73,11 +73,11 @@ class Method:
 
     @property
     def host(self) -> str:
-        """The trainer's name without AnchorOPT."""
+        """Return the trainer's name without AnchorOPT."""
         return self.trainer.removesuffix(SUFFIX)
 
     def variant(self, tested: bool) -> str:
-        """What stands behind the config file's name in folders, as ``-position=identity``."""
+        """Return the suffix of the config file's name in folders: ``-position=identity``."""
         factors = {**self.factors, **self.factors_at_test} if tested else self.factors
         text = "".join(f"-{name}={value}" for name, value in factors.items())
         return re.sub(r"[^\w.=-]+", "_", text)
@@ -88,13 +88,18 @@ class Run:
     """One command of ``train.py``, and the place of its accuracy in the tables.
 
     Attributes:
+        method: the row of the tables.
+        group: the data set of the training, which has a table of its own.
+        dataset: the data set of the test.
+        score: the column of the tables.
+        shots: the number of training images per class.
+        seed: the random seed.
         argv: the words after ``python train.py``.
-        folder: its output folder.
-        model: the output folder of the run that it tests; None where it trains, or needs none.
-        settings: all keys of its configuration and their values.
-        reported: whether its accuracy is the method's, or another run's with what is set at test.
-        dataset: on which it is tested.
-        group: of the table: the data set that is trained on.
+        folder: the output folder.
+        model: the output folder of the tested model; None for a training or without a model.
+        settings: all keys of the configuration and their values.
+        reported: whether the accuracy is in the tables. A method with settings for tests only
+            needs a training whose own accuracy is not.
     """
 
     method: Method
@@ -111,7 +116,7 @@ class Run:
 
     @property
     def trains(self) -> bool:
-        """Whether it trains, or only tests."""
+        """Tell whether the run trains, or only tests."""
         return "--eval-only" not in self.argv
 
     def __str__(self) -> str:
@@ -121,11 +126,12 @@ class Run:
 
 @dataclass
 class Job:
-    """Runs that are done one after another: a training and the tests of what it gives.
+    """Runs that are executed one after another: a training and the tests of its model.
 
     Attributes:
-        anchors: what its stage 1 depends on, the same text for the same anchors; empty: it
-            learns none, or none that others share.
+        runs: the runs, in order.
+        anchors: a text that is the same for jobs with the same anchors; empty if the job learns
+            no anchors, or anchors that no other job can share.
     """
 
     runs: list[Run]
@@ -133,7 +139,9 @@ class Job:
 
 
 def host_method(host: str, config: str, anchoropt: bool, **rest: Any) -> Method:
-    """A host of the registry, with or without AnchorOPT, with a file of ``configs/trainers``.
+    """Return a method: a host with or without AnchorOPT and a file of ``configs/trainers``.
+
+    A host is a trainer that ``@anchoropt`` has wrapped.
 
     Raises:
         UserError: there is no such host or no such file.
@@ -141,26 +149,33 @@ def host_method(host: str, config: str, anchoropt: bool, **rest: Any) -> Method:
     names = TRAINER_REGISTRY.registered_names()
     hosts = [name for name in names if name + SUFFIX in names]
     if host not in hosts:
-        raise UserError(f"unknown host {host!r}{nearest(host, hosts)}: one of {', '.join(hosts)}")
+        raise UserError(
+            f"unknown host {host!r}{nearest(host, hosts)}: choose from {', '.join(hosts)}"
+        )
     path = find(CONFIGS / "trainers" / host, config, f"config of {host}")
     trainer = host + SUFFIX if anchoropt else host
     return Method(**{"name": trainer, "trainer": trainer, "config": path, **rest})
 
 
+def zero_shot_method(config: Path) -> Method:
+    """Return zero-shot CLIP as a method, with the backbone of a yaml file."""
+    return Method("ZeroshotCLIP", "ZeroshotCLIP", config, trained=False)
+
+
 def plan(
     protocol: Protocol, methods: Sequence[Method], root: Path, output: Path, opts: Sequence[str]
 ) -> list[Job]:
-    """The jobs of an experiment.
+    """Return the jobs of an experiment.
 
     Args:
-        protocol: says on what is trained and tested.
+        protocol: the protocol.
         methods: the rows of its tables.
-        root: folder of the data sets.
-        output: folder of all runs.
-        opts: KEY VALUE pairs for all of them; they win.
+        root: the folder of the data sets.
+        output: the folder of all runs.
+        opts: KEY VALUE pairs for all runs; they override other settings.
 
     Raises:
-        UserError: something in it cannot be run; nothing is written.
+        UserError: train.py would refuse a run; nothing is written.
     """
     jobs: dict[Path, dict[Path, Run]] = {}
     planner = _Planner(protocol, root, output, opts)
@@ -183,7 +198,7 @@ class _Planner:
     opts: Sequence[str]
 
     def runs(self, method: Method, dataset: str, shots: int, seed: int) -> Iterator[Run]:
-        """The runs of a cell; a method that differs at test alone has no training of its own."""
+        """Yield the runs of a cell; methods that differ only in tests share a training."""
         common = method, dataset, shots, seed
         if not method.trained:
             for part in (self.protocol.train, *self.protocol.tests):
@@ -201,13 +216,12 @@ class _Planner:
     ) -> Iterator[Run]:
         for dataset in part.datasets or [group]:
             flags = ["--eval-only"]
+            model = trained.folder if trained is not None else None
             if trained is not None:
                 flags += ["--model-dir", str(trained.folder)]
                 if trained.settings["TEST.FINAL_MODEL"] == "last_step":
                     flags += ["--load-epoch", str(trained.settings["OPTIM.MAX_EPOCH"])]
-            yield self._run(
-                part, method, group, shots, seed, dataset, True, flags, trained and trained.folder
-            )
+            yield self._run(part, method, group, shots, seed, dataset, True, flags, model)
 
     def _run(
         self,
@@ -258,7 +272,7 @@ class _Planner:
 
 
 def _as_in_yaml(value: Any) -> Any:
-    """A value as a run's config.yaml has it."""
+    """Return a value as a run's config.yaml has it."""
     return [*map(_as_in_yaml, value)] if isinstance(value, (list, tuple)) else value
 
 
@@ -273,11 +287,11 @@ def _job(runs: list[Run]) -> Job:
 
 _NODE = "TRAINER.ANCHOROPT"
 _NOT_SHARED = {"ANCHOR": LEARNED, "ANCHOR_WEIGHTS": "", "ANCHOR_CE_WEIGHT": 0.0}
-"""Another value than these, and no stage 1 is run, or one of the run's own."""
+"""With another value of one of these keys, the run has no stage 1 or a stage 1 of its own."""
 
 
 def _check(cfg: CfgNode, folder: Path, training: bool) -> None:
-    """Find what train.py would find wrong with a run, before any is begun."""
+    """Raise the error with which train.py would refuse a run, before any run is started."""
     cfg.defrost()
     cfg.OUTPUT_DIR = str(folder)
     cfg.freeze()
@@ -287,7 +301,7 @@ def _check(cfg: CfgNode, folder: Path, training: bool) -> None:
 
 
 def _context(cfg: CfgNode) -> dict[str, Any]:
-    """What public folders tell of the context."""
+    """Return the values of the context that the public folder names contain."""
     node = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "node", "")
     host = cfg.TRAINER.get(node, {})
     return {

@@ -1,4 +1,4 @@
-"""How far an experiment is, live, and what failed."""
+"""Progress of an experiment on the terminal, and its failures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .results import newest_log
 
 
 def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]:
-    """Show a bar over all ``total`` runs and one for each at work; return those that failed."""
+    """Show a bar for all ``total`` runs and one for each started run; return the failures."""
     failed: list[Event] = []
     bars: dict[Path, TaskID] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -47,8 +47,8 @@ def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]
     return failed
 
 
-def tell_failures(failed: Iterable[Event], console: Console) -> None:
-    """A line for each run that failed: why, and where its log is."""
+def print_failures(failed: Iterable[Event], console: Console) -> None:
+    """Print a line for each failed run: the reason, and the path of its log."""
     for event in failed:
         log = newest_log(event.run.folder)
         place = f" (log: {log})" if log else ""

@@ -1,8 +1,8 @@
-"""Protocols: on what is trained, on what is tested, and where the runs write."""
+"""Protocols: the data sets for training and tests, and the folders of the runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, harmonic_mean
 from typing import Any
@@ -11,18 +11,21 @@ from anchoropt_plugin import UserError
 
 from .files import CONFIGS, find, made_of, read_as
 
-MEANS = {"arithmetic": fmean, "harmonic": harmonic_mean}
+MEANS: dict[str, Callable[[Sequence[float]], float]] = {
+    "arithmetic": fmean,
+    "harmonic": harmonic_mean,
+}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of run of a protocol.
+    """A kind of run of a protocol.
 
     Attributes:
-        score: under which name its accuracy stands in tables; may hold ``{dataset}``, ``{shots}``.
+        score: the column of its accuracy in the tables; may hold ``{dataset}`` and ``{shots}``.
         classes: ``DATASET.SUBSAMPLE_CLASSES``.
-        folder: where it writes, a template under the output folder.
-        datasets: on which data sets; empty: on the one that is trained on.
+        folder: a template of its folder, relative to the output folder.
+        datasets: the data sets to test on; empty for the data set of the training.
     """
 
     score: str
@@ -36,9 +39,9 @@ class Summary:
     """The last column of a protocol's tables.
 
     Attributes:
-        name: of the column.
-        mean: ``harmonic`` or ``arithmetic``, of the accuracies.
-        over: ``all`` of them, or those of the ``tests``, without that of the training part.
+        name: the name of the column.
+        mean: the mean of the accuracies, ``harmonic`` or ``arithmetic``.
+        over: ``all`` accuracies, or only those of the ``tests``, without the training part.
     """
 
     name: str
@@ -48,11 +51,11 @@ class Summary:
     def __post_init__(self) -> None:
         if self.mean not in MEANS or self.over not in ("all", "tests"):
             raise UserError(
-                f"summary {self.name!r}: mean is one of {', '.join(MEANS)}, over is all or tests"
+                f"summary {self.name!r}: mean is {' or '.join(MEANS)}, over is all or tests"
             )
 
     def of(self, scores: Sequence[float]) -> float:
-        """The mean of some accuracies in per cent.
+        """Return the mean of accuracies in per cent.
 
         >>> Summary("HM", "harmonic").of([60.0, 40.0])
         48.0
@@ -62,17 +65,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What ``configs/protocols/*.yaml`` holds.
+    """A file of ``configs/protocols``.
 
     Attributes:
-        title: for people.
-        datasets: to train on, by the names of their files in ``configs/datasets``.
-        shots: pictures a class; each number is trained with.
-        seeds: each is trained with.
+        title: the title in reports.
+        datasets: the data sets to train on, by the names of their files in ``configs/datasets``.
+        shots: numbers of training images per class; there is a training with each.
+        seeds: random seeds; there is a training with each.
         train: the training part, whose test at the end gives a score too.
-        tests: further tests of what was trained.
+        tests: further tests of the trained model.
         summary: the last column.
-        name: of the file.
+        name: the name of the file.
     """
 
     title: str
@@ -85,7 +88,7 @@ class Protocol:
     name: str = field(default="", kw_only=True)
 
     def with_changes(self, changes: Mapping[str, Any]) -> Protocol:
-        """This protocol on other data sets, shots or seeds; those given as None stay."""
+        """Return this protocol with other data sets, shots or seeds; None changes nothing."""
         values = {**self.__dict__, **{k: tuple(v) for k, v in changes.items() if v is not None}}
         return Protocol(**values)
 
@@ -94,7 +97,7 @@ def read_protocol(name: str) -> Protocol:
     """Read ``configs/protocols/<name>.yaml``.
 
     Raises:
-        UserError: There is no such file, or something in it cannot be.
+        UserError: there is no such file, or its content is invalid.
 
     >>> read_protocol("base2new").summary.name
     'HM'

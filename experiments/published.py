@@ -1,4 +1,4 @@
-"""What is published: the settings of each host and data set, and the numbers they gave."""
+"""Published settings of each host and data set, and published accuracies."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .plan import Settings
 
 FOLDER = CONFIGS / "published"
 ANCHORS = "anchors"
-"""The file with the settings of stage 1, which all hosts share."""
+"""The file with the settings of stage 1, the same for all hosts."""
 
 
 class Number(NamedTuple):
-    """A published accuracy in per cent, and where it is published."""
+    """A published accuracy in per cent, and its source."""
 
     value: float
     source: str
 
 
 def published_settings(host: str) -> tuple[str, dict[str, Settings]]:
-    """The config file of a host, and for each data set the keys of its run with AnchorOPT.
+    """Return the config file of a host, and for each data set the settings with AnchorOPT.
 
     Raises:
         UserError: nothing is published for this host.
@@ -36,7 +36,7 @@ def published_settings(host: str) -> tuple[str, dict[str, Settings]]:
     if host in (ANCHORS, "numbers"):
         raise UserError(f"unknown host with published settings {host!r}")
     of_host, of_anchors = read_yaml(path), read_yaml(FOLDER / f"{ANCHORS}.yaml")
-    settings = {
+    settings: dict[str, Settings] = {
         dataset: {**_row(of_anchors, dataset), **_row(of_host, dataset)}
         for dataset in of_host["datasets"]
     }
@@ -53,18 +53,18 @@ def _numbers() -> list[dict[str, Any]]:
 
 
 def published_numbers(method: str, **place: str | int) -> dict[str, Number]:
-    """The published accuracies of a row, by column.
+    """Return the published accuracies of a row, by column.
 
     Args:
-        method: a trainer's name, or what an ablation calls a row.
-        place: ``protocol``, ``backbone``, ``shots`` and ``datasets``; the last is a data set, or
-            the sorted names of those averaged over, with blanks in between.
+        method: the name of a trainer, or of a row of an ablation.
+        place: ``protocol``, ``backbone``, ``shots`` and ``datasets``. The last is a data set, or
+            for an average the sorted names of its data sets, separated by blanks.
 
     >>> place = dict(protocol="base2new", backbone="ViT-B/16", shots=16, datasets="dtd")
     >>> published_numbers("averaging=anchors", **place)["new"].value
     62.56
     """
-    found = {}
+    found: dict[str, Number] = {}
     for table in _numbers():
         names = table["datasets"]
         of = " ".join(sorted(names)) if isinstance(names, list) else names

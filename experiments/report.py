@@ -1,4 +1,4 @@
-"""The report: results.csv, the tables in three formats, and a page that needs nothing beside it."""
+"""The report: results.csv, the tables in three formats, and a page that needs no other file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from anchoropt_plugin.files.atomic import atomic_write
+from anchoropt_plugin.files.atomic import atomic_write, write_text
 from anchoropt_plugin.training.two_stages import SUFFIX
 
 from . import figures
@@ -37,15 +37,26 @@ def write_report(
     command: str,
     seconds: float,
 ) -> Path:
-    """Write everything that is told of an experiment into ``folder``; return its page.
+    """Write the report of an experiment into ``folder``, each file whole or not at all.
 
-    Each file is written whole or not at all.
+    Args:
+        experiment: the experiment.
+        jobs: its jobs.
+        results: a row for each finished run.
+        made: the tables.
+        failed: the events of failed runs.
+        folder: the output folder.
+        command: the command line.
+        seconds: the time since the start of the command.
+
+    Returns:
+        The path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "results.csv", results.to_csv(index=False))
-    _write(folder / "tables.csv", csv_of(made))
-    _write(folder / "tables.md", "\n".join(markdown_table(table) for table in made))
-    _write(folder / "tables.tex", "\n".join(latex_table(table) for table in made))
+    write_text(folder / "results.csv", results.to_csv(index=False))
+    write_text(folder / "tables.csv", csv_of(made))
+    write_text(folder / "tables.md", "\n".join(map(markdown_table, made)))
+    write_text(folder / "tables.tex", "\n".join(map(latex_table, made)))
     shown = []
     for name, says, figure in _figures(experiment, jobs, made):
         png = _png(figure)
@@ -56,25 +67,24 @@ def write_report(
             f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(says)}</figcaption>'
             "</figure>"
         )
-    strong = {
+    bold = {
         method.name
         for method in experiment.methods
         if method.trainer.endswith(SUFFIX) and not (method.factors or method.factors_at_test)
     }
     page = folder / "report.html"
-    _write(
+    write_text(
         page,
         PAGE.substitute(
             title=html.escape(experiment.title),
             about=html.escape(experiment.about),
             failures=_failures(failed),
             tables="\n".join(
-                f'<div class="wide">{html_table(table, strong.__contains__)}</div>'
-                for table in made
+                f'<div class="wide">{html_table(table, bold.__contains__)}</div>' for table in made
             ),
             caption=html.escape(caption_of(experiment)),
             sources="".join(
-                f'<p class="note">Published numbers (◆ in the pictures): {html.escape(source)}.</p>'
+                f'<p class="note">Published numbers (◆ in the figures): {html.escape(source)}.</p>'
                 for source in sources(made)
             ),
             figures="\n".join(shown),
@@ -88,41 +98,42 @@ def write_report(
 def _figures(
     experiment: Experiment, jobs: Sequence[Job], made: Sequence[Table]
 ) -> Iterator[tuple[str, str, Figure]]:
-    """Pictures with their names and what they show."""
+    """Yield figures with their names and captions."""
     factors = _factors(experiment)
     for table in made:
         title = table.title.replace(" ", "_")
         lines = figures.ablation_lines(table, factors)
         if lines is not None:
-            says = f"{table.title}: each factor alone, the others at their default"
+            says = f"{table.title}: accuracy for the values of one factor, the others at default"
             yield f"ablation_{title}", says, lines
         elif len(table.columns) > 2 and all(name.isdecimal() for name in table.columns[:-1]):
-            says = f"{table.title}: accuracy over the pictures a class"
+            says = f"{table.title}: accuracy over the training images per class"
             yield f"few_shot_{title}", says, figures.few_shot_curves(table)
         else:
-            says = f"{table.title}: accuracy; black bars show the deviation"
+            says = f"{table.title}: accuracy; black lines show the deviation"
             yield f"bars_{title}", says, figures.bars(table)
     group = experiment.protocol.datasets[0]
     runs = figures.folders_of([run for job in jobs for run in job.runs], group)
     curves = None if factors else figures.training_curves(runs)
     if curves is not None:
         says = (
-            f"Training on {group}: loss and accuracy at each epoch; the band spans the seeds. The "
-            "losses are different objectives: AnchorOPT's adds a distillation."
+            f"Training on {group}: loss and accuracy of each epoch; bands span the seeds. Do not "
+            "compare the losses of methods: the loss of AnchorOPT includes a distillation."
         )
         yield "training", says, curves
     matrices = figures.position_matrices({name: folders[0] for name, folders in runs.items()})
     if matrices is not None:
         says = (
-            f"The relaxed position matrix over training on {group}, first seed: row by row, how "
-            "likely which soft token (v) or anchor (A) stands in that slot of the context. What is "
-            "used is a draw from it in training, and the likeliest order in tests."
+            f"The relaxed position matrix during training on {group}, first seed. Each row is a "
+            "slot of the context; the columns give the probability of each soft token (v) and "
+            "anchor token (A) in this slot. Training uses an order drawn from the matrix, tests "
+            "use the most likely order."
         )
         yield "positions", says, matrices
 
 
 def _factors(experiment: Experiment) -> dict[str, dict[str, str]]:
-    """For each factor that is varied alone, from its values, in order, to the methods' names."""
+    """Return for each factor that is varied alone its values, in order, with their methods."""
     found: dict[str, dict[str, str]] = {}
     for default in experiment.methods:
         for name, value in default.defaults.items():
@@ -160,7 +171,7 @@ def _made(results: pd.DataFrame, seconds: float) -> str:
 
     total = results["seconds"].sum() if "seconds" in results else 0.0
     return (
-        f"{len(results)} runs of {total:.0f} s in all, this report after {seconds:.0f} s; commit "
+        f"{len(results)} runs of {total:.0f} s in total, this report after {seconds:.0f} s; commit "
         f"{of('commit')}, torch {of('torch')}, Python {of('python')}, {of('device')}"
     )
 
@@ -170,8 +181,3 @@ def _png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

@@ -1,10 +1,9 @@
-"""What finished runs tell: their accuracy, from their own log, and whether they are finished."""
+"""The results of finished runs, and the rule that decides whether a run is finished."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,100 +14,76 @@ import yaml
 
 from anchoropt_plugin.config.check import flattened
 from anchoropt_plugin.config.record import FREE, RECORD
-from anchoropt_plugin.files.atomic import atomic_write
+from anchoropt_plugin.files.atomic import write_text
+from anchoropt_plugin.files.run_events import RESULTS, read_results
 
 from .plan import Job, Run
 
 FACTS = "run.json"
-"""Beside a run's log: how long it took, what memory, on what machine, from which commit."""
-TRAINED = "Finish training"
-TESTED = "=> result"
-NUMBER = re.compile(r"^\* (\w+): ([\d.,eE+-]+)%?$", re.MULTILINE)
+"""In a run's folder: its time, its memory, its machine and its commit."""
 
 
 def newest_log(folder: Path) -> Path | None:
-    """The log of the last command that wrote into ``folder``; each has one of its own."""
+    """Return the log of the last command that wrote into ``folder``; each command has its own."""
     logs = sorted(folder.glob("log.txt*"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     return logs[-1] if logs else None
 
 
-def numbers_in(log: str, trained: bool) -> dict[str, float]:
-    """The numbers of the final test in a log, or nothing where the run did not end.
+def outcome(run: Run) -> dict[str, Any]:
+    """Return the results of a run; an empty dict unless it is finished with these settings.
 
-    The accuracy is ``correct`` / ``total``, which the log's own line rounds to one digit.
+    A test is unfinished if its model was trained again after the test.
 
-    >>> numbers_in('''Finish training
-    ... => result
-    ... * total: 1,000
-    ... * correct: 918
-    ... * accuracy: 91.8%
-    ... * error: 8.2%
-    ... * macro_f1: 91.7%
-    ... Elapsed: 0:00:03
-    ... ''', trained=True)["accuracy"]
-    91.8
+    Raises:
+        UserError: ``results.json`` cannot be read or holds something else.
     """
-    _, ended, end = log.rpartition(TRAINED) if trained else ("", TESTED, log)
-    _, tested, result = end.rpartition(TESTED)
-    if not ended or not tested or (trained and "\nElapsed: " not in result):
+    if not _same_settings(run):
         return {}
-    numbers = {name: float(text.replace(",", "")) for name, text in NUMBER.findall(result)}
-    if "macro_f1" not in numbers:  # the last of them
-        return {}
-    numbers["accuracy"] = 100 * numbers["correct"] / numbers["total"]
-    return numbers
-
-
-def outcome(run: Run) -> dict[str, float]:
-    """The numbers of a run that is finished with the settings it is to have, else nothing.
-
-    A test is not finished where its model was trained again since.
-    """
-    log = newest_log(run.folder)
-    if log is None or not _same_settings(run):
+    results = read_results(run.folder)
+    if not results or results["after_training"] != run.trains:
         return {}
     if run.model is not None:
+        tested = (run.folder / RESULTS).stat().st_mtime_ns
         checkpoints = [path.stat().st_mtime_ns for path in run.model.glob("*/checkpoint")]
-        if not checkpoints or max(checkpoints) > log.stat().st_mtime_ns:
+        if not checkpoints or max(checkpoints) > tested:
             return {}
-    return numbers_in(log.read_text(encoding="utf-8"), run.trains)
+    return results
 
 
 def _same_settings(run: Run) -> bool:
     path = run.folder / RECORD
     try:
-        there = _recorded(path, path.stat().st_mtime_ns)
+        recorded = _recorded(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    return there == _binding(run.settings)
+    return recorded == _digest(run.settings)
 
 
 @lru_cache(maxsize=100_000)
 def _recorded(path: Path, changed: int) -> str:
-    """What binds in a config.yaml; it is read once, unless it was ``changed`` since."""
-    # The loader written in C where there is one: thousands of runs are looked at several times.
+    """Return the digest of a config.yaml; the cache reads a file again after it ``changed``."""
+    # The C loader, if there is one: experiments read thousands of these files several times.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8"))
     try:
-        there = loader.get_single_data()
+        recorded = loader.get_single_data()
     finally:
         loader.dispose()
-    return _binding(dict(flattened(there))) if isinstance(there, dict) else ""
+    return _digest(dict(flattened(recorded))) if isinstance(recorded, dict) else ""
 
 
-def _binding(settings: Mapping[str, Any]) -> str:
-    """A short text that differs where settings do that may not change when a run goes on."""
+def _digest(settings: Mapping[str, Any]) -> str:
+    """Return a short text of the settings that must not change when a run is resumed."""
     binding = sorted((key, repr(value)) for key, value in settings.items() if key not in FREE)
     return hashlib.sha256(repr(binding).encode()).hexdigest()
 
 
 def write_facts(facts: Mapping[str, Any], folder: Path) -> None:
     """Write ``run.json``, whole or not at all."""
-    with atomic_write(folder / FACTS) as file:
-        file.write(json.dumps(facts, indent=1).encode())
+    write_text(folder / FACTS, json.dumps(facts, indent=1))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` holds; nothing for a run that was started by hand."""
+    """Return what ``run.json`` holds; an empty dict for a run that was started by hand."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,16 +91,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _factors(run: Run) -> dict[str, Any]:
-    return {**run.method.factors, **run.method.factors_at_test}
-
-
 def results(jobs: Iterable[Job]) -> pd.DataFrame:
-    """One row a finished run: its place in the tables, its numbers, its facts, every setting."""
+    """Return a row for each finished run: its place in the tables, results, facts and settings."""
     rows: list[dict[str, Any]] = []
-    for run in (run for job in jobs for run in job.runs):
-        numbers = outcome(run) if run.reported else {}
+    for run in (run for job in jobs for run in job.runs if run.reported):
+        numbers = outcome(run)
         if numbers:
+            factors = {**run.method.factors, **run.method.factors_at_test}
             rows.append(
                 {
                     "method": run.method.name,
@@ -138,14 +110,11 @@ def results(jobs: Iterable[Job]) -> pd.DataFrame:
                     "shots": run.shots,
                     "seed": run.seed,
                     "trained": run.method.trained,
-                    "accuracy": numbers["accuracy"],
-                    "macro_f1": numbers["macro_f1"],
-                    "correct": int(numbers["correct"]),
-                    "total": int(numbers["total"]),
+                    **{key: numbers[key] for key in ("accuracy", "macro_f1", "correct", "total")},
                     "does": "train" if run.trains else "test",
                     **read_facts(run.folder),
                     "folder": str(run.folder),
-                    **{f"factor.{name}": value for name, value in _factors(run).items()},
+                    **{f"factor.{name}": value for name, value in factors.items()},
                     **run.settings,
                 }
             )

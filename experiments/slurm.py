@@ -1,9 +1,9 @@
-"""Doing the jobs of a plan on a Slurm cluster, as job arrays submitted through submitit.
+"""Execution of jobs on a Slurm cluster, as job arrays that submitit submits.
 
-A job of the plan is a task of an array, which does its runs as this machine would: one after
-another, each in a process of its own. What happens to them it adds to a file of events, which is
-read here. A job that Slurm requeues goes on from the last checkpoint. Jobs outlive the command
-that submitted them: the same command attaches to those that are queued or at work.
+A job of the plan is a task of an array. The task executes its runs as on this machine: one after
+another, each in its own process. It appends what happens to a file of events, and the command that
+submitted the job reads this file. A requeued job resumes from its last checkpoint. Jobs continue
+after the command has ended; the same command attaches to queued and running jobs.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from pathlib import Path
 from typing import Any
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.files.atomic import atomic_write
+from anchoropt_plugin.files.atomic import write_text
 
-from .execution import Event, left, prepare_server, run_locally
+from .execution import Event, prepare_server, run_locally, unfinished
 from .plan import Job, Run
 from .results import outcome
 
 TIMEOUTS = 100
-"""How many times a job is requeued that reached its time."""
+"""The number of times that a job is requeued after it reached its time limit."""
 CHECKPOINTS = 10
-"""Checkpoints of a training, where TRAIN.CHECKPOINT_FREQ asks for none."""
+"""The number of checkpoints of a training if TRAIN.CHECKPOINT_FREQ asks for none."""
 MAX_ARRAY = 1001
-"""Tasks of an array, where Slurm does not say: its own default."""
+"""The largest array if Slurm does not tell its own: Slurm's default."""
 EVENTS_EVERY, STATES_EVERY = 1.0, 10.0
-"""Seconds from one look at the events, and at Slurm's queue, to the next."""
+"""The seconds between two looks at the events, and at Slurm's queue."""
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 }
-"""Slurm's states of jobs that are over, unless they are requeued a moment later."""
+"""Slurm's states of ended jobs; a preempted job may be requeued a moment later."""
 
 
 @dataclass
 class Task:
-    """What one task of an array does; submitit keeps it in a file, and calls it on the node."""
+    """The work of one task of an array; submitit pickles this object and calls it on the node."""
 
     job: Job
     events: Path
@@ -58,30 +58,31 @@ class Task:
                 print(json.dumps(told), file=file, flush=True)
 
     def checkpoint(self) -> Any:
-        """What submitit puts into the queue again before the job's time is over."""
+        """Return what submitit requeues before the time limit of the job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _shield_runs() -> None:
-    """Start the server of processes such that they ignore the signals of the cluster.
+    """Start the fork server with the cluster's signals ignored, also in the processes of runs.
 
-    Slurm sends them to all processes of a job; they are for the first, which ends the others.
+    Slurm sends its signals to all processes of a job. Only the first process has to react: it ends
+    the others.
     """
-    theirs = {
+    handlers = {
         number: signal.signal(number, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     }
     prepare_server()
     multiprocessing.forkserver.ensure_running()
-    for number, handler in theirs.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 @dataclass
-class _Place:
-    """A job that Slurm has, and what is not yet known of its runs."""
+class _SubmittedJob:
+    """A job in Slurm, with the runs whose end is not known yet."""
 
     job: Job
     id: str
@@ -93,17 +94,17 @@ class _Place:
     is_gone: bool = False
 
     def __post_init__(self) -> None:
-        undone = left(self.job)
+        undone = unfinished(self.job)
         self.waiting = {str(n): run for n, run in enumerate(self.job.runs) if run in undone}
 
     def news(self) -> Iterator[Event]:
-        """What was added to the events since the last look."""
+        """Yield the events that were appended since the last look."""
         if not self.events.exists():
             return
         with self.events.open("rb") as file:
             file.seek(self.read)
             for line in file:
-                if not line.endswith(b"\n"):  # it is being written
+                if not line.endswith(b"\n"):  # the line is being written
                     break
                 self.read += len(line)
                 told = json.loads(line)
@@ -115,26 +116,26 @@ class _Place:
         if number not in self.started and event.kind in ("started", "at"):
             self.started.add(number)
             yield Event("started", event.run)
-        if event.kind != "started":  # once more, if it was requeued
+        if event.kind != "started":  # a requeued job starts its run again
             yield event
         if event.kind in ("finished", "failed"):
             del self.waiting[number]
 
     def over(self, state: str) -> Iterator[Event]:
-        """What became of the runs that nothing was told of, now that Slurm has ended the job."""
-        why = f"Slurm ended its job {self.id} ({state}), whose log is {self.log}"
+        """Yield the end of the runs without an end in the events, after Slurm has ended the job."""
+        why = f"Slurm ended its job {self.id} ({state}); the job's log is {self.log}"
         for run in self.waiting.values():
             yield Event("finished", run) if outcome(run) else Event("failed", run, error=why)
         self.waiting.clear()
 
 
 class Slurm:
-    """An executor: submits jobs, or attaches to those that are submitted, and follows them.
+    """An executor that submits jobs, or attaches to submitted ones, and follows them.
 
     Args:
-        options: submitit's, for all jobs.
-        folder: of submitit's files and logs, the events, and which jobs were submitted; it is one
-            that all nodes see.
+        options: submitit's options for all jobs.
+        folder: the folder of submitit's files, the logs, the events and the submitted jobs. All
+            nodes must see this folder.
     """
 
     def __init__(self, options: Mapping[str, Any], folder: Path) -> None:
@@ -142,39 +143,40 @@ class Slurm:
         self.folder = folder
 
     def __call__(self, jobs: Sequence[Job], workers: int) -> Generator[Event, None, None]:
-        """Yield what happens to the runs of ``jobs``; of an array ``workers`` are at work.
+        """Yield what happens to the runs of ``jobs``, of which ``workers`` are executed at a time.
 
-        More jobs than Slurm takes in an array are several arrays, which share ``workers``. A job
-        that needs another's anchors waits until that one is over.
+        If Slurm's largest array is too small for all jobs, several arrays share ``workers``. A job
+        that needs the anchors of another job waits for the end of that job.
 
         Raises:
-            UserError: Slurm refuses a job, or has one in the same folder with other settings.
+            UserError: Slurm refuses a job, or already has a job with the same folder and other
+                settings.
         """
-        todo = [_with_checkpoints(job) for job in jobs if left(job)]
+        todo = [_with_checkpoints(job) for job in jobs if unfinished(job)]
         states = _states()
         if states is None:
-            raise UserError("squeue fails: is Slurm up? Nothing was submitted")
+            raise UserError("squeue fails: check that Slurm is up; nothing was submitted")
         prepare_server()  # jobs inherit the environment
         self.folder.mkdir(parents=True, exist_ok=True)
-        places = [place for job in todo if (place := self._attached(job, states))]
-        if places:
-            print(f"attached to {len(places)} jobs that were submitted before")
+        followed = [submitted for job in todo if (submitted := self._attached(job, states))]
+        if followed:
+            print(f"attached to {len(followed)} jobs that were submitted before")
         try:
-            known = {place.job.runs[0].folder for place in places}
+            known = {submitted.job.runs[0].folder for submitted in followed}
             new = [job for job in todo if job.runs[0].folder not in known]
             largest = _largest_array()
-            for jobs, dependency in self._arrays(new, places):
+            for jobs, dependency in self._arrays(new, followed):
                 arrays = [jobs[at : at + largest] for at in range(0, len(jobs), largest)]
                 for array in arrays:
-                    places += self._submit(array, dependency, max(1, workers // len(arrays)))
-            yield from _followed(places)
+                    followed += self._submit(array, dependency, max(1, workers // len(arrays)))
+            yield from _followed(followed)
         finally:
-            at_work = [place.id for place in places if place.waiting]
+            at_work = [submitted.id for submitted in followed if submitted.waiting]
             if at_work:
-                print(_parting(at_work))
+                print(_notice(at_work))
 
-    def _attached(self, job: Job, states: Mapping[str, str]) -> _Place | None:
-        """The place of a job that Slurm has already."""
+    def _attached(self, job: Job, states: Mapping[str, str]) -> _SubmittedJob | None:
+        """Return a job as submitted, if Slurm already has it; else None."""
         try:
             record = json.loads(self._file(job, "json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -183,18 +185,20 @@ class Slurm:
             return None
         if record["runs"] != _words(job):
             raise UserError(
-                f"Slurm's job {record['id']} is at work in {job.runs[0].folder} with other "
-                f"settings: wait for it, or `scancel {record['id']}`"
+                f"Slurm's job {record['id']} uses {job.runs[0].folder} with other settings: wait "
+                f"for the job, or `scancel {record['id']}`"
             )
-        return _Place(job, record["id"], self._file(job, "jsonl"), Path(record["log"]))
+        return _SubmittedJob(job, record["id"], self._file(job, "jsonl"), Path(record["log"]))
 
-    def _arrays(self, jobs: list[Job], places: list[_Place]) -> Iterator[tuple[list[Job], str]]:
-        """Those that may begin at once, and then those that wait for the anchors of others.
+    def _arrays(
+        self, jobs: list[Job], followed: list[_SubmittedJob]
+    ) -> Iterator[tuple[list[Job], str]]:
+        """Yield the jobs that can start at once, then those that wait for the anchors of others.
 
         Yields:
-            Jobs, and what they depend on in Slurm's words.
+            Jobs, and their dependency in Slurm's syntax.
         """
-        ids = {place.job.anchors: place.id for place in reversed(places)}
+        ids = {submitted.job.anchors: submitted.id for submitted in reversed(followed)}
         free: list[Job] = []
         waiting: list[Job] = []
         leads: set[str] = set()
@@ -203,11 +207,11 @@ class Slurm:
             (waiting if follows else free).append(job)
             leads.add(job.anchors)
         yield sorted(free, key=lambda job: not job.anchors), ""
-        ids |= {place.job.anchors: place.id for place in reversed(places)}
+        ids |= {submitted.job.anchors: submitted.id for submitted in reversed(followed)}
         awaited = sorted({ids[job.anchors] for job in waiting})
         yield waiting, ":".join(["afterany", *awaited])
 
-    def _submit(self, jobs: list[Job], dependency: str, workers: int) -> list[_Place]:
+    def _submit(self, jobs: list[Job], dependency: str, workers: int) -> list[_SubmittedJob]:
         import submitit
 
         executor = submitit.SlurmExecutor(self.folder, max_num_timeout=TIMEOUTS)
@@ -221,19 +225,20 @@ class Slurm:
             self._file(job, "jsonl").unlink(missing_ok=True)
         tasks = [Task(job, self._file(job, "jsonl")) for job in jobs]
         try:
-            submitted = executor.submit_array(tasks)
+            slurm_jobs = executor.submit_array(tasks)
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"Slurm refuses the jobs: {_last_line(error)}") from error
-        places = []
-        for job, it in zip(jobs, submitted, strict=True):
-            place = _Place(job, it.job_id, self._file(job, "jsonl"), it.paths.stderr)
-            record = {"id": place.id, "log": str(place.log), "runs": _words(job)}
-            with atomic_write(self._file(job, "json")) as file:
-                file.write(json.dumps(record).encode())
-            places.append(place)
-        ids = " ".join(sorted({place.id.partition("_")[0] for place in places}))
-        print(f"submitted {len(places)} jobs to Slurm: {ids}")
-        return places
+        followed = []
+        for job, slurm_job in zip(jobs, slurm_jobs, strict=True):
+            submitted = _SubmittedJob(
+                job, slurm_job.job_id, self._file(job, "jsonl"), slurm_job.paths.stderr
+            )
+            record = {"id": submitted.id, "log": str(submitted.log), "runs": _words(job)}
+            write_text(self._file(job, "json"), json.dumps(record))
+            followed.append(submitted)
+        ids = " ".join(sorted({submitted.id.partition("_")[0] for submitted in followed}))
+        print(f"submitted {len(followed)} jobs to Slurm: {ids}")
+        return followed
 
     def _file(self, job: Job, suffix: str) -> Path:
         name = hashlib.sha256(str(job.runs[0].folder.absolute()).encode()).hexdigest()[:16]
@@ -245,39 +250,39 @@ def _words(job: Job) -> list[list[str]]:
 
 
 def _with_checkpoints(job: Job) -> Job:
-    """The same job, whose training keeps checkpoints to go on from."""
+    """Return the same job with checkpoints in its training, so that it can resume."""
 
-    def kept(run: Run) -> Run:
+    def with_checkpoints(run: Run) -> Run:
         if not run.trains or run.settings["TRAIN.CHECKPOINT_FREQ"] > 0:
             return run
         every = max(1, run.settings["OPTIM.MAX_EPOCH"] // CHECKPOINTS)
         return replace(run, argv=(*run.argv, "TRAIN.CHECKPOINT_FREQ", str(every)))
 
-    return replace(job, runs=[kept(run) for run in job.runs])
+    return replace(job, runs=[with_checkpoints(run) for run in job.runs])
 
 
-def _followed(places: Sequence[_Place]) -> Iterator[Event]:
-    """The events of all places, until nothing more can come."""
+def _followed(followed: Sequence[_SubmittedJob]) -> Iterator[Event]:
+    """Yield the events of all followed jobs until every run has ended."""
     next_states = 0.0
-    while waiting := [place for place in places if place.waiting]:
-        # Slurm first: what a job that is over had to tell is in its events by then.
+    while waiting := [submitted for submitted in followed if submitted.waiting]:
+        # Ask Slurm first: when a job has ended, its events are complete.
         states = None
         if time.monotonic() >= next_states:
             states = _states()
             next_states = time.monotonic() + STATES_EVERY
-        for place in waiting:
-            yield from place.news()
+        for submitted in waiting:
+            yield from submitted.news()
             if states is not None:
-                state = states.get(place.id, "unknown to squeue")
-                ended = state in ENDED or place.id not in states
-                if ended and place.is_gone:  # twice: it is not between two lives
-                    yield from place.over(state)
-                place.is_gone = ended
+                state = states.get(submitted.id, "unknown to squeue")
+                ended = state in ENDED or submitted.id not in states
+                if ended and submitted.is_gone:  # twice in a row, so it is not being requeued
+                    yield from submitted.over(state)
+                submitted.is_gone = ended
         time.sleep(EVENTS_EVERY)
 
 
 def _states() -> dict[str, str] | None:
-    """From the ids of this user's jobs to their states; None where Slurm does not answer."""
+    """Return the states of this user's jobs by their ids; None if Slurm does not answer."""
     words = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T"]
     try:
         answer = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
@@ -288,7 +293,7 @@ def _states() -> dict[str, str] | None:
 
 
 def _largest_array() -> int:
-    """How many tasks an array may have, by Slurm's configuration."""
+    """Return the largest number of tasks of an array in Slurm's configuration."""
     try:
         answer = subprocess.run(
             ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=60
@@ -299,11 +304,11 @@ def _largest_array() -> int:
     return max(1, int(found[1])) if found else MAX_ARRAY
 
 
-def _parting(ids: Sequence[str]) -> str:
+def _notice(ids: Sequence[str]) -> str:
     arrays = " ".join(sorted({id.partition("_")[0] for id in ids}))
     return (
-        f"{len(ids)} jobs go on in Slurm. `squeue --me` shows them, the same command follows them "
-        f"again, `scancel {arrays}` cancels them"
+        f"{len(ids)} jobs continue in Slurm. `squeue --me` shows them, the same command follows "
+        f"them again, `scancel {arrays}` cancels them"
     )
 
 

@@ -1,9 +1,9 @@
 """Tables of methods: mean ± deviation over seeds, the difference to a reference, its p-value.
 
-The last column is averaged as the field does it: the accuracies are averaged over seeds first, and
-over data sets in the table of all of them, and the harmonic mean is of these averages. Its
-deviation is that of the seeds' own harmonic means. Differences are tested by the paired t-test over
-the seeds that both methods have.
+The last column is computed as is usual in the field: first the accuracies are averaged over seeds
+(in the table of all data sets also over data sets), then the harmonic mean of these averages is
+taken. The deviation of the last column is that of the harmonic means of single seeds. A paired
+t-test compares the seeds that both methods have.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .protocols import Protocol
 from .published import Number, published_numbers
 
 AVERAGE = "average"
-"""The group of a table over all data sets."""
+"""The name of the table over all data sets."""
 
 
 class Cell(NamedTuple):
-    """Accuracy in per cent of a method, over seeds.
+    """The accuracy of a method in per cent, over seeds.
 
-    ``delta`` is the difference to the reference and ``p`` that of the paired test; both are None
-    where there is no reference, and p where fewer than two seeds or no differences are there.
+    ``delta`` is the difference to the reference, ``p`` the p-value of the paired test. Both are
+    None without a reference; p is also None with one seed or with equal differences.
     """
 
     mean: float
@@ -41,11 +41,13 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of methods, columns of scores and their summary.
+    """A row for each method, a column for each score and one for their summary.
 
     Attributes:
-        rows: by method, then by column; a cell without a finished run is missing.
-        seeds: how many each method is to have: one where nothing is trained.
+        title: the title.
+        columns: the names of the columns.
+        rows: the cells by method and column, without cells that have no finished run.
+        seeds: the planned number of seeds of each method: one for a method without training.
     """
 
     title: str
@@ -55,12 +57,12 @@ class Table:
 
     @property
     def published(self) -> bool:
-        """Whether a published number stands beside one of its cells."""
+        """Tell whether a cell has a published number."""
         return any(cell.published for row in self.rows.values() for cell in row.values())
 
 
 def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """The p-value of the paired t-test, two-sided; None where it says nothing.
+    """Return the p-value of the two-sided paired t-test; None if all differences are equal.
 
     >>> round(paired_p([2.0, 4.0, 6.5], [1.0, 2.0, 3.0]), 3)
     0.096
@@ -76,7 +78,7 @@ def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 
 
 def tables(results: pd.DataFrame, protocol: Protocol) -> list[Table]:
-    """A table for each data set that was trained on, and one over all where there are several."""
+    """Return a table for each data set of the trainings, and with several their average."""
     if results.empty:
         return []
     out = [
@@ -91,7 +93,7 @@ def tables(results: pd.DataFrame, protocol: Protocol) -> list[Table]:
 
 
 def _averaged(results: pd.DataFrame) -> pd.DataFrame:
-    """For each method, score and seed the mean over all groups; what lacks one is left out."""
+    """Return the mean over all groups for each method, score and seed that has all groups."""
     keys = ["method", "reference", "trainer", "score", "seed"]
     same = ["shots", "trained", "MODEL.BACKBONE.NAME"]
     groups = results.groupby(keys, sort=False)
@@ -175,7 +177,7 @@ def _beside_published(table: Table, group: str, results: pd.DataFrame, protocol:
 
 
 def entries(several: Sequence[Table]) -> Iterator[dict[str, object]]:
-    """One row a cell, for tables.csv."""
+    """Yield a row for each cell, for tables.csv."""
     for table in several:
         for method, row in table.rows.items():
             for column, cell in row.items():

@@ -1,7 +1,7 @@
-"""One run in a process of its own, forked where everything is imported already.
+"""One run in its own process, forked from a server that has imported everything.
 
-Such a process has computed nothing before, so its numbers are those of ``python train.py``; but it
-starts in a fraction of a second, where imports take seconds.
+Such a process has computed nothing before, so its numbers are those of ``python train.py``. It
+starts in a fraction of a second; the imports alone would take seconds.
 """
 
 from __future__ import annotations
@@ -11,63 +11,53 @@ import io
 import multiprocessing
 import os
 import platform
-import re
 import resource
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import train
 from anchoropt_plugin.config.record import RECORD
-from anchoropt_plugin.files.atomic import atomic_write
+from anchoropt_plugin.files.atomic import write_text
 from anchoropt_plugin.version import VERSION
 
 from .plan import Run
 from .results import newest_log, write_facts
 
-EPOCH = re.compile(r"^epoch \[(\d+)/(\d+)\]", re.MULTILINE)
-STAGE_TWO = re.compile(r"^Stage 2: ", re.MULTILINE)
-
-
-class _Output(io.TextIOBase):
-    """Takes what a run prints, which its own log.txt keeps, and tells how far it is."""
-
-    def __init__(self, tell: Callable[[tuple[Any, ...]], None]) -> None:
-        self.tell = tell
-
-    def write(self, text: str) -> int:
-        for epoch, epochs in EPOCH.findall(text):
-            self.tell(("epoch", int(epoch), int(epochs)))
-        if STAGE_TWO.search(text):
-            self.tell(("anchors",))
-        return len(text)
-
 
 def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit: str) -> None:
-    """Do a run; what ``to_parent`` receives is told in ``execution.py``.
+    """Execute a run; its own files tell how far it is.
 
     Args:
-        run: what to do.
-        to_parent: takes ("epoch", now, of), ("anchors",) and ("failed", why).
-        environment: variables for this process, as CUDA_VISIBLE_DEVICES.
-        commit: of the repository.
+        run: the run.
+        to_parent: receives the reason, one line, if the run fails.
+        environment: variables for this process, such as CUDA_VISIBLE_DEVICES.
+        commit: the commit of the repository.
     """
     os.environ.update(environment)
-    # The server that this is forked from may have been started before the variable was set.
+    # The fork server may have been started before the variable was set.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]))
     _end_with_parent()
+    record = run.folder / RECORD
     errors = io.StringIO()
     started = time.time()
-    with contextlib.redirect_stdout(_Output(to_parent.send)), contextlib.redirect_stderr(errors):
+    with (
+        Path(os.devnull).open("w") as nowhere,  # log.txt has the same lines
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(errors),
+    ):
         try:
+            if not run.trains:  # the record of an earlier test may have other settings
+                with contextlib.suppress(OSError):
+                    record.unlink()
             status = train.main(list(run.argv))
-        except Exception:  # a fault of the program's: the others go on
+        except Exception:  # a bug: the other runs continue
             traceback.print_exc()
             status = 1
     if status:
@@ -76,17 +66,16 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
         if log is not None:
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"{said}\n")
-        to_parent.send(("failed", said.splitlines()[-1].removeprefix("error: ")))
+        to_parent.send(said.splitlines()[-1].removeprefix("error: "))
         return
-    if not run.trains:  # train.py writes that of a training
+    if not run.trains:  # train.py writes the record of a training only
         args = train.build_parser().parse_args(list(run.argv))
-        with atomic_write(run.folder / RECORD) as file:
-            file.write(train.setup_cfg(args).dump().encode())
+        write_text(record, train.setup_cfg(args).dump())
     write_facts(_facts(time.time() - started, commit), run.folder)
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that asked for it does, however that came about."""
+    """End this process when its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -1,28 +1,28 @@
-r"""Change AnchorOPT part by part on one host, and tell what each part is worth.
+r"""Change AnchorOPT part by part on one host, and measure the effect of each part.
 
     python scripts/ablate.py --preset embedded
     python scripts/ablate.py --host CoOp --config tiny --datasets digits \
         --grid position=sinkhorn,identity --grid kd_weight=0,1,10
     python scripts/ablate.py --preset embedded --grid anchor_length=1,2,4 --grid OPTIM.LR=0.01,0.02
 
-Without --one-at-a-time all combinations are run. Everything else is as in compare.py: finished runs
-stay, killed ones go on, and the report lies in the output folder.
+Without --one-at-a-time all combinations are run. To resume, run the same command again: finished
+runs are skipped, killed runs resume. The report is in the output folder, as with compare.py.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-if __name__ == "__main__":  # processes of single runs import this file, too
+if __name__ == "__main__":  # the processes of runs import this file too
     from anchoropt_plugin.process.command_line import status_of
 
-    def _main() -> int:
-        # In here, as a package may be missing.
-        from experiments.ablate import main
-
-        return main(__doc__)
-
-    sys.exit(status_of(_main, interrupted="interrupted; run it again to go on"))
+    sys.exit(
+        status_of(  # imports the package itself: a missing dependency is one line then
+            lambda: import_module("experiments.ablate").main(__doc__),
+            interrupted="interrupted; to resume, run the same command again",
+        )
+    )

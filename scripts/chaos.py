@@ -1,12 +1,12 @@
-r"""Kill runs of train.py at random places, start them again, and compare what they leave.
+r"""Kill runs of train.py at random places, resume them, and compare their files.
 
     python scripts/chaos.py --kills 60 --seed 1
 
-Each round starts a command, ends it in one of six ways, starts the same command again, ends that,
-and so on, until one is let through. What lies in the output folder then, in the anchor cache and in
-the data set's folder has to be what an undisturbed run leaves, bit for bit; only log.txt and
-tensorboard/ tell the interruptions. The commands run in forks of this process, where everything is
-imported; see docs/reliability.md.
+Each round starts a command, ends it in one of six ways, starts the same command again, ends it
+again, and so on; the last start is not disturbed. Then the output folder, the anchor cache and the
+data set's folder must be equal, bit for bit, to those of an undisturbed run. Only log.txt and
+tensorboard/ may show the interruptions. The commands run in forks of this process, which has
+imported everything; see docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.process.command_line import Parser, status_of
 from datasets.embedded import write_digits
 
-# Relative paths: a round runs in a folder of its own.
+# Relative paths, because each round has its own working directory.
 _COMMAND = [
     *("--root", "data", "--output-dir", "out", "--seed", "1"),
     *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
@@ -61,13 +61,13 @@ RUNS = {
     "MaPLe": ["--trainer", "MaPLe_AnchorOPT", *_KEYS, *_EVERY, "TRAINER.MAPLE.PROMPT_DEPTH", "2"],
     "CoOp alone": ["--trainer", "CoOp", *_KEYS, *_EVERY],
 }
-"""What is run, by name: all of them on the CPU, in a second or two each."""
+"""The commands by name. Each takes a second or two on the CPU."""
 
 _NO_COMPARISON = ("log.txt", "tensorboard")
 
 
 def prepare_folder(folder: Path, digits: Path) -> Path:
-    """A folder for a run: its own few-shot draws, the pictures of all."""
+    """Make the folder of a run, with its own few-shot samples and the common images."""
     (folder / "data" / "digits").mkdir(parents=True)
     (folder / "data" / "digits" / "images").symlink_to(digits / "images")
     for split in digits.glob("*.json"):
@@ -75,8 +75,8 @@ def prepare_folder(folder: Path, digits: Path) -> Path:
     return folder
 
 
-def left_by(folder: Path) -> dict[str, Path]:
-    """What a run has left, by relative path, but for its logs."""
+def files_of(folder: Path) -> dict[str, Path]:
+    """Return the files of a run, without its logs, by their relative paths."""
     return {
         path.relative_to(folder).as_posix(): path
         for part in ("out", "anchors", "data")
@@ -86,8 +86,8 @@ def left_by(folder: Path) -> dict[str, Path]:
 
 
 def differences(folder: Path, other: Path) -> list[str]:
-    """Which files differ between what two runs have left; a last line if their tests do."""
-    here, there = left_by(folder), left_by(other)
+    """Return the names of the files that differ between two runs."""
+    here, there = files_of(folder), files_of(other)
     found = sorted(here.keys() ^ there.keys())
     for name in sorted(here.keys() & there.keys()):
         if "pth.tar" in name:
@@ -96,17 +96,7 @@ def differences(folder: Path, other: Path) -> list[str]:
             same = here[name].read_bytes() == there[name].read_bytes()
         if not same:
             found.append(name)
-    if _results(folder) != _results(other):
-        found.append("the last test's results")
     return found
-
-
-def _results(folder: Path) -> list[str]:
-    """What the last test of a run has found."""
-    logs = sorted((folder / "out").glob("log.txt*"), key=lambda path: path.stat().st_mtime)
-    lines = logs[-1].read_text(encoding="utf-8").splitlines()
-    last = max(number for number, line in enumerate(lines) if line == "=> result")
-    return [line for line in lines[last:] if line.startswith("* ")]
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -121,7 +111,14 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 class Outcome(NamedTuple):
-    """Of all rounds: ends by way, commands started again, faults in words."""
+    """The outcome of all rounds.
+
+    Attributes:
+        kills: the number of ended commands, by the way of their end.
+        through: the number of commands that were finished before their end came.
+        resumes: the number of commands that were started again.
+        faults: the differences, and the commands that ended in a wrong way, as texts.
+    """
 
     kills: Counter[str]
     through: int
@@ -130,13 +127,13 @@ class Outcome(NamedTuple):
 
 
 def chaos(scratch: Path, kills: int, seed: int, names: list[str] | None = None) -> Outcome:
-    """Kill runs until ``kills`` of them were, and compare every one with an undisturbed one.
+    """Kill at least ``kills`` commands, and compare every run with an undisturbed run.
 
     Args:
         scratch: an empty folder.
-        kills: how many runs are ended before they are through, at least.
-        seed: draws when and how.
-        names: of ``RUNS``; all by default.
+        kills: the number of commands to end before they are finished.
+        seed: the seed of the times and ways of the kills.
+        names: names of ``RUNS``; all by default.
     """
     rng = random.Random(seed)
     names = list(RUNS) if names is None else names
@@ -175,7 +172,7 @@ def _round(
         history.append(f"{way}: {end.status}")
         if not is_proper(way, end):
             last = (end.said.strip().splitlines() or ["nothing"])[-1]
-            outcome.faults.append(f"{title}, {way}: status {end.status}, it said: {last}")
+            outcome.faults.append(f"{title}, {way}: status {end.status}, last line: {last}")
         if end.status:
             outcome.kills[way] += 1
         else:
@@ -183,7 +180,7 @@ def _round(
         resumes += 1
     end = run(folder, words)
     if end.status:
-        outcome.faults.append(f"{title}: it does not go on: {end.said.strip()[-300:]}")
+        outcome.faults.append(f"{title}: it does not resume: {end.said.strip()[-300:]}")
     else:
         found = differences(folder, reference.folder)
         if found:
@@ -204,13 +201,23 @@ def _scratch(keep: str) -> Iterator[Path]:
 
 
 def main() -> int:
-    """Run the command line; status 1 where anything differs."""
+    """Run the command line; return 1 if a file differs, else 0."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=60, help="at least so many (default: 60)")
-    parser.add_argument("--seed", type=int, default=1, help="draws when and how (default: 1)")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, metavar="NAME", help="default: all")
-    parser.add_argument("--keep", default="", help="a new folder to work in, which is kept")
-    parser.add_argument("--json", default="", help="write the figures to this file, too")
+    parser.add_argument(
+        "--kills", type=int, default=60, help="kill at least N commands (default: 60)", metavar="N"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of the times and ways (default: 1)", metavar="N"
+    )
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, metavar="NAME", help="names of runs (default: all)"
+    )
+    parser.add_argument(
+        "--keep", default="", help="work in this new folder, and keep it", metavar="FOLDER"
+    )
+    parser.add_argument(
+        "--json", default="", help="also write the numbers to this file", metavar="FILE"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     with _scratch(args.keep) as scratch:
@@ -221,7 +228,7 @@ def main() -> int:
         print(f"FAULT {fault}")
     kills, faults = sum(outcome.kills.values()), len(outcome.faults)
     print(
-        f"kills: {kills}, resumes: {outcome.resumes}, through before the kill: {outcome.through}, "
+        f"kills: {kills}, resumes: {outcome.resumes}, finished before the kill: {outcome.through}, "
         f"mismatches: {faults}"
     )
     if args.json:

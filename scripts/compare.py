@@ -1,4 +1,4 @@
-r"""Compare hosts with and without AnchorOPT, over data sets and seeds, under a protocol.
+r"""Compare hosts with and without AnchorOPT over data sets and seeds, under a protocol.
 
     python scripts/compare.py --preset embedded
     python scripts/compare.py --preset published --hosts CoOp --datasets caltech101 dtd \
@@ -6,25 +6,25 @@ r"""Compare hosts with and without AnchorOPT, over data sets and seeds, under a 
     python scripts/compare.py --hosts CoOp MaPLe --datasets digits --seeds 1 2 3 --config tiny
     python scripts/compare.py --protocol few_shot --hosts CoOp --datasets digits --config tiny
 
-Runs that are finished are left as they are, a run that was killed goes on, and failures are listed
-at the end. The output folder has the public layout, and results.csv, tables.md, tables.tex,
-tables.csv and report.html on top.
+To resume, run the same command again: finished runs are skipped, killed runs resume. Failed runs
+are listed at the end. The output folder has the layout of the public scripts, and in addition
+results.csv, tables.md, tables.tex, tables.csv and report.html.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-if __name__ == "__main__":  # processes of single runs import this file, too
+if __name__ == "__main__":  # the processes of runs import this file too
     from anchoropt_plugin.process.command_line import status_of
 
-    def _main() -> int:
-        # In here, as a package may be missing.
-        from experiments.compare import main
-
-        return main(__doc__)
-
-    sys.exit(status_of(_main, interrupted="interrupted; run it again to go on"))
+    sys.exit(
+        status_of(  # imports the package itself: a missing dependency is one line then
+            lambda: import_module("experiments.compare").main(__doc__),
+            interrupted="interrupted; to resume, run the same command again",
+        )
+    )

@@ -1,4 +1,4 @@
-"""How runs of train.py are ended at random places: in forks of this process, in one of six ways."""
+"""Runs of train.py in forks of this process, and six ways to end them at random places."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import train
 from anchoropt_plugin.errors import UserError
 
 CALLS = ("fsync", "replace", "mkdir")
-"""The calls of ``os`` by which files come to be."""
+"""The functions of ``os`` that make files appear."""
 
 
 class Ended(NamedTuple):
-    """How a run ended: its exit status, negative for a signal, and what it said on stderr."""
+    """The end of a run: its exit status, negative for a signal, and its stderr."""
 
     status: int
     said: str
 
 
 class Reference(NamedTuple):
-    """An undisturbed run: its folder, seconds, the calls it made, the size of its largest file."""
+    """An undisturbed run: folder, seconds, number of calls, bytes of the largest file."""
 
     folder: Path
     seconds: float
@@ -46,7 +46,7 @@ def _is_full(*_: object) -> None:
 
 
 def at_call(count: int, act: Callable[[], None], after: bool = False) -> Callable[[], None]:
-    """What makes a process ``act`` at its ``count``-th call of ``CALLS``, before it or after."""
+    """Return a preparation: the process will ``act`` at its ``count``-th call of ``CALLS``."""
 
     def prepare() -> None:
         seen = 0
@@ -72,7 +72,7 @@ def at_call(count: int, act: Callable[[], None], after: bool = False) -> Callabl
 
 
 def at_size(size: int, killed: bool) -> Callable[[], None]:
-    """What lets no file grow beyond ``size``: the write fails there, or ends the process."""
+    """Return a preparation: a write beyond ``size`` bytes fails, or ends the process."""
 
     def prepare() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -83,7 +83,7 @@ def at_size(size: int, killed: bool) -> Callable[[], None]:
 
 
 def nothing() -> None:
-    """Prepare a run that is let through."""
+    """Prepare an undisturbed run."""
 
 
 def run(
@@ -97,14 +97,14 @@ def run(
     Args:
         folder: the working directory.
         words: the command line.
-        prepare: called in the fork, first.
-        strike: a signal, and after how many seconds it is sent.
+        prepare: called first in the fork.
+        strike: a signal, and the seconds until it is sent.
     """
     sys.stdout.flush()
-    errors, to_parent = os.pipe()  # no file: a disk that is full has no room for what is said of it
+    errors, to_parent = os.pipe()  # no file: the disk may be full
     child = os.fork()
     if child == 0:
-        status = 70  # a fault of this tool, or of what catches no exception
+        status = 70  # for an exception that nothing catches
         try:
             os.chdir(folder)
             with open(os.devnull, "wb") as null:  # noqa: PTH123
@@ -115,11 +115,11 @@ def run(
         except Exception:
             traceback.print_exc()
         finally:
-            os._exit(status)  # what this process would do at its end is not the fork's to do
+            os._exit(status)  # without the exit handlers of this process
     if strike is not None:
         number, seconds = strike
         time.sleep(seconds)
-        os.kill(child, number)  # not waited for yet, so nobody else can have its number
+        os.kill(child, number)  # no other process can have the id before the wait below
     os.close(to_parent)
     with os.fdopen(errors, encoding="utf-8") as file:
         said = file.read()  # until the run has ended
@@ -127,7 +127,7 @@ def run(
 
 
 def ways(rng: random.Random, reference: Reference) -> dict[str, Callable[[Path, list[str]], Ended]]:
-    """The ways to end a run, each at a place drawn anew."""
+    """Return the ways to end a run, each with a new random place."""
     seconds = rng.uniform(0, reference.seconds)
     count, after = rng.randint(1, reference.calls), rng.random() < 0.5
     size = round(reference.largest ** rng.random())  # small files are as likely as large ones
@@ -152,12 +152,12 @@ def ways(rng: random.Random, reference: Reference) -> dict[str, Callable[[Path, 
 
 
 def is_proper(way: str, end: Ended) -> bool:
-    """Whether a run that was ended that way ended as it should, if it was not through before."""
+    """Tell whether a run that was ended in a way has the right status and message."""
     if end.status == 0:
         return True
     if way.startswith("SIGTERM"):
-        # Before train.py has begun, nobody can answer.
-        line = end.said.startswith("interrupted; the same command goes on")
+        # The signal itself ends the process if train.py has not begun.
+        line = end.said.startswith("interrupted; ")
         return (end.status == 128 + signal.SIGTERM and line) or end.status == -signal.SIGTERM
     if way == "full disk":
         line = end.said.startswith("error: ") and end.said.find("\n") == len(end.said) - 1
@@ -166,10 +166,10 @@ def is_proper(way: str, end: Ended) -> bool:
 
 
 def refer(folder: Path, words: list[str]) -> Reference:
-    """Do a run undisturbed, and measure it.
+    """Execute a run undisturbed, and measure it.
 
     Raises:
-        UserError: it fails.
+        UserError: the run fails.
     """
     calls = folder / "calls.txt"
 

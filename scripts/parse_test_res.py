@@ -1,8 +1,8 @@
-r"""Mean and deviation of the accuracies in the log.txt files of several seeds.
+r"""Print mean and deviation of the accuracies in the log.txt files of several seeds.
 
     python scripts/parse_test_res.py output/my_run                  # folders seed1, seed2, …
-    python scripts/parse_test_res.py output/my_run --test-log       # of --eval-only runs
-    python scripts/parse_test_res.py output/my_runs --multi-exp     # folders of such folders
+    python scripts/parse_test_res.py output/my_run --test-log       # logs of --eval-only runs
+    python scripts/parse_test_res.py output/my_runs --multi-exp     # several such folders
 
 Flags and output lines are those of CoOp's script of the same name.
 """
@@ -27,7 +27,7 @@ AFTER_TRAINING, AFTER_TEST = "Finish training", "=> result"
 
 
 def value_in(log: str, keyword: str, signal: str) -> float | None:
-    """The last ``* keyword: number%`` below the line ``signal``, or None.
+    """Return the last ``* keyword: number%`` below the line ``signal``, or None.
 
     >>> value_in("=> result\\n* accuracy: 91.8%", "accuracy", AFTER_TEST)
     91.8
@@ -43,7 +43,7 @@ def value_in(log: str, keyword: str, signal: str) -> float | None:
 
 
 def spread(values: Sequence[float], ci95: bool) -> float:
-    """The deviation of some values (over n, not n − 1), or the half-width of a 95 % interval.
+    """Return the deviation of values (over n, not n − 1), or half the width of a 95 % interval.
 
     >>> spread([1.0, 3.0], ci95=False)
     1.0
@@ -53,10 +53,10 @@ def spread(values: Sequence[float], ci95: bool) -> float:
 
 
 def summarise(folder: Path, args: argparse.Namespace, signal: str) -> float:
-    """Print the value of each seed's folder, their mean and deviation; return the mean.
+    """Print the value of each seed, the mean and the deviation; return the mean.
 
     Raises:
-        UserError: no folder, one without a log, or no value in any.
+        UserError: there is no folder, a folder has no log, or no log has a value.
     """
     print(f"Parsing files in {folder}")
     values = []
@@ -69,7 +69,7 @@ def summarise(folder: Path, args: argparse.Namespace, signal: str) -> float:
     if not values:
         raise UserError(
             f"no '* {args.keyword}: …%' below a line {signal!r} in {folder}/*/log.txt; "
-            "--test-log is for runs of --eval-only, --multi-exp for folders of such folders"
+            "give --test-log for logs of --eval-only, --multi-exp for a folder of such folders"
         )
     mean = statistics.fmean(values)
     print("===")
@@ -89,11 +89,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("directory", type=Path, help="folder of one folder a seed, each with a log.txt")
-    add("--ci95", action="store_true", help="half-width of the 95 %% interval, not the deviation")
-    add("--test-log", action="store_true", help="logs of runs that only tested")
-    add("--multi-exp", action="store_true", help="several such folders, with a mean over them")
-    add("--keyword", default="accuracy", help="which number (default: accuracy)")
+    add("directory", type=Path, help="folder with a folder for each seed, each with a log.txt")
+    add("--ci95", action="store_true", help="half the width of a 95 %% interval, not the deviation")
+    add("--test-log", action="store_true", help="logs of --eval-only runs")
+    add(
+        "--multi-exp",
+        action="store_true",
+        help="a folder of several such folders: also print the mean over them",
+    )
+    add("--keyword", default="accuracy", help="name of the number in the log (default: accuracy)")
     args = parser.parse_args(argv)
     signal = AFTER_TEST if args.test_log else AFTER_TRAINING
     if not args.multi_exp:

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# A Slurm cluster of this machine alone, to try --executor slurm on: scripts/start_slurm.sh FOLDER
-# It runs until it is ended (ctrl-C), or the shell that started it is, and keeps all in FOLDER. Once
-# FOLDER/ready is there:
+# Start a Slurm cluster of this one machine, to try --executor slurm: scripts/start_slurm.sh FOLDER
+# The cluster ends with ctrl-C, or with the process that started it. All its files are in FOLDER.
+# When FOLDER/ready exists:
 #     export SLURM_CONF=FOLDER/slurm.conf; sinfo
-# Root, and Debian's packages slurmctld, slurmd, slurm-client and munge are needed.
+# The script needs root and Debian's packages slurmctld, slurmd, slurm-client and munge.
 set -euo pipefail
 
-folder=$(realpath -m "${1:?"a folder is to be given"}")
+folder=$(realpath -m "${1:?"give a folder"}")
 for program in munged slurmctld slurmd sinfo; do
-    command -v "$program" >/dev/null || { echo "error: there is no $program here" >&2; exit 2; }
+    command -v "$program" >/dev/null || { echo "error: $program is not installed" >&2; exit 2; }
 done
 [ "$(id -u)" = 0 ] || { echo "error: only root can start slurmd" >&2; exit 2; }
 
 started=()
 end() {
-    # Steps at work outlive slurmd: their jobs are cancelled first.
+    # Running steps outlive slurmd, so cancel their jobs first.
     timeout 5 scancel --full --signal=KILL --user=root 2>/dev/null || true
     timeout 5 bash -c 'while squeue --noheader | grep -q .; do sleep 0.2; done' 2>/dev/null || true
     kill "${started[@]}" 2>/dev/null || true
@@ -36,7 +36,7 @@ PYTHON
 
 mkdir -p "$folder"/{state,spool}
 export SLURM_CONF=$folder/slurm.conf
-socket=$(mktemp -d /tmp/munge.XXXXXX)  # munged wants each folder above its socket to be open to all
+socket=$(mktemp -d /tmp/munge.XXXXXX)  # munged needs a socket whose parent folders everybody can enter
 trap end EXIT
 trap 'exit 0' INT TERM
 dd if=/dev/urandom of="$socket/key" bs=64 count=1 status=none
@@ -90,14 +90,14 @@ for _ in $(seq 150); do
         touch "$folder/ready"
         echo "ready: export SLURM_CONF=$SLURM_CONF"
         while kill -0 "${started[@]}" 2>/dev/null; do
-            kill -0 "$PPID" 2>/dev/null || exit 0  # whoever started it is gone
+            kill -0 "$PPID" 2>/dev/null || exit 0  # the process that started this script has ended
             sleep 1 &
             wait $!
         done
-        echo "error: a daemon ended; $folder/*.log tells why" >&2
+        echo "error: a daemon ended; see $folder/*.log" >&2
         exit 1
     fi
     sleep 0.2
 done
-echo "error: the cluster did not start; $folder/*.log tells why" >&2
+echo "error: the cluster did not start; see $folder/*.log" >&2
 exit 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..config.record import write_record
 from ..dassl_compat.finite_checks import check_weights, checked_step, finite
 from ..errors import UserError
+from ..files.run_events import append_event
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
 from ..method.objective import PromptLoss, to_float32
 from ..method.position import AnchorPositionModule
@@ -125,6 +126,7 @@ class TwoStages:
         self.anchoropt.trained_classes = frozenset(self.anchoropt.classes)
         anchors = AnchorTokens(self.anchoropt.position.anchors.detach().float().cpu())
         anchors.save(Path(self.output_dir) / PUBLISHED_FILE)
+        append_event(self.output_dir, "anchors")
         print("Stage 2: learning the soft tokens and the position matrix")
 
     def before_epoch(self: Any) -> None:

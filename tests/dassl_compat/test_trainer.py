@@ -1,4 +1,4 @@
-"""A whole run of a linear trainer: its log, its checkpoints, and resuming."""
+"""A whole run of a linear trainer: its log, its checkpoints, its results, and resuming."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from anchoropt_plugin import UserError
+from anchoropt_plugin.dassl_compat.engine import trainer as engine
 from anchoropt_plugin.files import checkpoints
+from anchoropt_plugin.files.run_events import read_events, read_results
 from dassl.engine import build_trainer
 from dassl.utils import (
     load_checkpoint,
@@ -94,7 +96,7 @@ def test_checkpoints(cfg):
     assert (folder / "checkpoint").read_text() == "model.pth.tar-4\n"
     assert list(Path(cfg.OUTPUT_DIR, "tensorboard").iterdir())
 
-    # Nothing in it but tensors and plain containers: torch reads it with weights_only.
+    # The file has only tensors and plain containers, so torch reads it with weights_only.
     checkpoint = torch.load(folder / "model.pth.tar-4", weights_only=True)
     assert set(checkpoint) >= {"state_dict", "epoch", "optimizer", "scheduler", "val_result"}
     assert checkpoint["epoch"] == 4
@@ -126,8 +128,78 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(cfg, tmp_path, final_
     assert len(resumed.rates) == 2 * 4
     assert resumed.rates == pytest.approx(whole.rates[8:])
     assert torch.equal(weights(resumed), weights(whole))
-    # The last evaluation of both is that of the model deployed.
+    # The last evaluation of both runs is that of the deployed model.
     assert [line for line in out.splitlines() if line.startswith("* ")][-5:] == lines[-5:]
+
+
+# ---------------------------------------------------------------------- results and events
+def test_a_run_writes_its_epochs_and_its_results(cfg, capsys):
+    trainer = trained(cfg)
+    events = read_events(cfg.OUTPUT_DIR)
+    assert [(event["epoch"], event["epochs"]) for event in events] == [(n, 4) for n in range(1, 5)]
+    # The rate is that of the first step of the epoch, the means are those of its last log line.
+    assert [event["lr"] for event in events] == trainer.rates[::4]
+    said = capsys.readouterr().out
+    for name in ("loss", "acc"):
+        shown = re.findall(rf"batch \[4/4\] .*{name} \S+ \((\S+)\)", said)
+        assert shown == [f"{event[name]:.4f}" for event in events]
+    results = read_results(cfg.OUTPUT_DIR)
+    assert results["split"] == "test" and results["after_training"]
+    assert results["total"] == 12
+    assert results["accuracy"] == 100 * results["correct"] / 12 == 100 - results["error_rate"]
+    assert f"* correct: {results['correct']}\n" in said
+    assert f"* macro_f1: {results['macro_f1']:.1f}%" in said
+
+
+def test_a_test_alone_does_not_count_as_the_end_of_a_training(cfg):
+    build_trainer(cfg).test()
+    assert not Path(cfg.OUTPUT_DIR).exists()  # the folder is not made for results.json
+    trained(cfg)
+    build_trainer(cfg).test()
+    assert not read_results(cfg.OUTPUT_DIR)["after_training"]
+
+
+def test_a_validation_is_not_the_last_test(cfg):
+    cfg.TEST.FINAL_MODEL = "best_val"
+    trained(cfg, stop_after=2)
+    assert read_results(cfg.OUTPUT_DIR) == {}
+    assert trained(cfg).best_result > 0 and read_results(cfg.OUTPUT_DIR)["split"] == "test"
+
+
+@pytest.mark.parametrize("after_event", [False, True])
+def test_a_kill_around_an_event_leaves_no_trace(cfg, tmp_path, monkeypatch, after_event):
+    cfg.TRAIN.CHECKPOINT_FREQ = 1
+    trained(cfg)
+    names = "results.json", "events.jsonl"
+    whole = [Path(cfg.OUTPUT_DIR, name).read_bytes() for name in names]
+
+    cfg.OUTPUT_DIR = str(tmp_path / "stopped")
+    append = engine.append_event
+
+    def killed(folder, kind, **values):
+        if after_event:
+            append(folder, kind, **values)
+        if values["epoch"] == 3:
+            raise KeyboardInterrupt
+        append(folder, kind, **values)
+
+    monkeypatch.setattr(engine, "append_event", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(cfg)
+    assert len(read_events(cfg.OUTPUT_DIR)) == 2 + after_event
+    monkeypatch.undo()
+    assert trained(cfg).start_epoch == 2
+    assert [Path(cfg.OUTPUT_DIR, name).read_bytes() for name in names] == whole
+
+
+def test_a_training_that_begins_again_is_not_finished(cfg):
+    cfg.TRAIN.CHECKPOINT_FREQ = 1
+    trained(cfg)
+    before = read_results(cfg.OUTPUT_DIR)
+    again = build_trainer(cfg)
+    again.before_train()
+    assert read_results(cfg.OUTPUT_DIR) == {} and len(read_events(cfg.OUTPUT_DIR)) == 4
+    assert trained(cfg).start_epoch == 4 and read_results(cfg.OUTPUT_DIR) == before
 
 
 def test_resume_from_another_folder(cfg, tmp_path):

@@ -1,4 +1,4 @@
-"""The demo end to end, shortened, and its report."""
+"""A shortened demo from training to report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT = ["OPTIM.MAX_EPOCH", "3", "USE_CUDA", "False"]
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The folder of a demo of one seed and three epochs."""
+    """Run the demo with one seed and three epochs; return its folder."""
     folder = tmp_path_factory.mktemp("demo")
     places = ["--root", str(folder / "data"), "--output-dir", str(folder / "out")]
     assert demo.main("", [*places, "--seeds", "1", "--jobs", "2", *SHORT]) == 0
@@ -37,7 +37,7 @@ def test_the_table_has_the_methods_and_their_controls(page):
     assert set(table.groupby("method")["score"].agg(" ".join)) == {"base new"}
 
 
-def test_controls_do_not_stand_out(page):
+def test_controls_are_not_bold(page):
     report = (page / "report.html").read_text()
     assert re.findall(r'<tr class="strong"><td>(.+?)</td>', report) == ["CoOp_AnchorOPT"]
 
@@ -89,10 +89,10 @@ def test_logits_of_a_run_give_its_own_accuracy(page):
     assert int((logits.argmax(-1) == labels).sum()) == row["correct"]
 
 
-def test_the_page_needs_nothing_beside_it(page):
+def test_the_page_needs_no_other_file(page):
     text = (page / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:)", text)
-    pictures = re.findall(r"data:image/png;base64,([^\"]+)", text)
-    assert [base64.b64decode(picture)[:4] for picture in pictures] == [b"\x89PNG"] * 3
+    images = re.findall(r"data:image/png;base64,([^\"]+)", text)
+    assert [base64.b64decode(image)[:4] for image in images] == [b"\x89PNG"] * 3
     for method in pd.read_csv(page / "results.csv")["method"]:
         assert f"<td>{method}</td>" in text

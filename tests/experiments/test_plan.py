@@ -1,17 +1,18 @@
-"""Plans of experiments: folders, settings, and what is refused before anything is written."""
+"""Plans of experiments: folders, settings, and refusals before anything is written."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
 
 import pytest
 
+import experiments
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
 from experiments import ablate, compare
 from experiments.factors import parse_grid, varied
 from experiments.files import CONFIGS
-from experiments.plan import Method, host_method, plan
+from experiments.plan import host_method, plan, zero_shot_method
 from experiments.protocols import read_protocol
 from experiments.published import published_numbers, published_settings
 
@@ -95,7 +96,7 @@ def test_a_factor_at_test_shares_the_training(tmp_path):
     assert never.model == job.runs[0].folder and never.score == "base"
     assert never.settings["TRAINER.ANCHOROPT.ENSEMBLE"] == "never"
     assert "tiny-averaging=never" in str(never.folder)
-    # Alone it needs a training too, which is nobody's row.
+    # Alone the method needs a training too, which is no row of the tables.
     (job,) = planned(tmp_path, "base2new", methods[1:], datasets=["digits"])
     assert [run.reported for run in job.runs] == [False, True, True]
 
@@ -121,7 +122,7 @@ def test_factors_vary_alone_or_together():
 def test_published_settings_are_those_of_a_run(tmp_path, host, monkeypatch):
     config, settings = published_settings(host)
     assert len(settings) == 11
-    monkeypatch.setattr("train.check", lambda *args: None)  # the pictures are not here
+    monkeypatch.setattr("train.check", lambda *args: None)  # the data sets are not here
     method = host_method(host, config, anchoropt=True, of_dataset={"digits": settings["sun397"]})
     (job,) = planned(tmp_path, "base2new", [method], datasets=["digits"])
     node = job.runs[0].settings
@@ -137,24 +138,24 @@ def test_published_settings_are_those_of_a_run(tmp_path, host, monkeypatch):
     assert node["TRAINER.ANCHOROPT.KD_WEIGHT"] == distillation
 
 
-def test_the_published_preset_names_what_is_here(tmp_path, capsys):
+def test_the_published_preset_names_existing_files(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
     words = ["--preset", "published", "--datasets", "caltech101", "dtd", *places, "--dry-run"]
     assert compare.main("", words) == 0
-    # Four hosts with and without AnchorOPT, five seeds, two data sets, train and test; zero-shot.
+    # Four hosts with and without AnchorOPT, 5 seeds, 2 data sets, train and test; 4 of zero-shot.
     assert f"{4 * 2 * 5 * 2 * 2 + 4} runs, 0 of them finished" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
-def test_presets_name_what_is_here(tmp_path):
+def test_presets_name_existing_files(tmp_path):
     for path in sorted((CONFIGS / "presets" / "compare").glob("*.yaml")):
         for host in read_yaml(path)["hosts"]:
             folder = CONFIGS / "trainers" / host
             assert folder.is_dir() and (path.stem != "embedded" or (folder / "tiny.yaml").is_file())
 
 
-def test_the_anchors_alone_of_an_ablation_stand_beside_the_published_ones():
+def test_the_anchors_alone_have_published_numbers():
     _, alone = varied(coop()[1], {"averaging": ["anchors"]}, True, "dtd")
     place = {"protocol": "base2new", "backbone": "ViT-B/16", "shots": 16, "datasets": "dtd"}
     numbers = published_numbers(alone.name, **place)
@@ -191,7 +192,7 @@ TINY = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
         ([*TINY, "--sedes", "1"], "there is no flag --sedes"),
         ([*TINY, "--seeds", "1", "--anchoropt", "both", "digits"], "'digits' is neither a flag"),
         ([], "nothing to compare"),
-        (["--datasets", "digits"], "no --hosts are given"),
+        (["--datasets", "digits"], "no host is given: give --hosts"),
         (["--datasets", "digits", "--hosts", "CoOp"], "no --config is given"),
         (["--preset", "published", "--datasets", "digits"], "nothing is published for CoOp"),
     ],
@@ -211,10 +212,10 @@ ABLATE = ["--host", "CoOp", "--config", "tiny", "--datasets", "digits"]
     [
         (ABLATE, "nothing is varied"),
         ([*ABLATE, "--grid", "positon=soft"], "unknown factor 'positon' .did you mean 'position'"),
-        ([*ABLATE, "--grid", "position"], "--grid position is not of the form KEY=v1,v2"),
+        ([*ABLATE, "--grid", "position"], "--grid position does not have the form KEY=v1,v2"),
         ([*ABLATE, "--grid", "OPTIM.LRR=1"], "unknown config key OPTIM.LRR"),
         ([*ABLATE, "--grid", "position=sof"], "POSITION is 'sof'"),
-        (["--grid", "position=soft"], "--host and --config are to be given"),
+        (["--grid", "position=soft"], "give --host and --config, or --preset"),
         ([*ABLATE, "--grid-file", "nowhere.yaml"], "cannot open the config file nowhere.yaml"),
     ],
 )
@@ -225,7 +226,7 @@ def test_ablate_refuses(tmp_path, words, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_another_run_is_told_at_once(tmp_path):
+def test_a_folder_of_another_run_is_refused_at_once(tmp_path):
     (job,) = planned(tmp_path, "base2new", coop()[:1], datasets=["digits"])
     folder = job.runs[0].folder
     (folder / "prompt_learner").mkdir(parents=True)
@@ -235,9 +236,15 @@ def test_a_folder_of_another_run_is_told_at_once(tmp_path):
         planned(tmp_path, "base2new", coop()[:1], datasets=["digits"])
 
 
+def test_an_installed_dassl_is_refused(monkeypatch):
+    theirs = type("TrainerX", (), {"__module__": "dassl.engine.trainer"})
+    monkeypatch.setattr("dassl.engine.TrainerX", theirs)
+    with pytest.raises(UserError, match=r"the installed Dassl does not write: pip uninstall dassl"):
+        importlib.reload(experiments)
+
+
 def test_zero_shot_is_tested_once_and_never_trained(tmp_path):
-    config = Path(CONFIGS / "trainers/CoOp/tiny.yaml")
-    method = Method("ZeroshotCLIP", "ZeroshotCLIP", config, trained=False)
+    method = zero_shot_method(CONFIGS / "trainers/CoOp/tiny.yaml")
     jobs = planned(tmp_path, "base2new", [method], datasets=["digits"], seeds=[1, 2])
     assert [(run.score, run.trains) for job in jobs for run in job.runs] == [
         *(("base", False), ("new", False))

@@ -1,4 +1,4 @@
-"""``scripts/compare.py`` over all fifteen public data sets, each small, in its real formats."""
+"""``scripts/compare.py`` on small copies of all fifteen public data sets, in their real formats."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tests.datasets.small_datasets import NAMES, published_split, write_small
 
 
 def test_compare_reads_every_public_data_set(tmp_path, monkeypatch):
-    pictures = {}
+    n_tested = {}
     for name in NAMES:
         parts = write_small(tmp_path / "data", name)
-        pictures[name] = len(published_split(parts)["test"])
-    # Without zero-shot, which only a preset can leave out: it would read each of them again.
+        n_tested[name] = len(published_split(parts)["test"])
+    # Only a preset can skip zero-shot CLIP, which would read each data set again.
     (tmp_path / "small.yaml").write_text("hosts: [CoOp]\nconfig: tiny\nzero_shot: false\n")
     monkeypatch.setattr(compare, "PRESETS", tmp_path)
     out = tmp_path / "out"
@@ -26,6 +26,6 @@ def test_compare_reads_every_public_data_set(tmp_path, monkeypatch):
         assert compare.main("", [*words, *keys]) == 0
         table = pd.read_csv(out / "results.csv")
         tested |= dict(zip(table["DATASET.NAME"], table["total"], strict=True))
-    assert tested == pictures
+    assert tested == n_tested
     trainings = list(out.rglob("prompt_learner/checkpoint"))
     assert len(trainings) == 1 and len(list(out.rglob("log.txt"))) == len(NAMES)

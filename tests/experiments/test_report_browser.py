@@ -1,4 +1,4 @@
-"""The report as a browser shows it: nothing fetched, nothing complained of, nothing cut off."""
+"""The report in a browser: it fetches nothing, has no errors and fits the window."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import pandas as pd
 import pytest
 
+from anchoropt_plugin.files.run_events import append_event
 from experiments.execution import Event
 from experiments.experiment import Experiment
 from experiments.figures import position_matrices, training_curves
@@ -22,14 +23,19 @@ from experiments.tables import tables
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 PROBE = """<script>
 addEventListener("load", () => {
-  const pictures = [...document.images];
+  const images = [...document.images];
   document.title = JSON.stringify({
     width: document.documentElement.scrollWidth - innerWidth,
-    pictures: pictures.length,
-    broken: pictures.filter(picture => !picture.naturalWidth).length,
+    images: images.length,
+    broken: images.filter(image => !image.naturalWidth).length,
   });
 });
 </script>"""
+
+
+def write_epochs(folder):
+    for epoch in (1, 2):
+        append_event(folder, "epoch", epoch=epoch, epochs=2, loss=float(epoch), acc=50.0 + epoch)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report of made-up numbers, with long names, a long command, and a failure."""
+    """Write a report with invented numbers, long names, a long command and a failure."""
     out = tmp_path_factory.mktemp("report")
     protocol = read_protocol("base2new").with_changes({"datasets": ["digits"], "shots": [2]})
     methods = [
@@ -53,9 +59,8 @@ def page(tmp_path_factory):
     rows = []
     for run in (run for job in jobs for run in job.runs):
         accuracy = 70.0 + len(rows)
-        log = [f"epoch [{n}/2] batch [1/1] loss 1.0 ({n}.0) acc 50.0 (5{n}.0)" for n in (1, 2)]
         run.folder.mkdir(parents=True)
-        (run.folder / "log.txt").write_text("\n".join(log))
+        write_epochs(run.folder)
         rows.append(
             {
                 **{"method": run.method.name, "reference": run.method.reference},
@@ -76,7 +81,7 @@ def page(tmp_path_factory):
 
 
 def opened(browser, page, tmp_path, width):
-    """What a browser says of a page, the addresses that the page asks for, and its own words."""
+    """Open a page; return the probe's numbers, the console lines and the requested addresses."""
     probed = tmp_path / "page.html"
     probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
     net = tmp_path / "net.json"
@@ -96,7 +101,7 @@ def opened(browser, page, tmp_path, width):
     )
     title = re.search(r"<title>(.*?)</title>", done.stdout)[1]
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    # What the browser asks its makers is not the page's doing.
+    # Requests of the browser itself are not counted.
     asked = re.findall(r'"network_isolation_key":"file:.*?"url":"([^"]*)"', net.read_text())
     return json.loads(title), said, set(asked)
 
@@ -104,7 +109,7 @@ def opened(browser, page, tmp_path, width):
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_shows_all_of_it_and_fetches_nothing(browser, page, tmp_path, width):
     seen, said, asked = opened(browser, page, tmp_path, width)
-    assert seen["pictures"] >= 2 and seen["broken"] == 0
+    assert seen["images"] >= 2 and seen["broken"] == 0
     assert seen["width"] <= 0  # no scrolling sideways
     assert said == [] and asked == set()
 
@@ -119,12 +124,12 @@ def test_a_page_that_fetches_and_complains_is_seen(browser, page, tmp_path):
     assert asked == {"http://127.0.0.1:9/x.png"}
 
 
-def test_pictures_have_no_empty_places_and_whole_epochs(tmp_path):
+def test_figures_have_no_empty_axes_and_whole_epochs(tmp_path):
     lines = [json.dumps({"epoch": n, "temperature": 1.0, "P": [[1, 0], [0, 1]]}) for n in (1, 2)]
     (tmp_path / "position.jsonl").write_text("\n".join(lines))
-    (tmp_path / "anchoropt.json").write_text(json.dumps({"settings": {"anchor_len": 1}}))
-    log = [f"epoch [{n}/2] batch [1/1] loss 1.0 ({n}.0) acc 50.0 (5{n}.0)" for n in (1, 2)]
-    (tmp_path / "log.txt").write_text("\n".join(log))
+    record = {"backbone": "tiny", "classes": ["cat"], "settings": {"anchor_len": 1}}
+    (tmp_path / "anchoropt.json").write_text(json.dumps(record))
+    write_epochs(tmp_path)
     figure = position_matrices({"one": tmp_path})
     assert [axis.get_title() for axis in figure.axes[:2]] == ["epoch 1", "epoch 2"]
     assert len(figure.axes) == 3  # and the colour bar

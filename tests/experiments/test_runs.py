@@ -1,9 +1,10 @@
-"""Experiments that really run, shortened: what they write, go on with, share and survive."""
+"""Short experiments that really run: their files, resuming, shared anchors, failures."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from experiments.results import outcome
 
 SHORT = ["OPTIM.MAX_EPOCH", "2", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]
 HOST = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits", "--shots", "2"]
-KEPT = "TRAINER.ANCHOROPT.ANCHOR_CACHE"
+CACHE = "TRAINER.ANCHOROPT.ANCHOR_CACHE"
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,12 @@ def root(tmp_path_factory):
 
 def compared_in(out, root, *words, opts=()):
     places = ["--root", str(root), "--output-dir", str(out)]
-    return compare.main("", [*HOST, *places, *words, *SHORT, KEPT, str(out / "cache"), *opts])
+    return compare.main("", [*HOST, *places, *words, *SHORT, CACHE, str(out / "cache"), *opts])
 
 
 @pytest.fixture(scope="module")
 def compared(root, tmp_path_factory):
-    """The output folder of CoOp with and without AnchorOPT, two seeds, two at a time."""
+    """Run CoOp with and without AnchorOPT, two seeds, two at a time; return the output folder."""
     out = tmp_path_factory.mktemp("compared")
     assert compared_in(out, root, "--seeds", "1", "2", "--jobs", "2") == 0
     return out
@@ -67,7 +68,7 @@ def accuracy_in(folder):
     return float(re.findall(r"\* accuracy: ([\d.]+)%", (folder / "log.txt").read_text())[-1])
 
 
-# ---------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------- files
 def test_a_row_for_each_run_with_the_numbers_of_its_log(compared):
     table = pd.read_csv(compared / "results.csv")
     assert sorted(zip(table["method"], table["score"], table["seed"], strict=True)) == sorted(
@@ -87,7 +88,7 @@ def test_a_row_for_each_run_with_the_numbers_of_its_log(compared):
     assert (table["torch"] == torch.__version__).all()
 
 
-def test_the_page_needs_nothing_beside_it(compared):
+def test_the_page_needs_no_other_file(compared):
     page = (compared / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
     assert page.count("data:image/png;base64,") == 3  # bars, training curves, position matrices
@@ -129,7 +130,7 @@ def test_train_py_alone_gives_the_same(compared, root, tmp_path):
         *("--dataset-config-file", "configs/datasets/digits.yaml"),
         *("--config-file", "configs/trainers/CoOp/tiny.yaml"),
         *("--output-dir", str(tmp_path / "out"), "DATASET.SUBSAMPLE_CLASSES", "base"),
-        *("DATASET.NUM_SHOTS", "2", *SHORT, KEPT, str(tmp_path / "cache")),
+        *("DATASET.NUM_SHOTS", "2", *SHORT, CACHE, str(tmp_path / "cache")),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "train.py", *words]
@@ -144,55 +145,72 @@ def test_train_py_alone_gives_the_same(compared, root, tmp_path):
         assert lines[0] == lines[1] != []
 
 
-# ---------------------------------------------------------------------- what counts as finished
+# ---------------------------------------------------------------------- finished runs
 @pytest.fixture
 def job(compared, root):
-    """A training and its test, both finished."""
+    """Return a job with a finished training and a finished test."""
     protocol = read_protocol("base2new").with_changes(
         {"datasets": ["digits"], "shots": [2], "seeds": [1]}
     )
     method = host_method("CoOp", "tiny", anchoropt=False)
-    opts = [*SHORT, KEPT, str(compared / "cache")]
+    opts = [*SHORT, CACHE, str(compared / "cache")]
     (job,) = plan(protocol, [method], root, compared, opts)
     return job
 
 
-def test_a_finished_run_is_known_by_its_end_and_its_settings(job):
+def test_a_finished_run_is_known_by_its_results_and_its_settings(job):
     for run in job.runs:
         assert outcome(run)["accuracy"] == pytest.approx(accuracy_in(run.folder), abs=0.051)
-        log, record = run.folder / "log.txt", run.folder / "config.yaml"
-        for path, begins in ((log, "* macro_f1"), (record, "OPTIM:")):
+        numbers, record = run.folder / "results.json", run.folder / "config.yaml"
+        for path, old, new in (
+            (numbers, '"after_training": true', '"after_training": false'),
+            (numbers, '"after_training": false', '"after_training": true'),
+            (record, "OPTIM:", "OTHER:"),
+        ):
             text, times = path.read_text(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-            path.write_text(text[: text.rindex(begins)])
-            assert not outcome(run)
+            path.write_text(text.replace(old, new))
+            assert bool(outcome(run)) == (old not in text)
             path.write_text(text)
             os.utime(path, ns=times)
         assert outcome(run)
-    text = (job.runs[0].folder / "log.txt").read_text()
-    assert text.rstrip().splitlines()[-1].startswith("Elapsed: ")
 
 
 def test_a_test_is_not_finished_once_its_model_was_trained_again(job):
     trained, tested = job.runs
     (checkpoint,) = trained.folder.glob("*/checkpoint")
     times = checkpoint.stat().st_atime_ns, checkpoint.stat().st_mtime_ns
-    later = (tested.folder / "log.txt").stat().st_mtime_ns + 10**9
+    later = (tested.folder / "results.json").stat().st_mtime_ns + 10**9
     os.utime(checkpoint, ns=(later, later))
-    assert not outcome(tested) and execution.left(job) == [tested]
+    assert not outcome(tested) and execution.unfinished(job) == [tested]
     os.utime(checkpoint, ns=times)
-    assert execution.left(job) == []
+    assert execution.unfinished(job) == []
 
 
-# ---------------------------------------------------------------------- what goes wrong
+def test_a_folder_of_an_earlier_version_is_only_tested_again(compared, root, tmp_path):
+    shutil.copytree(compared, tmp_path / "old")
+    for path in [*tmp_path.rglob("results.json"), *tmp_path.rglob("events.jsonl")]:
+        path.unlink()
+    for path in tmp_path.rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(compared), str(tmp_path / "old")))
+    before = pd.read_csv(compared / "results.csv")
+    assert compared_in(tmp_path / "old", root, "--seeds", "1", "2", "--jobs", "2") == 0
+    after = pd.read_csv(tmp_path / "old/results.csv")
+    assert list(after["correct"]) == list(before["correct"])
+    logs = train_folder(tmp_path / "old", "CoOp_AnchorOPT", 1).glob("log.txt-*")
+    (said,) = [path.read_text() for path in logs]
+    assert "Finish training" in said and "epoch [" not in said
+
+
+# ---------------------------------------------------------------------- failures
 def test_a_failure_is_told_at_the_end_and_the_rest_is_done(root, tmp_path, capsys):
     blocked = train_folder(tmp_path, "CoOp", 1)
     blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where a folder is to be")
+    blocked.write_text("a file instead of a folder")
     assert compared_in(tmp_path, root, "--seeds", "1", "--anchoropt", "without") == 1
     said = capsys.readouterr().out
     last = said[said.rindex("finished") :]
     assert re.search(r"failed: CoOp, digits base, seed 1: train: .*exists", last)
-    assert "test: left out: CoOp, digits base, seed 1: train failed" in last
+    assert "test: skipped: CoOp, digits base, seed 1: train failed" in last
     assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"ZeroshotCLIP"}
     assert "<h2>Failed</h2>" in (tmp_path / "report.html").read_text()
     blocked.unlink()
@@ -200,20 +218,20 @@ def test_a_failure_is_told_at_the_end_and_the_rest_is_done(root, tmp_path, capsy
     assert "<h2>Failed</h2>" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_fault_of_the_program_s_is_one_line_with_its_trace_in_the_log(job, tmp_path, monkeypatch):
+def test_a_bug_is_one_line_with_its_trace_in_the_log(job, tmp_path, monkeypatch):
     run = job.runs[0]
     (tmp_path / "log.txt").write_text("so far\n")
     monkeypatch.setattr(train, "main", lambda argv: 1 / 0)
     object.__setattr__(run, "folder", tmp_path)
     receive, send = execution.multiprocessing.Pipe(duplex=False)
     worker.perform(run, send, {}, "")
-    assert receive.recv() == ("failed", "ZeroDivisionError: division by zero")
+    assert receive.recv() == "ZeroDivisionError: division by zero"
     assert "Traceback (most recent call last)" in (tmp_path / "log.txt").read_text()
 
 
 def start(root, out):
     words = [*HOST, "--seeds", "1", "2", "3", "--root", str(root), "--output-dir", str(out)]
-    words += ["--jobs", "2", *SHORT, KEPT, str(out / "cache")]
+    words += ["--jobs", "2", *SHORT, CACHE, str(out / "cache")]
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "scripts/compare.py"), *words],
         stdout=subprocess.DEVNULL,
@@ -259,7 +277,7 @@ def test_runs_end_with_the_process_that_asked_for_them(root, tmp_path):
     wait_for(lambda: nobody_in(process.pid), seconds=30)
 
 
-# ---------------------------------------------------------------------- plans and places
+# ---------------------------------------------------------------------- plans and devices
 def test_a_dry_run_estimates_and_writes_nothing(root, tmp_path, capsys):
     out = tmp_path / "out"
     assert compared_in(out, root, "--seeds", "1", "--anchoropt", "without", "--dry-run") == 0
@@ -269,7 +287,7 @@ def test_a_dry_run_estimates_and_writes_nothing(root, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_gpus_are_shared_out(monkeypatch):
+def test_workers_share_the_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert execution.default_workers() == 2
     assert execution._Machine(3).free == ["2", "3", "2"]
@@ -281,7 +299,7 @@ def test_an_ablation_from_training_to_report(root, tmp_path):
     words = ["--host", "CoOp", *HOST[2:], "--seeds", "1", "--root", str(root)]
     words += ["--output-dir", str(tmp_path), "--jobs", "2", "--one-at-a-time"]
     words += ["--grid", "position=sinkhorn,identity", "--grid", "averaging=never,anchors"]
-    assert ablate.main("", [*words, *SHORT, KEPT, str(tmp_path / "cache")]) == 0
+    assert ablate.main("", [*words, *SHORT, CACHE, str(tmp_path / "cache")]) == 0
     table = pd.read_csv(tmp_path / "results.csv")
     rows = ["ZeroshotCLIP", "CoOp", "CoOp_AnchorOPT", "position=identity"]
     assert set(table["method"]) == {*rows, "averaging=never", "averaging=anchors"}
@@ -289,6 +307,6 @@ def test_an_ablation_from_training_to_report(root, tmp_path):
     assert set(never["does"]) == {"test"} and set(never.index) == {"base", "new"}
     assert set(never["TRAINER.ANCHOROPT.ENSEMBLE"]) == {"never"}
     default = table[table["method"] == "CoOp_AnchorOPT"].set_index("score")
-    # On base classes the default does not average, so it is the same test of the same model.
+    # On base classes the default does not average: this is the same test of the same model.
     assert never.loc["base", "correct"] == default.loc["base", "correct"]
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 2

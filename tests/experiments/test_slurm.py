@@ -1,4 +1,4 @@
-"""Runs on a Slurm cluster: a real one of this machine alone, where its packages are installed."""
+"""Runs on Slurm: on a real cluster of this one machine, if Slurm is installed, and on stubs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEYS = ["TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A Slurm cluster; its commands find it by the environment."""
+    """Start a Slurm cluster; the environment tells its commands where it is."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         pytest.skip(f"there is no Slurm here ({', '.join(missing)} missing)")
@@ -102,14 +102,14 @@ def jobs_in(out):
 
 
 def training_in(out):
-    """The id of the one job that trains."""
+    """Return the id of the only job that trains."""
     records = [json.loads(path.read_text()) for path in (out / "slurm").glob("*.json")]
     (record,) = [record for record in records if "--eval-only" not in record["runs"][0]]
     return record["id"]
 
 
 class Meanwhile(threading.Thread):
-    """Does something as soon as something else holds, while the test's own thread is at work."""
+    """A thread that calls ``does`` as soon as ``holds`` returns true."""
 
     def __init__(self, holds, does):
         super().__init__(daemon=True)
@@ -134,7 +134,7 @@ def test_the_numbers_are_those_of_this_machine(cluster, tmp_path, capsys):
         ]
         assert_same_weights(*folders, epoch=2)
         assert results_in(folders[0]) == results_in(folders[1]) != []
-    # An array of two tests of zero-shot and who learns the anchors; the other waits for that one.
+    # An array of two tests of zero-shot and the job that learns the anchors, then a waiting job.
     assert re.search(r"submitted 3 jobs to Slurm: (\d+)\n.*submitted 1 jobs to Slurm: \d+", said)
     assert [id.partition("_")[2] for id in jobs_in(tmp_path / "slurm")] == ["0", "1", "2", ""]
     logs = [path.read_text() for path in (tmp_path / "slurm").rglob("log.txt")]
@@ -143,7 +143,7 @@ def test_the_numbers_are_those_of_this_machine(cluster, tmp_path, capsys):
     assert "0 to do" in capsys.readouterr().out and len(jobs_in(tmp_path / "slurm")) == 4
 
 
-def test_a_requeued_job_goes_on_and_the_same_command_attaches_to_it(cluster, tmp_path, capsys):
+def test_a_requeued_job_resumes_and_the_same_command_attaches_to_it(cluster, tmp_path, capsys):
     out, epochs = tmp_path, 600
     words = ["--seeds", "1", "--anchoropt", "without", "--executor", "slurm"]
     folder = train_folder(out, "CoOp", 1)
@@ -153,12 +153,12 @@ def test_a_requeued_job_goes_on_and_the_same_command_attaches_to_it(cluster, tmp
         compared_in(out, *words, epochs=epochs)
     assert stopped.done
     said = capsys.readouterr().out
-    assert re.search(r"jobs go on in Slurm.*`scancel \d+` cancels them", said)
+    assert re.search(r"jobs continue in Slurm.*`scancel \d+` cancels them", said)
     ask("scontrol", "requeue", training_in(out))
     if "Finish training" in (folder / "log.txt").read_text():
         pytest.skip("the run was faster than its requeue")
     before = jobs_in(out)
-    with pytest.raises(UserError, match=r"is at work in .* with other settings: wait for it, or"):
+    with pytest.raises(UserError, match=r"uses .* with other settings: wait for the job, or"):
         compared_in(out, *words, epochs=epochs, opts=["TRAIN.PRINT_FREQ", "7"])
     assert compared_in(out, *words, epochs=epochs) == 0
     assert "attached to" in capsys.readouterr().out and jobs_in(out) == before
@@ -168,7 +168,7 @@ def test_a_requeued_job_goes_on_and_the_same_command_attaches_to_it(cluster, tmp
     assert learned(folder, epochs) and f"epoch [{epochs}/{epochs}]" in second.read_text()
 
 
-def test_a_cancelled_job_is_told_with_its_log(cluster, tmp_path, capsys):
+def test_a_cancelled_job_is_reported_with_its_log(cluster, tmp_path, capsys):
     words = ["--seeds", "1", "--anchoropt", "without", "--executor", "slurm"]
     folder = train_folder(tmp_path, "CoOp", 1)
 
@@ -192,16 +192,16 @@ def test_an_array_is_as_large_as_slurm_takes(cluster):
         ask(*words, f"--array=0-{largest}")
 
 
-# ---------------------------------------------------------------------- what is submitted
+# ---------------------------------------------------------------------- submitted jobs
 @pytest.fixture
 def submitting(tmp_path, monkeypatch):
-    """Stand-ins of Slurm's commands, which keep what is submitted; ``squeue`` prints a file."""
-    commands, kept = tmp_path / "bin", tmp_path / "submitted"
+    """Put stubs of Slurm's commands on the path: sbatch stores scripts, squeue prints a file."""
+    commands, stored = tmp_path / "bin", tmp_path / "submitted"
     commands.mkdir()
-    kept.mkdir()
+    stored.mkdir()
     (tmp_path / "queue").touch()
     scripts = {
-        "sbatch": f'n=$(ls {kept} | wc -l); cp "$1" {kept}/$n; echo Submitted batch job 7$n',
+        "sbatch": f'n=$(ls {stored} | wc -l); cp "$1" {stored}/$n; echo Submitted batch job 7$n',
         "squeue": f"cat {tmp_path}/queue",
         "srun": "exit 1",
     }
@@ -235,12 +235,12 @@ def test_options_reach_sbatch_and_jobs_that_share_anchors_wait(submitting, capsy
             "qos": "low",
         }.items() <= options.items()
         assert options["gpus-per-node"] == "1" and options["cpus-per-task"] == "4"
-    # Two tests of zero-shot, three trainings of CoOp, and who learns the anchors, in front.
+    # Two tests of zero-shot, three trainings of CoOp, and in front the job that learns the anchors.
     assert first["array"] == "0-5%2" and second["array"] == "0-1%2"
     assert "dependency" not in first and second["dependency"] == "afterany:70_0"
-    # They are in no queue: as far as is known, Slurm ended them.
+    # The queue is empty, so these jobs count as ended by Slurm.
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
-    assert len(told) == 14 and all("(unknown to squeue), whose log is" in line for line in told)
+    assert len(told) == 14 and all("(unknown to squeue); the job's log is" in line for line in told)
 
 
 def test_more_jobs_than_an_array_takes_are_several(submitting):
@@ -249,15 +249,14 @@ def test_more_jobs_than_an_array_takes_are_several(submitting):
     scontrol.chmod(0o755)
     words = ["--seeds", "1", "2", "3", "4", "5", "--executor", "slurm", "--jobs", "4"]
     assert compared_in(submitting / "out", *words) == 1
-    kept = sorted((submitting / "submitted").iterdir())
-    submitted = [options_in(path) for path in kept]
-    # Two tests of zero-shot, five trainings of CoOp and who learns the anchors; four that wait.
+    submitted = [options_in(path) for path in sorted((submitting / "submitted").iterdir())]
+    # Two tests of zero-shot, five trainings of CoOp, the job that learns the anchors; four wait.
     assert [options["array"] for options in submitted] == ["0-3%2", "0-3%2", "0-3%4"]
     assert ["dependency" in options for options in submitted] == [False, False, True]
     assert len(set(jobs_in(submitting / "out"))) == 12
 
 
-def test_what_runs_is_attached_to(submitting, capsys):
+def test_the_command_attaches_to_running_jobs(submitting, capsys):
     words = ["--seeds", "1", "--anchoropt", "without", "--executor", "slurm"]
     out, queue = submitting / "out", submitting / "queue"
     assert compared_in(out, *words) == 1
@@ -268,7 +267,7 @@ def test_what_runs_is_attached_to(submitting, capsys):
     assert compared_in(out, *words) == 1
     ended.join()
     assert ended.done and len(list((submitting / "submitted").iterdir())) == 1
-    assert compared_in(out, *words) == 1  # what ended is submitted again
+    assert compared_in(out, *words) == 1  # ended jobs are submitted again
     assert len(list((submitting / "submitted").iterdir())) == 2
 
 
@@ -279,11 +278,11 @@ def test_a_refusal_is_one_line(submitting):
         compared_in(submitting / "out", "--seeds", "1", "--executor", "slurm")
 
 
-def test_what_is_missing_or_cannot_be_is_said(submitting, monkeypatch):
+def test_missing_programs_and_invalid_options_are_one_line(submitting, monkeypatch):
     out = submitting / "out"
     for words, says in (
-        (["--partition", "long"], "--partition says nothing without --executor slurm"),
-        (["--executor", "slurm", "--sbatch", "account"], "KEY=VALUE is wanted"),
+        (["--partition", "long"], "--partition needs --executor slurm"),
+        (["--executor", "slurm", "--sbatch", "account"], "give KEY=VALUE"),
     ):
         with pytest.raises(UserError, match=says):
             compared_in(out, *words)
@@ -292,7 +291,7 @@ def test_what_is_missing_or_cannot_be_is_said(submitting, monkeypatch):
         compared_in(out, "--seeds", "1", "--executor", "slurm")
     (submitting / "bin/squeue").unlink()
     monkeypatch.setenv("PATH", str(submitting / "bin"))
-    with pytest.raises(UserError, match="there is no squeue here"):
+    with pytest.raises(UserError, match="this machine has no squeue"):
         compared_in(out, "--executor", "slurm")
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'"):

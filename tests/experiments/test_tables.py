@@ -1,4 +1,4 @@
-"""Tables of experiments against the same numbers worked out by hand, and in their formats."""
+"""Tables of experiments against numbers computed by hand, and their formats."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_means_deviations_differences_and_p():
         theirs["base"].mean == 82.0 and theirs["base"].std == 2.0 and theirs["base"].delta is None
     )
     assert ours["new"].mean == 70.0 and ours["new"].delta == 10.0
-    # The harmonic mean of the means; its deviation is that of the seeds' own.
+    # The harmonic mean of the means; the deviation is over the harmonic means of the seeds.
     assert ours["HM"].mean == pytest.approx(harmonic(np.mean([81.0, 85.0, 85.5]), 70.0))
     per_seed = {m: [harmonic(*pair) for pair in zip(BASE[m], NEW[m], strict=True)] for m in BASE}
     assert ours["HM"].std == pytest.approx(np.std(per_seed["CoOp_AnchorOPT"], ddof=1))
@@ -65,7 +65,7 @@ def test_means_deviations_differences_and_p():
     assert ours["HM"].p == pytest.approx(1 - abs(t) / math.sqrt(2 + t * t))
 
 
-def test_pairs_are_by_seed_and_missing_ones_are_told():
+def test_pairs_have_the_same_seed_and_missing_seeds_are_shown():
     entries = [row for row in rows() if not (row["method"] == "CoOp" and row["seed"] == 2)]
     (table,) = made(entries)
     assert table.rows["CoOp"]["base"].seeds == 2
@@ -99,7 +99,7 @@ def test_a_method_that_lacks_a_data_set_has_no_average():
     assert list(average.rows) == ["CoOp"]
 
 
-def test_published_numbers_stand_beside_the_average_of_the_eleven():
+def test_the_average_of_the_eleven_has_published_numbers():
     names = read_protocol("base2new").datasets
     *_, average = made([row for n in names for row in rows(n, backbone="ViT-B/16")])
     assert average.rows["CoOp_AnchorOPT"]["HM"].published.value == 78.68
@@ -134,6 +134,6 @@ def test_formats():
     assert (found["mean"], found["std"], found["seeds"]) == (82.0, 2.0, 3)
 
 
-def test_what_the_tables_do_not_know_is_not_compared():
+def test_no_results_give_no_tables():
     assert made([]) == []
     assert Method("m", "CoOp_AnchorOPT", None).host == "CoOp"

@@ -1,4 +1,4 @@
-"""Runs that are killed go on, and end as if nothing had been; no file is ever half written."""
+"""Killed runs resume and end like undisturbed runs; no file is ever half written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOT = Path(train.__file__).parent
 
 
 class Pair(TrainerX):
-    """Two linear models with a checkpoint each, whose steps amp's scaler takes."""
+    """Two linear models, each with its checkpoint, trained with amp's scaler."""
 
     def build_model(self):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
@@ -65,7 +65,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def words(root, tmp_path, monkeypatch):
-    """A command that runs Pair for three epochs; it writes a checkpoint after each."""
+    """Return a command that trains Pair for three epochs, with a checkpoint after each."""
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", Pair)
 
     def build(*keys, out="out", trainer="Pair"):
@@ -104,7 +104,7 @@ def same_checkpoints(folder, other):
 
 @pytest.mark.skipif(
     torch.__version__.startswith("2.4."),
-    reason="with torch 2.4 a run that goes on can differ in the last bit",
+    reason="with torch 2.4 a resumed run can differ in the last bit",
 )
 def test_a_few_random_kills_leave_no_trace(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/chaos.py"), "--kills", "4", "--seed", "2"]
@@ -121,7 +121,7 @@ def test_a_few_random_kills_leave_no_trace(tmp_path):
     assert figures["kills"] >= 4
 
 
-# Writes files in place, and kills the process in the middle of the second of a name.
+# Write files in place, and kill the process in the middle of the second file `checkpoint`.
 _BROKEN = """
 import contextlib, os, signal, sys
 from pathlib import Path
@@ -254,7 +254,7 @@ def test_a_disk_that_fills_up_while_torch_writes_is_told_as_such(tmp_path):
 
 
 class Stopped(Pair):
-    """Gets SIGTERM in its second epoch, as from a batch system."""
+    """A run that gets SIGTERM in its second epoch, as from a batch system."""
 
     def forward_backward(self, batch):
         if self.epoch == 1:
@@ -296,7 +296,7 @@ class LosesAWorker(Pair):
 
 
 class LosesAWorkerInAStep(LosesAWorker):
-    """The system tells of the death before the step is over."""
+    """The system reports the death before the end of the step."""
 
     def forward_backward(self, batch):
         loss = super().forward_backward(batch)
@@ -305,7 +305,7 @@ class LosesAWorkerInAStep(LosesAWorker):
 
 
 class LosesAWorkerInABatch(Pair):
-    """The worker's connection is closed before the system tells of its death."""
+    """The worker's connection is closed before the system reports its death."""
 
     def build_data_loader(self):
         super().build_data_loader()
@@ -390,7 +390,7 @@ def test_a_record_is_there_before_the_checkpoint_is(words, tmp_path, monkeypatch
     records = {"classes.json", "config.yaml"}
     if trainer == "CoOp_AnchorOPT":
         records.add("anchoropt.json")
-        # Another repository's train.py writes none.
+        # The train.py of another repository writes no record.
         monkeypatch.setattr(train, "write_record", lambda *_: None)
     there = []
     save = checkpoints.save

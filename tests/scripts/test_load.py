@@ -1,4 +1,4 @@
-"""What is bounded, and what is done once for each: none of this looks at a clock."""
+"""Bounds of memory and numbers of calls for large inputs; nothing here measures time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from experiments.protocols import read_protocol
 
 
 class Largest(TorchDispatchMode):
-    """Notes how many elements the largest tensor has that comes about."""
+    """Record the number of elements of the largest tensor that any operation returns."""
 
     numel = 0
 
@@ -122,13 +122,12 @@ def test_features_of_descriptions_are_held_until_their_class_is_complete(clip, m
 # ---------------------------------------------------------------------- runs
 @pytest.fixture
 def finished(tmp_path):
-    """The runs of a comparison, all with a log and a record."""
+    """Return the jobs of a comparison; all runs have results and a record."""
     protocol = read_protocol("base2new").with_changes({"datasets": ["dtd"], "seeds": [1]})
-    jobs = plan(protocol, compare._methods(["CoOp"], "tiny", {}, ["dtd"]), tmp_path, tmp_path, [])
+    jobs = plan(protocol, compare.methods_of(["CoOp"], "tiny", ["dtd"]), tmp_path, tmp_path, [])
     for run in (run for job in jobs for run in job.runs):
-        lines = ["Finish training", "=> result", "* total: 4", "* correct: 3", "* macro_f1: 1%"]
-        log = "\n".join([*lines, "Elapsed: 0:00:03\n"])
-        load_cases.leave(run, log)
+        results = {"total": 4, "correct": 3, "accuracy": 75.0, "macro_f1": 1.0}
+        load_cases.leave(run, results)
     return jobs
 
 
@@ -187,5 +186,5 @@ def test_a_comparison_of_finished_runs(tmp_path, monkeypatch, capsys):
     page = tmp_path / "compared" / "report.html"
     assert end.value.value == page.stat().st_size and len(names) == 3
     assert "26 runs, 26 of them finished; 0 to do" in capsys.readouterr().out
-    # A picture for each data set, one of the training, one of the positions: seeds add none.
+    # A figure for each data set, one of the training, one of the positions; seeds add no figure.
     assert page.read_text().count("<img ") == 3

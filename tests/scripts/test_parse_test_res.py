@@ -1,4 +1,4 @@
-"""scripts/parse_test_res.py: lines and numbers that users of the public script expect."""
+"""scripts/parse_test_res.py prints the lines and numbers of the public script."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_several_experiments(tmp_path, capsys):
 def test_what_cannot_be_parsed(tmp_path):
     write(tmp_path / "tests", 90.0, signal="=> result")
     for words, message in (
-        ([str(tmp_path / "tests")], "--test-log is for runs of --eval-only"),
+        ([str(tmp_path / "tests")], "--test-log for logs of --eval-only"),
         ([str(tmp_path / "nowhere")], "is not a folder"),
         ([str(tmp_path)], "log.txt"),
         (["--nonsense"], "required|no flag"),

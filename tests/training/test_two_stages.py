@@ -88,6 +88,8 @@ def test_both_stages_leave_what_their_users_expect(trained):
     assert {path.name for path in trained.iterdir()} == {
         *(
             "anchor_prompt_learner",
+            "events.jsonl",
+            "results.json",
             "anchoropt.json",
             "classes.json",
             "config.yaml",

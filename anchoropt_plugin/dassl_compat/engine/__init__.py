@@ -1,4 +1,4 @@
-"""Trainers: the registry and the base classes."""
+"""Trainers: their registry and their base classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models by name, their checkpoints, and the order of a training run."""
+"""The base of all trainers: models by name, their checkpoints, the order of a training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Names = str | Sequence[str] | None
 
 
 class TrainerBase:
-    """Models by name, each with an optimiser and a schedule, and the order of a run::
+    """Models by name, each with an optimiser and a schedule, and the order of a training::
 
     before_train()
     for each epoch:
@@ -48,22 +48,22 @@ class TrainerBase:
         optim: Optimizer | None = None,
         sched: LRScheduler | None = None,
     ) -> None:
-        """Name a model that is trained and saved, with its optimiser and schedule, if any.
+        """Register a model that is saved, with its optimiser and schedule if it is trained.
 
         Raises:
-            ValueError: The name is taken.
+            ValueError: another model has this name.
         """
         if name in self._models:
-            raise ValueError(f"a model is registered as {name!r} already")
+            raise ValueError(f"another model is registered as {name!r}")
         self._models[name] = model  # type: ignore[assignment]
         self._optims[name] = optim
         self._scheds[name] = sched
 
     def get_model_names(self, names: Names = None) -> list[str]:
-        """Return ``names`` as a list, or all names of models.
+        """Return ``names`` as a list; None gives the names of all models.
 
         Raises:
-            KeyError: There is no model of that name.
+            KeyError: no model has this name.
         """
         if names is None:
             return list(self._models)
@@ -84,13 +84,13 @@ class TrainerBase:
         """Write every model to ``{directory}/{name}/model.pth.tar-{epoch + 1}``.
 
         Args:
-            epoch: The epoch just done, from 0.
-            directory: The output folder.
-            is_best: Also copy it to ``model-best.pth.tar``.
-            val_result: What the validation set gave.
-            model_name: A file name to use instead.
+            epoch: the last finished epoch, from 0.
+            directory: the output folder.
+            is_best: also copy the file to ``model-best.pth.tar``.
+            val_result: the result on the validation set.
+            model_name: another file name.
         """
-        scaler = getattr(self, "scaler", None)  # of amp, in hosts that have one
+        scaler = getattr(self, "scaler", None)  # some hosts have one, for amp
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -99,8 +99,7 @@ class TrainerBase:
                 "optimizer": None if optim is None else optim.state_dict(),
                 "scheduler": None if sched is None else sched.state_dict(),
                 "val_result": val_result,
-                # So that a run which is taken up again gives the numbers of one that was not
-                # interrupted.
+                # With the random state a resumed run gives the numbers of an uninterrupted run.
                 "rng": random_state(),
             }
             if scaler is not None and scaler.is_enabled():
@@ -108,13 +107,13 @@ class TrainerBase:
             save_checkpoint(state, Path(directory, name), is_best=is_best, model_name=model_name)
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Restore every model from ``directory``, where all of them have a checkpoint there.
+        """Restore every model from ``directory``, if all models have a checkpoint there.
 
         Returns:
-            The epoch to go on with: 0 where there is nothing to restore.
+            The number of finished epochs; 0 if no checkpoint was found.
 
         Raises:
-            UserError: A checkpoint cannot be read, or the models are not of the same epoch.
+            UserError: a checkpoint cannot be read, or the models have different epochs.
         """
         folders = {name: Path(directory, name) for name in self.get_model_names()}
         if not all((folder / "checkpoint").exists() for folder in folders.values()):
@@ -137,7 +136,7 @@ class TrainerBase:
         if len(epochs) > 1:
             raise UserError(
                 f"the checkpoints in {directory} are of different epochs {sorted(epochs)}; "
-                "write the same file name into each text file `checkpoint`, or remove them"
+                "write the same file name into each text file `checkpoint`, or remove these files"
             )
         return epochs.pop()
 
@@ -145,23 +144,23 @@ class TrainerBase:
         """Load every model from ``{directory}/{name}``.
 
         Args:
-            directory: An output folder; an empty name loads nothing.
-            epoch: Which epoch's; ``model-best.pth.tar`` by default.
+            directory: an output folder; with an empty name nothing is loaded.
+            epoch: the epoch to load; None loads ``model-best.pth.tar``.
 
         Raises:
-            UserError: There is no such file, or it belongs to another model.
+            UserError: the file is missing or belongs to another model.
         """
         if not directory:
-            print("No model is loaded, as no folder is given")
+            print("No model is loaded, because no folder is given")
             return
         file_name = BEST_MODEL if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
             path = Path(directory, name, file_name)
             if not path.is_file():
-                there = sorted(file.name for file in path.parent.glob("model*.pth.tar*"))
+                found = sorted(file.name for file in path.parent.glob("model*.pth.tar*"))
                 raise UserError(
                     f"no model at {path} (choose with --model-dir and --load-epoch; "
-                    f"in that folder: {', '.join(there) or 'none'})"
+                    f"in that folder: {', '.join(found) or 'none'})"
                 )
             checkpoint = load_checkpoint(path)
             try:
@@ -175,53 +174,53 @@ class TrainerBase:
             )
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        """Put models in ``"train"``, or in ``"test"`` or ``"eval"``, mode.
+        """Set models to the mode ``"train"``, ``"test"`` or ``"eval"``; the last two are equal.
 
         Raises:
-            KeyError: There is no such mode.
+            KeyError: the mode is unknown.
         """
         if mode not in ("train", "test", "eval"):
-            raise KeyError(f"mode {mode!r}; use 'train', 'test' or 'eval'")
+            raise KeyError(f"unknown mode {mode!r}: use 'train', 'test' or 'eval'")
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
 
     def update_lr(self, names: Names = None) -> None:
-        """Step the schedules; hosts call it after an epoch's last batch."""
+        """Step the schedules; hosts call this method after the last batch of an epoch."""
         for name in self.get_model_names(names):
             sched = self._scheds[name]
             if sched is not None:
                 sched.step()
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """Check a loss.
+        """Check that a loss is finite.
 
         Raises:
-            FloatingPointError: It is infinite or NaN.
+            FloatingPointError: the loss is infinite or NaN.
         """
         if not torch.isfinite(loss).all():
             raise FloatingPointError("Loss is infinite or NaN!")
 
     def init_writer(self, log_dir: str) -> None:
-        """Open the TensorBoard writer, where it is not open yet."""
+        """Open the TensorBoard writer, if it is not open."""
         if self._writer is None and distributed.is_main():
             print(f"Initialize tensorboard (log_dir={log_dir})")
             self._writer = SummaryWriter(log_dir=log_dir)
 
     def close_writer(self) -> None:
-        """Close the TensorBoard writer, where it is open."""
+        """Close the TensorBoard writer, if it is open."""
         if self._writer is not None:
             self._writer.close()
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write a number to TensorBoard, where the writer is open."""
+        """Write a number to TensorBoard, if the writer is open."""
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
     def train(self, start_epoch: int, max_epoch: int) -> None:
-        """Train from ``start_epoch`` up to ``max_epoch``, in the order drawn above."""
+        """Train from ``start_epoch`` to ``max_epoch``, in the order of the class's docstring."""
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
-        self.before_train()  # which may set start_epoch, to resume
+        self.before_train()  # may set start_epoch, to resume
         for epoch in range(self.start_epoch, self.max_epoch):
             self.epoch = epoch
             self.before_epoch()
@@ -246,7 +245,7 @@ class TrainerBase:
         raise NotImplementedError
 
     def forward_backward(self, batch: dict[str, Any]) -> Mapping[str, float | Tensor] | None:
-        """Train on a batch; return what the log line shows, such as loss and accuracy."""
+        """Train on a batch; return the numbers of the log line, such as loss and accuracy."""
         raise NotImplementedError
 
     def model_inference(self, input: Tensor) -> Tensor:
@@ -261,7 +260,7 @@ class TrainerBase:
                 optim.zero_grad()
 
     def model_backward(self, loss: Tensor) -> None:
-        """Check a loss and compute its gradients."""
+        """Check that a loss is finite, and compute its gradients."""
         self.detect_anomaly(loss)
         loss.backward()
 

@@ -15,7 +15,7 @@ def build_trainer(cfg: CfgNode) -> Any:
     """Return the trainer registered as ``cfg.TRAINER.NAME``, built with ``cfg``.
 
     Raises:
-        UserError: There is none of that name; the nearest one is named.
+        UserError: no trainer has this name; the message names the nearest one.
     """
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "TRAINER.NAME")
     if cfg.VERBOSE:

@@ -1,4 +1,4 @@
-"""The training loop that hosts of the CoOp family fill in."""
+"""The training loop of CoOp and its relatives: loaders, epochs, checkpoints and tests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
+from ...files.run_events import append_event, rewind, write_results
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.gradients import GradientAverage, trained_parameters
@@ -45,8 +46,9 @@ __all__ = [
 class SimpleTrainer(TrainerBase):
     """A run on one data set: loaders, model, evaluator, checkpoints and test.
 
-    A host overrides :meth:`build_model`, which sets ``self.model`` and calls
-    :meth:`register_model`, and :meth:`forward_backward`.
+    A subclass (here called a host) overrides two methods: :meth:`build_model` sets ``self.model``
+    and calls :meth:`register_model`; :meth:`forward_backward` trains on a batch. For other programs
+    a run writes ``events.jsonl`` and ``results.json``: see ``files/run_events.py``.
     """
 
     model: Any
@@ -60,19 +62,22 @@ class SimpleTrainer(TrainerBase):
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         if distributed.is_launched() and cfg.SEED < 0:
-            raise UserError("give --seed: without one each process would draw shots of its own")
+            raise UserError(
+                "give --seed: without a seed each process would draw other few-shot images"
+            )
         distributed.start(cfg.USE_CUDA)
-        with distributed.main_first():  # which may write the shots that it draws
+        with distributed.main_first():  # the main process may write the few-shot images it draws
             self.build_data_loader()
         share_randomness()
         self.build_model()
         if distributed.is_started():
-            self._be_alike()
+            self._synchronise()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = -math.inf
+        self._is_trained = False
 
-    def _be_alike(self) -> None:
-        """Several processes start from the main one's weights, and step on the same gradients."""
+    def _synchronise(self) -> None:
+        """Give all processes the weights of the main process, and average their gradients."""
         self.model = without_data_parallel(self.model)
         for name, model in self._models.items():
             self._models[name] = model = without_data_parallel(model)
@@ -85,7 +90,7 @@ class SimpleTrainer(TrainerBase):
         """Check that the configuration suits this trainer."""
 
     def build_data_loader(self) -> None:
-        """Set ``dm``, the loaders and what is known of the classes."""
+        """Set ``dm``, the loaders and the attributes of the classes."""
         self.dm = DataManager(self.cfg)
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u
@@ -96,32 +101,35 @@ class SimpleTrainer(TrainerBase):
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self) -> None:
-        """Set ``self.model`` and register what of it is trained."""
+        """Set ``self.model`` and register its trained part."""
         raise NotImplementedError
 
     def train(self) -> None:  # type: ignore[override]
-        """Train for ``OPTIM.MAX_EPOCH`` epochs, from where the output folder's run stopped."""
+        """Train for ``OPTIM.MAX_EPOCH`` epochs; resume from the last checkpoint, if any."""
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
-        """Resume, where there is something to resume, and open the writer."""
+        """Resume from the last checkpoint, if there is one, and open the writer."""
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
         if len(set(distributed.gathered(self.start_epoch))) > 1:
-            raise UserError(f"some processes do not see the checkpoints in {directory}: share it")
-        self._recall_best_result(directory)
+            raise UserError(
+                f"some processes do not see the checkpoints in {directory}: use a shared folder"
+            )
+        rewind(self.output_dir, self.start_epoch)
+        self._restore_best_result(directory)
         if directory == self.output_dir:
-            self._save_what_was_due()
-        for name in self.get_model_names():  # now, not when there is something to lose
+            self._save_missing_checkpoint()
+        for name in self.get_model_names():  # now, so that an error here costs no epoch
             mkdir_if_missing(Path(self.output_dir, name))
         writer_dir = str(Path(self.output_dir, "tensorboard"))
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
         self.time_start = time.time()
 
-    def _recall_best_result(self, directory: str) -> None:
-        # Else the first epoch after resuming would count as the best, whatever it gives. A best
-        # one that is still to come, or not there of all models, will be found again.
+    def _restore_best_result(self, directory: str) -> None:
+        # Without this the first epoch after resuming would always count as the best. A best
+        # checkpoint of a later epoch, or of some models only, will be written again.
         paths = [Path(directory, name, BEST_MODEL) for name in self.get_model_names()]
         if not all(path.is_file() for path in paths):
             return
@@ -130,8 +138,8 @@ class SimpleTrainer(TrainerBase):
         if epoch <= self.start_epoch and isinstance(val_result, float):
             self.best_result = val_result
 
-    def _save_what_was_due(self) -> None:
-        """Write the checkpoint of the last epoch where a kill came between the best one and it."""
+    def _save_missing_checkpoint(self) -> None:
+        """Write the last epoch's checkpoint after a kill between the best checkpoint and it."""
         done = self.start_epoch
         name = f"model.pth.tar-{done}"
         paths = [Path(self.output_dir, model, name) for model in self.get_model_names()]
@@ -143,8 +151,9 @@ class SimpleTrainer(TrainerBase):
         return done == self.max_epoch or (frequency > 0 and done % frequency == 0)
 
     def after_train(self) -> None:
-        """Test, unless ``TEST.NO_TEST``, and tell the time it all took."""
+        """Test, unless ``TEST.NO_TEST`` is set, and print the time of the run."""
         print("Finish training")
+        self._is_trained = True
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
@@ -157,7 +166,7 @@ class SimpleTrainer(TrainerBase):
         self.close_writer()
 
     def after_epoch(self) -> None:
-        """Save, where it is time to; with ``best_val``, validate and keep the best."""
+        """Save a checkpoint if one is due; with ``best_val``, validate and save the best one."""
         done = self.epoch + 1
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
             result = self.test(split="val")
@@ -174,14 +183,16 @@ class SimpleTrainer(TrainerBase):
         """Evaluate on a split and print the results.
 
         Args:
-            split: ``"val"`` or ``"test"``; ``TEST.SPLIT`` by default. A data set without a
-                validation part is evaluated on its test part.
+            split: ``"val"`` or ``"test"``. None takes ``TEST.SPLIT`` and writes the results to
+                ``results.json``. A data set without a validation split is evaluated on its test
+                split.
 
         Returns:
-            The first of the evaluator's results, the accuracy in per cent.
+            The evaluator's first result, the accuracy in per cent.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
+        is_final = split is None
         split = split or self.cfg.TEST.SPLIT
         if split == "val" and self.val_loader is not None:
             loader = self.val_loader
@@ -201,10 +212,15 @@ class SimpleTrainer(TrainerBase):
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
+        if is_final:
+            test = {"split": split, "after_training": self._is_trained}
+            counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
+            numbers = {name: float(value) for name, value in results.items()}
+            write_results(self.output_dir, {**test, **counts, **numbers})
         return next(iter(results.values()))
 
     def _outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits and labels of each batch, in order; several processes take turns, and get all."""
+        """Yield logits and labels of each batch; several processes share the work, and get all."""
         if not (distributed.is_started() and hasattr(loader, "in_turns")):
             for batch in loader:
                 images, labels = self.parse_batch_test(batch)
@@ -229,20 +245,21 @@ class SimpleTrainer(TrainerBase):
         """Return the learning rate of the first model's first parameter group."""
         optim = self._optims[self.get_model_names(names)[0]]
         if optim is None:
-            raise ValueError("the model has no optimiser, and so no learning rate")
+            raise ValueError("the model has no optimiser, so it has no learning rate")
         return optim.param_groups[0]["lr"]
 
 
 class TrainerX(SimpleTrainer):
-    """Trains on labelled pictures, batch by batch."""
+    """Trains on labelled images, batch by batch."""
 
     def run_epoch(self) -> None:
-        """Train on every batch, and print a line every ``TRAIN.PRINT_FREQ`` of them."""
+        """Train on every batch; print a line after every ``TRAIN.PRINT_FREQ`` batches."""
         self.set_model_mode("train")
         losses = MetricMeter()
         batch_time, data_time = AverageMeter(), AverageMeter()
         self.num_batches = len(self.train_loader_x)
         frequency = self.cfg.TRAIN.PRINT_FREQ
+        lr = float(self.get_current_lr())
         end = time.time()
         for batch_idx, batch in enumerate(self.train_loader_x):
             self.batch_idx = batch_idx
@@ -258,6 +275,9 @@ class TrainerX(SimpleTrainer):
             self.write_scalar("train/lr", self.get_current_lr(), step)
             end = time.time()
         check_weights(self)
+        means = {name: float(meter.avg) for name, meter in losses.meters.items()}
+        epoch = {"epoch": self.epoch + 1, "epochs": self.max_epoch, "lr": lr}
+        append_event(self.output_dir, "epoch", **{**means, **epoch})
 
     def _print_progress(
         self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter

@@ -82,6 +82,7 @@ class Classification(EvaluatorBase):
         seen = support > 0
         total, correct = len(true), int(hits.sum())
         accuracy = 100.0 * correct / total
+        self.counts = {"total": total, "correct": correct}  # for results.json
         f1 = 2 * hits[seen] / (support + guesses)[seen]
         results = OrderedDict(
             accuracy=accuracy,
