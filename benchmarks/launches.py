@@ -5,8 +5,8 @@
 
 A launch is an operator that is no view: on CUDA each starts at least one kernel. A wait is a place
 where the host stops until the GPU is done. Both are counted, not measured: the second step of
-three, on CLIP with the depth of ViT-B/16. Without a pretend GPU, launches of fp32 are counted on the
-CPU.
+three, on CLIP with the depth of ViT-B/16. Without a pretend GPU, launches are counted on the CPU,
+in fp32 alone.
 """
 
 from __future__ import annotations
