@@ -70,7 +70,7 @@ def equality(device: str, failures: Failures) -> Iterator[str]:
 
 
 def profiled(device: str) -> Iterator[str]:
-    """Kernel launches and waits of the third of four steps, as the profiler sees them."""
+    """Kernel launches and waits of the second of three steps, as the profiler sees them."""
     yield "| a step | side | launches | waits |"
     yield "| --- | --- | ---: | ---: |"
     steps = {"text branch": launch_steps.text_branch}
@@ -80,12 +80,12 @@ def profiled(device: str) -> Iterator[str]:
     }
     for name, step in steps.items():
         for side in SIDES:
-            calls = calls_of_the_third_step(partial(step, side, device))
+            calls = calls_of_the_second_step(partial(step, side, device))
             launches, waits = (sum(calls[name] for name in names) for names in (LAUNCHES, WAITS))
             yield f"| {name} | {side} | {launches:,} | {waits} |"
 
 
-def calls_of_the_third_step(run: Callable[[Callable[[], None]], None]) -> Counter[str]:
+def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Counter[str]:
     """How often each function was called, CUDA's own among them."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
@@ -95,9 +95,9 @@ def calls_of_the_third_step(run: Callable[[Callable[[], None]], None]) -> Counte
 
     def between() -> None:
         nonlocal n_seen
-        if n_seen == 2:
+        if n_seen == 1:
             profiler.start()
-        if n_seen == 3:
+        if n_seen == 2:
             profiler.stop()
         n_seen += 1
 

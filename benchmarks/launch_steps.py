@@ -33,8 +33,8 @@ from trainers import prompted_clip
 from trainers.prompted_clip import embed_prompts
 
 SIZES = Sizes(32, 32, 12, 64, 16, 77, 49408, 64, 8, 12)
-CLASSES, STEPS = 6, 4
-"""A run has four steps; the third is counted: the first ones check and cache, the last prints."""
+CLASSES, STEPS = 6, 3
+"""A run has three steps; the second is counted: the first checks and caches, the last prints."""
 BATCHES = {"CoOp": 32, "CoCoOp": 1, "MaPLe": 4, "DePT": 32}
 """Images of a training step, as in public runs."""
 TEST_BATCH = 100
@@ -85,7 +85,7 @@ def position_matrix(device: str, between: Snapshot) -> None:
 
 
 def stage_one(side: str, device: str, between: Snapshot) -> None:
-    """Epochs of stage 1 between the snapshots, each of four steps; plain encodes 77 tokens."""
+    """Epochs of stage 1 between the snapshots, each of three steps; plain encodes 77 tokens."""
     tower = TextTower(clip().to(device))
     names = class_names(CLASSES)
     with contextlib.ExitStack() as stack:

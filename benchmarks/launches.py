@@ -4,8 +4,9 @@
     python benchmarks/launches.py --sides ours   # ours alone
 
 A launch is an operator that is no view: on CUDA each starts at least one kernel. A wait is a place
-where the host stops until the GPU is done. Both are counted, not measured: the third step of four,
-on CLIP with the depth of ViT-B/16. Without a pretend GPU launches are counted on the CPU, in fp32.
+where the host stops until the GPU is done. Both are counted, not measured: the second step of
+three, on CLIP with the depth of ViT-B/16. Without a pretend GPU, launches are counted on the CPU,
+in fp32 alone.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def steps(sides: Sequence[str] = SIDES, on_gpu: bool = True) -> Iterator[tuple[s
 
 
 def counted(name: str, step: Step, on_gpu: bool) -> Count:
-    """The count of the third step of four."""
+    """The count of the second step of three."""
     record = Record()
     seen: list[tuple[int, int]] = []
 
@@ -86,7 +87,7 @@ def counted(name: str, step: Step, on_gpu: bool) -> Count:
     else:
         with OnTheCPU(record):
             step("cpu", between)
-    launches, waits = (after - before for before, after in zip(*seen[2:4], strict=True))
+    launches, waits = (after - before for before, after in zip(*seen[1:3], strict=True))
     # Between two snapshots of stage 1 there is an epoch.
     launches = launches // STEPS if name == "stage 1" else launches
     return Count(launches, waits if on_gpu else None)

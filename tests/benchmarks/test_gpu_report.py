@@ -39,6 +39,6 @@ def test_what_differs_or_fails_is_a_fault(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("side", launch_steps.SIDES)
-def test_the_profiler_sees_the_third_step_alone(side):
-    calls = gpu.calls_of_the_third_step(partial(launch_steps.text_branch, side, "cpu"))
+def test_the_profiler_sees_the_second_step_alone(side):
+    calls = gpu.calls_of_the_second_step(partial(launch_steps.text_branch, side, "cpu"))
     assert calls["aten::native_layer_norm"] == 25  # two a block, and the last one
