@@ -102,7 +102,8 @@ class PromptTrainer(TrainerX):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp)
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        images = batch["img"].to(self.device, non_blocking=True)
+        return images, batch["label"].to(self.device, non_blocking=True)
 
     def loss(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, a scalar, and the logits (B, C) for the printed accuracy."""

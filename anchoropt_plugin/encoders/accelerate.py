@@ -68,7 +68,8 @@ def accelerate(model: nn.Module, *, chunk: int = 0, split: bool = False) -> list
     if not encoders:
         log.warning(
             "%s has no text encoder that takes embedded prompts and has CLIP's transformer, "
-            "positional_embedding, ln_final and text_projection: nothing in it is accelerated",
+            "positional_embedding, ln_final and text_projection: nothing is accelerated; put the "
+            "text encoder into a module of its own",
             type(model).__name__,
         )
     return [install(encoder, chunk=chunk, split=split) for encoder in encoders]

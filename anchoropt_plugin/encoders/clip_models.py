@@ -231,7 +231,9 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file fails in a dozen ways: zip, key, end of file, …
         raise _damaged(path, error) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no CLIP: it holds a {type(content).__name__}, no state dict")
+        raise UserError(
+            f"{path} is not a CLIP model: it holds a {type(content).__name__}, not a state dict"
+        )
     return content
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -26,11 +27,11 @@ class Finding(NamedTuple):
 
     Attributes:
         error: relative error of the fast branch's features; None if it returned none.
-        objection: why the fast branch must not be used, or "".
+        reason: why the fast branch must not be used, or "".
     """
 
     error: float | None
-    objection: str
+    reason: str
 
 
 @torch.no_grad()
@@ -53,8 +54,8 @@ def compare(
             image), the first is compared.
     """
     prompts, tokens = _sample(prompts.detach(), tokens)
-    # Without autocast, which rounds both sides differently, by much more than the tolerance.
-    with torch.autocast(prompts.device.type, enabled=False):
+    # Autocast and TF32 round both sides differently, by much more than the tolerance.
+    with torch.autocast(prompts.device.type, enabled=False), _no_tf32():
         name = type(encoder).__name__
         try:
             want = own(prompts, tokens, *deep)
@@ -70,6 +71,17 @@ def compare(
             return Finding(error, f"it differs from {name} by {error:.1e}")
         missed = _dropouts(encoder) + _missed_parameters(encoder, own, fast, prompts, tokens, *deep)
         return Finding(error, f"it does not read {missed[0]} of {name}" if missed else "")
+
+
+@contextlib.contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Multiply float32 matrices in float32 inside the context manager."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _sample(prompts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

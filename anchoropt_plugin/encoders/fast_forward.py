@@ -275,12 +275,12 @@ class FastForward:
     def _compare(self, *given: Any) -> None:
         """Keep the fast branch only if the encoder's own forward gives the same features."""
         name = type(self.encoder).__name__
-        self.error, objection = compare(self.encoder, self.host_forward, self._fast, *given)
-        self.in_use = not objection
-        if objection:
-            log.warning("the fast text branch: %s; its own forward stays", objection)
+        self.error, reason = compare(self.encoder, self.host_forward, self._fast, *given)
+        self.in_use = not reason
+        if reason:
+            log.warning("the fast text branch: %s; its own forward stays", reason)
         else:
-            log.info("fast text branch in place of %s (relative error %.0e)", name, self.error)
+            log.info("the fast text branch replaces %s (relative error %.0e)", name, self.error)
 
     def _shared(self, prompts: Tensor, tokens: Tensor, limit: int) -> Sharing:
         """How many leading tokens all classes share, in value and, where it flows, in gradient."""

@@ -32,7 +32,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     True
     """
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if trained or not _fits(x, weight, bias) or not _onednn_applies():
+    if trained or not _onednn_applies() or not _fits(x, weight, bias):
         return F.linear(x, weight, bias)
     out: Tensor = _FrozenLinear.apply(x, weight, bias)
     return out
@@ -104,6 +104,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _onednn_applies() -> bool:
+    if torch.compiler.is_compiling():  # the compiler chooses its own kernels
+        return False
     return not torch.is_autocast_enabled("cpu") and _onednn_works()
 
 

@@ -1,10 +1,10 @@
 """Where EOT is: K anchors move it by K tokens, and features are read there.
 
 ``attach`` moves EOT in the learner's ``tokenized_prompts``. A host may hold tokens of its own,
-copied before the anchors were attached, or of further classes. It would silently read features K
-tokens before EOT. A host may also make prompts from parts of its learner, as for a teacher: they
-carry no anchors, and the host would read features K tokens behind EOT. Both are found by the
-embedding of EOT in the prompts.
+copied before the anchors were attached, or of further classes. The host would then silently read
+features K tokens before EOT. A host may also make prompts from parts of its learner, as for a
+teacher: these carry no anchors, and the host would read features K tokens behind EOT. Both cases
+are detected by the embedding of EOT in the prompts.
 """
 
 from __future__ import annotations

@@ -404,3 +404,25 @@ def test_a_model_without_a_text_encoder_is_told_so(caplog):
 def test_what_is_no_trainer_is_refused():
     with pytest.raises(UserError, match="'Linear', which has no build_model"):
         fast_text(nn.Linear)
+
+
+def test_the_comparison_is_without_tf32(clip, monkeypatch):
+    """Under TF32 both sides round, by more than the tolerance."""
+    seen = []
+    encoder = TextEncoder(clip)
+    forward = TextEncoder.forward
+    monkeypatch.setattr(
+        TextEncoder,
+        "forward",
+        lambda *given: (seen.append(torch.get_float32_matmul_precision()), forward(*given))[1],
+    )
+    (fast,) = accelerate(encoder)
+    tokens = tokenize([f"X X {name}." for name in NAMES])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        encoder(clip.token_embedding(tokens), tokens)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert fast.in_use and "highest" in seen

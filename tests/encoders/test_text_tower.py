@@ -155,3 +155,22 @@ def test_rows_come_back_from_tiles_with_their_gradients():
     assert torch.equal(*both)
     gradients = [torch.autograd.grad(x, slots, upstream)[0] for x in both]
     assert torch.equal(*gradients)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call")
+def test_the_tower_compiles_to_one_graph(clip):
+    tokens = tokenize([f"X X X {name}." for name in NAMES["mixed lengths"]])
+    tower = TextTower(clip)
+    prompts = tower.embed(tokens).requires_grad_()
+    given = prompts, tokens.argmax(-1).tolist(), 4
+    features = [
+        encode(*given)
+        for encode in (
+            tower.encode,
+            torch.compile(tower.encode, fullgraph=True, backend="aot_eager"),
+        )
+    ]
+    torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)
+    upstream = torch.randn_like(features[0])
+    gradients = [torch.autograd.grad(f, prompts, upstream)[0] for f in features]
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()

@@ -260,7 +260,7 @@ def test_the_fast_text_branch_trains_to_the_same_losses(root, tmp_path, trainer)
         keys = ["TRAINER.ANCHOROPT.FAST_TEXT", fast, "OPTIM.MAX_EPOCH", "50", "TRAIN.PRINT_FREQ"]
         run(root, tmp_path / fast, trainer=trainer, keys=[*keys, "1", "OPTIM.LR", "0.02"])
         log = (tmp_path / fast / "log.txt").read_text()
-        assert ("fast text branch in place of TextEncoder" in log) == (fast == "True")
+        assert ("the fast text branch replaces TextEncoder" in log) == (fast == "True")
         losses.append([float(x) for x in re.findall(r"loss \S+ \((\S+)\) acc", log)])
     assert len(losses[0]) == 50
     assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-4)

@@ -239,7 +239,8 @@ class SimpleTrainer(TrainerBase):
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the images and the labels of a batch, on the device."""
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        images = batch["img"].to(self.device, non_blocking=True)
+        return images, batch["label"].to(self.device, non_blocking=True)
 
     def get_current_lr(self, names: Names = None) -> float:
         """Return the learning rate of the first model's first parameter group."""
@@ -295,4 +296,5 @@ class TrainerX(SimpleTrainer):
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Any:
         """Return the images, the labels and the domains of a batch, on the device."""
-        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+        keys = "img", "label", "domain"
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in keys)

@@ -59,8 +59,8 @@ class Classification(EvaluatorBase):
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
         """Take a batch: logits (B, C) and labels (B,)."""
-        self._predicted.append(mo.argmax(dim=1).cpu())
-        self._true.append(gt.cpu())
+        self._predicted.append(mo.argmax(dim=1))
+        self._true.append(gt)
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return ``accuracy``, ``error_rate`` and ``macro_f1``, in per cent.
@@ -73,7 +73,8 @@ class Classification(EvaluatorBase):
         """
         if not self._true:
             raise UserError("nothing to evaluate: this split of the data set has no images")
-        true, predicted = torch.cat(self._true), torch.cat(self._predicted)
+        # Moved here at once, as each move from a GPU is a wait.
+        true, predicted = torch.cat(self._true).cpu(), torch.cat(self._predicted).cpu()
         n_labels = int(torch.maximum(true.max(), predicted.max())) + 1
         hits, support, guesses = (
             torch.bincount(labels, minlength=n_labels).double()
