@@ -98,10 +98,9 @@ class FastForward:
         call = inspect.signature(forward).bind(self.encoder, *args, **named)
         raw = call.args[1:]
         caches = not (call.kwargs or torch.is_grad_enabled()) and _is_readable(*raw)
-        caches = caches and self.in_use and self.error is not None and raw[0].dim() == 3
-        if caches:
-            inputs, state = self._inputs(*raw)
-            features = self._last.get(inputs, state)
+        caches = caches and raw[0].dim() == 3
+        if caches and self.in_use and self.error is not None:
+            features = self._last.get(*self._inputs(*raw))
             if features is not None:
                 return features
         given, have_layout = self.prompts.read(raw)
@@ -116,7 +115,7 @@ class FastForward:
             features = self._fast(*given)
             if features is not None:
                 if caches:
-                    self._last.put(inputs, state, features)
+                    self._last.put(*self._inputs(*raw), features)
                 return features
         return self.host_forward(*given)
 

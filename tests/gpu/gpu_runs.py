@@ -62,14 +62,14 @@ def test_a_run_gives_what_the_cpu_gives(precision, host, on_the_cpu, gpu, root, 
     for (epoch, batch), loss in losses.items():
         here = found[epoch, batch]
         if precision == "fp32":
-            assert math.isclose(here, loss, rel_tol=1e-6, abs_tol=1e-6), (epoch, batch)
+            assert math.isclose(here, loss, rel_tol=5e-6, abs_tol=5e-6), (epoch, batch)
         else:  # later steps depend on what the first have rounded
             assert math.isfinite(here) and (epoch or math.isclose(here, loss, rel_tol=2e-2))
     # Under amp the towers run in half precision, the position matrix and stage 1 in float32.
     assert (torch.float16 in gpu.products) is (precision != "fp32")
     predicted = probabilities(tmp_path)
     assert torch.allclose(predicted.sum(-1), torch.ones(1))
-    assert precision != "fp32" or torch.allclose(predicted, of_image, atol=1e-6)
+    assert precision != "fp32" or torch.allclose(predicted, of_image, atol=5e-6)
     flags = ["--eval-only", "--model-dir", str(tmp_path), "--load-epoch", "2"]
     assert train.main(command(root, tmp_path, host, precision, flags, classes="new")) == 0
     assert "* accuracy: " in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_a_position_matrix_gives_what_the_cpu_gives(relaxation, gpu):
         assert isinstance(out, GPUTensor) is (device == "cuda")
         outcomes.append([x.detach().cpu() for x in (out, context.grad)])
     for ours, want in zip(*outcomes, strict=True):
-        assert torch.allclose(ours, want, atol=1e-6)
+        assert torch.allclose(ours, want, atol=5e-6)
 
 
 def test_classes_in_chunks_give_what_the_cpu_gives(gpu, root, tmp_path):
@@ -98,5 +98,5 @@ def test_classes_in_chunks_give_what_the_cpu_gives(gpu, root, tmp_path):
             keys = [*keys, "TRAINER.ANCHOROPT.CLASS_CHUNK", "2", "TEST.NO_TEST", "True"]
             assert train.main(command(root, tmp_path / name, "CoOp", "fp32", keys=keys)) == 0
         found.append(losses)
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0] == pytest.approx(found[1], rel=5e-6)
     assert gpu.launches
