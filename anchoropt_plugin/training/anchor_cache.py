@@ -59,7 +59,7 @@ def cache_folder(setting: str = "") -> Path:
             return Path(chosen).expanduser()
         return Path(base).expanduser() / "anchoropt_plugin" / "anchors"
     except RuntimeError as error:
-        raise UserError(f"{chosen or base}: {error}: set HOME, or ANCHOROPT_CACHE") from error
+        raise UserError(f"{chosen or base}: {error}; set HOME or ANCHOROPT_CACHE") from error
 
 
 def get(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:

@@ -249,7 +249,7 @@ def test_hostile_yaml(tmp_path, text):
 def test_aliases_that_stand_for_gigabytes(tmp_path, text):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match="aliases make it over"):
+    with pytest.raises(UserError, match="too large: yaml aliases expand it"):
         read_yaml(path)
 
 
