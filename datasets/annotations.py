@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,9 +17,9 @@ import numpy as np
 from scipy.io import loadmat
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.readers import read_json, read_text
+from anchoropt_plugin.files.readers import read_json
 
-from .class_folders import class_folders, image_names
+from .class_folders import class_folders, image_names, numbered_lines
 from .divisions import divide, hold_out
 from .splits import Item, Split
 
@@ -51,7 +51,7 @@ def read_pets(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
 
     def read(name: str) -> list[Item]:
         items = []
-        for where, line in _lines(dataset_dir / "annotations" / name):
+        for where, line in numbered_lines(dataset_dir / "annotations" / name):
             match line.split(" "):
                 case [image, label, _, _] if label.isdecimal():
                     breed = image.rpartition("_")[0].lower()
@@ -107,11 +107,11 @@ def read_flowers(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
 def read_aircraft(dataset_dir: Path, _: Path, __: random.Random) -> Split:
     """Read lines ``image variant`` of each part; labels are line numbers of ``variants.txt``."""
     variants = dataset_dir / "variants.txt"
-    labels = {line: label for label, (_, line) in enumerate(_lines(variants))}
+    labels = {line: label for label, (_, line) in enumerate(numbered_lines(variants))}
 
     def read(part: str) -> list[Item]:
         items = []
-        for where, line in _lines(dataset_dir / f"images_variant_{part}.txt"):
+        for where, line in numbered_lines(dataset_dir / f"images_variant_{part}.txt"):
             image, _, variant = line.partition(" ")
             items.append(Item(f"{image}.jpg", _known(labels, variant, where, variants), variant))
         return items
@@ -122,11 +122,11 @@ def read_aircraft(dataset_dir: Path, _: Path, __: random.Random) -> Split:
 def read_sun(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
     """Read lines ``/a/airfield/indoor/image.jpg`` of the class "indoor airfield"."""
     classes = dataset_dir / "ClassName.txt"
-    labels = {line[1:]: label for label, (_, line) in enumerate(_lines(classes))}
+    labels = {line[1:]: label for label, (_, line) in enumerate(numbered_lines(classes))}
 
     def read(name: str) -> list[Item]:
         items = []
-        for where, line in _lines(dataset_dir / name):
+        for where, line in numbered_lines(dataset_dir / name):
             folder = line[1:].rpartition("/")[0]
             label = _known(labels, folder, where, classes)
             items.append(Item(line[1:], label, " ".join(reversed(folder.split("/")[1:]))))
@@ -139,7 +139,7 @@ def read_ucf(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
     """Read lines ``ApplyLipstick/video.avi`` of the frame ``Apply_Lipstick/video.jpg``."""
     lists = dataset_dir / "ucfTrainTestlist"
     labels = {}
-    for where, line in _lines(lists / "classInd.txt"):
+    for where, line in numbered_lines(lists / "classInd.txt"):
         number, _, action = line.partition(" ")
         if not (number.isdecimal() and action):
             raise _unlike(where, line, "label action")
@@ -147,7 +147,7 @@ def read_ucf(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
 
     def read(name: str) -> list[Item]:
         items = []
-        for where, line in _lines(lists / name):
+        for where, line in numbered_lines(lists / name):
             match line.split(" ")[0].split("/"):
                 case [action, video]:
                     label = _known(labels, action, where, lists / "classInd.txt")
@@ -161,22 +161,14 @@ def read_ucf(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
     return hold_out(read("trainlist01.txt"), read("testlist01.txt"), rng)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the place ("file, line 3") and the text of each line that is not empty."""
-    for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
-        if line:
-            yield f"{path}, line {number}", line
-
-
 def _variable(path: Path, name: str) -> Any:
     try:
-        variable = np.atleast_1d(loadmat(path, variable_names=[name], squeeze_me=True)[name])
+        return np.atleast_1d(loadmat(path, variable_names=[name], squeeze_me=True)[name])
     except KeyError:
         raise UserError(f"{path} has no variable {name!r}; download the file again") from None
     except Exception as error:  # scipy raises a dozen different exceptions for broken files
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}; download the file again") from error
-    return variable
 
 
 def _labels(values: Any, path: Path) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from anchoropt_plugin.errors import UserError
@@ -49,6 +50,13 @@ def image_names(folder: Path) -> list[str]:
     return found
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the place ("file, line 3") and the text of each line that is not empty."""
+    for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
+        if line:
+            yield f"{path}, line {number}", line
+
+
 def read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
     """Return the class name of each folder, in the order of the lines ``folder class name``.
 
@@ -61,16 +69,12 @@ def read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
         UserError: a missing file, or a line without a class name.
     """
     known, names = set(folders), {}
-    for number, line in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
-        if line:
-            beginnings = [line[: blank.start()] for blank in re.finditer(" ", line)]
-            folder = next(
-                (folder for folder in reversed(beginnings) if folder in known),
-                line.partition(" ")[0],
-            )
-            names[folder] = line.removeprefix(folder).strip()
-            if not names[folder]:
-                raise UserError(
-                    f"{path}, line {number}: there is no class name after {folder!r}; add one"
-                )
+    for where, line in numbered_lines(path):
+        beginnings = [line[: blank.start()] for blank in re.finditer(" ", line)]
+        folder = next(
+            (folder for folder in reversed(beginnings) if folder in known), line.partition(" ")[0]
+        )
+        names[folder] = line.removeprefix(folder).strip()
+        if not names[folder]:
+            raise UserError(f"{where}: there is no class name after {folder!r}; add one")
     return names

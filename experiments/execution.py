@@ -21,7 +21,7 @@ from anchoropt_plugin.files.run_events import EVENTS, read_events
 
 from .files import REPOSITORY
 from .plan import Job, Run
-from .results import outcome
+from .results import newest_log, outcome
 from .worker import perform
 
 POLL_SECONDS = 0.2
@@ -48,6 +48,12 @@ class Event(NamedTuple):
     epoch: int = 0
     epochs: int = 0
     error: str = ""
+
+    @property
+    def failure(self) -> str:
+        """Return the run, the reason of its failure and the path of its log."""
+        log = newest_log(self.run.folder)
+        return f"{self.run}: {self.error}" + (f" (log: {log})" if log else "")
 
 
 Executor = Callable[[Sequence[Job], int], Generator[Event, None, None]]
@@ -222,9 +228,8 @@ def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list
     first: dict[str, Job] = {}
     for job, _ in waiting:
         first.setdefault(job.anchors, job)
-    leads = [bool(job.anchors) and first[job.anchors] is job for job, _ in waiting]
-    pairs = sorted(zip(leads, waiting, strict=True), key=lambda pair: not pair[0])
-    return [entry for _, entry in pairs]
+    leaders = {id(job) for anchors, job in first.items() if anchors}
+    return sorted(waiting, key=lambda entry: id(entry[0]) not in leaders)
 
 
 def unfinished(job: Job) -> list[Run]:

@@ -18,7 +18,6 @@ from rich.progress import (
 )
 
 from .execution import Event
-from .results import newest_log
 
 
 def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]:
@@ -50,6 +49,4 @@ def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]
 def print_failures(failed: Iterable[Event], console: Console) -> None:
     """Print a line for each failed run: the reason, and the path of its log."""
     for event in failed:
-        log = newest_log(event.run.folder)
-        place = f" (log: {log})" if log else ""
-        console.print(f"failed: {escape(f'{event.run}: {event.error}{place}')}", soft_wrap=True)
+        console.print(f"failed: {escape(event.failure)}", soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, harmonic_mean
 from typing import Any
 
@@ -89,8 +89,7 @@ class Protocol:
 
     def with_changes(self, changes: Mapping[str, Any]) -> Protocol:
         """Return this protocol with other data sets, shots or seeds; None changes nothing."""
-        values = {**self.__dict__, **{k: tuple(v) for k, v in changes.items() if v is not None}}
-        return Protocol(**values)
+        return replace(self, **{k: tuple(v) for k, v in changes.items() if v is not None})
 
 
 def read_protocol(name: str) -> Protocol:
@@ -104,12 +103,10 @@ def read_protocol(name: str) -> Protocol:
     """
     path = find(CONFIGS / "protocols", name, "protocol")
     raw = read_as(Protocol, path)
-    return Protocol(
-        **{
-            **raw.__dict__,
-            "train": made_of(Part, raw.train, f"{path}: train"),
-            "tests": tuple(made_of(Part, part, f"{path}: tests") for part in raw.tests),
-            "summary": made_of(Summary, raw.summary, f"{path}: summary"),
-            "name": name,
-        }
+    return replace(
+        raw,
+        train=made_of(Part, raw.train, f"{path}: train"),
+        tests=tuple(made_of(Part, part, f"{path}: tests") for part in raw.tests),
+        summary=made_of(Summary, raw.summary, f"{path}: summary"),
+        name=name,
     )

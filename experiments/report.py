@@ -21,7 +21,6 @@ from .execution import Event
 from .experiment import Experiment
 from .formats import caption_of, csv_of, html_table, latex_table, markdown_table, sources
 from .plan import Job
-from .results import newest_log
 from .tables import Table
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
@@ -156,11 +155,7 @@ def _by_number(item: tuple[str, str]) -> tuple[bool, float, str]:
 def _failures(failed: Sequence[Event]) -> str:
     if not failed:
         return ""
-    lines = []
-    for event in failed:
-        log = newest_log(event.run.folder)
-        place = f" ({log})" if log else ""
-        lines.append(f"<li>{html.escape(f'{event.run}: {event.error}{place}')}</li>")
+    lines = (f"<li>{html.escape(event.failure)}</li>" for event in failed)
     return f"<h2>Failed</h2><ul>{''.join(lines)}</ul>"
 
 

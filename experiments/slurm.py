@@ -227,7 +227,8 @@ class Slurm:
         try:
             slurm_jobs = executor.submit_array(tasks)
         except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"Slurm refuses the jobs: {_last_line(error)}") from error
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"Slurm refuses the jobs: {reason}") from error
         followed = []
         for job, slurm_job in zip(jobs, slurm_jobs, strict=True):
             submitted = _SubmittedJob(
@@ -283,25 +284,27 @@ def _followed(followed: Sequence[_SubmittedJob]) -> Iterator[Event]:
 
 def _states() -> dict[str, str] | None:
     """Return the states of this user's jobs by their ids; None if Slurm does not answer."""
-    words = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T"]
-    try:
-        answer = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
+    answer = _answer("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T")
+    if answer is None:
         return None
-    pairs = (line.partition(" ") for line in answer.stdout.splitlines())
+    pairs = (line.partition(" ") for line in answer.splitlines())
     return {id: state.strip() for id, _, state in pairs}
 
 
 def _largest_array() -> int:
     """Return the largest number of tasks of an array in Slurm's configuration."""
-    try:
-        answer = subprocess.run(
-            ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=60
-        )
-    except (OSError, subprocess.SubprocessError):
-        return MAX_ARRAY
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+    answer = _answer("scontrol", "show", "config") or ""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
     return max(1, int(found[1])) if found else MAX_ARRAY
+
+
+def _answer(*words: str) -> str | None:
+    """Return the stdout of a command of Slurm; None if the command fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
 
 
 def _notice(ids: Sequence[str]) -> str:
@@ -310,7 +313,3 @@ def _notice(ids: Sequence[str]) -> str:
         f"{len(ids)} jobs continue in Slurm. `squeue --me` shows them, the same command follows "
         f"them again, `scancel {arrays}` cancels them"
     )
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

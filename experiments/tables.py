@@ -105,9 +105,6 @@ def _averaged(results: pd.DataFrame) -> pd.DataFrame:
 
 def _table(group: str, results: pd.DataFrame, protocol: Protocol, title: str) -> Table:
     scores = list(dict.fromkeys(results["score"]))
-    tested = set(scores)
-    if protocol.summary.over == "tests":
-        tested -= {part.score.format(dataset=group) for part in (protocol.train,)}
     values = {
         method: part.pivot_table(index="seed", columns="score", values="accuracy").reindex(
             columns=scores
@@ -115,7 +112,8 @@ def _table(group: str, results: pd.DataFrame, protocol: Protocol, title: str) ->
         for method, part in results.groupby("method", sort=False)
     }
     summary = protocol.summary
-    over = [score for score in scores if score in tested]
+    of_training = protocol.train.score.format(dataset=group)
+    over = [score for score in scores if summary.over == "all" or score != of_training]
     for frame in values.values():
         whole = frame[over].notna().all(axis=1)
         frame[summary.name] = [

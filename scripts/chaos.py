@@ -20,8 +20,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -110,7 +111,8 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-class Outcome(NamedTuple):
+@dataclass
+class Outcome:
     """The outcome of all rounds.
 
     Attributes:
@@ -120,10 +122,10 @@ class Outcome(NamedTuple):
         faults: the differences, and the commands that ended in a wrong way, as texts.
     """
 
-    kills: Counter[str]
-    through: int
-    resumes: int
-    faults: list[str]
+    kills: Counter[str] = field(default_factory=Counter)
+    through: int = 0
+    resumes: int = 0
+    faults: list[str] = field(default_factory=list)
 
 
 def chaos(scratch: Path, kills: int, seed: int, names: list[str] | None = None) -> Outcome:
@@ -140,7 +142,7 @@ def chaos(scratch: Path, kills: int, seed: int, names: list[str] | None = None) 
     digits = scratch / "digits"
     write_digits(digits)
     references: dict[str, Reference] = {}
-    outcome = Outcome(Counter(), 0, 0, [])
+    outcome = Outcome()
     number = 0
     while sum(outcome.kills.values()) < kills:
         name = names[number % len(names)]
@@ -150,7 +152,7 @@ def chaos(scratch: Path, kills: int, seed: int, names: list[str] | None = None) 
             references[name] = refer(folder, words)
         reference = references[name]
         folder = prepare_folder(scratch / f"round-{number}", digits)
-        outcome = _round(rng, reference, folder, words, f"round {number}, {name}", outcome)
+        _round(rng, reference, folder, words, f"round {number}, {name}", outcome)
         number += 1
     return outcome
 
@@ -162,8 +164,8 @@ def _round(
     words: list[str],
     title: str,
     outcome: Outcome,
-) -> Outcome:
-    through, resumes = outcome.through, outcome.resumes
+) -> None:
+    """Start a command, end it at random, resume it; add what happens to ``outcome``."""
     history = []
     for _ in range(rng.randint(1, 5)):
         choice = ways(rng, reference)
@@ -176,8 +178,8 @@ def _round(
         if end.status:
             outcome.kills[way] += 1
         else:
-            through += 1
-        resumes += 1
+            outcome.through += 1
+        outcome.resumes += 1
     end = run(folder, words)
     if end.status:
         outcome.faults.append(f"{title}: it does not resume: {end.said.strip()[-300:]}")
@@ -186,7 +188,6 @@ def _round(
         if found:
             outcome.faults.append(f"{title}: differs in {', '.join(found)} after {history}")
     print(f"{title}: {', '.join(history)}", flush=True)
-    return outcome._replace(through=through, resumes=resumes)
 
 
 @contextlib.contextmanager

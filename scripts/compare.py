@@ -14,17 +14,8 @@ results.csv, tables.md, tables.tex, tables.csv and report.html.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from experiment_script import run
 
 if __name__ == "__main__":  # the processes of runs import this file too
-    from anchoropt_plugin.process.command_line import status_of
-
-    sys.exit(
-        status_of(  # imports the package itself: a missing dependency is one line then
-            lambda: import_module("experiments.compare").main(__doc__),
-            interrupted="interrupted; to resume, run the same command again",
-        )
-    )
+    sys.exit(run("compare", __doc__))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import random
 import resource
@@ -10,7 +12,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +41,6 @@ class Reference(NamedTuple):
     largest: int
 
 
-def _end_myself(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
 def _is_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -48,27 +48,32 @@ def _is_full(*_: object) -> None:
 def at_call(count: int, act: Callable[[], None], after: bool = False) -> Callable[[], None]:
     """Return a preparation: the process will ``act`` at its ``count``-th call of ``CALLS``."""
 
-    def prepare() -> None:
-        seen = 0
+    numbers = itertools.count(1)
 
-        def wrapped(call: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*args: Any, **kwargs: Any) -> Any:
-                nonlocal seen
-                seen += 1
-                mine = seen == count
-                if mine and not after:
-                    act()
-                result = call(*args, **kwargs)
-                if mine and after:
-                    act()
-                return result
+    @contextlib.contextmanager
+    def counted() -> Iterator[None]:
+        mine = next(numbers) == count
+        if mine and not after:
+            act()
+        yield
+        if mine and after:
+            act()
 
-            return counted
+    return lambda: _wrap_calls(counted)
 
-        for name in CALLS:
-            setattr(os, name, wrapped(getattr(os, name)))
 
-    return prepare
+def _wrap_calls(around: Callable[[], AbstractContextManager[None]]) -> None:
+    """Put each call of ``CALLS`` into a context of its own."""
+
+    def wrapped(call: Callable[..., Any]) -> Callable[..., Any]:
+        def in_context(*args: Any, **kwargs: Any) -> Any:
+            with around():
+                return call(*args, **kwargs)
+
+        return in_context
+
+    for name in CALLS:
+        setattr(os, name, wrapped(getattr(os, name)))
 
 
 def at_size(size: int, killed: bool) -> Callable[[], None]:
@@ -132,12 +137,8 @@ def ways(rng: random.Random, reference: Reference) -> dict[str, Callable[[Path, 
     count, after = rng.randint(1, reference.calls), rng.random() < 0.5
     size = round(reference.largest ** rng.random())  # small files are as likely as large ones
 
-    def killed_at_call() -> None:
-        _end_myself(signal.SIGKILL)
-
-    def stopped_at_call() -> None:
-        _end_myself(signal.SIGTERM)
-
+    killed_at_call = partial(signal.raise_signal, signal.SIGKILL)
+    stopped_at_call = partial(signal.raise_signal, signal.SIGTERM)
     return {
         "SIGKILL, any time": lambda *r: run(*r, strike=(signal.SIGKILL, seconds)),
         "SIGTERM, any time": lambda *r: run(*r, strike=(signal.SIGTERM, seconds)),
@@ -173,22 +174,14 @@ def refer(folder: Path, words: list[str]) -> Reference:
     """
     calls = folder / "calls.txt"
 
-    def count() -> None:
-        def note(name: str) -> Callable[..., Any]:
-            call = getattr(os, name)
-
-            def noted(*args: Any, **kwargs: Any) -> Any:
-                with calls.open("a") as file:
-                    file.write(".")
-                return call(*args, **kwargs)
-
-            return noted
-
-        for name in CALLS:
-            setattr(os, name, note(name))
+    @contextlib.contextmanager
+    def noted() -> Iterator[None]:
+        with calls.open("a") as file:
+            file.write(".")
+        yield
 
     start = time.monotonic()
-    end = run(folder, words, prepare=count)
+    end = run(folder, words, prepare=lambda: _wrap_calls(noted))
     seconds = time.monotonic() - start
     if end.status:
         raise UserError(f"the undisturbed run fails: {end.said.strip()}")

@@ -61,7 +61,10 @@ RECIPE: dict[str, Any] = {
     "texts_with_unknown_tokens": 0.15,
     "most_unknown_tokens": 16,
 }
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+NORMALISE = transforms.Normalize(
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+)
+"""Normalise images (…, 3, height, width) in [0, 1] for CLIP."""
 CONSOLE = Console()
 
 
@@ -79,17 +82,6 @@ def new_clip(n_tokens: int) -> CLIP:
         transformer_heads=RECIPE["text_width"] // 64,
         transformer_layers=RECIPE["text_layers"],
     ).float()
-
-
-def token_ids() -> Tensor:
-    """Return the CLIP tokens of all captions and of padding, sorted: (n,) int64."""
-    return tokenize(vocabulary_text()).unique()
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Return images in [0, 1] normalised for CLIP."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    return (images - mean) / std
 
 
 def draw_pool(generator: torch.Generator, progress: Progress) -> tuple[Tensor, Scenes]:
@@ -136,7 +128,7 @@ def pretrain(seed: int, steps: int) -> dict[str, Any]:
     """Train from scratch, and return the content of the weights file, in half precision."""
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
-    ids = token_ids()
+    ids = tokenize(vocabulary_text()).unique()  # sorted, with the token of padding
     model, head = new_clip(len(ids)), AttributeHead(RECIPE["embed_dim"])
     optimizer = optimizer_for(model, head)
     share, most = RECIPE["texts_with_unknown_tokens"], RECIPE["most_unknown_tokens"]
@@ -151,7 +143,7 @@ def pretrain(seed: int, steps: int) -> dict[str, Any]:
             shown = scenes[rows]
             tokens = row_of[tokenize([caption(rng, scene) for scene in shown.words()])]
             tokens = with_unknown_tokens(generator, tokens, share, most)
-            image = model.encode_image(normalise(images[rows].float() / 255))
+            image = model.encode_image(NORMALISE(images[rows].float() / 255))
             loss = contrastive_loss(model, image, text_features(model, tokens), shown.kind())
             fade = max(0.0, 1 - step / steps / RECIPE["attributes_until"])
             for group in optimizer.param_groups:
@@ -185,7 +177,7 @@ def read_split(folder: Path, split_file: str, part: str) -> tuple[Tensor, Tensor
             transforms.Resize(RECIPE["resolution"], interpolation=InterpolationMode.BICUBIC),
             transforms.CenterCrop(RECIPE["resolution"]),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            NORMALISE,
         ]
     )
     items = json.loads((folder / split_file).read_text(encoding="utf-8"))[part]
@@ -197,7 +189,7 @@ def measure(model: CLIP) -> dict[str, float]:
     """Return zero-shot accuracies in % by data set and part; base and new are half the classes."""
     triples = [str(triple) for triple in BENCHMARK]
     images, labels = benchmark_images(torch.Generator().manual_seed(99), 12)
-    result = {"held-out triples, clean": accuracy(model, normalise(images), labels, triples)}
+    result = {"held-out triples, clean": accuracy(model, NORMALISE(images), labels, triples)}
     with tempfile.TemporaryDirectory() as scratch:
         digits, shapes = Path(scratch, "digits"), Path(scratch, "shapes")
         write_digits(digits)

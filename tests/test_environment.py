@@ -61,7 +61,7 @@ def test_every_optional_package_is_tested():
 _ONE_BY_ONE = """
 import contextlib, io, json, runpy, sys
 root, features = sys.argv[1], json.loads(sys.argv[2])
-sys.path.insert(0, root)
+sys.path[:0] = [root, f"{root}/scripts"]
 for package, (argv, _) in features.items():
     sys.modules[package] = None  # importing the package fails as if it were not installed
     sys.argv = argv

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..files.readers import read_image, read_text
+from ..files.readers import read_image, read_names
 from ..process.user_code import import_user_module
 from ..training.predictor import Predictor, load_predictor
 
@@ -92,11 +92,8 @@ def _import_trainers(modules: list[str] | None) -> None:
 
 
 def _class_names(args: argparse.Namespace) -> list[str] | None:
-    if args.classes_file is None:
-        names: list[str] | None = args.classes
-        return names
-    lines = read_text(args.classes_file).splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    names: list[str] | None = args.classes
+    return names if args.classes_file is None else read_names(args.classes_file)
 
 
 def _predicted(predictor: Predictor, named: list[str]) -> Iterator[tuple[Path, Tensor]]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ..dassl_compat.finite_checks import training_errors
 from ..errors import UserError
@@ -76,20 +77,18 @@ def run(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _in_place_of_python(script: Path, arguments: list[str]) -> Iterator[None]:
     """Set ``sys.argv`` and ``sys.path[0]`` for the script, and let it import its own ``clip``."""
-    argv, path = list(sys.argv), list(sys.path)
     folder = script.resolve().parent
-    sys.argv[:] = [str(script), *arguments]
-    sys.path[0] = str(folder)
     # The plug-in imported a clip before the script's folder was on the path; the script's own
     # clip, a fork, differs.
     loaded = getattr(sys.modules.get("clip"), "__file__", None)
     if (folder / "clip").is_dir() and loaded and folder not in Path(loaded).resolve().parents:
         for name in [name for name in sys.modules if name.partition(".")[0] == "clip"]:
             del sys.modules[name]
-    try:
+    with (
+        mock.patch.object(sys, "argv", [str(script), *arguments]),
+        mock.patch.object(sys, "path", [str(folder), *sys.path[1:]]),
+    ):
         yield
-    finally:
-        sys.argv[:], sys.path[:] = argv, path
 
 
 @contextlib.contextmanager
@@ -102,11 +101,8 @@ def _keep_anchoropt_keys() -> Iterator[None]:
         clean_cfg(cfg, trainer.removesuffix(SUFFIX))
         extend_cfg(cfg)
 
-    config.clean_cfg = clean_but_keep
-    try:
+    with mock.patch.object(config, "clean_cfg", clean_but_keep):
         yield
-    finally:
-        config.clean_cfg = clean_cfg
 
 
 @contextlib.contextmanager
@@ -122,11 +118,8 @@ def _lock_output_folder() -> Iterator[None]:
                 locks.enter_context(locked_folder(Path(output).parent if is_file else output))
             setup_logger(output)
 
-        utils.setup_logger = lock_and_set_up
-        try:
+        with mock.patch.object(utils, "setup_logger", lock_and_set_up):
             yield
-        finally:
-            utils.setup_logger = setup_logger
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

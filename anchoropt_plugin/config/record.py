@@ -46,15 +46,20 @@ def merge_record(cfg: CfgNode, folder: str | Path) -> None:
         UserError: an unreadable file, or a value of another type than the default.
     """
     path = Path(folder, RECORD)
-    _merge_or_add(cfg, read_yaml(path), str(path))
+    merge_or_add(cfg, read_yaml(path), str(path))
 
 
-def _merge_or_add(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
+def merge_or_add(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
+    """Merge a nested dict into ``cfg``; new keys are added.
+
+    Raises:
+        UserError: a value of another type than the one in ``cfg``.
+    """
     for key, value in values.items():
         if key not in cfg:
             cfg[key] = _node(value, f"{source}: {key}") if isinstance(value, Mapping) else value
         elif isinstance(cfg[key], CfgNode) and isinstance(value, Mapping):
-            _merge_or_add(cfg[key], value, source)
+            merge_or_add(cfg[key], value, source)
         else:
             merge_dict(cfg, {key: value}, source)
 

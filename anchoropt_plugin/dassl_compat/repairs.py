@@ -11,7 +11,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..files.checkpoints import load
-from .optim.lr_scheduler import load_warmup_state, warmup_state
+from .optim.lr_scheduler import WarmupScheduler
 
 _logger = logging.getLogger("anchoropt_plugin")
 
@@ -56,8 +56,8 @@ def _repair_load_checkpoint() -> None:
         return
     _replace_everywhere("load_checkpoint", broken, load)
     # A safely read scheduler is plain data, so schedulers must be saved and restored as such.
-    schedulers._BaseWarmupScheduler.state_dict = warmup_state
-    schedulers._BaseWarmupScheduler.load_state_dict = load_warmup_state
+    schedulers._BaseWarmupScheduler.state_dict = WarmupScheduler.state_dict
+    schedulers._BaseWarmupScheduler.load_state_dict = WarmupScheduler.load_state_dict
     _logger.warning("repaired dassl.utils.load_checkpoint: it runs no code from checkpoints")
 
 

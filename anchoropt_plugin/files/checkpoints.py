@@ -98,14 +98,13 @@ def _safe_pickle_module() -> types.ModuleType:
     return module
 
 
-def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the dict in a checkpoint without running any code from the file.
+def load(path: str | Path) -> dict[str, Any]:
+    """Return the dict in a checkpoint, tensors on the CPU, without running any code from the file.
 
     Both of torch's formats can be read: the zip archive and the older one.
 
     Args:
         path: the file.
-        map_location: the device for the tensors.
 
     Returns:
         The checkpoint. Objects that are neither tensors nor plain containers are
@@ -126,7 +125,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
     _check_first_bytes(path)
     try:
         check_archive(path)
-        checkpoint = _load(path, map_location)
+        checkpoint = _load(path)
     except Exception as error:  # torch answers a broken file with a dozen different exceptions
         # torch adds a paragraph of guesses to its message.
         reason = shorten(str(error) or type(error).__name__, 160, placeholder="…")
@@ -203,19 +202,15 @@ def _check_first_bytes(path: Path) -> None:
         raise UserError(f"{path} is not a checkpoint: it has neither of torch's file formats")
 
 
-def _load(path: Path, map_location: str | torch.device) -> Any:
+def _load(path: Path) -> Any:
     if is_torchscript(path):  # some versions of torch would run its code
         raise ValueError("it is a TorchScript archive, a program with weights")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         pass
-    return torch.load(
-        path,
-        map_location=map_location,
-        weights_only=False,
-        pickle_module=_safe_pickle_module(),
-    )
+    safe = _safe_pickle_module()
+    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=safe)
 
 
 def save(obj: Any, path: str | Path) -> None:

@@ -31,6 +31,15 @@ def read_text(fpath: str | Path) -> str:
         raise UserError(f"{fpath} is not text in UTF-8: save it as UTF-8") from error
 
 
+def read_names(fpath: str | Path) -> list[str]:
+    """Return the names in a text file, one per line; empty lines are skipped.
+
+    Raises:
+        UserError: a missing file, or a file not in UTF-8.
+    """
+    return [line.strip() for line in read_text(fpath).splitlines() if line.strip()]
+
+
 def read_json(fpath: str | Path) -> Any:
     """Return the content of a json file.
 
@@ -43,6 +52,14 @@ def read_json(fpath: str | Path) -> Any:
         raise UserError(f"{fpath}, line {error.lineno}: not valid json: {error.msg}") from error
     except (RecursionError, ValueError) as error:  # too deeply nested, too many digits
         raise UserError(f"{fpath}: not valid json: {error}") from error
+
+
+def json_or_none(text: str) -> Any:
+    """Return the content of a json text, or None for another text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # the latter: too deeply nested
+        return None
 
 
 def write_json(obj: Any, fpath: str | Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import UserError
 from ..process.distributed import is_main
 from .atomic import write_text
-from .readers import read_json, read_text
+from .readers import json_or_none, read_json, read_text
 
 RESULTS = "results.json"
 """The numbers of the test that a run ends with."""
@@ -120,10 +120,7 @@ def _complete_lines(path: Path) -> list[str]:
 
 
 def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        event = None
+    event = json_or_none(line)
     match event:
         case {"event": "epoch", "epoch": int(), "epochs": int()}:
             return dict(event)

@@ -65,14 +65,10 @@ def status_of(
         if world_size() > 1:  # the traces of all processes are mixed on one terminal
             print(f"error in rank {rank()} of {world_size()}:", file=sys.stderr)
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated) as stop:
         if is_main():
             print(interrupted, file=sys.stderr)
-        return 130
-    except _Terminated:
-        if is_main():
-            print(interrupted, file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     finally:
         if sys.stdout is not stdout:  # a Logger, which also writes to a file
             with contextlib.suppress(OSError):  # a full disk, which was reported before

@@ -52,14 +52,12 @@ def cache_folder(setting: str = "") -> Path:
     Raises:
         UserError: the folder is in a home folder, and there is none.
     """
-    chosen = setting or os.environ.get("ANCHOROPT_CACHE", "")
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "anchoropt_plugin", "anchors")
+    chosen = setting or os.environ.get("ANCHOROPT_CACHE") or usual
     try:
-        if chosen:
-            return Path(chosen).expanduser()
-        return Path(base).expanduser() / "anchoropt_plugin" / "anchors"
+        return Path(chosen).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{chosen or base}: {error}; set HOME or ANCHOROPT_CACHE") from error
+        raise UserError(f"{chosen}: {error}; set HOME or ANCHOROPT_CACHE") from error
 
 
 def get(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:

@@ -66,14 +66,14 @@ class HostParts:
         # Hosts first read OpenAI's archive with torch.jit, then build their CLIP from it.
         if module is None or isinstance(owner, torch.jit.ScriptModule):
             return
+        settings = self.settings
         if name == "token_embedding":
             self._clips.append(owner)
         elif name == "image_encoder":
             self._image_encoders.append((owner, module))
-            if self.settings.keep_features:
+            if settings.keep_features:
                 cache_image_features(module)
         elif is_text_encoder(module):
-            settings = self.settings
             install(
                 module,
                 prompts=self._prompts,
@@ -90,7 +90,6 @@ class HostParts:
             self.learner, self._owner = module, owner
             hook = self.hook = hook_for(module)
             hook.check(module)
-            settings = self.settings
             self._position = attach(
                 module,
                 # Zeros until stage 1 has learned the anchors.

@@ -8,22 +8,13 @@ from typing import Any
 from torch import nn
 
 
-def holds(optimizer: Any, module: nn.Module) -> bool:
-    """Whether ``optimizer`` holds a parameter of ``module``."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return any(id(parameter) in held for parameter in module.parameters())
-
-
 def own_learning_rate(
     optimizer: Any, scheduler: Any, parameters: Sequence[nn.Parameter], lr: float
-) -> bool:
+) -> None:
     """Move ``parameters`` to a group of their own, without weight decay, if they are optimised.
 
     The host has already built its scheduler, so the scheduler (and its successor after a warm-up)
     also gets the new learning rate. A warm-up at a constant rate applies to this group, too.
-
-    Returns:
-        Whether ``optimizer`` holds the parameters.
     """
     ids = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:
@@ -31,16 +22,12 @@ def own_learning_rate(
         if len(others) == len(group["params"]):
             continue
         group["params"] = others
-        own = {key: value for key, value in group.items() if key != "params"}
-        own["weight_decay"] = 0.0
+        own = {**group, "params": list(parameters), "weight_decay": 0.0, "lr": lr}
         if scheduler is not None:
             own["lr"], own["initial_lr"] = lr * group["lr"] / group["initial_lr"], lr
-        else:
-            own["lr"] = lr
-        optimizer.add_param_group({"params": list(parameters), **own})
+        optimizer.add_param_group(own)
         while scheduler is not None:
             scheduler.base_lrs.append(lr)
             scheduler._last_lr.append(own["lr"] if hasattr(scheduler, "successor") else lr)
             scheduler = getattr(scheduler, "successor", None)
-        return True
-    return False
+        return

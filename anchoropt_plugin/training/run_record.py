@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..files.atomic import write_text
-from ..files.readers import read_json, read_text
+from ..files.readers import json_or_none, read_json, read_text
 from ..method.position import AnchorPositionModule
 from .settings import AnchorOPTConfig
 
@@ -39,7 +40,7 @@ def write_record(
         "trainer": cfg.TRAINER.NAME,
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "classes": list(class_names),
-        "settings": settings.to_dict(),
+        "settings": asdict(settings),
     }
     write_text(folder / RUN_RECORD, json.dumps(record, indent=1))
 
@@ -86,7 +87,7 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> frozen
             f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
             "give the --config-file or --backbone of the trained model"
         )
-    trained = {**AnchorOPTConfig().to_dict(), **record["settings"]}
+    trained = {**asdict(AnchorOPTConfig()), **record["settings"]}
     for name in READ_AT_TEST:
         present = getattr(settings, name)
         if present != trained[name]:
@@ -118,12 +119,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """
     entries = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        match entry:
-            case {"epoch": int(), "temperature": int() | float(), "P": list()}:
+        match json_or_none(line):
+            case {"epoch": int(), "temperature": int() | float(), "P": list()} as entry:
                 entries.append(dict(entry))
             case _:
                 raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from yacs.config import CfgNode
@@ -126,14 +126,8 @@ class AnchorOPTConfig:
         positive = ["anchor_len", "max_template_length", "anchor_epochs", "anchor_lr"]
         positive += ["anchor_mse_weight", "gumbel_temp", "kd_temperature"]
         faults += [f"{key.upper()} must be positive" for key in positive if getattr(self, key) <= 0]
-        not_negative = [
-            "n_ctx",
-            "class_chunk",
-            "position_lr",
-            "position_init_std",
-            "gumbel_temp_end",
-        ]
-        not_negative += ["anchor_ce_weight", "prompt_ce_weight", "kd_weight"]
+        not_negative = ["n_ctx", "class_chunk", "position_lr", "position_init_std"]
+        not_negative += ["gumbel_temp_end", "anchor_ce_weight", "prompt_ce_weight", "kd_weight"]
         faults += [
             f"{key.upper()} must not be negative" for key in not_negative if getattr(self, key) < 0
         ]
@@ -204,10 +198,6 @@ class AnchorOPTConfig:
         ratio = self.gumbel_temp_end / self.gumbel_temp
         return float(self.gumbel_temp * ratio ** (epoch / (epochs - 1)))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings by name."""
-        return asdict(self)
-
 
 _DEFAULTS = {field.name: field.default for field in fields(AnchorOPTConfig)}
 
@@ -251,9 +241,9 @@ class Settings(CfgNode, metaclass=_Node):
 
 
 class _Trainers(CfgNode, metaclass=_Node):
-    """``TRAINER``: adds missing keys to a node ANCHOROPT that a train.py makes itself.
+    """``TRAINER``: adds missing keys to its node ANCHOROPT.
 
-    The train.py of the released code makes a node with nine keys.
+    A train.py may make that node: the train.py of the released code makes one with nine keys.
     """
 
     _decode_cfg_value = CfgNode._decode_cfg_value  # else yacs makes nodes in a file of this type
@@ -279,5 +269,4 @@ def extend_cfg(cfg: Any) -> None:
         trainers = _Trainers()
         trainers.update(cfg.TRAINER)
         cfg.TRAINER = trainers
-    defaults = {name.upper(): default for name, default in _DEFAULTS.items()}
-    cfg.TRAINER.ANCHOROPT = cfg.TRAINER.get("ANCHOROPT", Settings(defaults))
+    cfg.TRAINER.ANCHOROPT = cfg.TRAINER.get("ANCHOROPT", Settings())

@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from ..errors import UserError, nearest
 from .decorators import anchoropt
@@ -42,13 +43,12 @@ def two_stages_on_demand() -> Iterator[None]:
             log.warning("this repository has its own %s: it runs, not the plug-in's", name)
         return trainer
 
+    def registered_names() -> _Names:
+        return _Names(own_names())
+
     # On the instance: others hold a reference to the registry.
-    TRAINER_REGISTRY.get = get
-    TRAINER_REGISTRY.registered_names = lambda: _Names(own_names())
-    try:
+    with mock.patch.multiple(TRAINER_REGISTRY, get=get, registered_names=registered_names):
         yield
-    finally:
-        del TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names
 
 
 class _Names(list[str]):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ from ..method.position import AnchorPositionModule
 from ..process import distributed
 from ..process.data_parallel import refuse_data_parallel, without_data_parallel
 from ..process.folder_lock import locked_folder
+from ..process.gradients import trained_parameters
 from . import run_record
 from .host_parts import HostParts
-from .optimizer_group import holds, own_learning_rate
+from .optimizer_group import own_learning_rate
 from .run_record import trained_classes, write_history
 from .settings import AnchorOPTConfig
 from .stage_one import find_anchors
@@ -116,7 +118,8 @@ class TwoStages:
         super().before_train()  # type: ignore[misc]
         optimizers = [x for x in vars(self).values() if isinstance(x, torch.optim.Optimizer)]
         optimizers += filter(None, self._optims.values())
-        if not any(holds(optimizer, self.anchoropt.position) for optimizer in optimizers):
+        trained = {id(parameter) for parameter in trained_parameters(optimizers)}
+        if not any(id(parameter) in trained for parameter in self.anchoropt.position.parameters()):
             raise UserError(
                 f"no optimiser of {self.anchoropt_host.__name__} holds the position logits of its "
                 "prompt learner: give the optimiser all parameters of the learner, and do not "
@@ -198,11 +201,8 @@ class TwoStages:
                 output = run.tested(output, subsample)
             return process(output, *labels)
 
-        self.evaluator.process = processed
-        try:
+        with mock.patch.object(self.evaluator, "process", processed):
             result = super().test(split)  # type: ignore[misc]
-        finally:
-            self.evaluator.process = process
         if run.averages(subsample) and not run.is_in_test:
             log.warning(
                 "%s tests without its model_inference and its evaluator: its logits were not "

@@ -10,6 +10,8 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import Field, fields
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import yaml
@@ -68,13 +70,8 @@ class DefaultConfigDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         cfg = get_cfg_default()
         train.extend_cfg(cfg)
-        parts = {}
-        for path in self.arguments[0].split():
-            node = cfg
-            for part in path.split("."):
-                node = node[part]
-            parts[path] = node
-        text = "\n".join(_as_yaml(path, node) for path, node in parts.items())
+        paths = self.arguments[0].split()
+        text = "\n".join(_as_yaml(path, reduce(getitem, path.split("."), cfg)) for path in paths)
         return [nodes.literal_block(text, text, language="yaml")]
 
 

@@ -20,7 +20,9 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers import prompted_clip
 from trainers.coop import CoOp
 
-from ..test_train_cli import DIGITS, TINY
+from ..test_train_cli import DIGITS, TINY, cfg_of, root
+
+__all__ = ["root"]
 
 TWO = "epoch 2, batch 3 of 5"
 LINE = re.compile(
@@ -30,18 +32,13 @@ LINE = re.compile(
 )
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
 @pytest.fixture
 def words(root, tmp_path):
     """Return a command of three epochs of five batches of four images."""
 
     def build(trainer, *keys):
         return [
-            *("--root", str(root), "--output-dir", str(tmp_path / "out"), "--trainer", trainer),
+            *("--root", root, "--output-dir", str(tmp_path / "out"), "--trainer", trainer),
             *("--dataset-config-file", DIGITS, "--config-file", TINY, "--seed", "1"),
             *("DATASET.NUM_SHOTS", "4", "DATASET.SUBSAMPLE_CLASSES", "base", "USE_CUDA", "False"),
             *("OPTIM.MAX_EPOCH", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
@@ -233,7 +230,7 @@ def test_half_precision_is_finite_on_the_published_weights_and_above(
     keys = [word for key, x in settings.items() for word in (f"TRAINER.ANCHOROPT.{key}", str(x))]
     keys += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(batch), f"TRAINER.{node}.PREC", "fp16"]
     keys += ["OPTIM.LR", "0.002", "TRAINER.MAPLE.PROMPT_DEPTH", "3"]
-    cfg = train.setup_cfg(train.build_parser().parse_args(words(f"{trainer}_AnchorOPT", *keys)))
+    cfg = cfg_of(*words(f"{trainer}_AnchorOPT", *keys))
     set_random_seed(1)
     run = build_trainer(cfg)
     run.epoch, run.batch_idx, run.num_batches = 0, 0, 100
@@ -250,12 +247,8 @@ def test_half_precision_is_finite_on_the_published_weights_and_above(
 
 
 def test_a_weight_lifts_no_loss_of_half_precision_over_its_range(words):
-    cfg = train.setup_cfg(
-        train.build_parser().parse_args(
-            words("CoOp_AnchorOPT", "TRAINER.ANCHOROPT.PROMPT_CE_WEIGHT", "1000.0")
-        )
-    )
-    run = build_trainer(cfg).anchoropt
+    weight = "TRAINER.ANCHOROPT.PROMPT_CE_WEIGHT", "1000.0"
+    run = build_trainer(cfg_of(*words("CoOp_AnchorOPT", *weight))).anchoropt
     run.settings = SimpleNamespace(prompt_ce_weight=1000.0, kd_weight=0.0)
     logits = torch.tensor([[0.0, 100.0]]).half()
     cross_entropy = F.cross_entropy(logits, torch.tensor([0]))

@@ -22,7 +22,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from experiments.compare import main as compare
 from trainers.coop import CoOp
 
-ROOT = Path(train.__file__).parent
+from ..test_train_cli import DIGITS, TINY, cfg_of
 
 
 def forked(work):
@@ -89,8 +89,7 @@ def words(tmp_path):
     def build(*flags, out="out", trainer="CoOp"):
         return [
             *("--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / out)),
-            *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
-            *("--config-file", str(ROOT / "configs/trainers/CoOp/tiny.yaml"), "--seed", "1"),
+            *("--dataset-config-file", DIGITS, "--config-file", TINY, "--seed", "1"),
             *("--trainer", trainer, *flags, "DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "2"),
             *("TRAIN.CHECKPOINT_FREQ", "1", "USE_CUDA", "False"),
             *("DATASET.SUBSAMPLE_CLASSES", "base"),
@@ -239,9 +238,7 @@ def test_a_second_comparison_is_refused(tmp_path):
 
 
 def test_a_trainer_under_another_train_py(words, tmp_path):
-    trainer = build_trainer(
-        train.setup_cfg(train.build_parser().parse_args(words(trainer="CoOp_AnchorOPT")))
-    )
+    trainer = build_trainer(cfg_of(*words(trainer="CoOp_AnchorOPT")))
     with holder(tmp_path / "out"), pytest.raises(UserError, match="in use by process"):
         trainer.train()
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,25 +10,15 @@ from anchoropt_plugin import AnchorTokens, UserError
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.training.settings import AnchorOPTConfig
-from dassl.engine import build_trainer
 
-ROOT = Path(__file__).parents[2]
+from .test_two_stages import build, command, root
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
+__all__ = ["root"]
 
 
 def words(root, out, *keys):
-    return [
-        *("--root", str(root), "--output-dir", str(out), "--seed", "1"),
-        *("--trainer", "CoOp_AnchorOPT"),
-        *("--dataset-config-file", str(ROOT / "configs/datasets/digits.yaml")),
-        *("--config-file", str(ROOT / "configs/trainers/CoOp/tiny.yaml")),
-        *("DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1"),
-        *(word for key in keys for word in ("TRAINER.ANCHOROPT." + key).split("=")),
-    ]
+    given = [word for key in keys for word in ("TRAINER.ANCHOROPT." + key).split("=")]
+    return command(root, out, keys=["DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1", *given])
 
 
 def anchors_of(root, out, *keys):
@@ -61,9 +49,8 @@ def test_random_anchors_are_drawn_by_the_seed(root, tmp_path):
 
 
 def test_anchors_alone_at_test(root, tmp_path):
-    keys = ["ENSEMBLE=anchors", "ANCHOR=random"]
-    args = train.build_parser().parse_args(words(root, tmp_path, *keys))
-    trainer = build_trainer(train.setup_cfg(args))
+    keys = ["TRAINER.ANCHOROPT.ENSEMBLE", "anchors", "TRAINER.ANCHOROPT.ANCHOR", "random"]
+    trainer = build(root, tmp_path, keys=keys)
     trainer.anchoropt_stage_one()
     trainer.set_model_mode("eval")
     images, _ = trainer.parse_batch_test(next(iter(trainer.test_loader)))

@@ -22,7 +22,6 @@ from .test_two_stages import build, root
 __all__ = ["root"]
 
 OFF = ["TRAINER.ANCHOROPT.FAST_TEXT", "False"]
-NO_KD = ["TRAINER.ANCHOROPT.KD_WEIGHT", "0"]
 
 
 def trainer_of(root, tmp_path, name, model=None, keys=(), classes="base", **members):

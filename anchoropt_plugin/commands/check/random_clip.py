@@ -106,16 +106,13 @@ def random_clip() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
         path = Path(folder, "random.pt")
         write_archive(random_weights(), path)
-        found = {
-            (module, name)
-            for module in list(sys.modules.values())
-            for name, value in list(vars(module).items())
-            if name == "_download" and _is_of_clip(value)
-        }
-        for module, name in found:
-            patches.enter_context(
-                mock.patch.object(module, name, lambda *args, **kwargs: str(path))
-            )
+
+        def download(*args: Any, **kwargs: Any) -> str:
+            return str(path)
+
+        for module in list(sys.modules.values()):
+            if _is_of_clip(vars(module).get("_download")):
+                patches.enter_context(mock.patch.object(module, "_download", download))
         patches.enter_context(mock.patch.object(urllib.request, "urlopen", _refuse))
         yield
 

@@ -8,14 +8,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
 from ...config.merge import merge_file, merge_list, read_yaml
+from ...config.record import merge_or_add
 from ...errors import UserError, nearest
 from ...files.readers import read_text
+from ...process.gradients import trained_parameters
 from ...process.user_code import error_in_one_line, import_user_module
 from ...prompts.hooks import is_prompt_learner
 from ...training.decorators import anchoropt
@@ -29,16 +32,16 @@ PUBLIC_KEYS = Path(__file__).parents[2] / "assets" / "trainer_keys.yaml"
 CLASSES = ["cat", "red fox", "bus", "sea or lake", "lamp", "hot air balloon", "tree", "bicycle"]
 BATCH = 4
 
-SMALL = {
-    "DATASET.NAME": "Caltech101",  # hosts look up templates by data set name
-    "DATASET.SUBSAMPLE_CLASSES": "base",  # the trained classes: some hosts test "new" differently
-    "MODEL.BACKBONE.NAME": "ViT-B/16",
-    "INPUT.SIZE": (224, 224),
-    "OPTIM.NAME": "sgd",
-    "OPTIM.LR": 0.002,
-    "OPTIM.MAX_EPOCH": 1,
-    "DATALOADER.NUM_WORKERS": 0,
-    "TRAINER.ANCHOROPT.ANCHOR_EPOCHS": 1,
+SMALL: dict[str, Any] = {
+    "DATASET": {
+        "NAME": "Caltech101",  # hosts look up templates by data set name
+        "SUBSAMPLE_CLASSES": "base",  # the trained classes: some hosts test "new" differently
+    },
+    "MODEL": {"BACKBONE": {"NAME": "ViT-B/16"}},
+    "INPUT": {"SIZE": (224, 224)},
+    "OPTIM": {"NAME": "sgd", "LR": 0.002, "MAX_EPOCH": 1},
+    "DATALOADER": {"NUM_WORKERS": 0},
+    "TRAINER": {"ANCHOROPT": {"ANCHOR_EPOCHS": 1}},
     "VERBOSE": False,
 }
 """The values of a trial; a config file and KEY VALUE pairs override them."""
@@ -129,7 +132,7 @@ def trial_cfg(
 
     cfg = get_cfg_default()
     if keys is None:
-        _add(cfg, read_yaml(PUBLIC_KEYS))
+        merge_or_add(cfg, read_yaml(PUBLIC_KEYS), str(PUBLIC_KEYS))
         for key in opts[::2]:
             _make_room(cfg, key)
     else:
@@ -139,15 +142,9 @@ def trial_cfg(
         ):
             keys(cfg)
     extend_cfg(cfg)
-    small = {**SMALL, "TRAINER.NAME": trainer.__name__, "OUTPUT_DIR": str(folder)}
-    small["TRAINER.ANCHOROPT.ANCHOR_CACHE"] = str(folder / "anchors")
-    for key, value in small.items():
-        section, _, name = key.rpartition(".")
-        node = cfg
-        for part in filter(None, section.split(".")):
-            node = node[part]
-        if name in node or section != "TRAINER.ANCHOROPT":
-            node[name] = value
+    merge_or_add(cfg, SMALL, "the trial")
+    cfg.TRAINER.NAME, cfg.OUTPUT_DIR = trainer.__name__, str(folder)
+    cfg.TRAINER.ANCHOROPT.ANCHOR_CACHE = str(folder / "anchors")
     for section in cfg.TRAINER.values():
         if precision and isinstance(section, CfgNode) and "PREC" in section:
             section.PREC = precision
@@ -158,25 +155,12 @@ def trial_cfg(
     return cfg
 
 
-def _add(cfg: CfgNode, values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            if key not in cfg:
-                cfg[key] = CfgNode()
-            _add(cfg[key], value)
-        else:
-            cfg[key] = value
-
-
 def _make_room(cfg: CfgNode, full_key: str) -> None:
     """Add a key of any type to ``cfg``, if the key is missing."""
     *sections, name = full_key.split(".")
     for section in sections:
-        if section not in cfg:
-            cfg[section] = CfgNode()
-        cfg = cfg[section]
-    if name not in cfg:
-        cfg[name] = None
+        cfg = cfg.setdefault(section, CfgNode())
+    cfg.setdefault(name, None)
 
 
 def generated_batch(cfg: Any) -> dict[str, Any]:
@@ -211,15 +195,13 @@ def take_step(trainer: Any) -> None:
 def logits_at_test(trainer: Any) -> Any:
     """Return what the trainer gives its evaluator in a test, or None if it gives nothing."""
     given: list[Any] = []
-    process = trainer.evaluator.process
-    trainer.evaluator.process = lambda output, *labels: given.append(output)
-    trainer.evaluator.evaluate = lambda: {"accuracy": 0.0}
-    try:
-        with quiet(), torch.no_grad():
-            trainer.test()
-    finally:
-        trainer.evaluator.process = process
-        del trainer.evaluator.evaluate
+    recording = mock.patch.multiple(
+        trainer.evaluator,
+        process=lambda output, *labels: given.append(output),
+        evaluate=lambda: {"accuracy": 0.0},
+    )
+    with quiet(), torch.no_grad(), recording:
+        trainer.test()
     return given[0] if given else None
 
 
@@ -266,21 +248,11 @@ def trained_by(trainer: Any) -> dict[str, nn.Parameter]:
     Parameters without a gradient, such as prompts of a block that the small CLIP lacks, are
     skipped.
     """
-    optimized = {
-        id(parameter)
-        for optimizer in trainer._optims.values()
-        if optimizer is not None
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    named = (
-        (f"{name}.{own}", parameter)
-        for name, model in trainer._models.items()
-        for own, parameter in model.named_parameters()
-    )
+    optimized = {id(parameter) for parameter in trained_parameters(trainer._optims.values())}
     return {
-        name: parameter
-        for name, parameter in named
+        f"{model}.{name}": parameter
+        for model, module in trainer._models.items()
+        for name, parameter in module.named_parameters()
         if id(parameter) in optimized and parameter.grad is not None
     }
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from ...errors import UserError
-from ...files.readers import read_text
+from ...files.readers import read_names
 from ...process.user_code import import_user_module
 from .client import TEMPLATE, Descriptions, ask_for_all
 
@@ -122,7 +122,7 @@ def _check(args: argparse.Namespace) -> None:
 def _class_names(args: argparse.Namespace) -> list[str]:
     names = args.names
     if args.classes_file:
-        names = [line.strip() for line in read_text(args.classes_file).splitlines()]
+        names = read_names(args.classes_file)
     if args.dataset_config_file:
         names = _names_of_dataset(args.dataset_config_file, args.root)
     names = [name for name in names if name.strip()]

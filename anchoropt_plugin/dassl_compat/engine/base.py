@@ -122,17 +122,10 @@ class TrainerBase:
         print(f"Found checkpoint at {directory} (will resume training)")
         file_name = newest_common_checkpoint(folders.values())
         scaler = getattr(self, "scaler", None)
-        epochs = {
-            resume_from_checkpoint(
-                folder,
-                self._models[name],
-                self._optims[name],
-                self._scheds[name],
-                scaler,
-                file_name,
-            )
-            for name, folder in folders.items()
-        }
+        epochs = set()
+        for name, folder in folders.items():
+            parts = self._models[name], self._optims[name], self._scheds[name]
+            epochs.add(resume_from_checkpoint(folder, *parts, scaler, file_name))
         if len(epochs) > 1:
             raise UserError(
                 f"the checkpoints in {directory} are of different epochs {sorted(epochs)}; "

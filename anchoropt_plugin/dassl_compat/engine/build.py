@@ -6,7 +6,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ..utils.registry import Registry, check_availability
+from ..utils.registry import Registry
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
@@ -17,7 +17,4 @@ def build_trainer(cfg: CfgNode) -> Any:
     Raises:
         UserError: no trainer has this name; the message names the nearest one.
     """
-    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "TRAINER.NAME")
-    if cfg.VERBOSE:
-        print(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)
+    return TRAINER_REGISTRY.chosen(cfg, "TRAINER.NAME")(cfg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -13,7 +14,7 @@ from ...files.checkpoints import Foreign
 from ..utils.registry import check_availability
 
 
-class _WarmupScheduler(LRScheduler):
+class WarmupScheduler(LRScheduler):
     """A schedule that delays ``successor`` by ``warmup_epoch`` epochs.
 
     The first epoch after the warm-up uses the base learning rate. The successor takes its first
@@ -43,16 +44,31 @@ class _WarmupScheduler(LRScheduler):
         else:
             super().step(epoch)
 
+    # Not super(): an installed Dassl's scheduler, whose class is another, gets both methods.
     def state_dict(self) -> dict[str, Any]:
         """Return the state, including the successor's, as plain data."""
-        return warmup_state(self)
+        return {**LRScheduler.state_dict(self), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state, in which the successor may be a pickled scheduler (``Foreign``)."""
-        load_warmup_state(self, state_dict)
+        """Restore the state, including the successor's.
+
+        Published checkpoints hold the successor itself, pickled. Only the attributes are restored
+        from there: the pickled object would step an optimiser of its own.
+        """
+        successor = state_dict["successor"]
+        if isinstance(successor, Foreign):
+            print("The checkpoint holds a pickled LR scheduler: only its numbers are restored")
+            attributes = successor.state if isinstance(successor.state, dict) else {}
+            successor = {
+                name: attributes[name]
+                for name in self.successor.state_dict()
+                if name in attributes and not isinstance(attributes[name], Foreign)
+            }
+        self.successor.load_state_dict(successor)
+        LRScheduler.load_state_dict(self, {**state_dict, "successor": self.successor})
 
 
-class ConstantWarmupScheduler(_WarmupScheduler):
+class ConstantWarmupScheduler(WarmupScheduler):
     """A warm-up with the constant learning rate ``cons_lr``."""
 
     def __init__(
@@ -65,7 +81,7 @@ class ConstantWarmupScheduler(_WarmupScheduler):
         return self.cons_lr
 
 
-class LinearWarmupScheduler(_WarmupScheduler):
+class LinearWarmupScheduler(WarmupScheduler):
     """A warm-up with ``min_lr`` in epoch 0, then ``epoch / warmup_epoch`` times the base rate."""
 
     def __init__(
@@ -78,31 +94,6 @@ class LinearWarmupScheduler(_WarmupScheduler):
         if self.last_epoch == 0:
             return self.min_lr
         return base_lr * self.last_epoch / self.warmup_epoch
-
-
-def warmup_state(scheduler: Any) -> dict[str, Any]:
-    """Return the state of a warm-up scheduler and its ``successor`` as plain data."""
-    state = LRScheduler.state_dict(scheduler)
-    return {**state, "successor": scheduler.successor.state_dict()}
-
-
-def load_warmup_state(scheduler: Any, state: dict[str, Any]) -> None:
-    """Restore the state of a warm-up scheduler and its ``successor``.
-
-    Published checkpoints hold the successor itself, pickled. Only the attributes are restored
-    from there: the pickled object would step an optimiser of its own.
-    """
-    successor = state["successor"]
-    if isinstance(successor, Foreign):
-        print("The checkpoint holds a pickled LR scheduler: only its numbers are restored")
-        attributes = successor.state if isinstance(successor.state, dict) else {}
-        successor = {
-            name: attributes[name]
-            for name in scheduler.successor.state_dict()
-            if name in attributes and not isinstance(attributes[name], Foreign)
-        }
-    scheduler.successor.load_state_dict(successor)
-    LRScheduler.load_state_dict(scheduler, {**state, "successor": scheduler.successor})
 
 
 def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
@@ -136,12 +127,8 @@ def _single_step(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
     return StepLR(optimizer, size if size > 0 else optim_cfg.MAX_EPOCH, gamma=optim_cfg.GAMMA)
 
 
-def _multi_step(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
-    return MultiStepLR(optimizer, optim_cfg.STEPSIZE, gamma=optim_cfg.GAMMA)
-
-
-def _cosine(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
-    return CosineAnnealingLR(optimizer, optim_cfg.MAX_EPOCH)
-
-
-_SCHEDULES = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
+_SCHEDULES: dict[str, Callable[[Optimizer, CfgNode], LRScheduler]] = {
+    "single_step": _single_step,
+    "multi_step": lambda optimizer, cfg: MultiStepLR(optimizer, cfg.STEPSIZE, gamma=cfg.GAMMA),
+    "cosine": lambda optimizer, cfg: CosineAnnealingLR(optimizer, cfg.MAX_EPOCH),
+}

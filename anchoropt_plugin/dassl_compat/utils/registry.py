@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
+from yacs.config import CfgNode
+
 from ...errors import UserError, nearest
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -55,6 +57,19 @@ class Registry:
     def registered_names(self) -> list[str]:
         """Return all names, in order of registration."""
         return list(self._obj_map)
+
+    def chosen(self, cfg: CfgNode, key: str) -> Any:
+        """Return the object that ``cfg`` names under ``key``, such as ``"TRAINER.NAME"``.
+
+        Raises:
+            UserError: an unknown name; the message suggests the nearest one.
+        """
+        section, option = key.split(".")
+        name = cfg[section][option]
+        check_availability(name, self.registered_names(), key)
+        if cfg.VERBOSE:
+            print(f"Loading {self._name.lower()}: {name}")
+        return self.get(name)
 
 
 def check_availability(requested: str, available: Collection[str], key: str = "the name") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import UserError
 from ...files import checkpoints
-from ...files.atomic import atomic_write, write_text
+from ...files.atomic import write_text
 from ...files.checkpoint_folder import BEST_MODEL, is_of_classes, last_checkpoint_name
 from ...process import distributed
 from ...process.randomness import restore_random_state
@@ -41,23 +40,16 @@ def save_checkpoint(
     if remove_module_from_keys:
         state["state_dict"] = _without_module(state["state_dict"])
     if distributed.is_main():
-        _write_checkpoint(state, Path(save_dir), is_best, model_name)
+        folder = Path(save_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / (model_name or f"model.pth.tar-{state['epoch']}")
+        checkpoints.save(state, path)
+        print(f"Checkpoint saved to {path}")
+        write_text(folder / "checkpoint", f"{path.name}\n")
+        if is_best:
+            checkpoints.save(state, folder / BEST_MODEL)
     # Otherwise another process might look for the file before it exists.
     distributed.barrier()
-
-
-def _write_checkpoint(state: dict[str, Any], folder: Path, is_best: bool, model_name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (model_name or f"model.pth.tar-{state['epoch']}")
-    checkpoints.save(state, path)
-    print(f"Checkpoint saved to {path}")
-    write_text(folder / "checkpoint", f"{path.name}\n")
-    if is_best:
-        with (
-            path.open("rb") as source,
-            atomic_write(folder / BEST_MODEL) as target,
-        ):
-            shutil.copyfileobj(source, target)
 
 
 def load_checkpoint(fpath: str | Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ...utils.registry import Registry, check_availability
+from ...utils.registry import Registry
 
 DATASET_REGISTRY = Registry("DATASET")
 
@@ -17,7 +17,4 @@ def build_dataset(cfg: CfgNode) -> Any:
     Raises:
         UserError: an unknown name; the message suggests the nearest one.
     """
-    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
-    if cfg.VERBOSE:
-        print(f"Loading dataset: {cfg.DATASET.NAME}")
-    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+    return DATASET_REGISTRY.chosen(cfg, "DATASET.NAME")(cfg)
