@@ -103,7 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--load-epoch",
         metavar="EPOCH",
         type=int,
-        help="epoch of the checkpoint; -1 for the last (default: the best)",
+        help="epoch of the checkpoint; -1: the last (default: the best on validation images, "
+        "which exists only with TEST.FINAL_MODEL best_val)",
     )
     other = parser.add_argument_group("short names of config keys").add_argument
     other("--backbone", metavar="NAME", help="sets MODEL.BACKBONE.NAME")

@@ -73,7 +73,7 @@ def inventory(root: str | Path, sample: int = 20, progress: bool = False) -> lis
         raise UserError(f"--root {root} is not a folder: give the folder of the data sets")
     folders = [row.folder for row in TABLE]
     if root.name in folders and not any((root / folder).is_dir() for folder in folders):
-        raise UserError(f"--root {root} is itself a data set: give {root.parent}")
+        raise UserError(f"--root {root} is the folder of one data set: give {root.parent}")
     console = Console(stderr=True)
     rows = track(TABLE, "Checking", console=console, disable=not progress, transient=True)
     return [check_data_set(row, root, sample) for row in rows]

@@ -120,7 +120,7 @@ class SplitDataset(DatasetBase):
         content, path = self._drawn
         try:
             write_json(content, path)
-            print(f"Few-shot images are written to {path}")
+            print(f"The list of few-shot images is saved in {path}")
         except OSError:
             pass  # a read-only data set: the same seed draws the same images again
 

@@ -158,7 +158,7 @@ def test_without_a_home_the_cache_folder_is_an_error(monkeypatch):
     for name in ("ANCHOROPT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "expanduser", expanduser)
-    with pytest.raises(UserError, match=r"home directory.*: set HOME, or ANCHOROPT_CACHE"):
+    with pytest.raises(UserError, match=r"home directory.*; set HOME or ANCHOROPT_CACHE"):
         anchor_cache.cache_folder()
 
 

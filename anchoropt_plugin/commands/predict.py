@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
     add("--model-dir", required=True, help="output folder of the run")
     names = parser.add_mutually_exclusive_group()
-    names.add_argument("--classes", nargs="+", metavar="NAME", help="replace the run's class names")
+    names.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="replace the run's class names; takes all words after it, so give the images first",
+    )
     names.add_argument("--classes-file", metavar="FILE", help="file of class names, one per line")
     add("--load-epoch", type=int, help="epoch of the checkpoint (default: the one the run tests)")
     add("--top", type=int, default=5, help="number of classes to print per image (default: 5)")

@@ -68,7 +68,7 @@ def _check_size(values: Any, source: str) -> None:
         return sizes[id(value)]
 
     if size(values) > _LARGEST:
-        raise UserError(f"{source}: not a config file: aliases make it over {_LARGEST} values")
+        raise UserError(f"{source}: too large: yaml aliases expand it to over {_LARGEST} values")
 
 
 def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
@@ -86,7 +86,7 @@ def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
         tree: Any = value
         for part in reversed(str(full_key).split(".")):
             tree = {part: tree}
-        merge_dict(cfg, tree, source="KEY VALUE")
+        merge_dict(cfg, tree, source="command line")
 
 
 def merge_dict(cfg: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -157,7 +157,7 @@ class AnchorTokens:
             on_epoch: called with (epoch, loss) after each epoch.
 
         Raises:
-            ValueError: a class has no list of descriptions, or an empty one.
+            ValueError: the descriptions are not one list for each class, or a list is empty.
             UserError: the loss is not finite.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
@@ -170,10 +170,17 @@ class AnchorTokens:
         ((1, 128), True)
         """
         settings = settings or StageOne()
+        # A str is a sequence of str, so stage 1 would learn from single letters.
+        for given in (descriptions, *descriptions):
+            if isinstance(given, (str, Mapping)):
+                raise ValueError(
+                    "descriptions must be one list of sentences per class, in the order of "
+                    f"class_names; got a {type(given).__name__}"
+                )
         if len(descriptions) != len(class_names) or not all(descriptions):
             raise ValueError(
-                f"{len(class_names)} classes and {len(descriptions)} lists of descriptions: want "
-                "one list of one or more sentences for each class"
+                f"{len(class_names)} classes and {len(descriptions)} lists of descriptions: "
+                "expected one list of one or more sentences for each class"
             )
         prompts = AnchorPrompts(tower, class_names, settings.length)
         targets, spread = _targets(tower, descriptions)
@@ -266,7 +273,9 @@ class AnchorTokens:
         content = checkpoints.load(path)
         values = content.get("state_dict", {}).get(PUBLISHED_NAME)
         if not isinstance(values, Tensor) or values.dim() != 2:
-            raise UserError(f"{path} holds no anchor tokens: want a tensor {PUBLISHED_NAME} (K, d)")
+            raise UserError(
+                f"{path} holds no anchor tokens: expected a tensor {PUBLISHED_NAME} (K, d)"
+            )
         losses = content.get("losses")
         losses = losses if isinstance(losses, list) else []
         return cls(values.float(), losses, str(content.get("key", "")))

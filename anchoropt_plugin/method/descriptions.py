@@ -83,7 +83,7 @@ def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -
     for name in content:
         other = names.setdefault(plain(name), name)
         if other != name:
-            raise UserError(f"{path} describes {other!r} and {name!r}, one class: join the two")
+            raise UserError(f"{path} has one class twice, as {other!r} and {name!r}: join the two")
     sentences_of = {plain(name): sentences for name, sentences in content.items()}
     missing = [name for name in class_names if not sentences_of.get(plain(name))]
     if missing:

@@ -77,7 +77,7 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
     if prompt_logits.shape != anchor_logits.shape:
         raise ValueError(
             f"prompt logits {tuple(prompt_logits.shape)} and anchor logits "
-            f"{tuple(anchor_logits.shape)}: want both (B, C)"
+            f"{tuple(anchor_logits.shape)}: expected both to be (B, C)"
         )
     teacher = average(prompt_logits, anchor_logits).detach() / temperature
     student = prompt_logits.float() / temperature

@@ -204,7 +204,8 @@ class AnchorPositionModule(nn.Module):
             raise ValueError(f"n_ctx is {n_ctx}: a context has at least one soft token")
         if anchors.dim() != 2 or not anchors.is_floating_point():
             raise ValueError(
-                f"anchors are {anchors.dtype} {tuple(anchors.shape)}: want floating point (K, d)"
+                f"anchors are {anchors.dtype} {tuple(anchors.shape)}: expected floating point "
+                "(K, d)"
             )
         self.n_ctx = n_ctx
         self.relaxation = relaxation
@@ -290,7 +291,7 @@ class AnchorPositionModule(nn.Module):
         if context.shape[-2:] != (self.n_ctx, self.anchors.shape[1]):
             raise ValueError(
                 f"the context is (…, {context.shape[-2]}, {context.shape[-1]}): "
-                f"want (…, {self.n_ctx}, {self.anchors.shape[1]})"
+                f"expected (…, {self.n_ctx}, {self.anchors.shape[1]})"
             )
         anchors = self.anchors.to(context.dtype).expand(*context.shape[:-2], -1, -1)
         matrix = self.draw().to(context.dtype)

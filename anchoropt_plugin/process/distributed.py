@@ -32,7 +32,7 @@ def is_launched() -> bool:
 
 
 def is_started() -> bool:
-    """Return whether this process has joined the others."""
+    """Return whether ``torch.distributed`` is initialised in this process."""
     return dist.is_available() and dist.is_initialized()
 
 

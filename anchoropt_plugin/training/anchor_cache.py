@@ -57,7 +57,7 @@ def cache_folder(setting: str = "") -> Path:
     try:
         return Path(chosen).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{chosen}: {error}: set HOME, or ANCHOROPT_CACHE") from error
+        raise UserError(f"{chosen}: {error}; set HOME or ANCHOROPT_CACHE") from error
 
 
 def get(folder: Path, key: str, shape: tuple[int, ...]) -> AnchorTokens | None:

@@ -133,8 +133,9 @@ class HostParts:
         if self._position is None:
             what = f"module named {self.learner_name!r}" if self.learner_name else "prompt learner"
             raise UserError(
-                f"{self.host} has no {what}: want a module with token_prefix, token_suffix and "
-                "tokenized_prompts, or a PromptHook for it (register_hook)"
+                f"{self.host} has no {what}: AnchorOPT needs a module with the tensors "
+                "token_prefix, token_suffix and tokenized_prompts, like CoOp's prompt learner, or "
+                "a PromptHook for the learner (register_hook)"
             )
         return self._position
 

@@ -141,8 +141,8 @@ def _recorded_cfg(folder: Path) -> Any:
 
     if not (folder / RECORD).is_file():
         raise UserError(
-            f"{folder} has no {RECORD}: give the output folder of a run of train.py here, or of an "
-            "_AnchorOPT trainer"
+            f"{folder} has no {RECORD}: give the output folder of a run of this repository's "
+            "train.py, or of an _AnchorOPT trainer"
         )
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -160,10 +160,12 @@ def _recorded_cfg(folder: Path) -> Any:
 
 def _recorded_classes(folder: Path) -> list[str]:
     if not (folder / CLASSES).is_file():
-        raise UserError(f"{folder} has no {CLASSES}: name the classes")
+        raise UserError(f"{folder} has no {CLASSES}: give the class names (predict: --classes)")
     names = read_json(folder / CLASSES)
     if not isinstance(names, list):
-        raise UserError(f"{folder / CLASSES} is not a list of class names: name the classes")
+        raise UserError(
+            f"{folder / CLASSES} is not a list of class names: give them (predict: --classes)"
+        )
     return names
 
 
@@ -191,5 +193,5 @@ def _tested_epoch(trainer: Any, folder: Path) -> int | None:
         re.search(r"-(\d{1,9})$", last_checkpoint_name(last.parent)) if last.is_file() else None
     )
     if number is None:
-        raise UserError(f"{last} names no checkpoint: give the epoch to load")
+        raise UserError(f"{last} names no checkpoint: give the epoch (--load-epoch)")
     return int(number[1])

@@ -1,4 +1,4 @@
-"""Files of a run: ``anchoropt.json`` (what was trained) and ``position.jsonl`` (how P moved)."""
+"""Files of a run: ``anchoropt.json`` (what was trained) and ``position.jsonl`` (P by epoch)."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> frozen
     if backbone != cfg.MODEL.BACKBONE.NAME:
         raise UserError(
             f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
-            "give its --config-file or --backbone"
+            "give the --config-file or --backbone of the trained model"
         )
     trained = {**asdict(AnchorOPTConfig()), **record["settings"]}
     for name in READ_AT_TEST:
@@ -123,5 +123,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             case {"epoch": int(), "temperature": int() | float(), "P": list()} as entry:
                 entries.append(dict(entry))
             case _:
-                raise UserError(f"{path}, line {number}: not an epoch's matrix: remove the file")
+                raise UserError(
+                    f"{path}, line {number} is damaged: the file only records the position "
+                    "matrix, and may be deleted"
+                )
     return entries

@@ -53,7 +53,7 @@ class AnchorOPTConfig:
         anchor_weights: file of learned anchors (ours or published); stage 1 is then skipped.
         anchor_cache: folder of cached anchors; "" is the user's cache folder.
         descriptions: json ``{class name: [sentence, …]}`` for stage 1; "" uses templates.
-        max_template_length: sentences used of each class.
+        max_template_length: largest number of descriptions used per class.
         anchor_epochs: epochs of stage 1.
         anchor_lr: learning rate of stage 1.
         anchor_mse_weight: weight of the distance to the descriptions in stage 1.

@@ -77,7 +77,10 @@ def _cached_or_learned(
     if anchors is not None:
         print(f"Stage 1: cached anchors from {folder} (key {key})")
         return anchors
-    print(f"Stage 1: learning {stage.length} anchor token(s) from {len(class_names)} classes")
+    print(
+        f"Stage 1: learning {stage.length} anchor token(s) from the descriptions of "
+        f"{len(class_names)} classes"
+    )
     every = max(1, stage.epochs // 10)
 
     def report(epoch: int, loss: float) -> None:

@@ -155,7 +155,7 @@ class AnchorOPT:
         """Whether test logits are averaged with l_a: "auto" does so if a class was not trained.
 
         Args:
-            subsample: ``DATASET.SUBSAMPLE_CLASSES``; decides without a record of the classes.
+            subsample: ``DATASET.SUBSAMPLE_CLASSES``, used only if no training classes are recorded.
         """
         if self.settings.ensemble != "auto":
             return self.settings.ensemble == "always"

@@ -36,10 +36,10 @@ SUFFIX = "_AnchorOPT"
 
 
 class TwoStages:
-    """The base class that ``@anchoropt`` puts before a host trainer: stage 1, then stage 2.
+    """The first base class of ``X_AnchorOPT``, before the host X: stage 1, then stage 2.
 
-    Each method does its part and calls the host's method. All state is in ``self.anchoropt``; the
-    decorator sets the class attributes.
+    Each method does AnchorOPT's part and calls the host's method. All state is in
+    ``self.anchoropt``; the decorator sets the class attributes.
     """
 
     anchoropt_host: type

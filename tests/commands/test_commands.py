@@ -460,7 +460,7 @@ def test_the_report_of_check(command, repository, trainer, learner):
         f"{learner}.ctx (4, 512)",
         f"{learner}.anchoropt.logits (5, 5)",
         # The look-alike leaves loading to Dassl, which knows of no other classes.
-        "checkpoints load for the same classes only, as without AnchorOPT (for others, load_model",
+        "checkpoints load for the same classes: yes; for others: no, as without AnchorOPT",
         "replaces TextEncoder, relative error",
         f"616 → {computed} tokens",
     ):
@@ -704,7 +704,7 @@ def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, wor
 
 def test_a_folder_without_class_names_asks_for_them(runs, tmp_path):
     (tmp_path / "config.yaml").write_bytes((runs / "CoOp" / "config.yaml").read_bytes())
-    with pytest.raises(UserError, match=r"has no classes\.json: name the classes"):
+    with pytest.raises(UserError, match=r"has no classes\.json: give the class names"):
         load_predictor(tmp_path)
 
 

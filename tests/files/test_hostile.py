@@ -249,7 +249,7 @@ def test_hostile_yaml(tmp_path, text):
 def test_aliases_that_stand_for_gigabytes(tmp_path, text):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match="aliases make it over"):
+    with pytest.raises(UserError, match="too large: yaml aliases expand it"):
         read_yaml(path)
 
 
@@ -368,8 +368,8 @@ def with_name(name):
         (with_path("cat\0.png"), "cannot be a file"),
         (with_path("x" * 10_000), "cannot be a file"),
         (with_name("dog"), "labels 0 and 1 are both named 'dog'"),
-        (with_name("x" * 10_000), "has 10000 letters: shorten it"),
-        (with_name("many words " * 100), "has 1100 letters: shorten it"),
+        (with_name("x" * 10_000), "has 10000 characters: shorten it"),
+        (with_name("many words " * 100), "has 1100 characters: shorten it"),
         (with_name("\u0007"), "control characters"),
         (lambda split: split.pop("train"), "a split is"),
     ],

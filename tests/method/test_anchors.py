@@ -111,6 +111,20 @@ def test_every_class_needs_descriptions(clip, texts):
         AnchorTokens.learn(TextTower(clip), NAMES, texts)
 
 
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (dict(zip(NAMES, TEXTS, strict=True)), "dict"),
+        (["a photo of a cat."] * len(NAMES), "str"),
+        ("abc", "str"),
+    ],
+)
+def test_descriptions_without_a_list_per_class_are_refused(clip, texts, kind):
+    """Stage 1 would learn from single letters, without a warning."""
+    with pytest.raises(ValueError, match=f"one list of sentences per class.*; got a {kind}"):
+        AnchorTokens.learn(TextTower(clip), NAMES, texts)
+
+
 def test_a_loss_that_is_not_finite_is_told(clip):
     with pytest.raises(UserError, match=r"epoch \d+ is (nan|inf)"):
         AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, StageOne(epochs=9, lr=1e30))

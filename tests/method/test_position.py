@@ -207,9 +207,9 @@ def test_impossible_arguments_are_refused(change, message):
 
 
 def test_a_context_of_another_shape_is_refused_with_both_shapes():
-    with pytest.raises(ValueError, match=r"\(…, 4, 4\): want \(…, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(…, 4, 4\): expected \(…, 3, 4\)"):
         module()(torch.ones(4, 4))
-    with pytest.raises(ValueError, match="want floating point"):
+    with pytest.raises(ValueError, match="expected floating point"):
         AnchorPositionModule(2, torch.zeros(3, dtype=torch.long))
 
 

@@ -104,9 +104,9 @@ def _trial(host: type, with_anchoropt: type, cfg: Any) -> Found:
             take_step(alone)
     if not learners:
         raise UserError(
-            f"{name} has no prompt learner: none of its modules has the tensors token_prefix, "
-            "token_suffix and tokenized_prompts; AnchorOPT needs a prompt learner with these "
-            "tensors, like CoOp's, or a PromptHook for the learner (register_hook)"
+            f"{name} has no prompt learner: AnchorOPT needs a module with the tensors "
+            "token_prefix, token_suffix and tokenized_prompts, like CoOp's prompt learner, or "
+            "a PromptHook for the learner (register_hook)"
         )
     with host_errors(f"{name} works, but not with AnchorOPT: ", "please report this error"):
         trainer, losses, calls = _step(name, build(with_anchoropt, cfg))

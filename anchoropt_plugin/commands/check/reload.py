@@ -54,7 +54,7 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
     Raises:
         UserError: with AnchorOPT, a lost value that the plain host does not lose.
     """
-    name, classes, where = host.__name__, OTHER_CLASSES, "for other classes,"
+    name, classes, where = host.__name__, OTHER_CLASSES, "for other classes: yes"
     try:
         lost = _lost(alone, _loaded(host, cfg, alone, classes))
     except UserError:
@@ -66,8 +66,8 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
             why = error_in_one_line(error.__cause__)
             return f"not tried: {name} alone does not load its own ({why})"
         where = (
-            "for the same classes only, as without AnchorOPT (for others, load_model must skip "
-            "token_prefix and token_suffix),"
+            "for the same classes: yes; for others: no, as without AnchorOPT (load_model must skip "
+            "token_prefix and token_suffix)"
         )
     found = [where]
     again = _loaded(with_anchoropt, cfg, ours, classes)
@@ -79,7 +79,7 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
         )
     again = _loaded(with_anchoropt, cfg, alone, classes)
     _require(name, "does not load a checkpoint of the plain host", _lost(alone, again), lost)
-    found.append("from before AnchorOPT too")
+    found.append("of the plain host: yes")
     (path, *others) = sorted(alone.folder.rglob("model*.pth.tar*"))
     if not others:
         try:
@@ -89,8 +89,8 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
         if len(lost) < len(alone.values):
             started = _started(with_anchoropt, cfg, path)
             _require(name, "does not load MODEL.INIT_WEIGHTS", _lost(alone, started), lost)
-            found.append("and as MODEL.INIT_WEIGHTS")
-    return " ".join(found)
+            found.append("as MODEL.INIT_WEIGHTS: yes")
+    return "; ".join(found)
 
 
 def _loaded(trainer: type, cfg: Any, saved: Saved, classes: list[str]) -> Any:

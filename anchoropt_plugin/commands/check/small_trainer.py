@@ -222,7 +222,7 @@ def host_errors(what: str, remedy: str) -> Iterator[None]:
 
     Args:
         what: the start of the message.
-        remedy: its end, the advice.
+        remedy: the end of the message, with the advice.
     """
     try:
         yield

@@ -65,7 +65,7 @@ class Descriptions:
         self.texts = descriptions.load(self.path) if self.path.exists() else {}
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Return the class names, each once, with fewer than ``count`` sentences."""
+        """Return the class names with fewer than ``count`` sentences, without duplicates."""
         done = {descriptions.plain(n) for n, s in self.texts.items() if len(s) >= self.count}
         wanted = {descriptions.plain(name): name for name in reversed(names)}
         return [name for key, name in reversed(wanted.items()) if key not in done]

@@ -63,7 +63,7 @@ class SimpleTrainer(TrainerBase):
         self.output_dir = cfg.OUTPUT_DIR
         if distributed.is_launched() and cfg.SEED < 0:
             raise UserError(
-                "give --seed: without a seed each process would draw other few-shot images"
+                "give --seed: without a seed each process would choose different training images"
             )
         distributed.start(cfg.USE_CUDA)
         with distributed.main_first():  # the main process may write the few-shot images it draws

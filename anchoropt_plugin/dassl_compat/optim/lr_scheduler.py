@@ -17,8 +17,8 @@ from ..utils.registry import check_availability
 class WarmupScheduler(LRScheduler):
     """A schedule that delays ``successor`` by ``warmup_epoch`` epochs.
 
-    The first epoch after the warm-up has the base learning rate. The successor takes its first
-    step one epoch later: in epoch ``e`` a cosine over E epochs is at ``e - warmup_epoch``.
+    The first epoch after the warm-up uses the base learning rate. The successor takes its first
+    step one epoch later: in epoch ``e`` it has taken ``e - warmup_epoch`` steps.
     """
 
     def __init__(self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int) -> None:

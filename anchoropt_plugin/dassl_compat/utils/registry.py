@@ -13,7 +13,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 class Registry:
-    """Named objects.
+    """Classes registered by name.
 
     >>> registry = Registry("TRAINER")
     >>> @registry.register()
