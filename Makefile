@@ -5,7 +5,7 @@ ENV    := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(ENV)/bin/python
 READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo compare ablate test lint docs bench chaos matrix load clean
+.PHONY: help demo compare ablate test lint docs bench gpu chaos matrix load clean
 
 help:
 	@echo "make demo     train zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits; with a report"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint     linters, types and the floors of the code"
 	@echo "make docs     build the documentation into output/docs"
 	@echo "make bench    measure time, memory and equality against plain code (nine minutes)"
+	@echo "make gpu      measure all of it on a GPU (eight minutes)"
 	@echo "make chaos    kill runs at random places, resume them, compare the results (minutes)"
 	@echo "make matrix   test each Python of this machine, with the oldest and the newest torch"
 	@echo "make load     measure very many classes, images, runs and descriptions (half an hour)"
@@ -58,6 +59,12 @@ bench: $(READY)
 	$(PYTHON) benchmarks/stage1.py --json output/bench/stage1.json
 	$(PYTHON) benchmarks/image_tower.py --json output/bench/image_tower.json
 	$(PYTHON) benchmarks/evaluate.py --json output/bench/evaluate.json
+	$(PYTHON) benchmarks/launches.py --json output/launches.json
+	$(PYTHON) benchmarks/loader.py
+
+# For a machine with a GPU: equality, time, memory, launches and waits; docs/launches.md.
+gpu: $(READY)
+	$(PYTHON) benchmarks/gpu.py
 
 # Fails if a killed and resumed run differs from an undisturbed one; see docs/reliability.md.
 chaos: $(READY)
