@@ -89,7 +89,7 @@ TABLE = (
     PublicSet(
         "Caltech101", "caltech101", "caltech-101", "101_ObjectCategories",
         "split_zhou_Caltech101.json", _CALTECH,
-        classes="folders less BACKGROUND_Google and Faces_easy, four of them renamed",
+        classes="folders without BACKGROUND_Google and Faces_easy; four are renamed",
     ),
     PublicSet(
         "OxfordPets", "oxford_pets", "oxford_pets", "images", "split_zhou_OxfordPets.json",
@@ -125,7 +125,8 @@ TABLE = (
     ),
     PublicSet(
         "SUN397", "sun397", "sun397", "SUN397", "split_zhou_SUN397.json", read_sun,
-        ("ClassName.txt", "Training_01.txt", "Testing_01.txt"), "parts of the path, last first",
+        ("ClassName.txt", "Training_01.txt", "Testing_01.txt"),
+        "parts of the path, in reverse order",
     ),
     PublicSet(
         "DescribableTextures", "dtd", "dtd", "images", "split_zhou_DescribableTextures.json",
@@ -133,7 +134,7 @@ TABLE = (
     ),
     PublicSet(
         "EuroSAT", "eurosat", "eurosat", "2750", "split_zhou_EuroSAT.json", _EUROSAT,
-        classes="folders, eight of them renamed",
+        classes="folders; eight are renamed",
     ),
     PublicSet(
         "UCF101", "ucf101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", read_ucf,
@@ -142,7 +143,7 @@ TABLE = (
             "ucfTrainTestlist/trainlist01.txt",
             "ucfTrainTestlist/testlist01.txt",
         ),
-        "actions, an underscore before each capital",
+        "actions, with an underscore before each capital letter",
     ),
     PublicSet(
         "ImageNetV2", "imagenetv2", "imagenetv2", "imagenetv2-matched-frequency-format-val", "",

@@ -209,8 +209,9 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         pass
-    safe = _safe_pickle_module()
-    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=safe)
+    return torch.load(
+        path, map_location="cpu", weights_only=False, pickle_module=_safe_pickle_module()
+    )
 
 
 def save(obj: Any, path: str | Path) -> None:

@@ -114,9 +114,7 @@ def load_predictor(
     """
     folder = Path(model_dir)
     cfg = _recorded_cfg(folder)
-    names = _recorded_classes(folder) if classes is None else list(classes)
-    if not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError("a class without a name was given: give one or more names, none empty")
+    names = _named(_recorded_classes(folder) if classes is None else list(classes))
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice and classes is not None:  # a data set may have several, as ImageNet has
         raise UserError(f"the class {twice[0]!r} was given more than once")
@@ -166,6 +164,13 @@ def _recorded_classes(folder: Path) -> list[str]:
         raise UserError(
             f"{folder / CLASSES} is not a list of class names: give them (predict: --classes)"
         )
+    return names
+
+
+def _named(names: list[str]) -> list[str]:
+    """Return the class names; raise ``UserError`` if one is empty."""
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError("a class without a name was given: give one or more names, none empty")
     return names
 
 

@@ -108,7 +108,10 @@ def test_the_command(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "complete" in shown.out and "missing" in shown.out and not shown.err
 
-    for root, message in (("nowhere", "nowhere is not a folder"), ("imagenet-rendition", "itself")):
+    for root, message in (
+        ("nowhere", "nowhere is not a folder"),
+        ("imagenet-rendition", "the folder of one data set"),
+    ):
         with pytest.raises(UserError, match=message):
             data.main(["--root", str(tmp_path / root)])
     with pytest.raises(UserError, match="--sample is -1"):

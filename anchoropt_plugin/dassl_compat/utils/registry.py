@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -64,8 +65,7 @@ class Registry:
         Raises:
             UserError: an unknown name; the message suggests the nearest one.
         """
-        section, option = key.split(".")
-        name = cfg[section][option]
+        name = operator.attrgetter(key)(cfg)
         check_availability(name, self.registered_names(), key)
         if cfg.VERBOSE:
             print(f"Loading {self._name.lower()}: {name}")
