@@ -159,7 +159,7 @@ def test_half_precision_runs_and_shows_its_errors(benchmark, dtype, tmp_path):
 
 def test_a_fast_branch_that_shares_no_prefix_fails(monkeypatch, capsys):
     """It is right, but not what the cost model says."""
-    monkeypatch.setattr(FastForward, "_shared", lambda self, prompts, limit: (0, False))
+    monkeypatch.setattr(FastForward, "_shared", lambda self, *given: (0, False))
     assert text_branch.main(QUICK, SMALL) == 1
     assert "compute more than" in " ".join(capsys.readouterr().out.split())
 
