@@ -167,7 +167,8 @@ import torch
 from anchoropt_plugin import TextTower, load_clip, tokenize
 
 tower = TextTower(load_clip("tiny"))
-tokens = tokenize([f"a photo of a {name}." for name in ("cat", "golden retriever", "dog on a roof")])
+names = "cat", "golden retriever", "dog on a roof"
+tokens = tokenize([f"a photo of a {name}." for name in names])
 prompts = tower.embed(tokens).requires_grad_()
 given = prompts, tokens.argmax(-1).tolist(), 5
 compiled = torch.compile(tower.encode, fullgraph=True, backend="aot_eager")
