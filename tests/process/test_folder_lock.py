@@ -6,6 +6,8 @@ import errno
 import os
 import platform
 import signal
+import subprocess
+import sys
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +20,12 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.__main__ import main as command
 from anchoropt_plugin.process import folder_lock
 from anchoropt_plugin.process.folder_lock import LOCK, locked_folder
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import build_trainer
 from experiments.compare import main as compare
-from trainers.coop import CoOp
 
 from ..test_train_cli import DIGITS, TINY, cfg_of
+
+ROOT = Path(train.__file__).parent
 
 
 def forked(work):
@@ -60,14 +63,38 @@ def child(work):
     os.close(say)
     with os.fdopen(said, "rb") as file:
         arrived = file.read(1)
-    try:
+    with stopped(pid):
         assert arrived, "the process ended before it called wait"
+        yield pid
+
+
+@contextmanager
+def stopped(pid):
+    """Stop all threads of a child process; kill the process at the end."""
+    try:
         os.kill(pid, signal.SIGSTOP)
         os.waitpid(pid, os.WUNTRACED)
-        yield pid
+        yield
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+RUN_THAT_WAITS = """
+import signal, sys, train
+from dassl.engine import TRAINER_REGISTRY
+from trainers.coop import CoOp
+
+class Waits(CoOp):
+    def forward_backward(self, batch):
+        if self.epoch == 1:
+            print("the second epoch", flush=True)
+            signal.pause()
+        return super().forward_backward(batch)
+
+TRAINER_REGISTRY._obj_map["CoOp"] = Waits
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
 def holder(folder):
@@ -98,25 +125,13 @@ def words(tmp_path):
     return build
 
 
-def test_the_second_run_is_refused_and_changes_nothing(words, tmp_path, monkeypatch, capsys):
-    class Waits(CoOp):
-        """A host that waits in its second epoch."""
-
-        def forward_backward(self, batch):
-            if self.epoch == 1:
-                wait()
-            return super().forward_backward(batch)
-
-    wait = None
-
-    def first(waits):
-        nonlocal wait
-        wait = waits
-        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "CoOp", Waits)
-        train.main(words())
-
-    out = tmp_path / "out"
-    with child(first) as pid:
+def test_the_second_run_is_refused_and_changes_nothing(words, tmp_path, capsys):
+    # Not a fork: torch trains in no fork of a process whose autograd has threads.
+    words_of_run = [sys.executable, "-c", RUN_THAT_WAITS, *words()]
+    run = subprocess.Popen(words_of_run, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert "the second epoch\n" in iter(run.stdout.readline, "")
+    out, pid = tmp_path / "out", run.pid
+    with stopped(pid):
         before = state_of(out)
         capsys.readouterr()
         assert train.main(words()) == 2
