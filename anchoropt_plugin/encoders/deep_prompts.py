@@ -26,6 +26,24 @@ FIRST = 1
 """Row of the context's first slot, after SOS."""
 
 
+class Survivors(NamedTuple):
+    """How the hidden states of tokens that no deep prompt replaces are read before a block.
+
+    Attributes:
+        early: number of slots by which they are read too early; 0, or 1 as in the released code,
+            which reads SOS for a token in the first slot.
+        first: whether a token in several slots is read at the first of them, as in the released
+            code, and not as their mean.
+    """
+
+    early: int = 0
+    first: bool = False
+
+
+OWN_SLOTS = Survivors()
+"""Each token is read at its own slots."""
+
+
 class DeepPrompt(NamedTuple):
     """A prompt that a host writes over hidden states before one text block.
 
@@ -128,14 +146,22 @@ def _states(given: Any) -> Tensor:
     return states
 
 
-def arranged(matrix: Tensor | None, deep: Tensor, slots: Tensor, first: int = 0) -> Tensor:
+def arranged(
+    matrix: Tensor | None,
+    deep: Tensor,
+    slots: Tensor,
+    first: int = 0,
+    survivors: Survivors = OWN_SLOTS,
+) -> Tensor:
     """Return the hidden states that replace the context before a prompted block.
 
     Args:
         matrix: the position matrix P in force, (M + K, M + K), or None for a host without anchors.
         deep: the block's prompt, (n, d).
-        slots: hidden states of the context, (…, M + K, d), or (…, M, d) without anchors.
+        slots: hidden states of the context, (…, M + K, d), or (…, M, d) without anchors; those
+            ``survivors.early`` slots before, if they are read too early.
         first: the soft token from which on the deep prompt replaces soft tokens.
+        survivors: how the tokens that are not overwritten are read.
 
     Returns:
         A tensor like ``slots``: ``P · tokens``. The hidden state of a token that is not overwritten
@@ -148,6 +174,9 @@ def arranged(matrix: Tensor | None, deep: Tensor, slots: Tensor, first: int = 0)
     matrix = matrix.to(slots.dtype)
     # A token in several slots is read as their mean; a lost token is not read at all.
     where = matrix.detach()
+    if survivors.first:
+        weight, slot = where.max(0, keepdim=True)
+        where = torch.zeros_like(where).scatter(0, slot, weight)
     where = where / where.sum(0).clamp_min(torch.finfo(where.dtype).tiny)
     tokens = where.t() @ slots
     return matrix @ torch.cat([tokens[..., :first, :], deep, tokens[..., stop:, :]], -2)
@@ -155,7 +184,11 @@ def arranged(matrix: Tensor | None, deep: Tensor, slots: Tensor, first: int = 0)
 
 @contextlib.contextmanager
 def overwriting(
-    encoder: Any, matrix: Tensor, prompts: Sequence[DeepPrompt], given: Sequence[Tensor]
+    encoder: Any,
+    matrix: Tensor,
+    prompts: Sequence[DeepPrompt],
+    given: Sequence[Tensor],
+    survivors: Survivors = OWN_SLOTS,
 ) -> Iterator[None]:
     """Let prompted blocks see their context arranged by ``matrix``, each with its deep prompt.
 
@@ -168,6 +201,7 @@ def overwriting(
         matrix: the position matrix P in force, (M + K, M + K).
         prompts: the deep prompts.
         given: the list of deep prompts in this call, if any.
+        survivors: how the tokens that are not overwritten are read.
     """
     stop = FIRST + len(matrix)
 
@@ -176,8 +210,8 @@ def overwriting(
 
         def forward(states: Any) -> Any:
             x = _states(states)
-            context = x[FIRST:stop].transpose(0, 1)
-            context = arranged(matrix, prompt, context, deep.first - FIRST)
+            context = x[FIRST - survivors.early : stop - survivors.early].transpose(0, 1)
+            context = arranged(matrix, prompt, context, deep.first - FIRST, survivors)
             x = torch.cat([x[:FIRST], context.transpose(0, 1), x[stop:]])
             x = x + block.attention(block.ln_1(x))
             x = x + block.mlp(block.ln_2(x))

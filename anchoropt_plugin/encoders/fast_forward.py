@@ -197,7 +197,7 @@ class FastForward:
         matrix = self.prompts.matrix() if prompted else None
         if not prompted or matrix is None:
             return self._own_forward(prompts, tokens, *deep)
-        with overwriting(self.encoder, matrix, prompted, given):
+        with overwriting(self.encoder, matrix, prompted, given, self.prompts.survivors):
             return self._own_forward(prompts, tokens, *map(none_of, deep))
 
     def _fast(self, prompts: Tensor, tokens: Tensor, given: Sequence[Tensor] = ()) -> Tensor | None:
@@ -216,12 +216,14 @@ class FastForward:
             start, stop = FIRST, FIRST + len(matrix)
         if sharing.n_tokens < stop:
             return None
+        survivors = self.prompts.survivors
+        read = slice(start - survivors.early, stop - survivors.early)
 
         def rewrite(number: int, prefix: Tensor) -> Tensor:
             if number not in prompted:
                 return prefix
             first = prompted[number].first - start
-            context = arranged(matrix, found[number], prefix[:, start:stop], first)
+            context = arranged(matrix, found[number], prefix[:, read], first, survivors)
             return torch.cat([prefix[:, :start], context, prefix[:, stop:]], 1)
 
         return self._encode(prompts, eot, sharing, rewrite)

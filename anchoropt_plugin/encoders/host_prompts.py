@@ -7,11 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from .deep_prompts import DeepPrompt, DeepPromptFinder
+from .deep_prompts import OWN_SLOTS, DeepPrompt, DeepPromptFinder
 
 
 class HostPrompts:
-    """Prompts as the host makes them. A subclass describes prompts that carry anchors."""
+    """Prompts as the host makes them. A subclass describes prompts that carry anchors.
+
+    Attributes:
+        survivors: how deep layers read the tokens that no deep prompt replaces.
+    """
+
+    survivors = OWN_SLOTS
 
     @property
     def have_layout(self) -> bool:

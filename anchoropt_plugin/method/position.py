@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,6 +225,7 @@ class AnchorPositionModule(nn.Module):
             # Not saved: another task has its own.
             self.register_buffer("task", self.logits.new_zeros(task_dim), persistent=False)
         self._drawn: Tensor | None = None
+        self._draws_once = self._is_drawn = False
         self.is_loaded = False
 
     @property
@@ -273,6 +275,18 @@ class AnchorPositionModule(nn.Module):
             self._drawn = relaxation.used(scores, self.temperature)
         return self._drawn
 
+    @contextlib.contextmanager
+    def one_draw(self) -> Iterator[None]:
+        """Inside the context manager the first forward draws P, and the others use this P.
+
+        So a batch of images has one P if the host encodes its prompts in several parts.
+        """
+        self._draws_once = True
+        try:
+            yield
+        finally:
+            self._draws_once = self._is_drawn = False
+
     @property
     def _dtype(self) -> torch.dtype:
         return torch.promote_types(self.logits.dtype, torch.float32)
@@ -294,7 +308,8 @@ class AnchorPositionModule(nn.Module):
                 f"expected (…, {self.n_ctx}, {self.anchors.shape[1]})"
             )
         anchors = self.anchors.to(context.dtype).expand(*context.shape[:-2], -1, -1)
-        matrix = self.draw().to(context.dtype)
+        matrix = (self.matrix() if self._is_drawn else self.draw()).to(context.dtype)
+        self._is_drawn = self._draws_once
         # Autocast would round the tokens to half precision.
         with torch.autocast(context.device.type, enabled=False):
             return matrix @ torch.cat([context, anchors], -2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..encoders.deep_prompts import FIRST, DeepPrompt, DeepPromptFinder
+from ..encoders.deep_prompts import FIRST, OWN_SLOTS, DeepPrompt, DeepPromptFinder, Survivors
 from ..encoders.host_prompts import HostPrompts
 from ..encoders.shared_prefix import Remembered
 from ..errors import UserError
@@ -22,10 +22,14 @@ class AnchoredEncoder(HostPrompts):
     Args:
         attachment: what ``attach`` put on the learner. A host may register its text encoder before
             its learner: until there is an attachment, prompts are as the host makes them.
+        survivors: how deep layers read the tokens that no deep prompt replaces.
     """
 
-    def __init__(self, attachment: Attachment | None = None) -> None:
+    def __init__(
+        self, attachment: Attachment | None = None, survivors: Survivors = OWN_SLOTS
+    ) -> None:
         self.attachment = attachment
+        self.survivors = survivors
         self._read: Remembered[tuple[tuple[Tensor, ...], bool]] = Remembered()
         self._still_ends = LateCheck(
             UserError(

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..encoders.accelerate import install, is_text_encoder
+from ..encoders.deep_prompts import Survivors
 from ..encoders.feature_cache import cache_image_features
 from ..errors import UserError
 from ..method.position import AnchorPositionModule
 from ..prompts.anchored_encoder import AnchoredEncoder
-from ..prompts.hooks import PromptHook, attach, attachment_of, hook_for, is_prompt_learner
+from ..prompts.hooks import CHILD, PromptHook, attach, attachment_of, hook_for, is_prompt_learner
 from .settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")
@@ -48,7 +49,9 @@ class HostParts:
         self.learner: Any = None
         self._position: AnchorPositionModule | None = None
         self._image_encoders: list[tuple[nn.Module, nn.Module]] = []
-        self._prompts = AnchoredEncoder()
+        self._prompts = AnchoredEncoder(
+            survivors=Survivors(early=int(settings.deep_early), first=settings.deep_first)
+        )
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -138,6 +141,15 @@ class HostParts:
                 "a PromptHook for the learner (register_hook)"
             )
         return self._position
+
+    def choose_trained(self) -> None:
+        """Freeze the parts of the learner that the settings do not train."""
+        # Some hosts freeze everything not named "ctx".
+        self.position.requires_grad_(self.settings.position_trained)
+        if not self.settings.modules_trained:
+            for name, module in self.learner.named_children():
+                if name != CHILD:
+                    module.requires_grad_(False)
 
     @property
     def image_encoder(self) -> nn.Module:

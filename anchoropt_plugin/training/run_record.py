@@ -21,7 +21,10 @@ RUN_RECORD = "anchoropt.json"
 """In the folder of the checkpoints: the classes and the settings that a model was trained with."""
 HISTORY = "position.jsonl"
 """In the output folder: after each epoch, a line with the relaxed position matrix."""
-READ_AT_TEST = ("position", "position_task", "pooling", "sample_at_eval", "anchor_len")
+READ_AT_TEST = (
+    *("position", "position_task", "pooling", "deep_early", "deep_first", "sample_at_eval"),
+    "anchor_len",
+)
 """Settings that a checkpoint must be tested with."""
 
 
@@ -46,17 +49,17 @@ def write_record(
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the content of an ``anchoropt.json``.
+    """Return the content of an ``anchoropt.json``; settings that it lacks had their default.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
     record = read_json(path)
     match record:
-        case {"backbone": str(), "classes": list(classes), "settings": dict()} if all(
+        case {"backbone": str(), "classes": list(classes), "settings": dict(settings)} if all(
             isinstance(name, str) for name in classes
         ):
-            return dict(record)
+            return {**record, "settings": {**asdict(AnchorOPTConfig()), **settings}}
     raise UserError(f"{path} is not the record of a run: delete it or copy it anew")
 
 
@@ -87,7 +90,7 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> frozen
             f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
             "give the --config-file or --backbone of the trained model"
         )
-    trained = {**asdict(AnchorOPTConfig()), **record["settings"]}
+    trained = record["settings"]
     for name in READ_AT_TEST:
         present = getattr(settings, name)
         if present != trained[name]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from yacs.config import CfgNode
 
@@ -16,18 +17,38 @@ from ..prompts.hooks import POOLINGS
 ENSEMBLES = ("auto", "always", "never", "anchors")
 LEARNED, RANDOM = "learned", "random"
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "": {},
+
+class Preset(NamedTuple):
+    """Settings that a value of PRESET stands for.
+
+    Attributes:
+        settings: those of every host trainer.
+        of_host: further ones, by the host trainer's name.
+    """
+
+    settings: Mapping[str, Any]
+    of_host: Mapping[str, Mapping[str, Any]]
+
+
+PRESETS: dict[str, Preset] = {
+    "": Preset({}, {}),
     # The released code: independent rows from N(0, 1) at the learning rate of the soft tokens,
-    # features read K tokens before EOT, and Gumbel noise in evaluation.
-    "reference": {
-        "position": "gumbel",
-        "position_lr": 0.0,
-        "position_init": 0.0,
-        "position_init_std": 1.0,
-        "pooling": "unshifted",
-        "sample_at_eval": True,
-    },
+    # features read K tokens before EOT, Gumbel noise in evaluation, and in deep layers the anchor
+    # of the slot before, or of the first of its slots.
+    "reference": Preset(
+        {
+            "position": "gumbel",
+            "position_lr": 0.0,
+            "position_init": 0.0,
+            "position_init_std": 1.0,
+            "pooling": "unshifted",
+            "sample_at_eval": True,
+            "deep_early": True,
+            "deep_first": True,
+        },
+        # Its optimiser gets the soft tokens, and position logits that require no gradient.
+        {"CoCoOp": {"position_trained": False, "modules_trained": False}},
+    ),
 }
 
 
@@ -45,8 +66,8 @@ class AnchorOPTConfig:
             images a few at a time with oneDNN.
         use_anchoropt: accepted from published scripts; the trainer's name decides.
         n_ctx: soft tokens of the host, given to its own ``TRAINER.<HOST>.N_CTX``; 0 keeps its own.
-        preset: "" or "reference", which does what the released code does; a preset sets keys that
-            were left at their default.
+        preset: "" or "reference", which does what the released code does with each of its hosts; a
+            preset sets keys that were left at their default.
         anchor_len: number K of anchor tokens.
         anchor: "learned" in stage 1; as controls, "random" draws the anchors, and words give their
             embeddings.
@@ -64,12 +85,20 @@ class AnchorOPTConfig:
         position_lr: learning rate of the position logits; 0 uses that of the soft tokens.
         position_init: the position logits start at this multiple of the identity matrix.
         position_init_std: standard deviation of normal noise added to that start.
+        position_trained: train the position matrix; False keeps its start, as the released CoCoOp
+            does.
         position_task: condition the position matrix on the task: the mean anchor feature of its
             classes.
         gumbel_temp: temperature of the relaxation at the first epoch of stage 2.
         gumbel_temp_end: temperature at the last epoch, reached geometrically; 0 keeps it constant.
         sample_at_eval: draw the position matrix in evaluation, too.
         pooling: "eot", or "unshifted": read features K tokens before EOT.
+        deep_early: at deep prompts, read the anchors (and soft tokens that stay) one slot early, in
+            the first slot SOS, as the released MaPLe does.
+        deep_first: at deep prompts, read a token that is in several slots at the first of them, as
+            the released MaPLe does, and not as their mean.
+        modules_trained: train the modules of the prompt learner, such as CoCoOp's meta-net; False
+            keeps their start and trains its soft tokens, as the released CoCoOp does.
         prompt_ce_weight: weight of the host's cross-entropy (of each, if it has several).
         kd_weight: weight of the distillation.
         kd_temperature: temperature T of the distillation.
@@ -101,11 +130,15 @@ class AnchorOPTConfig:
     position_lr: float = 0.05
     position_init: float = 3.0
     position_init_std: float = 0.0
+    position_trained: bool = True
     position_task: bool = False
     gumbel_temp: float = 1.0
     gumbel_temp_end: float = 0.0
     sample_at_eval: bool = False
     pooling: str = "eot"
+    deep_early: bool = False
+    deep_first: bool = False
+    modules_trained: bool = True
     prompt_ce_weight: float = 1.0
     kd_weight: float = 1.0
     kd_temperature: float = 1.0
@@ -141,8 +174,10 @@ class AnchorOPTConfig:
             raise UserError("TRAINER.ANCHOROPT: " + "; ".join(faults))
 
     @classmethod
-    def from_cfg(cls, cfg: Any, **arguments: Any) -> AnchorOPTConfig:
+    def from_cfg(cls, cfg: Any, host: str = "", **arguments: Any) -> AnchorOPTConfig:
         """Read ``cfg.TRAINER.ANCHOROPT``; ``arguments`` fill in keys that were not given there.
+
+        A preset may set further keys for ``host``, the name of the host trainer.
 
         A node made by a host does not remember which keys were given: those that differ from the
         default count as given. Its N_CTX belongs to the host.
@@ -161,11 +196,11 @@ class AnchorOPTConfig:
         }
         if told is None:
             given.pop("n_ctx", None)
-        return cls.with_arguments({**arguments, **given})
+        return cls.with_arguments({**arguments, **given}, host)
 
     @classmethod
-    def with_arguments(cls, arguments: dict[str, Any]) -> AnchorOPTConfig:
-        """Return the defaults, changed by the preset, then by ``arguments``.
+    def with_arguments(cls, arguments: dict[str, Any], host: str = "") -> AnchorOPTConfig:
+        """Return the defaults, changed by the preset for ``host``, then by ``arguments``.
 
         Raises:
             UserError: a name is unknown, or values are wrong; all are named.
@@ -173,8 +208,8 @@ class AnchorOPTConfig:
         for name in arguments:
             if name not in _DEFAULTS:
                 raise UserError(f"@anchoropt has no setting {name!r}{nearest(name, _DEFAULTS)}")
-        preset = PRESETS.get(arguments.get("preset", ""), {})
-        return cls(**{**preset, **arguments})
+        preset = PRESETS.get(arguments.get("preset", ""), PRESETS[""])
+        return cls(**{**preset.settings, **preset.of_host.get(host, {}), **arguments})
 
     def stage_one(self, steps: int) -> StageOne:
         """Return the settings of stage 1, with ``steps`` steps an epoch."""

@@ -51,15 +51,20 @@ class TwoStages:
 
     def __init__(self, cfg: Any) -> None:
         self.anchoropt_cfg = cfg
-        settings = AnchorOPTConfig.from_cfg(cfg, **self.anchoropt_arguments)
+        settings = self._anchoropt_settings(cfg)
         own = cfg.TRAINER.get("ANCHOROPT", {}).get("N_CTX")
         if own and not settings.n_ctx:
             log.warning("TRAINER.ANCHOROPT.N_CTX %s is a key of this repository: not used", own)
         cfg = _host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
+    def _anchoropt_settings(self, cfg: Any) -> AnchorOPTConfig:
+        return AnchorOPTConfig.from_cfg(
+            cfg, host=self.anchoropt_host.__name__, **self.anchoropt_arguments
+        )
+
     def build_model(self: Any) -> None:
-        settings = AnchorOPTConfig.from_cfg(self.cfg, **self.anchoropt_arguments)
+        settings = self._anchoropt_settings(self.cfg)
         parts = HostParts(self.anchoropt_host.__name__, self.anchoropt_learner, settings)
         if distributed.is_launched() and not distributed.is_started():
             raise UserError(
@@ -68,7 +73,7 @@ class TwoStages:
             )
         with parts.watching():
             super().build_model()  # type: ignore[misc]
-        parts.position.requires_grad_(True)  # some hosts freeze everything not named "ctx"
+        parts.choose_trained()
         self.model = without_data_parallel(self.model)
         refuse_data_parallel(self.model, self.anchoropt_host.__name__)
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames)
@@ -119,7 +124,8 @@ class TwoStages:
         optimizers = [x for x in vars(self).values() if isinstance(x, torch.optim.Optimizer)]
         optimizers += filter(None, self._optims.values())
         trained = {id(parameter) for parameter in trained_parameters(optimizers)}
-        if not any(id(parameter) in trained for parameter in self.anchoropt.position.parameters()):
+        position = [p for p in self.anchoropt.position.parameters() if p.requires_grad]
+        if position and not any(id(parameter) in trained for parameter in position):
             raise UserError(
                 f"no optimiser of {self.anchoropt_host.__name__} holds the position logits of its "
                 "prompt learner: give the optimiser all parameters of the learner, and do not "
@@ -215,7 +221,8 @@ class TwoStages:
     def model_inference(self: Any, *inputs: Any) -> Any:
         run = self.anchoropt
         run.features.clear()
-        output = super().model_inference(*inputs)  # type: ignore[misc]
+        with run.position.one_draw():
+            output = super().model_inference(*inputs)  # type: ignore[misc]
         return run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
 
     def save_model(self: Any, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from anchoropt_plugin import AnchorPositionModule, PromptHook, accelerate
 from anchoropt_plugin.encoders.accelerate import install
 from anchoropt_plugin.encoders.clip_models import tokenize
-from anchoropt_plugin.encoders.deep_prompts import arranged
+from anchoropt_plugin.encoders.deep_prompts import OWN_SLOTS, Survivors, arranged
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
 from anchoropt_plugin.prompts.hooks import Attachment
@@ -19,10 +19,10 @@ NAMES = ["cat", "golden retriever", "grand piano player on a roof"]
 M, K, DEPTH = 3, 2, 4
 
 
-def anchored(position, end=None):
+def anchored(position, end=None, survivors=OWN_SLOTS):
     """Prompts that ``position`` arranges; without it the host's own."""
     attachment = position and Attachment(position, PromptHook(), end is not None, end)
-    return AnchoredEncoder(attachment)
+    return AnchoredEncoder(attachment, survivors)
 
 
 def deep_clip():
@@ -125,7 +125,7 @@ class OwnPromptsEncoder(DeepEncoder):
         return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
 
 
-def plain_features(clip, prompts, tokens, deep, position, first=0):
+def plain_features(clip, prompts, tokens, deep, position, first=0, early=0):
     """Class by class; the anchor's state is carried over by hand where ``position`` puts it.
 
     The deep prompts stand for the soft tokens from ``first`` on; the others keep their states.
@@ -139,7 +139,7 @@ def plain_features(clip, prompts, tokens, deep, position, first=0):
                 slots = []
                 for token in order:
                     prompted = first <= token < first + len(deep[number - 1])
-                    own = x[1 + order.index(token)]
+                    own = x[1 + order.index(token) - early]
                     slots.append(deep[number - 1][token - first] if prompted else own)
                 x = torch.cat([x[:1], torch.stack(slots), x[1 + len(slots) :]])
             x = block(x[:, None])[:, 0]
@@ -215,6 +215,32 @@ def test_prompts_that_the_blocks_hold_and_those_behind_attribute_words(with_anch
     for ours, theirs in zip(*gradients, strict=True):
         # Gradients of what is rounded on the way are rounded too.
         assert (ours - theirs).norm() <= 2e-3 * theirs.norm()
+
+
+@pytest.mark.parametrize("encoder_type", [DeepEncoder, ForkedEncoder])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("early", [0, 1])
+def test_anchors_are_read_as_in_the_released_code(encoder_type, fast, early):
+    """Slots 0 and 3 hold the first anchor: it is read at slot 0, or, one slot early, at SOS."""
+    clip = deep_clip()
+    position = AnchorPositionModule(M, torch.randn(K, 64), relaxation="gumbel").eval()
+    with torch.no_grad():
+        position.logits.copy_(9 * torch.eye(M + K)[[M, 0, 1, M, M + 1]])
+    tokens, prompts, leaves, deep = parts(clip, M + K)
+    want = plain_features(clip, prompts(), tokens, deep, position, early=early)
+    encoder = encoder_type(clip)
+    survivors = Survivors(early=early, first=True)
+    install(encoder, prompts=anchored(position, survivors=survivors), in_use=fast)
+    got = encoder(prompts(), tokens, deep)
+    assert (got - want).norm() <= 1e-5 * want.norm()
+    own = encoder_type(clip)
+    install(own, prompts=anchored(position), in_use=fast)
+    other = own(prompts(), tokens, deep)
+    assert (got - other).norm() > 1e-3 * want.norm()
+    upstream = torch.randn(len(NAMES), 32)
+    gradients = [torch.autograd.grad(f, leaves, upstream) for f in (got, want)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 2e-5 * theirs.norm()
 
 
 class ClassAwareEncoder(DeepEncoder):

@@ -123,6 +123,13 @@ def test_the_reference_preset_does_what_the_released_code_does():
     )
     assert settings.sample_at_eval and settings.pooling == "unshifted"
     assert settings.position_lr == 0 and settings.gumbel_temp == 0.5
+    assert settings.deep_early and settings.deep_first
+    assert settings.position_trained and settings.modules_trained
+    own = AnchorOPTConfig.from_cfg(cfg(PRESET="reference"), host="CoCoOp")
+    assert not (own.position_trained or own.modules_trained) and own.deep_early
+    given = cfg(PRESET="reference", MODULES_TRAINED=True)
+    own = AnchorOPTConfig.from_cfg(given, host="CoCoOp", position_trained=True)
+    assert own.position_trained and own.modules_trained
 
 
 def test_the_temperature_falls_geometrically_or_stays():

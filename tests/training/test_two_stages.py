@@ -410,6 +410,7 @@ def test_a_published_switch_on_a_trainer_without_anchoropt_is_told(root, tmp_pat
         (["TRAINER.ANCHOROPT.ANCHOR_LEN", "2"], "trained with TRAINER.ANCHOROPT.ANCHOR_LEN 1"),
         (["TRAINER.ANCHOROPT.POSITION", "soft"], "trained with TRAINER.ANCHOROPT.POSITION sinkh"),
         (["TRAINER.ANCHOROPT.PRESET", "reference"], "trained with TRAINER.ANCHOROPT.POSITION"),
+        (["TRAINER.ANCHOROPT.DEEP_EARLY", "True"], "with TRAINER.ANCHOROPT.DEEP_EARLY False"),
         (["MODEL.BACKBONE.NAME", "RN50"], "was trained on tiny, this run has RN50"),
     ],
 )
