@@ -146,9 +146,17 @@ def run_experiment(
     if workers < 1:
         raise UserError(f"--jobs is {workers}: it must be 1 or more")
     jobs = plan(experiment.protocol, experiment.methods, args.root, args.output_dir, args.opts)
+    if not args.dry_run:
+        experiment.check(jobs)
     console.print(f"[bold]{experiment.title}[/bold]: {experiment.protocol.title}")
+    console.print(f"Rows: {', '.join(method.name for method in experiment.methods)}")
+    console.print(experiment.about)
     console.print(_summary(jobs, workers, estimate(jobs, workers, args.dry_run)))
     if args.dry_run:
+        try:
+            experiment.check(jobs)
+        except UserError as error:
+            console.print(f"Without --dry-run this command stops: {error}")
         return 0
     is_new = not args.output_dir.exists()
     try:

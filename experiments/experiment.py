@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .plan import Method
+from .plan import Job, Method
 from .protocols import Protocol
 
 
@@ -18,9 +18,11 @@ class Experiment:
         about: one or two sentences below the title.
         protocol: the protocol.
         methods: the rows of the tables, in order.
+        check: raises ``UserError`` if the plan must not be started.
     """
 
     title: str
     about: str
     protocol: Protocol
     methods: Sequence[Method]
+    check: Callable[[Sequence[Job]], None] = lambda jobs: None

@@ -57,6 +57,7 @@ class Method:
         factors_at_test: in an ablation, the changed factors that only matter in tests.
         defaults: in an ablation, for the unchanged row: the values of all factors.
         trained: whether the method is trained, or only tested.
+        templates: whether stage 1 may learn from templates where no descriptions are given.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Method:
     factors_at_test: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
+    templates: bool = True
 
     @property
     def host(self) -> str:
@@ -267,25 +269,25 @@ class _Planner:
             tuple(argv),
             folder,
             model,
-            settings={key: _as_in_yaml(value) for key, value in flattened(cfg)},
+            settings={key: as_in_yaml(value) for key, value in flattened(cfg)},
         )
 
 
-def _as_in_yaml(value: Any) -> Any:
+def as_in_yaml(value: Any) -> Any:
     """Return a value as a run's config.yaml has it."""
-    return [*map(_as_in_yaml, value)] if isinstance(value, (list, tuple)) else value
+    return [*map(as_in_yaml, value)] if isinstance(value, (list, tuple)) else value
 
 
 def _job(runs: list[Run]) -> Job:
     first = runs[0]
     if not first.trains or not issubclass(TRAINER_REGISTRY.get(first.method.trainer), TwoStages):
         return Job(runs)
-    if any(first.settings[f"{_NODE}.{key}"] != value for key, value in _NOT_SHARED.items()):
+    if any(first.settings[f"{NODE}.{key}"] != value for key, value in _NOT_SHARED.items()):
         return Job(runs)
     return Job(runs, repr([first.settings[key] for key in STAGE_ONE]))
 
 
-_NODE = "TRAINER.ANCHOROPT"
+NODE = "TRAINER.ANCHOROPT"
 _NOT_SHARED = {"ANCHOR": LEARNED, "ANCHOR_WEIGHTS": "", "ANCHOR_CE_WEIGHT": 0.0}
 """With another value of one of these keys, the run has no stage 1 or a stage 1 of its own."""
 
@@ -297,7 +299,8 @@ def _check(cfg: CfgNode, folder: Path, training: bool) -> None:
     cfg.freeze()
     train.check(cfg, Namespace(eval_only=not training, no_train=False, model_dir=""))
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), TwoStages):
-        AnchorOPTConfig.from_cfg(cfg)
+        host = cfg.TRAINER.NAME.removesuffix(SUFFIX)
+        AnchorOPTConfig.from_cfg(cfg, host=host)
 
 
 def _context(cfg: CfgNode) -> dict[str, Any]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
+from anchoropt_plugin.training.settings import LEARNED
 
 from .files import CONFIGS, find
-from .plan import Settings
+from .plan import NODE, Job, Run, Settings
 
 FOLDER = CONFIGS / "published"
 ANCHORS = "anchors"
 """The file with the settings of stage 1, the same for all hosts."""
+DESCRIPTIONS = "descriptions"
+"""The file with the names of the released descriptions of each data set."""
+RELEASED = " (released)"
+"""Behind a trainer's name: the row of the released method, beside which published numbers stand."""
 
 
 class Number(NamedTuple):
@@ -33,7 +40,7 @@ def published_settings(host: str) -> tuple[str, dict[str, Settings]]:
     100
     """
     path = find(FOLDER, host, "host with published settings")
-    if host in (ANCHORS, "numbers"):
+    if host in (ANCHORS, DESCRIPTIONS, "numbers"):
         raise UserError(f"unknown host with published settings {host!r}")
     of_host, of_anchors = read_yaml(path), read_yaml(FOLDER / f"{ANCHORS}.yaml")
     settings: dict[str, Settings] = {
@@ -47,6 +54,37 @@ def _row(table: dict[str, Any], dataset: str) -> dict[str, Any]:
     return dict(zip(table["keys"], table["datasets"][dataset], strict=True))
 
 
+def released_descriptions(folder: Path, dataset: str) -> Settings:
+    """Return the setting of a data set's descriptions in the released folder of descriptions.
+
+    Files of further data sets have the data set's name.
+    """
+    names = read_yaml(FOLDER / f"{DESCRIPTIONS}.yaml")["datasets"]
+    return {f"{NODE}.DESCRIPTIONS": str(folder / names.get(dataset, f"{dataset}.json"))}
+
+
+def check_anchors(jobs: Sequence[Job]) -> None:
+    """Check that published runs get released anchors, or descriptions to learn anchors from.
+
+    Raises:
+        UserError: some would learn from templates; the message names their data sets.
+    """
+    runs = [job.runs[0] for job in jobs]
+    missing = {run.group: run for run in runs if not run.method.templates and _lacks_anchors(run)}
+    if missing:
+        raise UserError(
+            f"no anchors and no descriptions for {', '.join(missing)}: the published runs used "
+            "those of https://github.com/zhengli97/ATPrompt. Give its anchors "
+            f"({NODE}.ANCHOR_WEIGHTS path/to/anchor_weights, at the end) or its descriptions "
+            "(--descriptions path/to/templates), or learn from templates (--templates)"
+        )
+
+
+def _lacks_anchors(run: Run) -> bool:
+    given = (run.settings[f"{NODE}.{key}"] for key in ("ANCHOR_WEIGHTS", "DESCRIPTIONS"))
+    return run.settings[f"{NODE}.ANCHOR"] == LEARNED and not any(given)
+
+
 @cache
 def _numbers() -> list[dict[str, Any]]:
     return read_yaml(FOLDER / "numbers.yaml")["tables"]
@@ -56,7 +94,7 @@ def published_numbers(method: str, **place: str | int) -> dict[str, Number]:
     """Return the published accuracies of a row, by column.
 
     Args:
-        method: the name of a trainer, or of a row of an ablation.
+        method: the name of a trainer, perhaps with ``RELEASED``, or of a row of an ablation.
         place: ``protocol``, ``backbone``, ``shots`` and ``datasets``. The last is a data set, or
             for an average the sorted names of its data sets, separated by blanks.
 
@@ -69,7 +107,7 @@ def published_numbers(method: str, **place: str | int) -> dict[str, Number]:
         names = table["datasets"]
         of = " ".join(sorted(names)) if isinstance(names, list) else names
         if {**place} == {**{key: table[key] for key in place if key != "datasets"}, "datasets": of}:
-            row = table["numbers"].get(method, [])
+            row = table["numbers"].get(method.removesuffix(RELEASED), [])
             numbers = [Number(float(value), table["source"]) for value in row]
             found.update(zip(table["columns"], numbers, strict=False))
     return found

@@ -66,10 +66,12 @@ def write_report(
             f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(says)}</figcaption>'
             "</figure>"
         )
+    factors = _factors(experiment)
     bold = {
         method.name
         for method in experiment.methods
-        if method.trainer.endswith(SUFFIX) and not (method.factors or method.factors_at_test)
+        if method.trainer.endswith(SUFFIX)
+        and not (factors and (method.factors or method.factors_at_test))
     }
     page = folder / "report.html"
     write_text(

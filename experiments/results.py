@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+import train
 from anchoropt_plugin.config.check import flattened
 from anchoropt_plugin.config.record import FREE, RECORD
 from anchoropt_plugin.files.atomic import write_text
 from anchoropt_plugin.files.run_events import RESULTS, read_results
 
-from .plan import Job, Run
+from .plan import Job, Run, as_in_yaml
 
 FACTS = "run.json"
 """In a run's folder: its time, its memory, its machine and its commit."""
@@ -72,9 +73,23 @@ def _recorded(path: Path, changed: int) -> str:
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
-    """Return a short text of the settings that must not change when a run is resumed."""
-    binding = sorted((key, repr(value)) for key, value in settings.items() if key not in FREE)
+    """Return a short text of the settings that must not change when a run is resumed.
+
+    Defaults are left out: the record of an earlier version lacks keys that are new.
+    """
+    defaults = _defaults()
+    binding = sorted(
+        (key, repr(value))
+        for key, value in settings.items()
+        if key not in FREE and repr(value) != defaults.get(key)
+    )
     return hashlib.sha256(repr(binding).encode()).hexdigest()
+
+
+@cache
+def _defaults() -> dict[str, str]:
+    cfg = train.setup_cfg(train.build_parser().parse_args([]))
+    return {key: repr(as_in_yaml(value)) for key, value in flattened(cfg)}
 
 
 def write_facts(facts: Mapping[str, Any], folder: Path) -> None:

@@ -2,7 +2,7 @@ r"""Compare hosts with and without AnchorOPT over data sets and seeds, under a p
 
     python scripts/compare.py --preset embedded
     python scripts/compare.py --preset published --hosts CoOp --datasets caltech101 dtd \
-        --root /data TRAINER.ANCHOROPT.DESCRIPTIONS descriptions.json
+        --root /data --descriptions ATPrompt/templates --method both
     python scripts/compare.py --hosts CoOp MaPLe --datasets digits --seeds 1 2 3 --config tiny
     python scripts/compare.py --protocol few_shot --hosts CoOp --datasets digits --config tiny
 

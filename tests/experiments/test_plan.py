@@ -14,7 +14,7 @@ from experiments.factors import parse_grid, varied
 from experiments.files import CONFIGS
 from experiments.plan import host_method, plan, zero_shot_method
 from experiments.protocols import read_protocol
-from experiments.published import published_numbers, published_settings
+from experiments.published import check_anchors, published_numbers, published_settings
 
 
 def planned(tmp_path, protocol, methods, opts=(), **changes):
@@ -144,8 +144,81 @@ def test_the_published_preset_names_existing_files(tmp_path, capsys):
     words = ["--preset", "published", "--datasets", "caltech101", "dtd", *places, "--dry-run"]
     assert compare.main("", words) == 0
     # Four hosts with and without AnchorOPT, 5 seeds, 2 data sets, train and test; 4 of zero-shot.
-    assert f"{4 * 2 * 5 * 2 * 2 + 4} runs, 0 of them finished" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{4 * 2 * 5 * 2 * 2 + 4} runs, 0 of them finished" in out
+    assert "CoOp_AnchorOPT (released), CoCoOp" in out and "(our defaults)" not in out
+    assert "run the released method, bugs included (TRAINER.ANCHOROPT.PRESET reference)" in out
+    assert "Without --dry-run this command stops: no anchors and no descriptions for caltech" in out
     assert not (tmp_path / "out").exists()
+
+
+def test_both_methods_are_rows_of_their_own(tmp_path):
+    """Those of our defaults lie where an earlier version's ``--preset published`` wrote them."""
+    (tmp_path / "data").mkdir()
+    methods = compare.methods_of(["CoCoOp"], None, ["dtd"], published=True, which="both")
+    jobs = planned(tmp_path, "base2new", methods[1:], datasets=["dtd"])
+    runs = {job.runs[0].method.name: job.runs[0] for job in jobs}
+    assert list(runs) == [
+        *("CoCoOp", "CoCoOp_AnchorOPT (released)", "CoCoOp_AnchorOPT (our defaults)")
+    ]
+    _, released, ours = runs.values()
+    assert released.method.reference == ours.method.reference == "CoCoOp"
+    assert released.settings["TRAINER.ANCHOROPT.PRESET"] == "reference"
+    assert ours.settings["TRAINER.ANCHOROPT.PRESET"] == ""
+    assert released.settings["TRAINER.ANCHOROPT.KD_TEMPERATURE"] == 4
+    config = published_settings("CoCoOp")[0]
+    folder = tmp_path / "base2new/train_base/dtd/shots_16/CoCoOp_AnchorOPT"
+    assert ours.folder == folder / config / "seed1"
+    assert released.folder == folder / f"{config}-preset=reference" / "seed1"
+    place = {"protocol": "base2new", "backbone": "ViT-B/16", "shots": 16}
+    place["datasets"] = " ".join(sorted(read_protocol("base2new").datasets))
+    assert published_numbers(released.method.name, **place)["HM"].value == 79.39
+    assert published_numbers(ours.method.name, **place) == {}
+    (alone,) = compare.methods_of(["CoOp"], "tiny", ["digits"], zero_shot=False)[1:]
+    assert alone.name == "CoOp_AnchorOPT" and alone.templates
+
+
+@pytest.mark.parametrize(
+    ("opts", "chosen", "starts"),
+    [
+        ([], {}, False),
+        ([], {"templates": True}, True),
+        ([], {"descriptions": "templates"}, True),
+        (["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "anchor_weights"], {}, True),
+        (["TRAINER.ANCHOROPT.DESCRIPTIONS", __file__], {}, True),
+        (["TRAINER.ANCHOROPT.ANCHOR", "random"], {}, True),
+    ],
+)
+@pytest.mark.parametrize("which", ["released", "defaults"])
+def test_published_runs_start_with_anchors_or_descriptions(tmp_path, opts, chosen, starts, which):
+    for name in ("data", "templates"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "templates/texture_prompts_full.json").write_text("{}")
+    if "descriptions" in chosen:
+        chosen = {"descriptions": tmp_path / chosen["descriptions"]}
+    kinds = {"published": True, "templates": False, "which": which}
+    methods = compare.methods_of(["CoOp"], None, ["dtd"], **{**kinds, **chosen})
+    jobs = planned(tmp_path, "base2new", methods, opts, datasets=["dtd"])
+    if starts:
+        check_anchors(jobs)
+        if "descriptions" in chosen:
+            file = jobs[-1].runs[0].settings["TRAINER.ANCHOROPT.DESCRIPTIONS"]
+            assert file == str(tmp_path / "templates/texture_prompts_full.json")
+        return
+    message = "no anchors and no descriptions for dtd: .*anchor_weights.*templates.*--templates"
+    with pytest.raises(UserError, match=message):
+        check_anchors(jobs)
+
+
+def test_what_the_command_changes_of_the_released_method_is_told(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    words = [*TINY, "--method", "released", "--anchoropt", "with", "--root", str(tmp_path / "data")]
+    words += ["--dry-run", "--output-dir", str(tmp_path / "out"), "--seeds", "1"]
+    keys = ["TRAINER.ANCHOROPT.POOLING", "eot", "OPTIM.MAX_EPOCH", "2"]
+    assert compare.main("", [*words, *keys]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Changed in all rows: TRAINER.ANCHOROPT.POOLING eot. " in out
+    assert "this command stops" not in out  # digits have descriptions
 
 
 def test_presets_name_existing_files(tmp_path):
@@ -195,6 +268,10 @@ TINY = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
         (["--datasets", "digits"], "no host is given: give --hosts"),
         (["--datasets", "digits", "--hosts", "CoOp"], "no --config is given"),
         (["--preset", "published", "--datasets", "digits"], "nothing is published for CoOp"),
+        (
+            ["--preset", "published", "TRAINER.ANCHOROPT.PRESET", "reference"],
+            "give --method or TRAINER.ANCHOROPT.PRESET, not both",
+        ),
     ],
 )
 def test_compare_refuses(tmp_path, words, message):

@@ -45,6 +45,27 @@ def compared(root, tmp_path_factory):
     return out
 
 
+def test_a_record_of_an_earlier_version_lacks_new_keys(compared, root, tmp_path):
+    out = shutil.copytree(compared, tmp_path / "out")
+    changed = [(0.05, True, 1), (0.06, False, 0)]
+    method = host_method("CoOp", "tiny", anchoropt=True)
+    protocol = read_protocol("base2new").with_changes(
+        {"datasets": ["digits"], "shots": [2], "seeds": [1]}
+    )
+    opts = [*SHORT, CACHE, str(compared / "cache")]
+    (job,) = plan(protocol, [method], root, out, opts)
+    run = job.runs[0]
+    record = run.folder / "config.yaml"
+    text = record.read_text()
+    for rate, is_whole, n_finished in changed:
+        lines = [line for line in text.splitlines() if "DEEP_" not in line]
+        assert len(lines) == len(text.splitlines()) - 2 and "    POSITION_LR: 0.05" in lines
+        lines[lines.index("    POSITION_LR: 0.05")] = f"    POSITION_LR: {rate}"
+        record.write_text("\n".join(lines))
+        os.utime(record, ns=(n_finished, n_finished))
+        assert bool(outcome(run)) == is_whole
+
+
 def train_folder(out, trainer, seed, config="tiny"):
     return out / f"base2new/train_base/digits/shots_2/{trainer}/{config}/seed{seed}"
 
