@@ -110,7 +110,7 @@ class PromptTrainer(TrainerX):
         output = self.model(image)
         return F.cross_entropy(output, label), output
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         image, label = self.parse_batch_train(batch)
         with torch.autocast(self.device.type, enabled=self.amp):
             loss, output = self.loss(image, label)
@@ -121,7 +121,7 @@ class PromptTrainer(TrainerX):
         self.scaler.update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+        return {"loss": loss.detach(), "acc": compute_accuracy(output, label)[0].detach()}
 
     def loadable(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the part of a checkpoint's ``state`` that fits the present classes."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.record import write_record
-from ..dassl_compat.finite_checks import check_weights, checked_step, finite
+from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..errors import UserError
 from ..files.run_events import append_event
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
@@ -22,6 +22,7 @@ from ..process import distributed
 from ..process.data_parallel import refuse_data_parallel, without_data_parallel
 from ..process.folder_lock import locked_folder
 from ..process.gradients import trained_parameters
+from ..process.late_checks import settle_all
 from . import run_record
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
@@ -161,7 +162,9 @@ class TwoStages:
             if run.features.is_used:
                 self._tell_of_others()
                 return run.settings.prompt_ce_weight * to_float32(cross_entropy)
-            return finite(run.loss(cross_entropy, logits))
+            loss = run.loss(cross_entropy, logits)
+            expect_finite(self, loss, "the loss is {}")
+            return loss
 
         step = super().forward_backward  # type: ignore[misc]
         with PromptLoss(objective, run.is_prompt_logits, run.settings.prompt_ce_weight) as seen:
@@ -203,6 +206,7 @@ class TwoStages:
 
         with mock.patch.object(self.evaluator, "process", processed):
             result = super().test(split)  # type: ignore[misc]
+        settle_all()
         if run.averages(subsample) and not run.is_in_test:
             log.warning(
                 "%s tests without its model_inference and its evaluator: its logits were not "
