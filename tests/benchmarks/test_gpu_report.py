@@ -38,6 +38,12 @@ def test_what_differs_or_fails_is_a_fault(monkeypatch, tmp_path):
     assert len(failures) == 2 and "--epochs" in failures[1]
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("fp32", 1e-5), ("bf16", 5e-2), ("amp", 5e-2)])
+def test_the_branch_differs_from_the_plain_way_by_rounding(dtype, largest):
+    features, gradients = gpu_equality.branch_difference(dtype, "cpu")
+    assert 0 < features < largest and 0 < gradients < largest
+
+
 @pytest.mark.parametrize("side", launch_steps.SIDES)
 def test_the_profiler_sees_the_second_step_alone(side):
     calls = gpu.calls_of_the_second_step(partial(launch_steps.text_branch, side, "cpu"))
