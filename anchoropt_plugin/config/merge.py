@@ -34,7 +34,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot open the config file {path}: {error.strerror}") from error
+        hint = nearest(Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")])
+        raise UserError(f"cannot open the config file {path}: {error.strerror}{hint}") from error
     except RecursionError as error:
         raise UserError(f"{path}: not a config file: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -47,6 +47,12 @@ OPTIM:
     assert type(cfg.OPTIM.LR) is float
 
 
+def test_a_missing_file_is_named_with_the_nearest_one(cfg, tmp_path):
+    (tmp_path / "vit_b16.yaml").write_text("SEED: 1\n")
+    with pytest.raises(UserError, match=r"vit_b61\.yaml: No such file .* mean 'vit_b16\.yaml'"):
+        cfg.merge_from_file(str(tmp_path / "vit_b61.yaml"))
+
+
 def test_key_value_pairs(cfg):
     cfg.merge_from_list(["OPTIM.LR", "2", "OPTIM.MAX_EPOCH", "7", "DATASET.NAME", "Food101"])
     assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.DATASET.NAME) == (2.0, 7, "Food101")
