@@ -1,11 +1,11 @@
-"""Everything that a GPU can tell, in one command of at most eight minutes, without a network.
+"""All measurements on a GPU, in one command of about eight minutes; needs no network.
 
     python benchmarks/gpu.py > output/gpu.md
 
-Equality of features, gradients and whole runs with the CPU; the benchmarks at 50 to 1,000 classes
-with time and memory; launches and waits as PyTorch's profiler sees them; the loader. It prints
-tables in Markdown for docs/performance.md, and fails where something is not equal. What no time is
-left for is named. ``--device cpu`` tries the command itself on a machine without a GPU.
+It compares whole runs with the CPU; runs the benchmarks with 50 to 1,000 classes, which compare
+features and gradients; counts launches and waits with PyTorch's profiler; and runs the loader. It
+prints Markdown tables for docs/performance.md. It fails if a comparison fails. If time is up, it
+prints which parts are skipped. ``--device cpu`` tries the command on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.process.command_line import Parser, status_of
+from anchoropt_plugin.process.command_line import status_of
 from benchmarks import gpu_equality, launch_steps, tables
+from benchmarks.command import parser_of
 from benchmarks.launch_steps import SIDES
 
 SECONDS = 480
@@ -38,15 +39,15 @@ LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaun
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 Part = Callable[[], Iterator[str]]
-"""Gives lines of Markdown."""
+"""Yields lines of Markdown."""
 
 
 class Failures(list[str]):
-    """What was not equal."""
+    """One line for each failed comparison or command."""
 
 
 def parts(device: str, folder: Path, classes: Sequence[int], failures: Failures) -> dict[str, Part]:
-    """The parts of the report, in order."""
+    """Return the parts of the report, in order."""
     found: dict[str, Part] = {
         "Whole runs beside the CPU": partial(equality, device, failures),
         "Launches and waits": partial(profiled, device),
@@ -60,7 +61,7 @@ def parts(device: str, folder: Path, classes: Sequence[int], failures: Failures)
 
 
 def equality(device: str, failures: Failures) -> Iterator[str]:
-    """Losses of whole runs against the CPU's in fp32."""
+    """Yield a table of whole runs: their losses against those on the CPU in fp32."""
     yield "| host | precision | largest difference of a loss |"
     yield "| --- | --- | ---: |"
     for host, precision, difference in gpu_equality.differences(device):
@@ -70,7 +71,7 @@ def equality(device: str, failures: Failures) -> Iterator[str]:
 
 
 def profiled(device: str) -> Iterator[str]:
-    """Kernel launches and waits of the second of three steps, as the profiler sees them."""
+    """Yield a table of kernel launches and waits in the second of three steps, by the profiler."""
     yield "| a step | side | launches | waits |"
     yield "| --- | --- | ---: | ---: |"
     steps = {"text branch": launch_steps.text_branch}
@@ -86,20 +87,20 @@ def profiled(device: str) -> Iterator[str]:
 
 
 def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Counter[str]:
-    """How often each function was called, CUDA's own among them."""
+    """Return the number of calls of each function in the second step, with CUDA's functions."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     profiler = profile(activities=activities)
-    n_seen = 0
+    n_steps = 0
 
     def between() -> None:
-        nonlocal n_seen
-        if n_seen == 1:
+        nonlocal n_steps
+        if n_steps == 1:
             profiler.start()
-        if n_seen == 2:
+        if n_steps == 2:
             profiler.stop()
-        n_seen += 1
+        n_steps += 1
 
     run(between)
     return Counter({event.key: event.count for event in profiler.key_averages()})
@@ -108,10 +109,10 @@ def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Count
 def benchmarks(
     device: str, dtype: str, folder: Path, classes: Sequence[int], failures: Failures
 ) -> Iterator[str]:
-    """The tables of all benchmarks in a precision."""
-    how = ["--device", device, "--dtype", dtype, "--seconds", "1"]
+    """Yield the tables of all benchmarks in one precision."""
+    flags = ["--device", device, "--dtype", dtype, "--seconds", "1"]
     for name in (*BENCHMARKS, "image_tower"):
-        words = [f"benchmarks/{name}.py", *how, "--json", str(folder / f"{name}.json")]
+        words = [f"benchmarks/{name}.py", *flags, "--json", str(folder / f"{name}.json")]
         if name in BENCHMARKS:
             words += ["--classes", *map(str, classes)]
         for _ in output_of(words, failures):
@@ -120,7 +121,7 @@ def benchmarks(
 
 
 def output_of(words: Sequence[str], failures: Failures) -> Iterator[str]:
-    """What a command of the repository prints."""
+    """Run a command of the repository and yield its output."""
     done = subprocess.run(
         [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
@@ -131,33 +132,43 @@ def output_of(words: Sequence[str], failures: Failures) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where something is not equal."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command line and return the exit status: 1 if a comparison fails."""
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
     add("--classes", type=int, nargs="+", default=CLASSES, help="(default: 50 200 500 1000)")
-    add("--seconds", type=float, default=SECONDS, help="no part starts later (default: 480)")
-    add("--folder", type=Path, default=REPOSITORY / "output" / "gpu", help="for results as json")
+    add(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help="then no new part starts (default: 480)",
+    )
+    add(
+        "--folder",
+        type=Path,
+        default=REPOSITORY / "output" / "gpu",
+        help="for the json results",
+    )
+    return status_of(lambda: _report(parser.parse_args(arguments)), room="give another --folder")
 
-    def command() -> int:
-        args = parser.parse_args(arguments)
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("PyTorch finds no GPU here; --device cpu tries the command without one")
-        begun = time.perf_counter()
-        failures = Failures()
-        for title, part in parts(args.device, args.folder, args.classes, failures).items():
-            print(f"## {title}\n", flush=True)
-            if time.perf_counter() - begun > args.seconds:
-                print(f"Skipped: {args.seconds:.0f} s are over.\n")
-                continue
-            for line in part():
-                print(line, flush=True)
-            print()
-        for failure in failures:
-            print(f"FAULT {failure}")
-        return 1 if failures else 0
 
-    return status_of(command, room="give another --folder")
+def _report(args: argparse.Namespace) -> int:
+    """Print all parts and return the exit status."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU; to try the command without one, use --device cpu")
+    begun = time.perf_counter()
+    failures = Failures()
+    for title, part in parts(args.device, args.folder, args.classes, failures).items():
+        print(f"## {title}\n", flush=True)
+        if time.perf_counter() - begun > args.seconds:
+            print(f"Skipped: {args.seconds:.0f} s are over.\n")
+            continue
+        for line in part():
+            print(line, flush=True)
+        print()
+    for failure in failures:
+        print(f"FAULT {failure}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

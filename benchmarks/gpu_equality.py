@@ -1,7 +1,7 @@
-"""Whole runs on a device beside the CPU in fp32: the largest difference of a loss.
+"""Whole runs on a device compared with the CPU in fp32: the largest difference of a loss.
 
-Both stages of each host with AnchorOPT on the embedded CLIP. The position matrix is the soft one,
-as a GPU draws other random numbers than a CPU does.
+A run has both stages of a host with AnchorOPT, on the embedded CLIP. The position matrix is soft,
+because a GPU draws other random numbers than a CPU.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from trainers.host import PromptTrainer
 
 CLASSES = ["red circle", "blue star", "green square"]
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "amp": 0.05}
-"""Largest relative difference of a loss."""
+"""Largest allowed relative difference of a loss."""
 CONFIGS = Path(train.__file__).parent / "configs" / "trainers"
 
 
 def differences(device: str) -> Iterator[tuple[str, str, float]]:
-    """Host, precision, and the largest relative difference of a loss from the CPU's."""
+    """Yield host, precision, and the largest relative difference of a loss from the CPU's."""
     for host in NODES:
-        want = losses(host, "fp32", "cpu")
+        expected = losses(host, "fp32", "cpu")
         for precision in PRECISIONS:
             found = losses(host, precision, device)
-            pairs = zip(found, want, strict=True)
+            pairs = zip(found, expected, strict=True)
             yield host, precision, max(abs(a - b) / abs(b) for a, b in pairs)
 
 
 def losses(host: str, precision: str, device: str) -> list[float]:
-    """The losses of a run of two epochs with two batches each."""
-    node, seen = NODES[host], []
+    """Return the losses of a run of two epochs with two batches each."""
+    node, found = NODES[host], []
     forward_backward = PromptTrainer.forward_backward
 
     def recorded(self, batch):  # type: ignore[no-untyped-def]
         summary = forward_backward(self, batch)
-        seen.append(float(summary["loss"]))
+        found.append(float(summary["loss"]))
         return summary
 
     draw = torch.Generator().manual_seed(0)
@@ -73,4 +73,4 @@ def losses(host: str, precision: str, device: str) -> list[float]:
         set_random_seed(0)
         with mock.patch.object(PromptTrainer, "forward_backward", recorded):
             without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), CLASSES, batches)(cfg).train()
-    return seen
+    return found

@@ -1,11 +1,11 @@
-"""A frozen linear map, forward and back to its input: PyTorch's BLAS and ``frozen_linear``.
+"""A frozen linear map, forward and backward to its input: PyTorch's BLAS and ``frozen_linear``.
 
-The first map of an MLP of ViT-B/16's text tower, 512 to 2048, fp32, on the CPU; medians.
+The map is the first one of an MLP in ViT-B/16's text tower, 512 to 2048, in fp32 on the CPU. The
+numbers are medians.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -19,14 +19,15 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin.encoders.frozen_linear import frozen_linear
+from benchmarks.command import parser_of
 
 TOKENS = (256, 1006, 2506)
 ROUNDS = 15
 
 
 def main() -> int:
-    """Print GFLOP/s of both, and the ratio, for the tokens of 50, 200 and 500 classes."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    """Print GFLOP/s of both and the ratio, for the tokens of 50, 200 and 500 classes."""
+    parser_of(__doc__).parse_args()
     weight, bias = torch.randn(2048, 512), torch.randn(2048)
     for tokens in TOKENS:
         x = torch.randn(tokens, 512, requires_grad=True)
