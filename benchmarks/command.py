@@ -98,9 +98,7 @@ def main(
 def _run(
     title: str, bench: Bench, cases: Callable[[Bench], Iterator[Case]], file: Path | None
 ) -> int:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = Console(width=None if Console().is_terminal else 120)
     machine = bench.machine()
     console.print(f"[bold]{title}[/] ({describe(machine)})")
     rows: list[Row] = []

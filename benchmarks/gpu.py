@@ -137,18 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
     add("--classes", type=int, nargs="+", default=CLASSES, help="(default: 50 200 500 1000)")
-    add(
-        "--seconds",
-        type=float,
-        default=SECONDS,
-        help="then no new part starts (default: 480)",
-    )
-    add(
-        "--folder",
-        type=Path,
-        default=REPOSITORY / "output" / "gpu",
-        help="for the json results",
-    )
+    add("--seconds", type=float, default=SECONDS, help="then no new part starts (default: 480)")
+    add("--folder", type=Path, default=REPOSITORY / "output" / "gpu", help="for the json results")
     return status_of(lambda: _report(parser.parse_args(arguments)), room="give another --folder")
 
 

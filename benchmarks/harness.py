@@ -46,6 +46,7 @@ OURS_PER_ROUND = 3
 LONG = 2.0
 """A step of this many seconds is not short."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU = torch.device("cpu")
 
 # Otherwise the profiler reports each start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -129,11 +130,11 @@ class Bench:
     """
 
     sizes: Sizes
-    device: torch.device
-    dtype: torch.dtype
-    rounds: int
-    seconds: float
-    classes: tuple[int, ...]
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    rounds: int = 5
+    seconds: float = 8
+    classes: tuple[int, ...] = ()
 
     def clip(self) -> CLIP:
         """Return a frozen CLIP on the CPU, with the same random weights at each call."""
@@ -152,18 +153,22 @@ class Bench:
         return numbers.to(self.device, self.dtype)
 
     def seconds_of(self, work: Callable[[], object]) -> float:
-        """Return the time of ``work``."""
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            work()
-            end.record()
-            torch.cuda.synchronize()
-            return start.elapsed_time(end) / 1000
+        """Return the time of ``work``, in seconds."""
+        self._wait()
         begun = time.perf_counter()
         work()
+        self._wait()
         return time.perf_counter() - begun
+
+    def medians(self, *works: Callable[[], object]) -> list[float]:
+        """Return the median time of each work; they are timed in turns, ``rounds`` times."""
+        rounds = [[self.seconds_of(work) for work in works] for _ in range(self.rounds)]
+        return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+    def _wait(self) -> None:
+        """Wait until a GPU has done all its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def ceiling(self) -> float:
         """Return the FLOPs per second of the machine's matrix product.

@@ -57,19 +57,16 @@ def measure(name: str, size: int, folder: Path) -> Measured:
     """Measure a case in this process, which has measured nothing before."""
     before = _peak()
     seconds = {}
-    written = 0
     with contextlib.redirect_stdout(io.StringIO()):
         parts = LOADS[name].parts(size, folder)
         next(parts)
-        start = time.process_time()
-        while True:
-            try:
+        try:
+            while True:
+                start = time.process_time()
                 part = next(parts)
-            except StopIteration as end:
-                written = end.value or 0
-                break
-            seconds[part] = time.process_time() - start
-            start = time.process_time()
+                seconds[part] = time.process_time() - start
+        except StopIteration as end:
+            written = end.value or 0
     return Measured(size, seconds, _peak() - before, written)
 
 

@@ -32,7 +32,6 @@ from anchoropt_plugin.dassl_compat.data.image_cache import BUDGET
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.process.command_line import status_of
 from benchmarks.command import ROOM, add_json, parser_of, prepare_json
-from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
@@ -80,11 +79,7 @@ def plain_way(cfg: Any, paths: Sequence[Path]) -> Load:
         ]
     )
 
-    def load(number: int) -> Tensor:
-        image: Tensor = transform(Image.open(paths[number]).convert("RGB"))
-        return image
-
-    return load
+    return lambda number: transform(Image.open(paths[number]).convert("RGB"))
 
 
 def our_way(cfg: Any, paths: Sequence[Path]) -> Load:
@@ -101,9 +96,7 @@ def measure(n_images: int, epochs: int, folder: Path) -> Iterator[Speed]:
     Raises:
         UserError: an image differs.
     """
-    cfg = get_cfg_default()
-    train.extend_cfg(cfg)
-    cfg.merge_from_file(str(CONFIG))
+    cfg = train.setup_cfg(train.build_parser().parse_args(["--config-file", str(CONFIG)]))
     paths = write_images(folder, n_images)
     ways = {"plain": plain_way(cfg, paths), "ours": our_way(cfg, paths)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}

@@ -7,7 +7,6 @@ floor with this PyTorch. PyTorch's profiler splits the time of the whole step by
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
 
 def _report(_: object, sizes: Sizes) -> None:
     """Print the parts of a step, in milliseconds and per cent."""
-    bench = Bench(sizes, torch.device("cpu"), torch.float32, ROUNDS, 0, ())
+    bench = Bench(sizes, rounds=ROUNDS)
     side = stage_one(bench, 50).ours[0]
     products = recorded(side.step)
     if not products:
@@ -58,8 +57,7 @@ def _report(_: object, sizes: Sizes) -> None:
         for x, weight, bias in products:
             linear._product(x, weight, bias)
 
-    pairs = [(bench.seconds_of(side.step), bench.seconds_of(repeat)) for _ in range(ROUNDS)]
-    step, floor = (statistics.median(times) for times in zip(*pairs, strict=True))
+    step, floor = bench.medians(side.step, repeat)
     ceiling = side.cost.flops / bench.ceiling()
     print(f"{'a step':<34}{step * 1e3:6.0f} ms")
     print(f"{'its matrix products alone':<34}{floor * 1e3:6.0f} ms {floor / step:5.0%}")

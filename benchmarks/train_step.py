@@ -190,7 +190,7 @@ class CoOpStep:
         """Return the case; all sides but the plain one have encoded the anchor prompts before."""
         sizes, eot = self.sizes, self.tokens.argmax(-1).tolist()
         n_prefix = 1 + N_CTX + self.position.n_anchors
-        images = image_tower(sizes, self.batch) if self.encodes_images else Cost(0, 0.0)
+        images = image_tower(sizes, self.batch) if self.encodes_images else Cost(0, 0)
         plain_cost = plain_text(sizes, self.n_sets * self.n_classes)
         plain_cost = plain_cost.plus(plain_text(sizes, self.n_classes, backward=False))
         cut_cost = cut_text(sizes, eot, sets=self.n_sets)

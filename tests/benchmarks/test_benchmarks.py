@@ -52,7 +52,7 @@ def named(module):
 
 @pytest.fixture
 def bench():
-    return Bench(SMALL, torch.device("cpu"), torch.float32, rounds=1, seconds=9, classes=(4,))
+    return Bench(SMALL, rounds=1, seconds=9, classes=(4,))
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=named)
@@ -173,7 +173,7 @@ def test_a_fast_branch_without_a_shared_prefix_fails(monkeypatch, capsys):
 
 
 def test_the_floor_of_stage_one_is_its_matrix_products(capsys):
-    side = stage1.stage_one(Bench(SMALL, torch.device("cpu"), torch.float32, 1, 0, ()), 50).ours[0]
+    side = stage1.stage_one(Bench(SMALL), 50).ours[0]
     products = stage1_floor.recorded(side.step)
     flops = sum(2 * x.shape[0] * weight.numel() for x, weight, _ in products)
     assert 0.6 * side.cost.flops < flops <= 1.25 * side.cost.flops
