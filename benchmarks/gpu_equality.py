@@ -1,9 +1,7 @@
-"""A device beside the CPU in fp32: the text branch, and whole runs.
+"""The text branch and whole runs on a device, compared with the CPU in fp32.
 
-Of the fast text branch: the relative difference of features and gradients from the plain way's. Of
-whole runs, both stages of each host with AnchorOPT on the embedded CLIP: the largest relative
-difference of a loss. The position matrix is the soft one, as a GPU draws other random numbers than
-a CPU does.
+A run has both stages of a host with AnchorOPT, on the embedded CLIP. The position matrix is soft,
+because a GPU draws other random numbers than a CPU.
 """
 
 from __future__ import annotations
@@ -25,33 +23,33 @@ from anchoropt_plugin.process.randomness import set_random_seed
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.harness import Bench
 from benchmarks.launch_steps import NODES, PRECISIONS, SIZES
-from benchmarks.plain import PlainTextEncoder, class_names
+from benchmarks.plain import PlainPrompts, PlainTextEncoder, class_names
 from dassl.engine import TRAINER_REGISTRY
 from trainers.host import PromptTrainer
-from trainers.prompted_clip import embed_prompts
 
 CLASSES = ["red circle", "blue star", "green square"]
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "amp": 0.05}
-"""Largest relative difference of a loss."""
+"""Largest allowed relative difference of a loss."""
 BRANCH_TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 5e-2, "amp": 1e-2}
-"""Largest relative difference of features and gradients."""
-CLASSES_OF_BRANCH = 6
+"""Largest allowed relative difference of features and gradients."""
+BRANCH_CLASSES, BRANCH_CONTEXT = 6, 5
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CONFIGS = Path(train.__file__).parent / "configs" / "trainers"
 
 
-def branch_difference(dtype: str, device: str) -> tuple[float, float]:
-    """The relative differences of features and of the context's gradient.
+def branch_difference(precision: str, device: str) -> tuple[float, float]:
+    """Return the relative differences of features and of the context's gradient.
 
     Args:
-        dtype: of the fast branch on ``device``; "amp" is fp32 under autocast.
-        device: of the fast branch.
+        precision: of the fast branch on ``device``; "amp" is fp32 under autocast. The plain way
+            runs on the CPU in fp32.
+        device: the device of the fast branch.
     """
-    want = _branch(PlainTextEncoder, "fp32", "cpu")
-    found = _branch(_fast_encoder, dtype, device)
+    plain = _branch(PlainTextEncoder, "fp32", "cpu")
+    ours = _branch(_fast_encoder, precision, device)
     features, gradients = (
-        float((ours.cpu().double() - plain.double()).norm() / plain.double().norm())
-        for ours, plain in zip(found, want, strict=True)
+        float((found.cpu().double() - expected.double()).norm() / expected.double().norm())
+        for found, expected in zip(ours, plain, strict=True)
     )
     return features, gradients
 
@@ -63,43 +61,39 @@ def _fast_encoder(clip: CLIP) -> PlainTextEncoder:
 
 
 def _branch(
-    encoder_of: Callable[[CLIP], PlainTextEncoder], dtype: str, device: str
+    encoder_of: Callable[[CLIP], PlainTextEncoder], precision: str, device: str
 ) -> tuple[Tensor, Tensor]:
-    """The features of six classes, and the gradient of their sum at five soft tokens."""
-    weights = DTYPES.get(dtype, torch.float32)
-    bench = Bench(SIZES, torch.device(device), weights, rounds=1, seconds=0, classes=())
+    """Return the features of some classes, and the gradient of their sum to the context."""
+    bench = Bench(SIZES, torch.device(device), DTYPES.get(precision, torch.float32))
     clip = bench.clip()
-    names = class_names(CLASSES_OF_BRANCH)
-    tokens, frame = embed_prompts(clip, names, "X X X X X")
-    encoder = encoder_of(clip.to(device))
-    frame = frame.to(device)
-    context = bench.random(5, SIZES.width).requires_grad_()
+    prompts = PlainPrompts(clip, class_names(BRANCH_CLASSES), BRANCH_CONTEXT, bench.device)
+    encoder = encoder_of(clip.to(bench.device))
+    context = bench.random(BRANCH_CONTEXT, SIZES.width).requires_grad_()
     for _ in range(2):  # the first call of the fast branch compares it with the plain way
-        contexts = context.expand(len(names), -1, -1)
-        with torch.autocast(device, enabled=dtype == "amp"):
-            features = encoder(torch.cat([frame[:, :1], contexts, frame[:, 6:]], 1), tokens)
+        with torch.autocast(device, torch.float16, enabled=precision == "amp"):
+            features = encoder(prompts(context), prompts.tokens)
         (gradient,) = torch.autograd.grad(features, context, torch.ones_like(features))
     return features.detach(), gradient
 
 
 def differences(device: str) -> Iterator[tuple[str, str, float]]:
-    """Host, precision, and the largest relative difference of a loss from the CPU's."""
+    """Yield host, precision, and the largest relative difference of a loss from the CPU's."""
     for host in NODES:
-        want = losses(host, "fp32", "cpu")
+        expected = losses(host, "fp32", "cpu")
         for precision in PRECISIONS:
             found = losses(host, precision, device)
-            pairs = zip(found, want, strict=True)
+            pairs = zip(found, expected, strict=True)
             yield host, precision, max(abs(a - b) / abs(b) for a, b in pairs)
 
 
 def losses(host: str, precision: str, device: str) -> list[float]:
-    """The losses of a run of two epochs with two batches each."""
-    node, seen = NODES[host], []
+    """Return the losses of a run of two epochs with two batches each."""
+    node, found = NODES[host], []
     forward_backward = PromptTrainer.forward_backward
 
     def recorded(self, batch):  # type: ignore[no-untyped-def]
         summary = forward_backward(self, batch)
-        seen.append(float(summary["loss"]))
+        found.append(float(summary["loss"]))
         return summary
 
     draw = torch.Generator().manual_seed(0)
@@ -127,4 +121,4 @@ def losses(host: str, precision: str, device: str) -> list[float]:
         set_random_seed(0)
         with mock.patch.object(PromptTrainer, "forward_backward", recorded):
             without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), CLASSES, batches)(cfg).train()
-    return seen
+    return found
