@@ -227,7 +227,7 @@ LOADS = {
     "classes": Load(
         many_classes, "classes", (2_730, 5_460, 10_920, IMAGENET_21K), 320_000, 900 * MB
     ),
-    "pictures": Load(many_images, "pictures", (12_500, 25_000, 50_000, 100_000), 1_000),
+    "images": Load(many_images, "images", (12_500, 25_000, 50_000, 100_000), 1_000),
     "runs": Load(many_runs, "runs", tuple(OF_A_SET * sets for sets in (2, 4, 8, 17)), 100_000),
     "descriptions": Load(
         many_descriptions, "bytes", tuple(round(part * MB) for part in (12.5, 25, 50, 100)), 12

@@ -202,7 +202,7 @@ class CoOpStep:
         ours = [side("ours", self.ours, our_cost.plus(images))]
         if self.encodes_images:
             cached = partial(self.ours, CachedFeatures(self.model.image_encoder))
-            ours.append(side("ours, image features kept", cached, our_cost))
+            ours.append(side("ours, image features cached", cached, our_cost))
         part = "" if self.encodes_images else "text side, "
         return Case(
             f"{self.host}, {part}{self.n_classes} classes, batch {self.batch}",
