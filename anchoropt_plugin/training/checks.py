@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .two_stages import TwoStages
+from .two_stages import SUFFIX, TwoStages
+
+STAGE_ONE_TRAINER = re.compile(r"(.*?)_?pretrain_?anchors?", re.IGNORECASE)
+"""Names of trainers of stage 1 alone: the released code has CoOp_Pretrain_Anchor."""
+
+
+def check_trainer_name(name: str, registered: Sequence[str]) -> None:
+    """Check that ``name`` is not that of a trainer of stage 1 alone.
+
+    Raises:
+        UserError: it is; the message says how to learn anchors, and how to test them.
+
+    >>> check_trainer_name("CoOp_AnchorOPT", ["CoOp", "CoOp_AnchorOPT"])
+    """
+    match = STAGE_ONE_TRAINER.fullmatch(name)
+    if match and name not in registered:
+        hosts = {host.lower(): host for host in registered if host + SUFFIX in registered}
+        host = hosts.get(match[1].lower(), "CoOp")
+        raise UserError(
+            f"--trainer {name}: stage 1 runs inside --trainer {host}{SUFFIX}, for "
+            "TRAINER.ANCHOROPT.ANCHOR_EPOCHS epochs, and the anchors are written to the folder "
+            "anchor_prompt_learner in --output-dir; to test the anchors alone, add "
+            "TRAINER.ANCHOROPT.ENSEMBLE anchors"
+        )
 
 
 def check_anchoropt(cfg: Any, trainer: type, training: bool = True) -> None:
