@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .released_files import anchors_file
 from .two_stages import SUFFIX, TwoStages
 
 STAGE_ONE_TRAINER = re.compile(r"(.*?)_?pretrain_?anchors?", re.IGNORECASE)
@@ -35,7 +36,7 @@ def check_trainer_name(name: str, registered: Sequence[str]) -> None:
 
 
 def check_anchoropt(cfg: Any, trainer: type, training: bool = True) -> None:
-    """Check that ``cfg.TRAINER.ANCHOROPT`` fits the trainer, and that its descriptions exist.
+    """Check that ``cfg.TRAINER.ANCHOROPT`` fits the trainer, and that the files it names exist.
 
     Args:
         cfg: the configuration of the run.
@@ -43,7 +44,8 @@ def check_anchoropt(cfg: Any, trainer: type, training: bool = True) -> None:
         training: whether the run trains; a test reads no descriptions.
 
     Raises:
-        UserError: USE_ANCHOROPT with a plain host trainer, or a missing file of descriptions.
+        UserError: USE_ANCHOROPT with a plain host trainer, or a missing file of descriptions or
+            anchors.
     """
     name, settings = cfg.TRAINER.NAME, cfg.TRAINER.ANCHOROPT
     if not issubclass(trainer, TwoStages):
@@ -56,3 +58,10 @@ def check_anchoropt(cfg: Any, trainer: type, training: bool = True) -> None:
     file = settings.DESCRIPTIONS
     if training and file and not Path(file).expanduser().is_file():
         raise UserError(f"TRAINER.ANCHOROPT.DESCRIPTIONS {file} is not a file: give its path")
+    if training and settings.ANCHOR_WEIGHTS:
+        weights = anchors_file(settings.ANCHOR_WEIGHTS, cfg.DATASET.NAME)
+        if not weights.is_file():
+            raise UserError(
+                f"TRAINER.ANCHOROPT.ANCHOR_WEIGHTS {weights} does not exist: give a file of "
+                "anchors, or the released folder anchor_weights"
+            )
