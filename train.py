@@ -36,8 +36,8 @@ from yacs.config import CfgNode
 import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError  # before dassl: it makes `import dassl` work
-from anchoropt_plugin.config.check import check_values
-from anchoropt_plugin.config.merge import merge_file, merge_list
+from anchoropt_plugin.config.check import check_values, flattened
+from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
 from anchoropt_plugin.config.record import check_same_run, write_record
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (
@@ -49,11 +49,11 @@ from anchoropt_plugin.dassl_compat.utils import (
 from anchoropt_plugin.process import distributed
 from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.process.randomness import set_random_seed
-from anchoropt_plugin.training.checks import check_anchoropt
+from anchoropt_plugin.training.checks import check_anchoropt, check_trainer_name
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from trainers.config import extend_cfg
+from trainers.config import UNUSED_KEYS, extend_cfg
 
 _KEYS = {
     "root": "DATASET.ROOT",
@@ -127,6 +127,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     Raises:
         UserError: an unknown key, an unreadable file, or a value of the wrong type.
     """
+    check_trainer_name(args.trainer or "", TRAINER_REGISTRY.registered_names())
     late = [word for word in args.opts if word.startswith("--")]
     if late:
         raise UserError(f"flags come before KEY VALUE pairs: move {late[0]} to the front")
@@ -134,13 +135,13 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     extend_cfg(cfg)
     for path in (args.dataset_config_file, args.config_file):
         if path:
-            merge_file(cfg, path)
+            merge_file(cfg, path, UNUSED_KEYS)
     for flag, key in _KEYS.items():
         value = getattr(args, flag)
         if value is not None:
             *sections, name = key.split(".")
             functools.reduce(operator.getitem, sections, cfg)[name] = value
-    merge_list(cfg, args.opts)
+    merge_list(cfg, args.opts, UNUSED_KEYS)
     settings = cfg.TRAINER.ANCHOROPT
     beside = Path(__file__).resolve().parent / settings.DESCRIPTIONS
     if settings.DESCRIPTIONS and not Path(settings.DESCRIPTIONS).exists() and beside.exists():
@@ -148,6 +149,13 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         settings.DESCRIPTIONS = str(beside)
     cfg.freeze()
     return cfg
+
+
+def unused_keys(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
+    """Return the keys of a command line and its yaml files that change nothing here."""
+    files = filter(None, (args.dataset_config_file, args.config_file))
+    given = [key for path in files for key, _ in flattened(read_yaml(path))]
+    return sorted({*given, *args.opts[::2]} & UNUSED_KEYS - dict(flattened(cfg)).keys())
 
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -159,6 +167,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     training = not (args.eval_only or args.no_train)
     check_values(cfg, training)
+    check_trainer_name(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "--trainer")
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     check_anchoropt(cfg, TRAINER_REGISTRY.get(cfg.TRAINER.NAME), training)
@@ -188,6 +197,9 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         print(f"{name}: {value}")
     _print_box("Config")
     print(cfg)
+    unused = unused_keys(cfg, args)
+    if unused:
+        print(f"Note: keys of trainers that are not here, without effect: {', '.join(unused)}")
     print(f"** System info **\n{collect_env_info()}\n")
 
     try:

@@ -1,4 +1,4 @@
-"""The cost model: tokens and FLOPs of the plain text branch, of ours, and of the image tower."""
+"""The cost model: tokens and FLOPs of the text branch (plain, cut, fast) and the image tower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Sizes:
-    """The arguments of ``clip.model.CLIP``, in its order; the defaults are ViT-B/16's."""
+    """The arguments of ``clip.model.CLIP``, in the same order; the defaults are ViT-B/16's."""
 
     embed_dim: int = 512
     resolution: int = 224
@@ -27,33 +27,34 @@ VIT_B16 = Sizes()
 
 
 class Cost(NamedTuple):
-    """What a step costs by the model: tokens through the text tower, and FLOPs of all of it.
+    """The cost of a step by the model: tokens through the text tower, and FLOPs of the whole step.
 
-    A multiplication with an addition counts as two. With frozen weights the backward pass of a
-    linear map costs as much as its forward pass, that of attention twice as much.
+    A multiplication with an addition counts as two FLOPs. With frozen weights, the backward pass of
+    a linear map costs as much as its forward pass; the backward pass of attention costs twice as
+    much as its forward pass.
     """
 
     text_tokens: int
     flops: float
 
     def plus(self, other: Cost) -> Cost:
-        """Both together."""
+        """Return the sum of both costs."""
         return Cost(self.text_tokens + other.text_tokens, self.flops + other.flops)
 
     def times(self, n: int) -> Cost:
-        """``n`` times as much."""
+        """Return ``n`` times the cost."""
         return Cost(self.text_tokens * n, self.flops * n)
 
 
 def plain_text(sizes: Sizes, n_prompts: int, backward: bool = True) -> Cost:
-    """The plain text branch: all positions of all prompts."""
+    """Return the cost of the plain text branch: all positions of all prompts."""
     tokens, pairs = n_prompts * sizes.context, n_prompts * sizes.context**2
     flops = _transformer(sizes.width, sizes.layers, tokens, pairs, tokens, pairs, backward)
     return Cost(tokens, flops + _projection(sizes, n_prompts, backward))
 
 
 def cut_text(sizes: Sizes, eot: Sequence[int], backward: bool = True, sets: int = 1) -> Cost:
-    """The plain text branch, cut behind the longest prompt."""
+    """Return the cost of the plain text branch, cut after the longest prompt."""
     cut = replace(sizes, context=max(eot) + 1)
     return plain_text(cut, len(eot), backward).times(sets)
 
@@ -61,9 +62,9 @@ def cut_text(sizes: Sizes, eot: Sequence[int], backward: bool = True, sets: int 
 def fast_text(
     sizes: Sizes, eot: Sequence[int], n_prefix: int, backward: bool = True, sets: int = 1
 ) -> Cost:
-    """The fast text branch: a prefix once a set, then each prompt up to its EOT.
+    """Return the cost of the fast text branch: a prefix once per set, each prompt up to its EOT.
 
-    In the last block only the rows of EOT go beyond keys and values.
+    In the last block, only the rows of EOT are computed beyond keys and values.
     """
     tokens = n_prefix + sum(end + 1 - n_prefix for end in eot)
     pairs = n_prefix**2 + sum((end + 1 - n_prefix) * (end + 1) for end in eot)
@@ -73,7 +74,7 @@ def fast_text(
 
 
 def image_tower(sizes: Sizes, batch: int) -> Cost:
-    """The image tower, forward."""
+    """Return the cost of the image tower's forward."""
     patches = (sizes.resolution // sizes.patch) ** 2
     width = sizes.vision_width
     tokens, pairs = batch * (patches + 1), batch * (patches + 1) ** 2
@@ -91,7 +92,7 @@ def _transformer(
     last_pairs: int,
     backward: bool,
 ) -> float:
-    """FLOPs of ``layers`` blocks over ``tokens`` and ``pairs`` of query and key."""
+    """Return the FLOPs of ``layers`` blocks for ``tokens`` and ``pairs`` of query and key."""
     projections, rest = 6 * width**2, 18 * width**2  # q, k, v; then output and MLP
     linear = layers * projections * tokens + rest * ((layers - 1) * tokens + last_tokens)
     attention = 4 * width * ((layers - 1) * pairs + last_pairs)

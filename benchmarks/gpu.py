@@ -1,11 +1,12 @@
-"""Everything that a GPU can tell, in one command of at most eight minutes, without a network.
+"""All measurements on a GPU, in one command of about eight minutes; needs no network.
 
     python benchmarks/gpu.py > output/gpu.md
 
-Equality of features, gradients and whole runs with the CPU; the benchmarks at 50 to 1,000 classes
-with time and memory; launches and waits as PyTorch's profiler sees them; the loader. It prints
-tables in Markdown for docs/performance.md, and fails where something is not equal. What no time is
-left for is named. ``--device cpu`` tries the command itself on a machine without a GPU.
+It runs the tests that need a GPU. It compares the text branch and whole runs with the CPU. It runs
+the benchmarks with 50 to 1,000 classes, with plain code under ``torch.compile`` as a further rival.
+It counts launches and waits with PyTorch's profiler, and runs the loader. It prints Markdown tables
+for docs/performance.md, and fails if a comparison fails. If time is up, it prints which parts are
+skipped. ``--device cpu`` tries the command on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.process.command_line import Parser, status_of
+from anchoropt_plugin.process.command_line import status_of
 from benchmarks import gpu_equality, launch_steps, tables
+from benchmarks.command import parser_of
 from benchmarks.launch_steps import SIDES
+from benchmarks.printing import markdown_table
 
 SECONDS = 480
 CLASSES = (50, 200, 500, 1_000)
@@ -38,16 +41,18 @@ LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaun
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 Part = Callable[[], Iterator[str]]
-"""Gives lines of Markdown."""
+"""Yields lines of Markdown."""
 
 
 class Failures(list[str]):
-    """What was not equal."""
+    """One line for each failed comparison or command."""
 
 
 def parts(device: str, folder: Path, classes: Sequence[int], failures: Failures) -> dict[str, Part]:
-    """The parts of the report, in order."""
+    """Return the parts of the report, in order."""
     found: dict[str, Part] = {
+        "Tests": partial(output_of, ["-m", "pytest", "-q", "tests/gpu/test_cuda.py"], failures),
+        "Text branch beside the CPU": partial(branch_equality, device, failures),
         "Whole runs beside the CPU": partial(equality, device, failures),
         "Launches and waits": partial(profiled, device),
         "Loader": partial(output_of, ["benchmarks/loader.py"], failures),
@@ -59,20 +64,30 @@ def parts(device: str, folder: Path, classes: Sequence[int], failures: Failures)
     return found
 
 
+def branch_equality(device: str, failures: Failures) -> Iterator[str]:
+    """Yield a table of the fast text branch against the plain way on the CPU in fp32."""
+    rows = []
+    for precision, largest in gpu_equality.BRANCH_TOLERANCES.items():
+        differences = gpu_equality.branch_difference(precision, device)
+        if not max(differences) <= largest:
+            failures.append(f"the text branch in {precision} differs by {max(differences):.1e}")
+        rows.append([precision, *(f"{difference:.1e}" for difference in differences)])
+    yield from markdown_table(["precision", "features", "gradients"], rows)
+
+
 def equality(device: str, failures: Failures) -> Iterator[str]:
-    """Losses of whole runs against the CPU's in fp32."""
-    yield "| host | precision | largest difference of a loss |"
-    yield "| --- | --- | ---: |"
+    """Yield a table of whole runs: their losses against those on the CPU in fp32."""
+    rows = []
     for host, precision, difference in gpu_equality.differences(device):
         if not difference <= gpu_equality.TOLERANCES[precision]:
             failures.append(f"{host} in {precision} differs from the CPU by {difference:.1e}")
-        yield f"| {host}_AnchorOPT | {precision} | {difference:.1e} |"
+        rows.append([f"{host}_AnchorOPT", precision, f"{difference:.1e}"])
+    yield from markdown_table(["host", "precision", "largest difference of a loss"], rows, 2)
 
 
 def profiled(device: str) -> Iterator[str]:
-    """Kernel launches and waits of the second of three steps, as the profiler sees them."""
-    yield "| a step | side | launches | waits |"
-    yield "| --- | --- | ---: | ---: |"
+    """Yield a table of kernel launches and waits in the second of three steps, by the profiler."""
+    rows = []
     steps = {"text branch": launch_steps.text_branch}
     steps |= {
         f"{host}_AnchorOPT, fp16": partial(launch_steps.training, host, "fp16")
@@ -82,24 +97,25 @@ def profiled(device: str) -> Iterator[str]:
         for side in SIDES:
             calls = calls_of_the_second_step(partial(step, side, device))
             launches, waits = (sum(calls[name] for name in names) for names in (LAUNCHES, WAITS))
-            yield f"| {name} | {side} | {launches:,} | {waits} |"
+            rows.append([name, side, f"{launches:,}", str(waits)])
+    yield from markdown_table(["a step", "side", "launches", "waits"], rows, 2)
 
 
 def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Counter[str]:
-    """How often each function was called, CUDA's own among them."""
+    """Return the number of calls of each function in the second step, with CUDA's functions."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     profiler = profile(activities=activities)
-    n_seen = 0
+    n_steps = 0
 
     def between() -> None:
-        nonlocal n_seen
-        if n_seen == 1:
+        nonlocal n_steps
+        if n_steps == 1:
             profiler.start()
-        if n_seen == 2:
+        if n_steps == 2:
             profiler.stop()
-        n_seen += 1
+        n_steps += 1
 
     run(between)
     return Counter({event.key: event.count for event in profiler.key_averages()})
@@ -108,10 +124,10 @@ def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Count
 def benchmarks(
     device: str, dtype: str, folder: Path, classes: Sequence[int], failures: Failures
 ) -> Iterator[str]:
-    """The tables of all benchmarks in a precision."""
-    how = ["--device", device, "--dtype", dtype, "--seconds", "1"]
+    """Yield the tables of all benchmarks in one precision."""
+    flags = ["--device", device, "--dtype", dtype, "--seconds", "1"]
     for name in (*BENCHMARKS, "image_tower"):
-        words = [f"benchmarks/{name}.py", *how, "--json", str(folder / f"{name}.json")]
+        words = [f"benchmarks/{name}.py", *flags, "--json", str(folder / f"{name}.json")]
         if name in BENCHMARKS:
             words += ["--classes", *map(str, classes)]
         for _ in output_of(words, failures):
@@ -120,7 +136,7 @@ def benchmarks(
 
 
 def output_of(words: Sequence[str], failures: Failures) -> Iterator[str]:
-    """What a command of the repository prints."""
+    """Run a command of the repository and yield its output."""
     done = subprocess.run(
         [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
@@ -131,33 +147,33 @@ def output_of(words: Sequence[str], failures: Failures) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where something is not equal."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command line and return the exit status: 1 if a comparison fails."""
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
     add("--classes", type=int, nargs="+", default=CLASSES, help="(default: 50 200 500 1000)")
-    add("--seconds", type=float, default=SECONDS, help="no part starts later (default: 480)")
-    add("--folder", type=Path, default=REPOSITORY / "output" / "gpu", help="for results as json")
+    add("--seconds", type=float, default=SECONDS, help="then no new part starts (default: 480)")
+    add("--folder", type=Path, default=REPOSITORY / "output" / "gpu", help="for the json results")
+    return status_of(lambda: _report(parser.parse_args(arguments)), room="give another --folder")
 
-    def command() -> int:
-        args = parser.parse_args(arguments)
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("PyTorch finds no GPU here; --device cpu tries the command without one")
-        begun = time.perf_counter()
-        failures = Failures()
-        for title, part in parts(args.device, args.folder, args.classes, failures).items():
-            print(f"## {title}\n", flush=True)
-            if time.perf_counter() - begun > args.seconds:
-                print(f"Skipped: {args.seconds:.0f} s are over.\n")
-                continue
-            for line in part():
-                print(line, flush=True)
-            print()
-        for failure in failures:
-            print(f"FAULT {failure}")
-        return 1 if failures else 0
 
-    return status_of(command, room="give another --folder")
+def _report(args: argparse.Namespace) -> int:
+    """Print all parts and return the exit status."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU; to try the command without one, use --device cpu")
+    begun = time.perf_counter()
+    failures = Failures()
+    for title, part in parts(args.device, args.folder, args.classes, failures).items():
+        print(f"## {title}\n", flush=True)
+        if time.perf_counter() - begun > args.seconds:
+            print(f"Skipped: {args.seconds:.0f} s are over.\n")
+            continue
+        for line in part():
+            print(line, flush=True)
+        print()
+    for failure in failures:
+        print(f"FAULT {failure}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

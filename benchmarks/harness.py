@@ -1,14 +1,14 @@
-"""What the benchmarks share: CLIP, class names, the plain text branch, measuring.
+"""Measure the steps of a benchmark.
 
-A case is one step of work done in the plain way and in ours, on the same weights and inputs. Both
-are compared, and then timed in turns (plain, ours, plain, ours, …), so that whatever else the
-machine does meets both; a matrix product is timed among them, which gives the machine's ceiling at
-that very time. On the CPU the comparison is the plain side's warm-up.
+A case is one step of work, done in the plain way and in ours on the same weights and inputs. The
+results of both are compared. Then both are timed in turns (plain, ours, plain, ours, …), so other
+load on the machine affects both. A matrix product is timed in between; it gives the machine's
+ceiling at that time. On the CPU the comparison also warms up the plain side.
 
-Memory is the peak of what tensors hold during a step beyond what they held before it: on CUDA
-``torch.cuda.max_memory_allocated``; on the CPU the same quantity, from the allocations and releases
-that PyTorch's profiler records, in a step that is not timed unless it is very long. Weights, the
-Python process and scratch memory of the BLAS library are not in it.
+Memory is the peak of the tensors' memory during a step, minus the memory before the step. On CUDA
+it is ``torch.cuda.max_memory_allocated``. On the CPU it is computed from the allocations and
+releases in the record of PyTorch's profiler; this step is not timed unless it is very long. Not
+included are weights, the Python process, and the BLAS library's own memory.
 """
 
 from __future__ import annotations
@@ -33,42 +33,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from anchoropt_plugin.encoders.clip_models import CLIP, convert_weights
 from anchoropt_plugin.encoders.fast_forward import FastForward
 from anchoropt_plugin.encoders.frozen_linear import frozen_linear
-from benchmarks.cost import VIT_B16, Cost, Sizes, cut_text, fast_text, image_tower, plain_text
-from benchmarks.plain import CutTextEncoder, PlainTextEncoder, class_names
-
-__all__ = [
-    "VIT_B16",
-    "Cost",
-    "CutTextEncoder",
-    "PlainTextEncoder",
-    "Sizes",
-    "class_names",
-    "cut_text",
-    "fast_text",
-    "image_tower",
-    "plain_text",
-]
+from benchmarks.cost import Cost, Sizes
 
 CUT = "cut at EOT"
-"""The honest rival: the plain way, cut behind the longest prompt, frozen prompts encoded once."""
+"""The honest rival: the plain way, cut after the longest prompt; frozen prompts encoded once."""
 TOLERANCE = 1e-5
-"""Largest relative error of features and gradients in fp32."""
+"""Largest allowed relative error of features and gradients in fp32."""
 EXCESS = 1.25
-"""So many times the FLOPs of the cost model may ours compute; more, and it is not what it says."""
+"""Our side may compute this many times the FLOPs of the cost model."""
 OURS_PER_ROUND = 3
-"""Steps of ours for each of the plain way, as one alone would be noisy where it is short."""
+"""Timed steps of our side for each plain step, because one short step alone is noisy."""
 LONG = 2.0
-"""So many seconds are not."""
+"""A step of this many seconds is not short."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU = torch.device("cpu")
 
-# The profiler would report each start and stop on stderr.
+# Otherwise the profiler reports each start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 class Outcome(NamedTuple):
-    """What a step gave, to be compared: features or logits, and the gradients of what is learned.
+    """The result of a step: features or logits, and the gradients of the learned parameters.
 
-    A step does the same work from the same state each time it is called.
+    Each call of a step does the same work from the same state.
     """
 
     features: Tensor
@@ -76,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """A step that was looked at: what it gave, its peak memory in bytes, its time."""
+    """A step under observation: its result, its peak memory in bytes, its time."""
 
     outcome: Outcome
     memory: int
@@ -92,7 +79,7 @@ class Side(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A step to measure: in the plain way (None where that cannot be run), in ours, by rivals."""
+    """A step to measure: in the plain way (None if it cannot be run), in ours, by rivals."""
 
     name: str
     plain: Side | None
@@ -102,9 +89,9 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one side of a case; times in seconds, memory in bytes.
+    """The measurements of one side of a case; times in seconds, memory in bytes.
 
-    What is relative to the plain side is None on that.
+    Values relative to the plain side are None for the plain side.
     """
 
     case: str
@@ -123,7 +110,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Whether it computes what the cost model says, and in fp32 agrees with the plain side."""
+        """Whether the FLOPs fit the cost model and, in fp32, the results the plain side's."""
         errors = [e for e in (self.feature_error, self.gradient_error) if e is not None]
         agrees = not self.exact or all(error <= TOLERANCE for error in errors)
         return agrees and self.counted_flops <= EXCESS * self.flops
@@ -131,26 +118,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """On what, and for how long, to measure.
+    """The settings of a measurement.
 
     Attributes:
-        sizes: of the CLIP.
-        device: where everything runs.
-        dtype: of the weights, as CLIP's own ``convert_weights`` chooses them.
-        rounds: of timing, at most.
-        seconds: no further round of a case starts after so many, and a longer step is done once.
-        classes: numbers of classes to measure, or none for a benchmark's own.
+        sizes: the sizes of the CLIP.
+        device: the device of all sides.
+        dtype: the precision of the weights that CLIP's own ``convert_weights`` converts.
+        rounds: maximum number of timing rounds.
+        seconds: no new round of a case starts after this time; a longer step is timed only once.
+        classes: numbers of classes to measure; empty for the benchmark's own numbers.
     """
 
     sizes: Sizes
-    device: torch.device
-    dtype: torch.dtype
-    rounds: int
-    seconds: float
-    classes: tuple[int, ...]
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    rounds: int = 5
+    seconds: float = 8
+    classes: tuple[int, ...] = ()
 
     def clip(self) -> CLIP:
-        """CLIP with random weights, always the same, frozen, and still on the CPU."""
+        """Return a frozen CLIP on the CPU, with the same random weights at each call."""
         torch.manual_seed(0)
         clip = CLIP(*astuple(self.sizes)).eval().requires_grad_(False)
         if self.dtype != torch.float32:
@@ -161,28 +148,33 @@ class Bench:
         return clip
 
     def random(self, *shape: int) -> Tensor:
-        """Standard normal numbers, always the same."""
+        """Return standard normal numbers, the same at each call."""
         numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
         return numbers.to(self.device, self.dtype)
 
     def seconds_of(self, work: Callable[[], object]) -> float:
-        """How long ``work`` takes."""
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            work()
-            end.record()
-            torch.cuda.synchronize()
-            return start.elapsed_time(end) / 1000
+        """Return the time of ``work``, in seconds."""
+        self._wait()
         begun = time.perf_counter()
         work()
+        self._wait()
         return time.perf_counter() - begun
 
-    def ceiling(self) -> float:
-        """FLOPs a second of the machine's matrix product.
+    def medians(self, *works: Callable[[], object]) -> list[float]:
+        """Return the median time of each work; they are timed in turns, ``rounds`` times."""
+        rounds = [[self.seconds_of(work) for work in works] for _ in range(self.rounds)]
+        return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
-        The best of an MLP's shape and a square, by PyTorch's BLAS and by ``frozen_linear``.
+    def _wait(self) -> None:
+        """Wait until a GPU has done all its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def ceiling(self) -> float:
+        """Return the FLOPs per second of the machine's matrix product.
+
+        It is the best of two shapes (an MLP's, a square), with PyTorch's BLAS and with
+        ``frozen_linear``.
         """
         large = self.device.type == "cuda"
         rows, side, width = (16384, 8192, 512) if large else (2048, 2048, 512)
@@ -196,7 +188,7 @@ class Bench:
         return best
 
     def observed(self, step: Callable[[], Outcome]) -> Observed:
-        """One step, looked at all over."""
+        """Do a step and return its result, memory and time."""
         torch.manual_seed(0)
         begun = time.perf_counter()
         if self.device.type == "cuda":
@@ -219,9 +211,9 @@ class Bench:
         return Observed(outcome, peak, seconds)
 
     def counted(self, step: Callable[[], Outcome]) -> int:
-        """The FLOPs of a step as PyTorch counts them, which takes memory; after one to warm up."""
+        """Return the FLOPs of a step as counted by PyTorch, which takes memory."""
         torch.manual_seed(0)
-        step()
+        step()  # to warm up
         with flop_counter() as counter:
             step()
         return counter.get_total_flops()
@@ -230,29 +222,14 @@ class Bench:
         """Compare the sides of a case, then time them in turns."""
         sides = [case.plain, *case.rivals, *case.ours] if case.plain else list(case.ours)
         if case.plain and self.device.type == "cuda":
-            case.plain.step()
-        # What the plain way cannot do takes long in ours too: it is done once.
+            case.plain.step()  # to warm up
+        # Without a plain side the step is very long, so its FLOPs are not counted.
         counted = {side: self.counted(side.step) for side in case.ours if case.plain}
-        seen = [self.observed(side.step) for side in sides]
-        # In a step that long, being observed takes no time to speak of: it is timed by that alone.
-        times = [[one.seconds] if one.seconds > self.seconds else [] for one in seen]
-        short = [number for number, spent in enumerate(times) if not spent]
-        ceilings: list[float] = []
-        begun = time.perf_counter()
-        while len(ceilings) < self.rounds and (
-            not ceilings or time.perf_counter() - begun < self.seconds
-        ):
-            ceilings.append(self.ceiling())
-            for number in short:
-                repeats = OURS_PER_ROUND if number and seen[number].seconds < LONG else 1
-                for _ in range(repeats):
-                    torch.manual_seed(0)
-                    times[number].append(self.seconds_of(sides[number].step))
-        ceiling = statistics.median(ceilings)
-        medians = [statistics.median(spent) for spent in times]
+        observed = [self.observed(side.step) for side in sides]
+        medians, ceiling = self._timed(sides, observed)
+        first = observed[0]
         rows = []
-        first = seen[0]
-        for side, one, seconds in zip(sides, seen, medians, strict=True):
+        for side, one, seconds in zip(sides, observed, medians, strict=True):
             against_plain: dict[str, float | None] = {}
             if one is not first:
                 against_plain = {
@@ -263,22 +240,42 @@ class Bench:
                 }
             rows.append(
                 Row(
-                    case.name,
-                    side.name,
-                    side.cost.text_tokens,
-                    side.cost.flops,
-                    seconds,
-                    one.memory,
-                    side.cost.flops / seconds / ceiling,
-                    self.dtype == torch.float32,
-                    counted.get(side, 0),
+                    case=case.name,
+                    side=side.name,
+                    text_tokens=side.cost.text_tokens,
+                    flops=side.cost.flops,
+                    seconds=seconds,
+                    memory=one.memory,
+                    of_ceiling=side.cost.flops / seconds / ceiling,
+                    exact=self.dtype == torch.float32,
+                    counted_flops=counted.get(side, 0),
                     **against_plain,
                 )
             )
         return rows
 
+    def _timed(
+        self, sides: Sequence[Side], observed: Sequence[Observed]
+    ) -> tuple[list[float], float]:
+        """Time the sides in turns; return their median times and the median ceiling."""
+        # In a step this long, observation takes almost no time: the observed time is enough.
+        times = [[one.seconds] if one.seconds > self.seconds else [] for one in observed]
+        short = [number for number, known in enumerate(times) if not known]
+        ceilings: list[float] = []
+        begun = time.perf_counter()
+        while len(ceilings) < self.rounds and (
+            not ceilings or time.perf_counter() - begun < self.seconds
+        ):
+            ceilings.append(self.ceiling())
+            for number in short:
+                repeats = OURS_PER_ROUND if number and observed[number].seconds < LONG else 1
+                for _ in range(repeats):
+                    torch.manual_seed(0)
+                    times[number].append(self.seconds_of(sides[number].step))
+        return [statistics.median(each) for each in times], statistics.median(ceilings)
+
     def machine(self) -> dict[str, str | int]:
-        """What was measured on."""
+        """Return the names of processor, GPU, PyTorch's version and precision."""
         return {
             "processor": _processor(),
             "threads": torch.get_num_threads(),
@@ -297,17 +294,17 @@ def _linear_flops(x: Sequence[int], weight: Sequence[int], *rest: object, **name
 
 
 def flop_counter() -> FlopCounterMode:
-    """PyTorch's, which of itself counts no FLOPs of the operator that ``frozen_linear`` calls."""
+    """Return PyTorch's counter; it also counts the operator that ``frozen_linear`` calls."""
     mapping = {torch.ops.mkldnn._linear_pointwise: _linear_flops}
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
-def _error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float | None:
-    """The relative error of all tensors together; NaN where one has it, None of no tensors."""
-    if not want:
+def _error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float | None:
+    """Return the relative error of all tensors together: NaN if a tensor has NaN, None of none."""
+    if not expected:
         return None
-    one, other = (torch.cat([x.flatten().float() for x in tensors]) for tensors in (got, want))
-    return float((one - other).norm() / other.norm())
+    ours, plain = (torch.cat([x.flatten().float() for x in each]) for each in (found, expected))
+    return float((ours - plain).norm() / plain.norm())
 
 
 def _processor() -> str:
@@ -318,8 +315,12 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def require_in_use(stand_ins: Iterable[FastForward]) -> None:
-    """End the benchmark where the fast branch has given way to the host's own forward."""
-    for fast in stand_ins:
+def require_in_use(forwards: Iterable[FastForward]) -> None:
+    """End the benchmark if the host's own forward has replaced the fast branch.
+
+    Raises:
+        SystemExit: the fast branch is not in use.
+    """
+    for fast in forwards:
         if not fast.in_use:
             raise SystemExit(f"the fast branch is not in use: its error is {fast.error}")

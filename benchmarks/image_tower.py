@@ -1,13 +1,14 @@
-"""The frozen image tower, 32 pictures, as at each training step and each batch of a test.
+"""The frozen image tower on 32 images, as in each training step and each batch of a test.
 
-The plain side calls CLIP's own; ours is the same with the stand-in of ``cache_image_features``, to
-which every picture is new.
+The plain side is CLIP's own image tower. Our side is the same tower after
+``cache_image_features``; every image is new to it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,35 +17,30 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin.encoders.feature_cache import CachedFeatures
-from benchmarks import command, harness
-from benchmarks.harness import VIT_B16, Bench, Case, Outcome, Side, Sizes
+from benchmarks import command
+from benchmarks.cost import image_tower
+from benchmarks.harness import Bench, Case, Outcome, Side
 
 BATCH = 32
 
 
 def cases(bench: Bench) -> Iterator[Case]:
-    """The one batch."""
+    """Yield the only case."""
     sizes = bench.sizes
     visual = bench.clip().visual.to(bench.device)
-    pictures = bench.random(BATCH, 3, sizes.resolution, sizes.resolution)
-    cost = harness.image_tower(sizes, BATCH)
+    images = bench.random(BATCH, 3, sizes.resolution, sizes.resolution)
+    cost = image_tower(sizes, BATCH)
 
     @torch.no_grad()
-    def encoded(encoder: Callable[[Tensor], Tensor]) -> Outcome:
-        return Outcome(encoder(pictures))
+    def encode(encoder: Callable[[Tensor], Tensor]) -> Outcome:
+        return Outcome(encoder(images))
 
-    yield Case(
-        f"batch {BATCH}",
-        Side("plain", lambda: encoded(visual), cost),
-        [Side("ours", lambda: encoded(CachedFeatures(visual)), cost)],
-    )
+    plain = Side("plain", lambda: encode(visual), cost)
+    ours = Side("ours", lambda: encode(CachedFeatures(visual)), cost)
+    yield Case(f"batch {BATCH}", plain, [ours])
 
 
-def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
-    """The command line; returns the exit status."""
-    title = "Image tower, forward"
-    return command.main(title, __doc__, cases, arguments, sizes, has_classes=False)
-
+main = partial(command.main, "Image tower, forward", __doc__, cases, has_classes=False)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,10 +27,9 @@ from anchoropt_plugin.method.position import AnchorPositionModule
 from anchoropt_plugin.training.stage_two import AnchorOPT
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.cost import Sizes
-from benchmarks.plain import CutTextEncoder, PlainTextEncoder, class_names
+from benchmarks.plain import CutTextEncoder, PlainPrompts, PlainTextEncoder, class_names
 from dassl.engine import TRAINER_REGISTRY
 from trainers import prompted_clip
-from trainers.prompted_clip import embed_prompts
 
 SIZES = Sizes(32, 32, 12, 64, 16, 77, 49408, 64, 8, 12)
 CLASSES, STEPS = 6, 3
@@ -59,17 +58,15 @@ def clip() -> CLIP:
 def text_branch(side: str, device: str, between: Snapshot) -> None:
     """Features of prompts with a shared context of five tokens, and back to the context."""
     model = clip()
-    tokens, frame = embed_prompts(model, class_names(CLASSES), "X X X X X")
+    prompts = PlainPrompts(model, class_names(CLASSES), 5, torch.device(device))
     context = torch.randn(5, SIZES.width).to(device).requires_grad_()
-    frame = frame.to(device)
     encoder = {PLAIN: PlainTextEncoder, CUT: CutTextEncoder, OURS: PlainTextEncoder}[side](model)
     encoder.to(device)
     if side == OURS:
         accelerate(encoder)
     for _ in range(STEPS):
         between()
-        prompts = torch.cat([frame[:, :1], context.expand(CLASSES, -1, -1), frame[:, 6:]], 1)
-        features = encoder(prompts, tokens)
+        features = encoder(prompts(context), prompts.tokens)
         torch.autograd.grad(features, context, torch.ones_like(features))
     between()
 

@@ -11,7 +11,6 @@ in fp32 alone.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anchoropt_plugin.process.command_line import Parser, status_of
+from anchoropt_plugin.process.command_line import status_of
 from benchmarks import estimate, launch_steps
+from benchmarks.command import ROOM, add_json, parser_of, prepare_json
 from benchmarks.launch_steps import CUT, NODES, OURS, PLAIN, PRECISIONS, SIDES, STEPS, Snapshot
 from benchmarks.pretend_gpu import Record, pretend_gpu, unavailable
+from benchmarks.printing import markdown_table
 
 Step = Callable[[str, Snapshot], None]
 """Takes a device and a function to call between two steps."""
@@ -112,10 +113,9 @@ def table(rows: Sequence[Row]) -> str:
     """The counts in Markdown: launches, and waits in brackets."""
     sides = [side for side in SIDES if any(row.side == side for row in rows)]
     found = {(row.name, row.side): row.count for row in rows}
-    lines = [_line(["a step", *sides]), _line(["---", *["---:"] * len(sides)])]
-    for name in dict.fromkeys(row.name for row in rows):
-        lines.append(_line([name, *(_cell(found.get((name, side))) for side in sides)]))
-    return "\n".join(lines)
+    names = dict.fromkeys(row.name for row in rows)
+    cells = [[name, *(_cell(found.get((name, side))) for side in sides)] for name in names]
+    return "\n".join(markdown_table(["a step", *sides], cells))
 
 
 def _cell(count: Count | None) -> str:
@@ -125,20 +125,17 @@ def _cell(count: Count | None) -> str:
     return f"{count.launches:,}{waits}"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--sides", nargs="+", choices=SIDES, default=SIDES, help="(default: all)")
     add("--device", choices=("pretend", "cpu"), help="(default: pretend where there is one)")
-    add("--json", type=Path, metavar="FILE", help="store the counts too")
+    add_json(parser)
 
     def command() -> int:
         args = parser.parse_args(arguments)
+        prepare_json(args.json)
         on_gpu = (args.device or ("cpu" if unavailable() else "pretend")) == "pretend"
         if not on_gpu and unavailable():
             print(f"no pretend GPU, so no waits and no half precision: {unavailable()}\n")
@@ -152,11 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             launches = {(row.name, row.side): row.count.launches for row in rows}
             print(f"\nEstimate in ms: {estimate.LEGEND}\n\n{estimate.tables(launches)}")
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps([[*row[:2], *row.count] for row in rows], indent=0))
         return 0
 
-    return status_of(command, room="--json wants another file")
+    return status_of(command, room=ROOM)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""A frozen linear map, forward and back to its input: PyTorch's BLAS and ``frozen_linear``.
+"""A frozen linear map, forward and backward to its input: PyTorch's BLAS and ``frozen_linear``.
 
-The first map of an MLP of ViT-B/16's text tower, 512 to 2048, fp32, on the CPU; medians.
+The map is the first one of an MLP in ViT-B/16's text tower, 512 to 2048, in fp32 on the CPU. The
+numbers are medians.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,26 +18,28 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin.encoders.frozen_linear import frozen_linear
+from benchmarks.command import parser_of
+from benchmarks.cost import VIT_B16
+from benchmarks.harness import Bench
 
 TOKENS = (256, 1006, 2506)
 ROUNDS = 15
 
 
 def main() -> int:
-    """Print GFLOP/s of both, and the ratio, for the tokens of 50, 200 and 500 classes."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    """Print GFLOP/s of both and the ratio, for the tokens of 50, 200 and 500 classes."""
+    parser_of(__doc__).parse_args()
+    bench = Bench(VIT_B16, rounds=ROUNDS)
     weight, bias = torch.randn(2048, 512), torch.randn(2048)
+
+    def step(linear: Callable[..., Tensor], x: Tensor, upstream: Tensor) -> None:
+        torch.autograd.grad(linear(x, weight, bias), x, upstream)
+
     for tokens in TOKENS:
-        x = torch.randn(tokens, 512, requires_grad=True)
-        upstream = torch.randn(tokens, 2048)
-
-        def seconds(linear: Callable[..., Tensor], x: Tensor = x, g: Tensor = upstream) -> float:
-            begun = time.perf_counter()
-            torch.autograd.grad(linear(x, weight, bias), x, g)
-            return time.perf_counter() - begun
-
-        pairs = [(seconds(F.linear), seconds(frozen_linear)) for _ in range(ROUNDS)]
-        blas, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
+        tensors = torch.randn(tokens, 512, requires_grad=True), torch.randn(tokens, 2048)
+        blas, ours = bench.medians(
+            partial(step, F.linear, *tensors), partial(step, frozen_linear, *tensors)
+        )
         flops = 4 * tokens * weight.numel()
         print(
             f"{tokens:>5} tokens: BLAS {flops / blas / 1e9:4.0f} GFLOP/s, frozen_linear "

@@ -1,12 +1,13 @@
-"""Very many classes, pictures, runs, descriptions: does time grow as they do, is memory bounded?
+"""Very many classes, images, runs or descriptions: how time grows, and whether memory is bounded.
 
-    python benchmarks/load.py            # all of them; make load
-    python benchmarks/load.py runs       # one
+    python benchmarks/load.py            # all cases, as make load
+    python benchmarks/load.py runs       # one case
 
-Each size is measured in a process of its own. Time is a CPU core's, which a busy machine changes
-little; memory is the largest resident set, beyond that after the imports. The exponent is the slope
-of log time over log size: 1 where twice as much takes twice as long. It fails where the exponent of
-a part that takes a second is above 1.2, or where memory is above what ``load_cases.py`` allows.
+Each size is measured in a process of its own. Time is CPU time of one core, which a busy machine
+changes little. Memory is the peak resident set minus the resident set after the imports. The
+exponent is the slope of log time over log size: with 1, twice the size takes twice the time. The
+command fails if a part of a second or more has an exponent above 1.2, or if memory exceeds the
+bound in ``load_cases.py``.
 """
 
 from __future__ import annotations
@@ -26,19 +27,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.process.command_line import status_of
+from benchmarks.command import parser_of
 from benchmarks.load_cases import LOADS, MB, Load
+from benchmarks.printing import markdown_table
 
 STEEPEST = 1.2
-"""The largest exponent of time,"""
+"""The largest allowed exponent of time."""
 SECONDS = 1.0
-"""of what takes so long: below that it is noise."""
+"""A part that takes less time than this may have any exponent, as its time is noisy."""
 
 
 class Measured(NamedTuple):
-    """What a case took at one size: seconds of its parts, bytes of memory, bytes written."""
+    """The measurements of a case at one size: seconds by part, bytes of memory, bytes written."""
 
     size: int
     seconds: Mapping[str, float]
@@ -47,22 +54,19 @@ class Measured(NamedTuple):
 
 
 def measure(name: str, size: int, folder: Path) -> Measured:
-    """Do a case in this process, which has done nothing before."""
+    """Measure a case in this process, which has measured nothing before."""
     before = _peak()
     seconds = {}
-    written = 0
     with contextlib.redirect_stdout(io.StringIO()):
         parts = LOADS[name].parts(size, folder)
         next(parts)
-        start = time.process_time()
-        while True:
-            try:
+        try:
+            while True:
+                start = time.process_time()
                 part = next(parts)
-            except StopIteration as end:
-                written = end.value or 0
-                break
-            seconds[part] = time.process_time() - start
-            start = time.process_time()
+                seconds[part] = time.process_time() - start
+        except StopIteration as end:
+            written = end.value or 0
     return Measured(size, seconds, _peak() - before, written)
 
 
@@ -72,7 +76,7 @@ def _peak() -> int:
 
 
 def measured_apart(name: str, size: int) -> Measured:
-    """The same, in a process of its own."""
+    """Measure a case in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
         words = [sys.executable, __file__, name, "--sizes", str(size), "--here", folder]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -83,60 +87,52 @@ def measured_apart(name: str, size: int) -> Measured:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The slope of log value over log size, by least squares.
+    """Return the slope of log value over log size, by least squares.
 
     >>> round(exponent([1, 2, 4], [3, 12, 48]), 6)
     2.0
     """
-    x, y = [[math.log(number) for number in numbers] for numbers in (sizes, values)]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return above / sum((a - mean_x) ** 2 for a in x)
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def table(load: Load, found: Sequence[Measured]) -> tuple[list[str], list[str]]:
-    """A Markdown table of what was measured, and what of it is too much."""
+    """Return the lines of a Markdown table, and a line for each exceeded bound."""
     sizes = [one.size for one in found]
-    several = len(sizes) > 1
-    faults = []
-    heads = [f"{size:,}" for size in sizes]
-    lines = [_row([load.unit, *heads, "exponent"]), _row(["---", *["---:"] * (len(sizes) + 1)])]
+    rows, faults = [], []
     for part in found[-1].seconds:
         seconds = [one.seconds[part] for one in found]
-        slope = exponent(sizes, seconds) if several else math.nan
-        lines.append(_row([part, *(f"{value:.3g} s" for value in seconds), f"{slope:.2f}"]))
+        slope = exponent(sizes, seconds) if len(sizes) > 1 else math.nan
+        rows.append([part, *(f"{value:.3g} s" for value in seconds), f"{slope:.2f}"])
         if slope > STEEPEST and seconds[-1] >= SECONDS:
             faults.append(f"the time of {part!r} grows with the power {slope:.2f} of {load.unit}")
     bounds = [load.bytes_more + load.bytes_each * size for size in sizes]
     memory = [one.memory for one in found]
-    lines.append(_row(["memory", *(f"{value / MB:,.0f} MB" for value in memory), ""]))
-    lines.append(_row(["at most", *(f"{value / MB:,.0f} MB" for value in bounds), ""]))
+    for name, numbers in {"memory": memory, "at most": bounds}.items():
+        rows.append([name, *(f"{number / MB:,.0f} MB" for number in numbers), ""])
     for size, value, bound in zip(sizes, memory, bounds, strict=True):
         if value > bound:
             faults.append(f"{size:,} {load.unit} take {value / MB:,.0f} MB of memory")
     if found[-1].written:
-        lines.append(_row(["written", *(f"{one.written / MB:.2f} MB" for one in found), ""]))
-    return lines, faults
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        rows.append(["written", *(f"{one.written / MB:.2f} MB" for one in found), ""])
+    heads = [load.unit, *(f"{size:,}" for size in sizes), "exponent"]
+    return markdown_table(heads, rows), faults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", metavar="CASE", help=f"of {', '.join(LOADS)}")
-    parser.add_argument(
-        "--sizes", nargs="+", type=int, metavar="N", help="in place of a case's own"
-    )
-    parser.add_argument("--here", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
-    unknown = [name for name in args.names if name not in LOADS]
-    if unknown:
-        parser.error(f"there is no case {unknown[0]!r}: one of {', '.join(LOADS)}")
+    """Run the command line and return the exit status."""
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="CASE", help=f"one of {', '.join(LOADS)} (default: all)")
+    add("--sizes", nargs="+", type=int, metavar="N", help="sizes to measure (default: the case's)")
+    add("--here", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    return status_of(lambda: _report(parser.parse_args(arguments)))
+
+
+def _report(args: argparse.Namespace) -> int:
+    """Measure the cases, print their tables and return the exit status."""
+    for name in args.names:
+        if name not in LOADS:
+            raise UserError(f"there is no case {name!r}: use one of {', '.join(LOADS)}")
     if args.here:
         print(json.dumps(measure(args.names[0], args.sizes[0], args.here)))
         return 0
@@ -144,8 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in args.names or LOADS:
         load = LOADS[name]
         found = [measured_apart(name, size) for size in args.sizes or load.sizes]
-        lines, of_this = table(load, found)
-        faults += of_this
+        lines, new_faults = table(load, found)
+        faults += new_faults
         print(f"\n### {name}\n", *lines, sep="\n", flush=True)
     for fault in faults:
         print(f"FAULT {fault}")

@@ -1,7 +1,7 @@
-"""What `load.py` measures: very many classes, pictures, runs, descriptions.
+"""The cases of `load.py`: very many classes, images, runs and descriptions.
 
-A case is a generator of (size, folder). What it does before it yields "" is preparation; after each
-part it yields the part's name. It may return the bytes of what it wrote.
+A case is a generator with the arguments size and folder. It yields "" after its preparation, which
+is not measured, and the name of each part after that part. It may return how many bytes it wrote.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from anchoropt_plugin.files.run_events import EVENTS, read_results, write_result
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens, StageOne
 from anchoropt_plugin.training.without_data import without_data
-from benchmarks.harness import class_names
 from benchmarks.many_classes import CHUNK, IMAGENET_21K
+from benchmarks.plain import class_names
 from dassl.data.datasets import build_dataset
 from dassl.engine import TRAINER_REGISTRY
 from datasets.table import TABLE
@@ -39,14 +39,14 @@ MB = 1_000_000
 
 
 class Load(NamedTuple):
-    """A case, and what it may cost.
+    """A case and its bound of memory.
 
     Attributes:
-        parts: does it.
-        unit: what its size counts,
-        sizes: those that are measured, the last in full.
-        bytes_each: of memory that a unit may take,
-        bytes_more: and whatever the size, beyond what the process takes after its imports.
+        parts: the generator of the case.
+        unit: the objects that the size counts.
+        sizes: the sizes to measure; the last one is the full size.
+        bytes_each: allowed memory for each object, in bytes.
+        bytes_more: allowed memory for any size, beyond the memory after the imports.
     """
 
     parts: Callable[[int, Path], Parts]
@@ -56,13 +56,13 @@ class Load(NamedTuple):
     bytes_more: int = 300 * MB
 
 
-def unlike(n: int) -> list[str]:
-    """``n`` class names, no two alike."""
+def distinct_names(n: int) -> list[str]:
+    """Return ``n`` class names that all differ."""
     return [f"{name} {number}" for number, name in enumerate(class_names(n))]
 
 
 def configured(folder: Path, root: Path, config: str, *keys: str) -> Any:
-    """The configuration of CoOp_AnchorOPT on the embedded CLIP."""
+    """Return the configuration of CoOp_AnchorOPT on the embedded CLIP."""
     words = [
         *("--root", str(root), "--output-dir", str(folder / "out"), "--seed", "1"),
         *("--trainer", "CoOp_AnchorOPT", "--config-file", "configs/trainers/CoOp/tiny.yaml"),
@@ -78,14 +78,14 @@ STEPS, BATCH = 4, 32
 
 
 def many_classes(n: int, folder: Path) -> Parts:
-    """Folders of ``n`` classes with a file of their names; CoOp_AnchorOPT on so many."""
-    root, names = folder / "pictures", unlike(n)
-    picture = folder / "picture.png"
-    Image.new("RGB", (32, 32)).save(picture)
+    """Read image folders of ``n`` classes and a file of their names; run CoOp_AnchorOPT on them."""
+    root, names = folder / "images", distinct_names(n)
+    image = folder / "image.png"
+    Image.new("RGB", (32, 32)).save(image)
     for part in ("train", "test"):
         for number in range(n):
             (root / part / f"n{number:05}").mkdir(parents=True)
-            os.link(picture, root / part / f"n{number:05}" / "0.png")
+            os.link(image, root / part / f"n{number:05}" / "0.png")
     lines = [f"n{number:05} {name}\n" for number, name in enumerate(names)]
     (root / "classnames.txt").write_text("".join(lines))
     keys = ["TRAINER.ANCHOROPT.CLASS_CHUNK", str(CHUNK), "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "1"]
@@ -113,13 +113,13 @@ def many_classes(n: int, folder: Path) -> Parts:
     yield f"test, {STEPS} batches"
 
 
-# ---------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------- images
 TEN = 10
 
 
-def many_pictures(n: int, folder: Path) -> Parts:
-    """A test of ``n`` pictures, each a file of its own: no two have the same features."""
-    root, draw = folder / "pictures", random.Random(0)
+def many_images(n: int, folder: Path) -> Parts:
+    """Test ``n`` images, each a file of its own; no two have the same features."""
+    root, draw = folder / "data", random.Random(0)
     rows = [
         [f"{number % 100}/{number}.png", number % TEN, str(number % TEN)] for number in range(n)
     ]
@@ -145,12 +145,12 @@ SEEDS = 5
 EPOCHS = 20
 HOSTS = ("CoOp", "CoCoOp", "MaPLe")
 OF_A_SET = 2 * (2 * len(HOSTS) * SEEDS + 1)
-"""Runs on a data set: a training and a test of each method and seed, two tests of zero-shot."""
+"""Runs for each data set: training and test for each method and seed, and two zero-shot tests."""
 DATA_SETS = [*(row.config for row in TABLE), "digits", "shapes"]
 
 
 def many_runs(n: int, folder: Path) -> Parts:
-    """A comparison of ``n`` runs all of which are finished: the command, from plan to report."""
+    """Run the command of a comparison, from plan to report; all its ``n`` runs are finished."""
     out, names = folder / "compared", DATA_SETS[: n // OF_A_SET]
     seeds = [str(seed) for seed in range(1, SEEDS + 1)]
     words = ["--hosts", *HOSTS, "--config", "tiny", "--datasets", *names, "--seeds", *seeds]
@@ -166,7 +166,7 @@ def many_runs(n: int, folder: Path) -> Parts:
 
 
 def _finish(protocol: Protocol, out: Path, folder: Path) -> None:
-    """Leave in each run's folder what a real run has left; its accuracy is drawn."""
+    """Write the files of a real run into each run's folder, with a random accuracy."""
     keys = ["OPTIM.MAX_EPOCH", str(EPOCHS), "DATASET.NUM_SHOTS", "1"]
     real = configured(folder, folder, "digits", *keys)
     train.run(real, train.build_parser().parse_args([]))
@@ -183,7 +183,7 @@ def _finish(protocol: Protocol, out: Path, folder: Path) -> None:
 
 
 def leave(run: Run, results: dict[str, Any]) -> None:
-    """Leave in a run's folder what tells that it is finished."""
+    """Write the files that mark a run as finished into its folder."""
     run.folder.mkdir(parents=True)
     cfg = train.setup_cfg(train.build_parser().parse_args(list(run.argv)))
     (run.folder / RECORD).write_text(cfg.dump())
@@ -197,12 +197,12 @@ def leave(run: Run, results: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------- descriptions
 PER_CLASS = 48
 LIMIT = 5
-"""``MAX_TEMPLATE_LENGTH``, of which stage 1 reads each class's first."""
+"""``MAX_TEMPLATE_LENGTH``: stage 1 uses this many descriptions of each class."""
 
 
 def many_descriptions(n: int, folder: Path) -> Parts:
-    """A json of ``n`` bytes, 48 sentences a class: all are read, 5 of each are learned from."""
-    path, names = folder / "descriptions.json", unlike(IMAGENET_21K)
+    """Read a json file of ``n`` bytes, 48 sentences for each class; learn from 5 of each class."""
+    path, names = folder / "descriptions.json", distinct_names(IMAGENET_21K)
     rest = "is often seen outside, in a bright place with trees, by people who know it"
     written, described = 2, []
     with path.open("w") as file:
@@ -227,7 +227,7 @@ LOADS = {
     "classes": Load(
         many_classes, "classes", (2_730, 5_460, 10_920, IMAGENET_21K), 320_000, 900 * MB
     ),
-    "pictures": Load(many_pictures, "pictures", (12_500, 25_000, 50_000, 100_000), 1_000),
+    "images": Load(many_images, "images", (12_500, 25_000, 50_000, 100_000), 1_000),
     "runs": Load(many_runs, "runs", tuple(OF_A_SET * sets for sets in (2, 4, 8, 17)), 100_000),
     "descriptions": Load(
         many_descriptions, "bytes", tuple(round(part * MB) for part in (12.5, 25, 50, 100)), 12

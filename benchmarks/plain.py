@@ -1,32 +1,25 @@
-"""The plain side: the text branch as public code has it; and the class names of both sides."""
+"""The plain way: the text branch as in public code; and the class names of all benchmarks."""
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anchoropt_plugin.encoders.clip_models import CLIP, SimpleTokenizer
-from trainers.prompted_clip import TextEncoder, run_blocks
+from trainers.prompted_clip import TextEncoder, embed_prompts, run_blocks
 
 NAME_LENGTHS = [1] * 6 + [2] * 6 + [3] * 5 + [4] * 4 + [5, 6, 7, 8]
 """Tokens of 25 class names: from 1 to 8, 3 on average."""
 
 
-class PlainTextEncoder(nn.Module):
-    """The text branch as public code has it: prompts (C, 77, d), tokens (C, 77) → (C, e)."""
-
-    def __init__(self, clip: CLIP) -> None:
-        super().__init__()
-        self.transformer = clip.transformer
-        self.positional_embedding = clip.positional_embedding
-        self.ln_final = clip.ln_final
-        self.text_projection = clip.text_projection
-        self.dtype = clip.dtype
+class PlainTextEncoder(TextEncoder):
+    """The text branch as in public code: prompts (C, 77, d), tokens (C, 77) → (C, e)."""
 
     def forward(self, prompts: Tensor, tokens: Tensor) -> Tensor:
         x = prompts + self.positional_embedding.type(self.dtype)
@@ -36,7 +29,7 @@ class PlainTextEncoder(nn.Module):
 
 
 class CutTextEncoder(TextEncoder):
-    """The text encoder of ``trainers/``, cut behind the longest prompt: the honest rival."""
+    """The text encoder of ``trainers/``, cut after the longest prompt: the honest rival."""
 
     def forward(self, prompts: Tensor, tokenized_prompts: Tensor, deep: Any = ()) -> Tensor:
         eot = tokenized_prompts.argmax(-1)
@@ -48,14 +41,52 @@ class CutTextEncoder(TextEncoder):
         return x[..., torch.arange(len(eot)), eot, :] @ self.text_projection
 
 
+class PlainPrompts:
+    """Prompts "X … X <class name>." in which a context, shared by all classes, replaces the X.
+
+    Args:
+        clip: the plain CLIP; its token embedding is on the CPU.
+        names: the texts after the context, without the full stop.
+        n_context: number of tokens of the context.
+        device: the device of the prompts.
+
+    Attributes:
+        tokens: (C, 77), on the CPU, as with public hosts.
+        eot: the position of EOT in each prompt.
+    """
+
+    def __init__(
+        self, clip: CLIP, names: Sequence[str], n_context: int, device: torch.device
+    ) -> None:
+        self.tokens, embedded = embed_prompts(clip, names, " ".join(["X"] * n_context))
+        self.eot: list[int] = self.tokens.argmax(-1).tolist()
+        self._embedded = embedded.to(device)
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """Return the prompts (C, 77, d) with ``context`` (n, d)."""
+        embedded = self._embedded
+        contexts = context.to(embedded.dtype).expand(len(embedded), -1, -1)
+        return torch.cat([embedded[:, :1], contexts, embedded[:, 1 + len(context) :]], 1)
+
+
+def unit(features: Tensor) -> Tensor:
+    """Return ``features``, L2-normalised along the last dimension."""
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+def scaled_cosines(clip: CLIP, images: Tensor, texts: Tensor) -> Tensor:
+    """Return logits (…, C) of image features (…, e) and text features (C, e)."""
+    return clip.logit_scale.exp() * unit(images) @ unit(texts).t()
+
+
 @cache
 def _words() -> list[str]:
-    """Words that are one token each."""
+    """Return the words that are one token each."""
     return [w[:-4] for w in SimpleTokenizer().encoder if re.fullmatch("[a-z]{3,}</w>", w)]
 
 
 def class_names(n: int) -> list[str]:
-    """``n`` class names of real words, of ``NAME_LENGTHS`` tokens, always the same."""
+    """Return ``n`` class names of real words, of ``NAME_LENGTHS`` tokens, the same at each call."""
     draw = random.Random(0)
     lengths = (NAME_LENGTHS * (n // len(NAME_LENGTHS) + 1))[:n]
     draw.shuffle(lengths)

@@ -1,15 +1,12 @@
-"""Where a step of stage 1 spends its time, and what of it no code of ours could save.
+"""Where a step of stage 1 spends its time, and the floor: its matrix products alone.
 
-The step of ``stage1.py``, ours. Its matrix products are recorded and done again alone, in the same
-order and with the same weights, which no cache holds: that is the floor of a step in this PyTorch.
-The rest of the step is split by what its operators do, as PyTorch's profiler tells; what is left
-over is Python, autograd and the dispatching of some thousand operators.
+The step is our side of ``stage1.py``. Its matrix products are recorded and repeated alone, in the
+same order and with the same weights, which are in no cache. No code of ours can be faster than this
+floor with this PyTorch. PyTorch's profiler splits the time of the whole step by kinds of operators.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +20,11 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin.encoders import frozen_linear as linear
-from benchmarks.harness import VIT_B16, Bench, Sizes
+from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.process.command_line import status_of
+from benchmarks.command import parser_of
+from benchmarks.cost import VIT_B16, Sizes
+from benchmarks.harness import Bench
 from benchmarks.stage1 import stage_one
 
 ROUNDS = 15
@@ -35,27 +36,28 @@ KINDS = {
     "layer_norm": "layer norms",
     "silu": "GELU",
 }
-"""What an operator does, by a part of its name."""
+"""The kind of an operator, by a part of its name."""
 
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
-    """Print the parts of a step, in milliseconds and per cent; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args(arguments)
-    bench = Bench(sizes, torch.device("cpu"), torch.float32, ROUNDS, 0, ())
+    """Run the command line and return the exit status."""
+    parser = parser_of(__doc__)
+    return status_of(lambda: _report(parser.parse_args(arguments), sizes))
+
+
+def _report(_: object, sizes: Sizes) -> None:
+    """Print the parts of a step, in milliseconds and per cent."""
+    bench = Bench(sizes, rounds=ROUNDS)
     side = stage_one(bench, 50).ours[0]
     products = recorded(side.step)
     if not products:
-        raise SystemExit("this build of PyTorch has no oneDNN, through which they are recorded")
+        raise UserError("this build of PyTorch has no oneDNN, so no product can be recorded")
 
-    def again() -> None:
+    def repeat() -> None:
         for x, weight, bias in products:
             linear._product(x, weight, bias)
 
-    pairs = [(bench.seconds_of(side.step), bench.seconds_of(again)) for _ in range(ROUNDS)]
-    step, floor = (statistics.median(times) for times in zip(*pairs, strict=True))
+    step, floor = bench.medians(side.step, repeat)
     ceiling = side.cost.flops / bench.ceiling()
     print(f"{'a step':<34}{step * 1e3:6.0f} ms")
     print(f"{'its matrix products alone':<34}{floor * 1e3:6.0f} ms {floor / step:5.0%}")
@@ -63,26 +65,25 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
     print("in the profiler:")
     for kind, share in shares(side.step).most_common():
         print(f"  {kind:<40}  {share:5.0%}")
-    return 0
 
 
 def recorded(step: Callable[[], object]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """What each linear map of a step was given: input, weight, bias."""
-    given = []
+    """Return the inputs of each linear map of a step: input, weight, bias."""
+    inputs = []
     product = linear._product
 
     def record(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        given.append((torch.randn_like(x), weight, bias))
+        inputs.append((torch.randn_like(x), weight, bias))
         return product(x, weight, bias)
 
     step()
     with mock.patch.object(linear, "_product", record):
         step()
-    return given
+    return inputs
 
 
 def shares(step: Callable[[], object]) -> Counter[str]:
-    """The share of each kind of operator in the time of a few steps."""
+    """Return the share of each kind of operator in the time of five steps."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(5):
             step()

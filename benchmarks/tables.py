@@ -2,12 +2,11 @@
 
     make bench && python benchmarks/tables.py
 
-Results of other machines go in with theirs: name them as further files or folders.
+To add results of other machines, name their files or folders too.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -19,8 +18,11 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.process.command_line import status_of
+from benchmarks.command import parser_of
 from benchmarks.harness import Row
-from benchmarks.printing import COLUMNS, cells, describe
+from benchmarks.printing import COLUMNS, cells, describe, markdown_table
 
 PAGE = REPOSITORY / "docs" / "performance.md"
 RESULTS = REPOSITORY / "output" / "bench"
@@ -32,30 +34,32 @@ ORDER = (
     "Image tower",
     "Evaluation",
 )
-"""How the titles of the benchmarks begin."""
+"""The first words of the benchmarks' titles."""
 MARKED = re.compile(r"(?<=<!-- tables -->\n).*?(?=<!-- end of tables -->)", re.DOTALL)
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """A section for each machine, in it a table for each benchmark."""
+    """Return a section for each machine, with a table for each benchmark."""
     lines = []
     for machine, group in groupby(results, key=lambda result: describe(result["machine"])):
         lines += [f"## {machine}", ""]
         for result in group:
-            lines += [f"### {result['title']}", "", _row(("case", "side", *COLUMNS[1:]))]
-            lines.append(_row(["---", "---", *["---:"] * len(COLUMNS[1:])]))
             rows = [Row(**row) for row in result["rows"]]
-            lines += [_row((row.case, *cells(row))) for row in rows]
-            lines.append("")
+            heads = ["case", "side", *list(COLUMNS)[1:]]
+            table = markdown_table(heads, [[row.case, *cells(row)] for row in rows], n_texts=2)
+            lines += [f"### {result['title']}", "", *table, ""]
     return "\n".join(lines)
 
 
-def _row(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The results in files and folders, those of a machine together, benchmarks in ``ORDER``."""
+    """Return the results in files and folders, sorted by machine, then in ``ORDER``.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no {path}: run make bench first")
     files = [file for path in paths for file in (path.glob("*.json") if path.is_dir() else [path])]
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
@@ -66,17 +70,8 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return sorted(results, key=place)
 
 
-def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("paths", nargs="*", type=Path, default=[RESULTS], metavar="FILE or FOLDER")
-    paths = parser.parse_args(arguments).paths
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing and paths != [RESULTS]:
-        print(f"there is no {missing[0]}")
-        return 2
+def write(paths: Sequence[Path], page: Path) -> int:
+    """Write the tables of the results in ``paths`` into ``page``; return the exit status."""
     results = read(paths)
     if not results:
         print("no results: run make bench first")
@@ -85,6 +80,13 @@ def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
     page.write_text(MARKED.sub(lambda _: f"\n{markdown(results)}\n", text), encoding="utf-8")
     print(f"{page}: {len(results)} tables")
     return 0
+
+
+def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> int:
+    """Run the command line and return the exit status."""
+    parser = parser_of(__doc__)
+    parser.add_argument("paths", nargs="*", type=Path, default=[RESULTS], metavar="FILE or FOLDER")
+    return status_of(lambda: write(parser.parse_args(arguments).paths, page))
 
 
 if __name__ == "__main__":

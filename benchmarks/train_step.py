@@ -1,14 +1,14 @@
-"""A whole training step of a host with AnchorOPT: forward, backward and SGD.
+"""A training step of a host with AnchorOPT: forward, backward and SGD.
 
-Ours is the host of ``trainers/`` wired as ``@anchoropt`` does it: the fast text branch, the anchor
-prompts encoded once, the image tower as in ``image_tower.py``, and in a further row the features of
-pictures seen before kept. The plain side has the same objective as public code computes it: 77
-tokens for every prompt, one image after the other in CoCoOp, and the anchor prompts encoded anew at
-each step. Every step starts from the same weights and pictures.
+Our side is the host of ``trainers/`` with ``@anchoropt``: the fast text branch, anchor prompts
+encoded once, the image tower of ``image_tower.py``; in one more row, image features are cached. The
+plain side computes the same objective as public code does: 77 tokens for every prompt, one image
+after the other in CoCoOp, anchor prompts encoded again at each step. Every step starts from the
+same weights and images.
 
-CoOp and CoCoOp are whole steps with the image tower. MaPLe is its text side: image features are
-given, and what lies behind the text branch is trained. CoCoOp with 500 classes and batch 8 is ours
-alone: the plain way would hold 4,000 prompts of 77 tokens.
+CoOp and CoCoOp are whole steps with the image tower. For MaPLe only the text side is measured:
+image features are given. CoCoOp with 500 classes and batch 8 has no plain side, which would hold
+4,000 prompts of 77 tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -33,20 +34,20 @@ from anchoropt_plugin.method.objective import PromptLoss
 from anchoropt_plugin.training.host_parts import HostParts
 from anchoropt_plugin.training.settings import AnchorOPTConfig
 from anchoropt_plugin.training.stage_two import AnchorOPT
-from benchmarks import command, harness
-from benchmarks.harness import (
-    VIT_B16,
-    Bench,
-    Case,
+from benchmarks import command
+from benchmarks.cost import Cost, cut_text, fast_text, image_tower, plain_text
+from benchmarks.harness import CUT, Bench, Case, Outcome, Side, require_in_use
+from benchmarks.plain import (
     CutTextEncoder,
-    Outcome,
+    PlainPrompts,
     PlainTextEncoder,
-    Side,
-    Sizes,
+    class_names,
+    scaled_cosines,
+    unit,
 )
 from dassl.config import get_cfg_default
 from trainers import cocoop, coop, maple
-from trainers.prompted_clip import PromptedCLIP, embed_prompts
+from trainers.prompted_clip import PromptedCLIP
 
 N_CTX = 4
 PROMPT_DEPTH = 9
@@ -56,12 +57,12 @@ MODELS = {
     "MaPLe": (maple.MultiModalPromptLearner, maple.MultiModalCLIP),
 }
 
-Objective = Callable[..., tuple[Tensor, Tensor]]
-"""Gives the loss and the logits (B, C)."""
+Objective = Callable[[], tuple[Tensor, Tensor]]
+"""Returns the loss and the logits (B, C)."""
 
 
 def host_model(host: str, class_names: Sequence[str], clip: CLIP) -> PromptedCLIP:
-    """The model of a host of ``trainers/`` with four soft tokens."""
+    """Return the model of a host of ``trainers/`` with four soft tokens."""
     cfg = get_cfg_default()
     train.extend_cfg(cfg)
     settings = cfg.TRAINER[host.upper()]
@@ -72,39 +73,51 @@ def host_model(host: str, class_names: Sequence[str], clip: CLIP) -> PromptedCLI
         return model(learner(cfg, class_names, clip), clip)
 
 
-class Stage2:
-    """A host with AnchorOPT around it, and a batch.
+class CoOpStep:
+    """A step of CoOp with AnchorOPT, in the plain way and in ours.
 
     Attributes:
+        host: name of the host.
+        encodes_images: whether the image tower is part of the step.
         run: AnchorOPT in the host.
-        model: the host's.
-        features: of the images, L2-normalised; given where the image tower is left out.
+        model: the host's model.
+        features: image features (B, e), L2-normalised, where ``encodes_images`` is False.
     """
 
-    def __init__(self, bench: Bench, host: str, n_classes: int, batch: int) -> None:
+    host = "CoOp"
+    encodes_images = True
+
+    def __init__(self, bench: Bench, n_classes: int, batch: int) -> None:
         self.sizes, self.batch, self.n_classes = bench.sizes, batch, n_classes
         settings = AnchorOPTConfig(keep_features=False)
-        names = harness.class_names(n_classes)
-        parts = HostParts(host, "prompt_learner", settings)
+        names = class_names(n_classes)
+        parts = HostParts(self.host, "prompt_learner", settings)
         with parts.watching():
             self.clip = bench.clip()
-            self.model = host_model(host, names, self.clip).to(bench.device)
+            self.model = host_model(self.host, names, self.clip).to(bench.device)
         self.learner, self.position = self.model.prompt_learner, parts.position
         self.position.anchors.copy_(0.02 * bench.random(1, bench.sizes.width))
         self.run = AnchorOPT(settings, parts, names)
-        frame = embed_prompts(self.clip, [f"of {name}" for name in names], "X")
-        self.anchor_tokens, self.anchor_frame = frame[0], frame[1].to(bench.device)
+        of_names = [f"of {name}" for name in names]
+        n_anchors = self.position.n_anchors
+        self.anchor_prompts = PlainPrompts(self.clip, of_names, n_anchors, bench.device)
         self.tokens = self.model.tokenized_prompts
-        self.encoder, self.cut_encoder = PlainTextEncoder(self.clip), CutTextEncoder(self.clip)
+        self.plain_encoder = PlainTextEncoder(self.clip)
+        self.cut_encoder = CutTextEncoder(self.clip)
         self.images = bench.random(batch, 3, bench.sizes.resolution, bench.sizes.resolution)
-        self.features = F.normalize(bench.random(batch, bench.sizes.embed_dim), dim=-1)
+        self.features = unit(bench.random(batch, bench.sizes.embed_dim))
         self.labels = torch.arange(batch, device=bench.device) % n_classes
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         self.start = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.SGD(self.parameters, lr=0.002, momentum=0.9, weight_decay=5e-4)
 
+    @property
+    def n_sets(self) -> int:
+        """Number of sets of prompts: CoCoOp has one for each image."""
+        return 1
+
     def update(self, objective: Objective) -> Outcome:
-        """One step from the weights at the start."""
+        """Do one step from the weights at the start."""
         with torch.no_grad():
             for parameter, start in zip(self.parameters, self.start, strict=True):
                 parameter.copy_(start)
@@ -116,26 +129,14 @@ class Stage2:
         return Outcome(logits.detach(), gradients)
 
     # ------------------------------------------------------------------ the plain way
-    @torch.no_grad()
-    def anchor_text(self) -> Tensor:
-        """Features of the anchor prompts."""
-        frame, anchors = self.anchor_frame, self.position.anchors
-        context = anchors.to(frame.dtype).expand(self.n_classes, -1, -1)
-        prompts = torch.cat([frame[:, :1], context, frame[:, 1 + len(anchors) :]], 1)
-        return unit(self.encoder(prompts, self.anchor_tokens))
-
-    @cached_property
-    def anchor_text_once(self) -> Tensor:
-        """The same, encoded once: what the rival does."""
-        return self.anchor_text()
-
-    def plain_loss(self, features: Tensor, logits: Tensor, is_cut: bool = False) -> Tensor:
-        """Cross-entropy and distillation from the mean of both logits."""
+    def plain(self, is_cut: bool = False) -> tuple[Tensor, Tensor]:
+        """Return loss and logits of the plain way, or of the plain way cut at the longest EOT."""
+        features = unit(self.clip.visual(self.images)) if self.encodes_images else self.features
+        logits = self.plain_logits(features, is_cut)
         settings = self.run.settings
         with torch.no_grad():
             text = self.anchor_text_once if is_cut else self.anchor_text()
-            anchor_logits = self.clip.logit_scale.exp() * features @ text.t()
-            teacher = (logits + anchor_logits) / 2
+            teacher = (logits + scaled_cosines(self.clip, features, text)) / 2
         temperature = settings.kd_temperature
         divergence = F.kl_div(
             F.log_softmax(logits / temperature, -1),
@@ -145,31 +146,100 @@ class Stage2:
         )
         distillation = temperature**2 * divergence / logits.numel()
         cross_entropy = F.cross_entropy(logits, self.labels)
-        return settings.prompt_ce_weight * cross_entropy + settings.kd_weight * distillation
+        loss = settings.prompt_ce_weight * cross_entropy + settings.kd_weight * distillation
+        return loss, logits
 
-    def plain_coop(self, is_cut: bool = False) -> tuple[Tensor, Tensor]:
-        """CoOp: one set of prompts."""
-        encoder = self.cut_encoder if is_cut else self.encoder
-        features = unit(self.clip.visual(self.images))
-        text = unit(encoder(self.learner(), self.tokens))
-        logits = self.clip.logit_scale.exp() * features @ text.t()
-        return self.plain_loss(features, logits, is_cut), logits
+    @torch.no_grad()
+    def anchor_text(self) -> Tensor:
+        """Return the features of the anchor prompts."""
+        prompts = self.anchor_prompts
+        return self.plain_encoder(prompts(self.position.anchors), prompts.tokens)
 
-    def plain_cocoop(self, is_cut: bool = False) -> tuple[Tensor, Tensor]:
-        """CoCoOp: a set of prompts for each image, one after the other."""
-        encoder = self.cut_encoder if is_cut else self.encoder
-        features = unit(self.clip.visual(self.images))
-        rows = []
-        for feature, prompts in zip(features, self.learner(features), strict=True):
-            text = unit(encoder(prompts, self.tokens))
-            rows.append(self.clip.logit_scale.exp() * feature @ text.t())
-        logits = torch.stack(rows)
-        return self.plain_loss(features, logits, is_cut), logits
+    @cached_property
+    def anchor_text_once(self) -> Tensor:
+        """The features of the anchor prompts, encoded once."""
+        return self.anchor_text()
 
-    def plain_maple(self, is_cut: bool = False) -> tuple[Tensor, Tensor]:
-        """MaPLe's text side: before the prompted blocks the context is overwritten.
+    def plain_logits(self, features: Tensor, is_cut: bool) -> Tensor:
+        """Return the logits of the prompts for normalised image features."""
+        encoder = self.cut_encoder if is_cut else self.plain_encoder
+        return scaled_cosines(self.clip, features, encoder(self.learner(), self.tokens))
 
-        Position matrix P and anchor outlive that: the slots get P · [deep prompt; anchor].
+    # ------------------------------------------------------------------ ours
+    def ours(self, cached: CachedFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """Return loss and logits of the host's own forward, under AnchorOPT's objective.
+
+        Without ``cached``, every image is new.
+        """
+        with PromptLoss(self.run.loss, self.run.is_prompt_logits):
+            logits = self.our_logits(cached)
+            loss = F.cross_entropy(logits, self.labels)
+        require_in_use([self.model.text_encoder.forward])
+        return loss, logits
+
+    def our_logits(self, cached: CachedFeatures | None) -> Tensor:
+        """Return the logits of the host's own forward."""
+        self.run.features.clear()
+        encoder = self.model.image_encoder
+        # Only during the call: the plain side uses the same encoder.
+        with mock.patch.object(encoder, "forward", cached or CachedFeatures(encoder)):
+            return self.model(self.images)
+
+    # ------------------------------------------------------------------ the case
+    def case(self) -> Case:
+        """Return the case; all sides but the plain one have encoded the anchor prompts before."""
+        sizes, eot = self.sizes, self.tokens.argmax(-1).tolist()
+        n_prefix = 1 + N_CTX + self.position.n_anchors
+        images = image_tower(sizes, self.batch) if self.encodes_images else Cost(0, 0)
+        plain_cost = plain_text(sizes, self.n_sets * self.n_classes)
+        plain_cost = plain_cost.plus(plain_text(sizes, self.n_classes, backward=False))
+        cut_cost = cut_text(sizes, eot, sets=self.n_sets)
+        our_cost = fast_text(sizes, eot, n_prefix, sets=self.n_sets)
+
+        def side(name: str, objective: Objective, cost: Cost) -> Side:
+            return Side(name, lambda: self.update(objective), cost)
+
+        ours = [side("ours", self.ours, our_cost.plus(images))]
+        if self.encodes_images:
+            cached = partial(self.ours, CachedFeatures(self.model.image_encoder))
+            ours.append(side("ours, image features cached", cached, our_cost))
+        part = "" if self.encodes_images else "text side, "
+        return Case(
+            f"{self.host}, {part}{self.n_classes} classes, batch {self.batch}",
+            side("plain", self.plain, plain_cost.plus(images)),
+            ours,
+            [side(CUT, partial(self.plain, is_cut=True), cut_cost.plus(images))],
+        )
+
+
+class CoCoOpStep(CoOpStep):
+    """A step of CoCoOp with AnchorOPT: a set of prompts for each image."""
+
+    host = "CoCoOp"
+
+    @property
+    def n_sets(self) -> int:
+        return self.batch
+
+    def plain_logits(self, features: Tensor, is_cut: bool) -> Tensor:
+        encoder = self.cut_encoder if is_cut else self.plain_encoder
+        rows = [
+            scaled_cosines(self.clip, feature, encoder(prompts, self.tokens))
+            for feature, prompts in zip(features, self.learner(features), strict=True)
+        ]
+        return torch.stack(rows)
+
+
+class MaPLeStep(CoOpStep):
+    """The text side of a step of MaPLe with AnchorOPT."""
+
+    host = "MaPLe"
+    encodes_images = False
+
+    def plain_logits(self, features: Tensor, is_cut: bool) -> Tensor:
+        """Return the logits; the context is overwritten before each prompted block.
+
+        Position matrix P and anchor stay: the slots get P · [deep prompt; anchor].
         """
         prompts, _, deep_text, _ = self.learner()
         eot = self.tokens.argmax(-1)
@@ -187,106 +257,30 @@ class Stage2:
                 x = torch.cat([x[:1], context, x[1 + len(context) :]])
             x = block(x)
         x = self.clip.ln_final(x.permute(1, 0, 2)).to(prompts.dtype)
-        text = unit(x[torch.arange(len(x)), eot] @ self.clip.text_projection)
-        logits = self.clip.logit_scale.exp() * self.features @ text.t()
-        return self.plain_loss(self.features, logits, is_cut), logits
+        text = x[torch.arange(len(x)), eot] @ self.clip.text_projection
+        return scaled_cosines(self.clip, features, text)
 
-    # ------------------------------------------------------------------ ours
-    def ours(self, kept: CachedFeatures | None = None) -> tuple[Tensor, Tensor]:
-        """The host's own forward and cross-entropy, under AnchorOPT's objective.
-
-        Without ``kept``, the features of no picture are known.
-        """
-        self.run.features.clear()
-        encoder = self.model.image_encoder
-        encoder.forward = kept or CachedFeatures(encoder)
-        try:
-            with PromptLoss(self.run.loss, self.run.is_prompt_logits):
-                logits = self.model(self.images)
-                loss = F.cross_entropy(logits, self.labels)
-        finally:
-            del encoder.forward  # it is the plain side's, too
-        harness.require_in_use([self.model.text_encoder.forward])
-        return loss, logits
-
-    def ours_maple(self) -> tuple[Tensor, Tensor]:
-        """MaPLe's text side."""
+    def our_logits(self, cached: CachedFeatures | None) -> Tensor:
         self.run.features.value = self.features.float()
-        with PromptLoss(self.run.loss, self.run.is_prompt_logits):
-            prompts, _, deep_text, _ = self.learner()
-            text = self.model.text_encoder(prompts, self.tokens, deep_text)
-            logits = self.model.logits(self.features, text)
-            loss = F.cross_entropy(logits, self.labels)
-        harness.require_in_use([self.model.text_encoder.forward])
-        return loss, logits
-
-    # ------------------------------------------------------------------ sides of a case
-    def plain_side(self, objective: Objective, sets: int = 1, images: bool = True) -> Side:
-        """The plain way, with ``sets`` sets of prompts."""
-        cost = harness.plain_text(self.sizes, sets * self.n_classes)
-        cost = cost.plus(harness.plain_text(self.sizes, self.n_classes, backward=False))
-        if images:
-            cost = cost.plus(harness.image_tower(self.sizes, self.batch))
-        return Side("plain", lambda: self.update(objective), cost)
-
-    def cut_side(self, objective: Objective, sets: int = 1, images: bool = True) -> Side:
-        """The plain way cut at the longest EOT; the anchor prompts were encoded before."""
-        cost = harness.cut_text(self.sizes, self.tokens.argmax(-1).tolist(), sets=sets)
-        if images:
-            cost = cost.plus(harness.image_tower(self.sizes, self.batch))
-        return Side(harness.CUT, lambda: self.update(partial(objective, is_cut=True)), cost)
-
-    def our_side(self, objective: Objective, sets: int = 1, images: bool = True) -> Side:
-        """Ours; the anchor prompts were encoded before."""
-        eot = self.tokens.argmax(-1).tolist()
-        n_prefix = 1 + N_CTX + self.position.n_anchors
-        cost = harness.fast_text(self.sizes, eot, n_prefix, sets=sets)
-        if images:
-            cost = cost.plus(harness.image_tower(self.sizes, self.batch))
-        return Side("ours", lambda: self.update(objective), cost)
-
-    def kept_side(self, sets: int = 1) -> Side:
-        """Ours, once every picture has been seen."""
-        kept = CachedFeatures(self.model.image_encoder)
-        cost = self.our_side(self.ours, sets, images=False).cost
-        return Side(
-            "ours, image features kept", lambda: self.update(partial(self.ours, kept)), cost
-        )
-
-
-def unit(features: Tensor) -> Tensor:
-    """L2-normalised along the last dimension."""
-    return features / features.norm(dim=-1, keepdim=True)
+        prompts, _, deep_text, _ = self.learner()
+        text = self.model.text_encoder(prompts, self.tokens, deep_text)
+        return self.model.logits(self.features, text)
 
 
 def cases(bench: Bench) -> Iterator[Case]:
-    """One for each host and number of classes."""
+    """Yield a case for each host and number of classes."""
     for n_classes in bench.classes or (200,):
-        step = Stage2(bench, "CoOp", n_classes, batch=32)
-        sides = [step.our_side(step.ours), step.kept_side()]
-        plain, cut = step.plain_side(step.plain_coop), step.cut_side(step.plain_coop)
-        yield Case(f"CoOp, {n_classes} classes, batch 32", plain, sides, [cut])
+        yield CoOpStep(bench, n_classes, batch=32).case()
     for n_classes in bench.classes or (50,):
-        step = Stage2(bench, "CoCoOp", n_classes, batch=4)
-        sides = [step.our_side(step.ours, sets=4), step.kept_side(sets=4)]
-        plain = step.plain_side(step.plain_cocoop, sets=4)
-        cut = step.cut_side(step.plain_cocoop, sets=4)
-        yield Case(f"CoCoOp, {n_classes} classes, batch 4", plain, sides, [cut])
+        yield CoCoOpStep(bench, n_classes, batch=4).case()
     if not bench.classes:
-        step = Stage2(bench, "CoCoOp", 500, batch=8)
-        yield Case("CoCoOp, 500 classes, batch 8", None, [step.our_side(step.ours, sets=8)])
+        case = CoCoOpStep(bench, 500, batch=8).case()
+        yield case._replace(plain=None, ours=case.ours[:1])
     for n_classes in bench.classes or (50,):
-        step = Stage2(bench, "MaPLe", n_classes, batch=4)
-        plain = step.plain_side(step.plain_maple, images=False)
-        sides = [step.our_side(step.ours_maple, images=False)]
-        cut = step.cut_side(step.plain_maple, images=False)
-        yield Case(f"MaPLe, text side, {n_classes} classes, batch 4", plain, sides, [cut])
+        yield MaPLeStep(bench, n_classes, batch=4).case()
 
 
-def main(arguments: Sequence[str] | None = None, sizes: Sizes = VIT_B16) -> int:
-    """The command line; returns the exit status."""
-    return command.main("Training step", __doc__, cases, arguments, sizes)
-
+main = partial(command.main, "Training step", __doc__, cases)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.training.settings import LEARNED
+from dassl.engine import TRAINER_REGISTRY
 
 from .files import CONFIGS, find
 from .plan import NODE, Job, Run, Settings
@@ -33,18 +34,23 @@ class Number(NamedTuple):
 def published_settings(host: str) -> tuple[str, dict[str, Settings]]:
     """Return the config file of a host, and for each data set the settings with AnchorOPT.
 
+    The config file is also that of the plain host, whose soft tokens may start from words. With
+    AnchorOPT all soft tokens are drawn: the released trainers ignore ``CTX_INIT``.
+
     Raises:
         UserError: nothing is published for this host.
 
-    >>> published_settings("CoOp")[1]["caltech101"]["OPTIM.MAX_EPOCH"]
-    100
+    >>> config, settings = published_settings("MaPLe")
+    >>> settings["caltech101"]["OPTIM.MAX_EPOCH"], settings["caltech101"]["TRAINER.MAPLE.CTX_INIT"]
+    (10, '')
     """
     path = find(FOLDER, host, "host with published settings")
     if host in (ANCHORS, DESCRIPTIONS, "numbers"):
         raise UserError(f"unknown host with published settings {host!r}")
     of_host, of_anchors = read_yaml(path), read_yaml(FOLDER / f"{ANCHORS}.yaml")
+    drawn = {f"TRAINER.{TRAINER_REGISTRY.get(host).node}.CTX_INIT": ""}
     settings: dict[str, Settings] = {
-        dataset: {**_row(of_anchors, dataset), **_row(of_host, dataset)}
+        dataset: {**drawn, **_row(of_anchors, dataset), **_row(of_host, dataset)}
         for dataset in of_host["datasets"]
     }
     return of_host["config"], settings

@@ -283,6 +283,13 @@ def error_of(capsys, words):
         (["--trainer", "CoOP_AnchorOPT"], r"--trainer is .* \(did you mean 'CoOp_AnchorOPT'\?\)"),
         (["--trainer", "Nothing"], "available: .*CoOp, "),
         (["DATASET.NAME", "digit"], r"DATASET\.NAME is 'digit' \(did you mean 'Digits'\?\)"),
+        (
+            ["--trainer", "CoOp_Pretrain_Anchor", "X.Y"],
+            "stage 1 runs inside --trainer CoOp_AnchorO",
+        ),
+        (["--trainer", "maple_pretrain_anchor"], "stage 1 runs inside --trainer MaPLe_AnchorOPT"),
+        (["--trainer", "Pretrain_Anchors"], "CoOp_AnchorOPT.*ENSEMBLE anchors"),
+        (["TRAINER.NAME", "DePT_Pretrain_Anchor"], "stage 1 runs inside --trainer DePT_AnchorOPT"),
         (["--root", ""], "--root is not given"),
         (["--root", "/nowhere", "DATASET.NAME", "ImageFolder"], "--root /nowhere is not a folder"),
         (["--resume", "/nowhere"], "--resume /nowhere is not a folder"),
@@ -310,6 +317,27 @@ def test_an_invalid_command_writes_nothing(argv, tmp_path, capsys, flags, messag
     words = words[:first_pair] + flags
     assert re.search(message, error_of(capsys, words))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_of_public_scripts_without_effect_are_named(argv, tmp_path):
+    method = tmp_path / "method.yaml"
+    method.write_text(f"{Path(TINY).read_text()}\n  IVLP:\n    PREC: fp16\n    IMG_WEIGHT: 0.5\n")
+    opts = ["TRAINER.PROMPTSRC.GPA_MEAN", "15", "TRAINER.COOP.W", "8.0"]
+    words = argv("--no-train", opts=(*opts, "TRAINER.COOP.CTX_INIT", "False"), trainer="CoOp")
+    words[words.index(TINY)] = str(method)
+    assert train.main(words) == 0
+    notes = [x for x in (tmp_path / "out/log.txt").read_text().splitlines() if "Note: " in x]
+    keys = ["COOP.W", "IVLP.IMG_WEIGHT", "IVLP.PREC", "PROMPTSRC.GPA_MEAN"]
+    assert notes == [
+        "Note: keys of trainers that are not here, without effect: "
+        + ", ".join(f"TRAINER.{key}" for key in keys)
+    ]
+    assert "GPA_MEAN: 15" not in (tmp_path / "out/log.txt").read_text()
+
+
+def test_a_run_of_known_keys_has_no_note(argv, tmp_path):
+    assert train.main(argv("--no-train")) == 0
+    assert "Note: " not in (tmp_path / "out/log.txt").read_text()
 
 
 def test_errors_during_a_run(argv, tmp_path, capsys):

@@ -21,7 +21,7 @@ from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 
-from . import cocoop, coop, maple
+from . import cocoop, coop, dept, maple
 from .host import PromptTrainer
 from .prompted_clip import ContextLearner, warn_of_unknown_words
 
@@ -125,7 +125,13 @@ class AttributeTrainer(PromptTrainer):
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
-        attribute_words(cfg.TRAINER.ATPROMPT)
+        attributes = attribute_words(cfg.TRAINER.ATPROMPT)
+        place = cfg.TRAINER[self.node].get("CLASS_TOKEN_POSITION", "end")
+        if attributes and place != "end":
+            raise UserError(
+                f"TRAINER.{self.node}.CLASS_TOKEN_POSITION is {place!r}: with attributes it must "
+                "be 'end'"
+            )
 
     def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
         cfg = self.cfg.clone()
@@ -145,14 +151,6 @@ class CoOp_ATP(AttributeTrainer, coop.CoOp):
     """CoOp with attributes: images (B, 3, R, R) → logits (B, C)."""
 
     learner = CoOpLearner
-
-    def check_cfg(self, cfg: Any) -> None:
-        super().check_cfg(cfg)
-        place = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
-        if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and place != "end":
-            raise UserError(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {place!r}: with attributes it must be 'end'"
-            )
 
 
 # ---------------------------------------------------------------------------------- CoCoOp
@@ -201,3 +199,12 @@ class MaPLe_ATP(AttributeTrainer, maple.MaPLe):
     """MaPLe with attributes: images (B, 3, R, R) → logits (B, C)."""
 
     learner = MaPLeLearner
+
+
+# ---------------------------------------------------------------------------------- DePT
+@anchoropt(kd_weight=0.0)
+@TRAINER_REGISTRY.register()
+class DePT_ATP(AttributeTrainer, dept.DePT):
+    """DePT with attributes: images (B, 3, R, R) → logits (B, C)."""
+
+    learner = CoOpLearner

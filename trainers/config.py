@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from yacs.config import CfgNode
 
 import anchoropt_plugin
+from anchoropt_plugin.config.check import flattened
+from anchoropt_plugin.config.merge import read_yaml
 
 HOST_KEYS = {
     "COOP": {  # also DePT's
@@ -30,6 +34,14 @@ HOST_KEYS = {
     },
 }
 """The nodes of ``cfg.TRAINER``."""
+
+_PUBLIC_KEYS = Path(anchoropt_plugin.__file__).parent / "assets" / "trainer_keys.yaml"
+UNUSED_KEYS = frozenset(
+    key
+    for key, _ in flattened({"TRAINER": read_yaml(_PUBLIC_KEYS)["TRAINER"]})
+    if key not in dict(flattened({"TRAINER": HOST_KEYS}))
+)
+"""Keys in scripts of public repositories whose trainers are not here; they change nothing."""
 
 
 def extend_cfg(cfg: CfgNode) -> None:

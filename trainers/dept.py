@@ -169,12 +169,17 @@ class DePT(CoOp):
         """Keep the linear head's rows of the present classes, if it was trained on all of them."""
         here = self._models["PromptLearner"].state_dict()
         there = {key for key in state if key.startswith(SECOND_HEAD)}
+        names = "prompt_learner.token_suffix"
+        if not there and names not in state:
+            # A file of the released code, which trains the second head and does not save it.
+            print("Warning: the checkpoint has no second head: the prompts give the logits")
+            self.model.knows_classes = False
+            return {**state, **{key: here[key] for key in here if key.startswith(SECOND_HEAD)}}
         if there != {key for key in here if key.startswith(SECOND_HEAD)}:
             raise UserError(
                 "the checkpoint has another second head: give the TRAINER.LINEAR_PROBE.TYPE and "
                 "TRAINER.FILM.LINEAR_PROBE of its training"
             )
-        names = "prompt_learner.token_suffix"
         rows = head_rows(here[names], state.get(names))
         self.model.knows_classes = rows is not None
         for key in there:

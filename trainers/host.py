@@ -6,7 +6,7 @@ of a host by its decorator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,15 @@ from torch.nn import functional as F
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.encoders.feature_cache import cache_image_features
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.checkpoint_folder import is_of_classes, last_checkpoint_name
 from anchoropt_plugin.prompts.hooks import CHILD
+from anchoropt_plugin.training.released_files import (
+    LEARNER_FOLDER,
+    POSITION_LOGITS,
+    is_released,
+    renamed,
+)
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -92,7 +99,7 @@ class PromptTrainer(TrainerX):
             of_these_classes = {
                 key: buffer.clone() for key, buffer in trained.named_buffers() if is_of_classes(key)
             }
-            load_pretrained_weights(trained, cfg.MODEL.INIT_WEIGHTS)
+            _load_initial_weights(trained, cfg.MODEL.INIT_WEIGHTS)
             trained.load_state_dict(of_these_classes, strict=False)
         self.model.to(self.device)
         self.optim = build_optimizer(trained, cfg.OPTIM, self.parameter_groups(trained))
@@ -110,7 +117,7 @@ class PromptTrainer(TrainerX):
         output = self.model(image)
         return F.cross_entropy(output, label), output
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         image, label = self.parse_batch_train(batch)
         with torch.autocast(self.device.type, enabled=self.amp):
             loss, output = self.loss(image, label)
@@ -121,7 +128,7 @@ class PromptTrainer(TrainerX):
         self.scaler.update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+        return {"loss": loss.detach(), "acc": compute_accuracy(output, label)[0].detach()}
 
     def loadable(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the part of a checkpoint's ``state`` that fits the present classes."""
@@ -142,16 +149,34 @@ class PromptTrainer(TrainerX):
             print("No --model-dir given: the prompt keeps its initial values")
             return
         for name in self.get_model_names():
-            path = _checkpoint(Path(directory, name), epoch)
+            folders = Path(directory, name), Path(directory, LEARNER_FOLDER)
+            paths = [_checkpoint(folder, epoch) for folder in folders]
+            path = next((path for path in paths if path.exists()), paths[0])
             if not path.exists():
                 raise UserError(f"there is no checkpoint {path}; {_advice(path.parent)}")
             checkpoint = load_checkpoint(str(path))
-            state = checkpoint["state_dict"].items()
-            state = self.loadable({key.removeprefix("module."): value for key, value in state})
+            state = self.loadable(_without_module(checkpoint["state_dict"]))
             model = self._models[name]
             check_fits(state, model, str(path))
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
             model.load_state_dict(state, strict=False)
+
+
+def _load_initial_weights(model: nn.Module, path: str) -> None:
+    state = _without_module(checkpoints.load(path).get("state_dict", {}))
+    own = model.state_dict()
+    if not is_released(state) or not any(CHILD in name.split(".") for name in own):
+        load_pretrained_weights(model, path)
+        return
+    state = renamed(state, own)
+    check_shapes(state, own, path)
+    model.load_state_dict(state, strict=False)
+    print(f"Loaded the soft tokens and position logits of the released code from {path}")
+
+
+def _without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``state`` without the prefix that DataParallel puts before names."""
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def _checkpoint(folder: Path, epoch: int | None) -> Path:
@@ -185,18 +210,13 @@ def check_fits(state: dict[str, Tensor], model: nn.Module, origin: str) -> None:
         UserError: weights of another trainer, context length, prompt depth or backbone.
     """
     own = model.state_dict()
-    for key, value in state.items():
-        if CHILD in key.split(".") and key not in own:
+    for key in state:
+        if {CHILD, POSITION_LOGITS} & set(key.split(".")) and key not in own:
             raise UserError(
                 f"{origin} was trained with AnchorOPT: give the --trainer whose name ends in "
                 "_AnchorOPT"
             )
-        if key in own and own[key].shape != value.shape:
-            raise UserError(
-                f"{origin} does not fit: {key} is {tuple(value.shape)} in the checkpoint and "
-                f"{tuple(own[key].shape)} in the model; the checkpoint is for another context "
-                "length or backbone"
-            )
+    check_shapes(state, own, origin)
     lists = {name for name, part in model.named_modules() if isinstance(part, nn.ParameterList)}
     here = {name for name, _ in model.named_parameters() if CHILD not in name.split(".")}
     there = {key for key in state if key in own or key.rpartition(".")[0] in lists}
@@ -205,4 +225,19 @@ def check_fits(state: dict[str, Tensor], model: nn.Module, origin: str) -> None:
             raise UserError(
                 f"{origin} does not fit: only the {place} has {min(keys)}; the checkpoint is for "
                 "another trainer or prompt depth"
+            )
+
+
+def check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:
+    """Check that the tensors of ``state`` in ``own`` have the same shapes there.
+
+    Raises:
+        UserError: another shape; ``origin`` names the file.
+    """
+    for key, value in state.items():
+        if key in own and own[key].shape != value.shape:
+            raise UserError(
+                f"{origin} does not fit: {key} is {tuple(value.shape)} in the checkpoint and "
+                f"{tuple(own[key].shape)} in the model; the checkpoint is for another context "
+                "length or backbone"
             )

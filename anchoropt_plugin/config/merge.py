@@ -6,7 +6,7 @@ import math
 import reprlib
 import sys
 from ast import literal_eval
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import yaml
 from yacs.config import CfgNode
 
 from ..errors import UserError, nearest
+from .check import flattened
 
 
-def merge_file(cfg: CfgNode, path: str | Path) -> None:
-    """Merge the yaml file at ``path`` into ``cfg``.
+def merge_file(cfg: CfgNode, path: str | Path, unused: Collection[str] = ()) -> None:
+    """Merge the yaml file at ``path`` into ``cfg``; for ``unused`` see :func:`merge_dict`.
 
     Raises:
         UserError: a file that :func:`read_yaml` or :func:`merge_dict` refuses.
     """
-    merge_dict(cfg, read_yaml(path), source=str(path))
+    merge_dict(cfg, read_yaml(path), source=str(path), unused=unused)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot open the config file {path}: {error.strerror}") from error
+        hint = nearest(Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")])
+        raise UserError(f"cannot open the config file {path}: {error.strerror}{hint}") from error
     except RecursionError as error:
         raise UserError(f"{path}: not a config file: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -71,8 +73,10 @@ def _check_size(values: Any, source: str) -> None:
         raise UserError(f"{source}: too large: yaml aliases expand it to over {_LARGEST} values")
 
 
-def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
+def merge_list(cfg: CfgNode, pairs: Sequence[Any], unused: Collection[str] = ()) -> None:
     """Merge ``["OPTIM.LR", 1, "TRAINER.COOP.N_CTX", "4", ...]`` into ``cfg``.
+
+    For ``unused`` see :func:`merge_dict`.
 
     Raises:
         UserError: a key without a value, a flag, or a pair that :func:`merge_dict` refuses.
@@ -86,19 +90,22 @@ def merge_list(cfg: CfgNode, pairs: Sequence[Any]) -> None:
         tree: Any = value
         for part in reversed(str(full_key).split(".")):
             tree = {part: tree}
-        merge_dict(cfg, tree, source="command line")
+        merge_dict(cfg, tree, source="command line", unused=unused)
 
 
-def merge_dict(cfg: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+def merge_dict(
+    cfg: CfgNode, values: Mapping[str, Any], source: str, unused: Collection[str] = ()
+) -> None:
     """Merge a nested dict into ``cfg``; a string that is a Python literal is parsed as such.
 
-    Float keys accept an int. Tuple keys accept a list, and list keys a tuple.
+    Float keys accept an int. Tuple keys accept a list, and list keys a tuple. A string key accepts
+    False, which public code writes for no text, as an empty string.
 
     Args:
         cfg: the configuration to change.
         values: new values by key.
         source: the origin of the values, for messages.
-        prefix: the dotted path of ``cfg`` in the whole configuration, for messages.
+        unused: dotted keys that may be given although ``cfg`` lacks them; they change nothing.
 
     Raises:
         UserError: an unknown key, or a value of another type than the default.
@@ -108,18 +115,50 @@ def merge_dict(cfg: CfgNode, values: Mapping[str, Any], source: str, prefix: str
     >>> cfg.OPTIM.LR
     1.0
     """
-    for key, value in values.items():
-        full_key = f"{prefix}{key}"
-        if key not in cfg:
-            hint = nearest(full_key, [f"{prefix}{name}" for name in cfg])
-            raise UserError(f"{source}: unknown config key {full_key}{hint}")
-        old = cfg[key]
-        if isinstance(old, CfgNode):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{source}: {full_key} is a section; give one of its keys")
-            merge_dict(old, value, source, prefix=f"{full_key}.")
-        else:
-            cfg[key] = _coerced(_literal(value), old, f"{source}: {full_key}")
+    _Merge(cfg, source, unused).into(cfg, values, prefix="")
+
+
+class _Merge:
+    """A merge into the configuration ``whole``."""
+
+    def __init__(self, whole: CfgNode, source: str, unused: Collection[str]) -> None:
+        self.whole, self.source, self.unused = whole, source, unused
+
+    def into(self, cfg: CfgNode, values: Mapping[str, Any], prefix: str) -> None:
+        """Merge ``values`` into the section ``cfg``, whose keys start with ``prefix``."""
+        for key, value in values.items():
+            full_key = f"{prefix}{key}"
+            old = cfg.get(key)
+            if key not in cfg:
+                self.check_unused(full_key, value, [f"{prefix}{name}" for name in cfg])
+            elif not isinstance(old, CfgNode):
+                cfg[key] = _coerced(_literal(value), old, f"{self.source}: {full_key}")
+            elif isinstance(value, Mapping):
+                self.into(old, value, prefix=f"{full_key}.")
+            else:
+                raise UserError(f"{self.source}: {full_key} is a section; give one of its keys")
+
+    def check_unused(self, full_key: str, value: Any, beside: Sequence[str]) -> None:
+        """Check that all keys of ``value`` are in ``unused``; ``beside`` are the known ones."""
+        keys = [full_key]
+        if isinstance(value, Mapping):
+            keys = [key for key, _ in flattened(value, [full_key])] or keys
+        unknown = next((key for key in keys if key not in self.unused), None)
+        if unknown is None:
+            return
+        if full_key not in {_section(key) for key in self.unused}:
+            unknown = full_key
+        moved = [key for key, _ in flattened(self.whole) if _name(key) == _name(unknown)]
+        hint = nearest(unknown, moved if len(moved) == 1 else [*beside, *self.unused])
+        raise UserError(f"{self.source}: unknown config key {unknown}{hint}")
+
+
+def _section(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _literal(value: Any) -> Any:
@@ -136,6 +175,8 @@ def _coerced(value: Any, old: Any, where: str) -> Any:
         raise UserError(f"{where} takes {_a(old)}, not a section")
     if old is None or type(value) is type(old):
         return value
+    if value is False and isinstance(old, str):
+        return ""
     if type(value) is int and isinstance(old, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):

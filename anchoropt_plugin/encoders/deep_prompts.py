@@ -128,8 +128,8 @@ class DeepPromptFinder:
                     return deep
         raise UserError(
             f"{type(self.encoder).__name__} changes hidden states before text block {number} in an "
-            "unknown way: want rows overwritten with a deep prompt (n, d) that comes from a list "
-            "argument or from a parameter of the encoder"
+            "unknown way: expected rows overwritten with a deep prompt (n, d) that comes from a "
+            "list argument or from a parameter of the encoder"
         )
 
     def _candidates(self, given: Sequence[Tensor]) -> Iterator[tuple[int | str, bool]]:

@@ -196,7 +196,7 @@ class AnchorTokens:
         for epoch in range(settings.epochs):
             optimizer.param_groups[0]["lr"] = settings.lr_at(epoch)
             batches = iter(images()) if images is not None and settings.ce_weight else None
-            total = 0.0
+            of_steps: list[Tensor] = []
             for _ in range(settings.steps):
                 features = prompts.encode(anchors)
                 loss = settings.mse_weight * ((features - targets).square().mean() + spread)
@@ -209,8 +209,9 @@ class AnchorTokens:
                 assert anchors.grad is not None
                 anchors.grad /= scale
                 optimizer.step()
-                total += loss.item()
-            losses.append(total / settings.steps)
+                of_steps.append(loss.detach())
+            # One copy an epoch: to read each loss, the host would wait for the GPU at each step.
+            losses.append(sum(torch.stack(of_steps).tolist()) / settings.steps)
             if not math.isfinite(losses[-1]):
                 raise UserError(
                     f"stage 1: the loss of epoch {epoch + 1} is {losses[-1]}: lower lr or "

@@ -169,7 +169,7 @@ class Attachment:
         prompts = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(prompts, Tensor):
             raise UserError(
-                f"{type(learner).__name__} returns a {type(output).__name__}: want prompts "
+                f"{type(learner).__name__} returns a {type(output).__name__}: expected prompts "
                 "(..., classes, tokens, width), alone or first in a tuple"
             )
         first = self.hook.first(learner)

@@ -101,6 +101,23 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> frozen
     return frozenset(record["classes"])
 
 
+def check_trained_as_released(settings: AnchorOPTConfig) -> None:
+    """Check that ``settings`` test a checkpoint of the released code as it was trained.
+
+    Raises:
+        UserError: they do not; such a checkpoint has no record.
+    """
+    released = AnchorOPTConfig.with_arguments({"preset": "reference"})
+    names = [name for name in READ_AT_TEST if name != "anchor_len"]  # the file's shapes tell it
+    wrong = [name for name in names if getattr(settings, name) != getattr(released, name)]
+    if wrong:
+        raise UserError(
+            "a checkpoint of the released code, which trains with other settings than this run ("
+            + ", ".join(f"{name.upper()} {getattr(released, name)}" for name in wrong)
+            + "): give TRAINER.ANCHOROPT.PRESET reference"
+        )
+
+
 def write_history(folder: Path, epoch: int, position: AnchorPositionModule) -> None:
     """Add the relaxed position matrix after ``epoch`` (from 0) to ``position.jsonl``.
 

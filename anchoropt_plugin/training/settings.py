@@ -71,7 +71,8 @@ class AnchorOPTConfig:
         anchor_len: number K of anchor tokens.
         anchor: "learned" in stage 1; as controls, "random" draws the anchors, and words give their
             embeddings.
-        anchor_weights: file of learned anchors (ours or published); stage 1 is then skipped.
+        anchor_weights: file of learned anchors (ours or published), or the released folder
+            ``anchor_weights``, where the data set's file is found; stage 1 is then skipped.
         anchor_cache: folder of cached anchors; "" is the user's cache folder.
         descriptions: json ``{class name: [sentence, …]}`` for stage 1; "" uses templates.
         max_template_length: largest number of descriptions used per class.

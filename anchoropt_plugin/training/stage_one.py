@@ -10,6 +10,7 @@ from ..method import descriptions
 from ..method.anchors import AnchorTokens, ImageBatches
 from ..process import distributed
 from . import anchor_cache
+from .released_files import anchors_file
 from .settings import LEARNED, RANDOM, AnchorOPTConfig
 
 OnLoss = Callable[[int, float], None]
@@ -23,6 +24,7 @@ def find_anchors(
     steps: int,
     images: ImageBatches,
     on_loss: OnLoss,
+    data_set: str = "",
 ) -> AnchorTokens:
     """Return the anchor tokens (K, d) that a run trains with in stage 2.
 
@@ -33,13 +35,15 @@ def find_anchors(
         steps: steps an epoch.
         images: one epoch of image features and labels; read only if ANCHOR_CE_WEIGHT asks.
         on_loss: called after each epoch if anchors are learned.
+        data_set: its name, if ANCHOR_WEIGHTS is a folder of anchors of several data sets.
 
     Raises:
         UserError: a file cannot be read, words do not fit ANCHOR_LEN, or the loss is not finite.
     """
     if settings.anchor_weights:
-        anchors = AnchorTokens.load(settings.anchor_weights)
-        print(f"Stage 1: anchors loaded from {settings.anchor_weights}")
+        file = anchors_file(settings.anchor_weights, data_set)
+        anchors = AnchorTokens.load(file)
+        print(f"Stage 1: anchors loaded from {file}")
     elif settings.anchor != LEARNED:
         anchors = _made(settings, tower)
         print(f"Stage 1: skipped, the anchors are {settings.anchor}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.record import write_record
-from ..dassl_compat.finite_checks import check_weights, checked_step, finite
+from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..errors import UserError
 from ..files.run_events import append_event
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
@@ -22,10 +22,13 @@ from ..process import distributed
 from ..process.data_parallel import refuse_data_parallel, without_data_parallel
 from ..process.folder_lock import locked_folder
 from ..process.gradients import trained_parameters
+from ..process.late_checks import settle_all
+from ..prompts.hooks import CHILD
 from . import run_record
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
-from .run_record import trained_classes, write_history
+from .released_files import anchors_file, is_released, renamed
+from .run_record import check_trained_as_released, trained_classes, write_history
 from .settings import AnchorOPTConfig
 from .stage_one import find_anchors
 from .stage_two import AnchorOPT
@@ -94,6 +97,7 @@ class TwoStages:
                 len(self.train_loader_x),
                 self._image_batches,
                 lambda epoch, loss: self.write_scalar("anchoropt/stage_1_loss", loss, epoch),
+                data_set=self.cfg.DATASET.NAME,
             )
             run.set_anchors(anchors)
         run.condition()
@@ -167,7 +171,9 @@ class TwoStages:
             if run.features.is_used:
                 self._tell_of_others()
                 return run.settings.prompt_ce_weight * to_float32(cross_entropy)
-            return finite(run.loss(cross_entropy, logits))
+            loss = run.loss(cross_entropy, logits)
+            expect_finite(self, loss, "the loss is {}")
+            return loss
 
         step = super().forward_backward  # type: ignore[misc]
         with PromptLoss(objective, run.is_prompt_logits, run.settings.prompt_ce_weight) as seen:
@@ -209,6 +215,7 @@ class TwoStages:
 
         with mock.patch.object(self.evaluator, "process", processed):
             result = super().test(split)  # type: ignore[misc]
+        settle_all()
         if run.averages(subsample) and not run.is_in_test:
             log.warning(
                 "%s tests without its model_inference and its evaluator: its logits were not "
@@ -256,6 +263,30 @@ class TwoStages:
                 self.anchoropt_host.__name__,
             )
         run.condition()
+
+    def loadable(self: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what a host of this repository loads; it may be a file of the released code."""
+        if is_released(state):
+            state = self._from_released(state)
+        result: dict[str, Tensor] = super().loadable(state)  # type: ignore[misc]
+        return result
+
+    def _from_released(self: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        settings = self.anchoropt.settings
+        check_trained_as_released(settings)
+        models = (self._models[name].state_dict() for name in self.get_model_names())
+        state = renamed(state, [name for own in models for name in own])
+        if not any(name.endswith(f"{CHILD}.anchors") for name in state):
+            if not settings.anchor_weights:
+                raise UserError(
+                    "a checkpoint of the released code, which holds no anchors: give the folder "
+                    "anchor_weights of its run as TRAINER.ANCHOROPT.ANCHOR_WEIGHTS"
+                )
+            file = anchors_file(settings.anchor_weights, self.cfg.DATASET.NAME)
+            logits = next(name for name in state if name.endswith(f"{CHILD}.logits"))
+            state[f"{logits.removesuffix('logits')}anchors"] = AnchorTokens.load(file).values
+            print(f"Anchors loaded from {file}: the checkpoint of the released code holds none")
+        return state
 
 
 def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:

@@ -18,28 +18,31 @@ from anchoropt_plugin.encoders.feature_cache import CachedFeatures
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchors import AnchorPrompts
 from benchmarks import (
+    cost,
     evaluate,
     harness,
     image_tower,
     many_classes,
+    plain,
     stage1,
     stage1_floor,
     tables,
     text_branch,
     train_step,
 )
-from benchmarks.harness import Bench, Case, Sizes
+from benchmarks.cost import Sizes
+from benchmarks.harness import Bench, Case
 
 SMALL = Sizes(32, 32, 2, 64, 8, 77, 49408, 64, 4, 2)
 TEXT_BENCHMARKS = [text_branch, train_step, stage1, evaluate]
 BENCHMARKS = [*TEXT_BENCHMARKS, image_tower]
 WITHOUT_GRAPH = image_tower, evaluate
-ONCE = ["--rounds", "1"]
-QUICK = [*ONCE, "--classes", "4"]
+ONE_ROUND = ["--rounds", "1"]
+QUICK = [*ONE_ROUND, "--classes", "4"]
 
 
 @pytest.fixture(autouse=True)
-def _a_quick_ceiling(monkeypatch):
+def _quick_ceiling(monkeypatch):
     monkeypatch.setattr(Bench, "ceiling", lambda bench: 1e11)
 
 
@@ -49,15 +52,15 @@ def named(module):
 
 @pytest.fixture
 def bench():
-    return Bench(SMALL, torch.device("cpu"), torch.float32, rounds=1, seconds=9, classes=(4,))
+    return Bench(SMALL, rounds=1, seconds=9, classes=(4,))
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=named)
 def test_both_sides_agree(benchmark, tmp_path, capsys, monkeypatch):
-    # So that there are several parts of such small pictures, too.
+    # So small images are encoded in several parts, too.
     monkeypatch.setattr(feature_cache, "PART", 100_000)
     file = tmp_path / "out" / "results.json"
-    arguments = ONCE if benchmark is image_tower else QUICK
+    arguments = ONE_ROUND if benchmark is image_tower else QUICK
     assert benchmark.main([*arguments, "--json", str(file)], SMALL) == 0
     assert "✗" not in capsys.readouterr().out
     results = json.loads(file.read_text(encoding="utf-8"))
@@ -69,20 +72,25 @@ def test_both_sides_agree(benchmark, tmp_path, capsys, monkeypatch):
             assert benchmark in WITHOUT_GRAPH or row["gradient_error"] <= 1e-5
 
 
-def test_very_many_classes_go_in_chunks(monkeypatch, capsys):
+def test_very_many_classes_are_encoded_in_chunks(monkeypatch, capsys):
     monkeypatch.setattr(many_classes, "CHUNK", 2)
     sizes = []
     encode = TextTower.encode
 
-    def noted(self, prompts, eot, *more, **named):
+    def recorded(self, prompts, eot, *more, **named):
         sizes.append(len(eot))
         return encode(self, prompts, eot, *more, **named)
 
-    monkeypatch.setattr(TextTower, "encode", noted)
+    monkeypatch.setattr(TextTower, "encode", recorded)
     assert many_classes.main(QUICK, SMALL) == 0
     out = capsys.readouterr().out
     assert "4 classes, 2 at once" in out and "✗" not in out
-    assert sizes[-4:] == [2, 2, 2, 2]  # a step: forward, and again in the backward pass
+    assert sizes[-4:] == [
+        2,
+        2,
+        2,
+        2,
+    ]  # one step: forward, then again backward
 
 
 @pytest.mark.parametrize("benchmark", TEXT_BENCHMARKS, ids=named)
@@ -101,7 +109,7 @@ def test_a_wrong_side_fails(benchmark, monkeypatch, capsys):
 def test_wrong_image_features_fail(monkeypatch, capsys):
     encode = CachedFeatures._encode
     monkeypatch.setattr(CachedFeatures, "_encode", lambda *args: 1.0001 * encode(*args))
-    assert image_tower.main(ONCE, SMALL) == 1
+    assert image_tower.main(ONE_ROUND, SMALL) == 1
     assert "✗ ours" in capsys.readouterr().out
 
 
@@ -118,7 +126,7 @@ def test_wrong_image_features_fail(monkeypatch, capsys):
     ],
     ids=" ".join,
 )
-def test_an_impossible_argument_is_one_line_before_anything_is_measured(
+def test_a_wrong_argument_gives_one_line_before_anything_is_measured(
     arguments, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -130,7 +138,7 @@ def test_an_impossible_argument_is_one_line_before_anything_is_measured(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_fast_branch_that_gave_way_ends_the_benchmark(monkeypatch):
+def test_a_benchmark_ends_if_the_fast_branch_is_not_in_use(monkeypatch):
     monkeypatch.setitem(TOLERANCE, torch.float32, -1.0)
     with pytest.raises(SystemExit, match="not in use"):
         text_branch.main(QUICK, SMALL)
@@ -144,8 +152,8 @@ def test_a_wrong_gradient_alone_fails(monkeypatch, bench):
         outcome = ours.step()
         return outcome._replace(gradients=[g * 1.001 for g in outcome.gradients])
 
-    plain, _, row = bench.measure(case._replace(ours=[ours._replace(step=wrong)]))
-    assert plain.passed and row.feature_error <= 1e-5 and not row.passed
+    first, _, row = bench.measure(case._replace(ours=[ours._replace(step=wrong)]))
+    assert first.passed and row.feature_error <= 1e-5 and not row.passed
 
 
 @pytest.mark.parametrize(("benchmark", "dtype"), [(train_step, "fp16"), (evaluate, "bf16")])
@@ -157,15 +165,15 @@ def test_half_precision_runs_and_shows_its_errors(benchmark, dtype, tmp_path):
     assert ours and all(1e-5 < row["feature_error"] < 0.1 for row in ours)
 
 
-def test_a_fast_branch_that_shares_no_prefix_fails(monkeypatch, capsys):
-    """It is right, but not what the cost model says."""
+def test_a_fast_branch_without_a_shared_prefix_fails(monkeypatch, capsys):
+    """Its features are right, but it computes more than the cost model says."""
     monkeypatch.setattr(FastForward, "_shared", lambda self, *given: (0, False))
     assert text_branch.main(QUICK, SMALL) == 1
     assert "compute more than" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_floor_of_stage_one_is_its_matrix_products(capsys):
-    side = stage1.stage_one(Bench(SMALL, torch.device("cpu"), torch.float32, 1, 0, ()), 50).ours[0]
+    side = stage1.stage_one(Bench(SMALL), 50).ours[0]
     products = stage1_floor.recorded(side.step)
     flops = sum(2 * x.shape[0] * weight.numel() for x, weight, _ in products)
     assert 0.6 * side.cost.flops < flops <= 1.25 * side.cost.flops
@@ -174,13 +182,13 @@ def test_the_floor_of_stage_one_is_its_matrix_products(capsys):
     assert "its matrix products alone" in capsys.readouterr().out
 
 
-def test_ours_alone_where_the_plain_way_cannot_be_run(bench):
+def test_a_case_without_a_plain_side_measures_ours_alone(bench):
     (case,) = text_branch.cases(bench)
     (row,) = bench.measure(case._replace(plain=None))
     assert row.side == "ours" and row.faster is None and row.passed
 
 
-def test_a_long_step_of_the_plain_way_is_done_once(bench):
+def test_a_long_plain_step_is_timed_once(bench):
     (case,) = text_branch.cases(bench)
     calls = {"plain": 0, "ours": 0}
     wait = 0.0
@@ -203,29 +211,24 @@ def test_a_long_step_of_the_plain_way_is_done_once(bench):
 
 
 def test_class_names_have_one_to_eight_tokens_and_three_on_average():
-    names = harness.class_names(50)
+    names = plain.class_names(50)
     lengths = (tokenize(names).argmax(-1) - 1).tolist()
     assert (min(lengths), max(lengths), sum(lengths) / 50) == (1, 8, 3)
-    assert names == harness.class_names(50)
+    assert names == plain.class_names(50)
 
 
 @pytest.mark.skipif(
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu not in flop_registry,
-    reason="this version of torch counts no FLOPs of attention on the CPU",
+    reason="this version of PyTorch counts no FLOPs of attention on the CPU",
 )
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_cost_model_agrees_with_counted_flops(backward, bench):
     clip = bench.clip()
-    names = harness.class_names(4)
+    names = plain.class_names(4)
     prompts = AnchorPrompts(TextTower(clip), names, 1)
-    tokens, embedded = text_branch.embed_prompts(clip, [f"of {name}" for name in names], "X")
-    encoder = harness.PlainTextEncoder(clip)
-    context = embedded[0, 1:2].clone().requires_grad_(backward)
-
-    def plain():
-        return encoder(
-            torch.cat([embedded[:, :1], context.expand(4, 1, -1), embedded[:, 2:]], 1), tokens
-        )
+    plain_prompts = plain.PlainPrompts(clip, [f"of {name}" for name in names], 1, bench.device)
+    encoder = plain.PlainTextEncoder(clip)
+    context = bench.random(1, SMALL.width).requires_grad_(backward)
 
     def counted(work):
         with harness.flop_counter() as counter:
@@ -234,17 +237,18 @@ def test_the_cost_model_agrees_with_counted_flops(backward, bench):
                 out.sum().backward()
         return counter.get_total_flops()
 
-    expected = harness.plain_text(SMALL, 4, backward).flops
-    assert counted(plain) == pytest.approx(expected, rel=0.1)
-    expected = harness.fast_text(SMALL, prompts.eot, prompts.n_shared, backward).flops
+    expected = cost.plain_text(SMALL, 4, backward).flops
+    found = counted(lambda: encoder(plain_prompts(context), plain_prompts.tokens))
+    assert found == pytest.approx(expected, rel=0.1)
+    expected = cost.fast_text(SMALL, prompts.eot, prompts.n_shared, backward).flops
     assert counted(lambda: prompts.encode(context)) == pytest.approx(expected, rel=0.1)
     if not backward:
         images = bench.random(3, 3, 32, 32)
-        expected = harness.image_tower(SMALL, 3).flops
+        expected = cost.image_tower(SMALL, 3).flops
         assert counted(lambda: clip.visual(images)) == pytest.approx(expected, rel=0.02)
 
 
-def test_peak_memory_is_that_of_tensors_alive_together(bench):
+def test_peak_memory_is_of_tensors_that_exist_together(bench):
     def step():
         for _ in range(3):
             a, b = torch.zeros(1 << 18), torch.zeros(1 << 18)  # a MiB each
@@ -254,7 +258,7 @@ def test_peak_memory_is_that_of_tensors_alive_together(bench):
     assert bench.observed(step).memory == pytest.approx(2 << 20, rel=0.01)
 
 
-def test_tables_are_written_between_their_markers(tmp_path, capsys):
+def test_tables_are_written_between_the_markers(tmp_path, capsys):
     page = tmp_path / "performance.md"
     page.write_text(
         "before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n", encoding="utf-8"
@@ -266,7 +270,7 @@ def test_tables_are_written_between_their_markers(tmp_path, capsys):
         file = tmp_path / "results" / f"{named(benchmark)}.json"
         benchmark.main([*QUICK, "--json", str(file)], SMALL)
     capsys.readouterr()
-    for _ in range(2):  # again: nothing doubled
+    for _ in range(2):  # the second time nothing is added
         assert tables.main([str(tmp_path / "results")], page) == 0
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- tables -->\n\n## ")

@@ -19,15 +19,16 @@ def test_without_a_gpu_it_is_one_line(monkeypatch, capsys):
 def test_parts_come_in_order_until_time_is_up(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(gpu_equality, "NODES", {"CoOp": "COOP"})
     monkeypatch.setattr(gpu, "profiled", lambda device: iter(["profiled"]))
-    monkeypatch.setattr(gpu, "output_of", lambda words, failures: iter(["loaded"]))
+    monkeypatch.setattr(gpu, "output_of", lambda words, failures: iter([" ".join(words)]))
     monkeypatch.setattr(gpu, "benchmarks", lambda *args: iter([f"dtype {args[1]}"]))
     arguments = ["--device", "cpu", "--folder", str(tmp_path)]
     assert gpu.main(arguments) == 0
     out = capsys.readouterr().out
-    places = [out.index(word) for word in ("| CoOp_AnchorOPT | fp32 | 0", "loaded", "dtype fp32")]
+    words = ("test_cuda.py", "| bf16 |", "| CoOp_AnchorOPT | fp32 | 0", "loader.py", "dtype fp32")
+    places = [out.index(word) for word in words]
     assert places == sorted(places) and "Skipped" not in out
     assert gpu.main([*arguments, "--seconds", "-1"]) == 0
-    assert capsys.readouterr().out.count("Skipped") == 6
+    assert capsys.readouterr().out.count("Skipped") == 8
 
 
 def test_what_differs_or_fails_is_a_fault(monkeypatch, tmp_path):
@@ -36,6 +37,12 @@ def test_what_differs_or_fails_is_a_fault(monkeypatch, tmp_path):
     list(gpu.equality("cuda", failures))
     list(gpu.output_of(["benchmarks/loader.py", "--epochs", "0"], failures))
     assert len(failures) == 2 and "--epochs" in failures[1]
+
+
+@pytest.mark.parametrize(("precision", "largest"), gpu_equality.BRANCH_TOLERANCES.items())
+def test_the_branch_differs_from_the_plain_way_by_rounding(precision, largest):
+    features, gradients = gpu_equality.branch_difference(precision, "cpu")
+    assert 0 < features < largest and 0 < gradients < largest
 
 
 @pytest.mark.parametrize("side", launch_steps.SIDES)

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.check import check_values
+from anchoropt_plugin.config.merge import merge_dict, merge_file, merge_list
 from anchoropt_plugin.config.record import check_same_run, write_record
 from dassl.config import clean_cfg, get_cfg_default
 
@@ -45,6 +46,12 @@ OPTIM:
     assert cfg.INPUT.TRANSFORMS == ("random_flip", "normalize")
     assert cfg.OPTIM.WARMUP_CONS_LR == 1e-5
     assert type(cfg.OPTIM.LR) is float
+
+
+def test_a_missing_file_is_named_with_the_nearest_one(cfg, tmp_path):
+    (tmp_path / "vit_b16.yaml").write_text("SEED: 1\n")
+    with pytest.raises(UserError, match=r"vit_b61\.yaml: No such file .* mean 'vit_b16\.yaml'"):
+        cfg.merge_from_file(str(tmp_path / "vit_b61.yaml"))
 
 
 def test_key_value_pairs(cfg):
@@ -114,6 +121,52 @@ def test_another_config(cfg):
     assert cfg.OPTIM.LR == 1.0
     with pytest.raises(UserError, match="the other config: unknown config key OPTIMS"):
         cfg.merge_from_other_cfg(CfgNode({"OPTIMS": {}}))
+
+
+def test_false_is_no_text(cfg, tmp_path):
+    """Public code has ``TRAINER.COOP.CTX_INIT = False`` for a context without words."""
+    cfg.TRAINER.COOP = CfgNode({"CTX_INIT": "a photo of a", "CSC": True, "N_CTX": 16})
+    merge_yaml(cfg, tmp_path, "TRAINER: {COOP: {CTX_INIT: false, CSC: false}}")
+    assert cfg.TRAINER.COOP == {"CTX_INIT": "", "CSC": False, "N_CTX": 16}
+    cfg.TRAINER.COOP.CTX_INIT = "a photo of a"
+    cfg.merge_from_list(["TRAINER.COOP.CTX_INIT", "False"])
+    assert cfg.TRAINER.COOP.CTX_INIT == ""
+    for key, value in (("CTX_INIT", "True"), ("CTX_INIT", "0"), ("N_CTX", "False")):
+        with pytest.raises(UserError, match=f"TRAINER.COOP.{key} takes a"):
+            cfg.merge_from_list([f"TRAINER.COOP.{key}", value])
+
+
+UNUSED = ("TRAINER.COOP.W", "TRAINER.IVLP.N_CTX_TEXT", "TRAINER.IVLP.PREC")
+
+
+def test_unused_keys_change_nothing(cfg, tmp_path):
+    cfg.TRAINER.COOP = CfgNode({"N_CTX": 16})
+    path = tmp_path / "method.yaml"
+    path.write_text("TRAINER: {COOP: {N_CTX: 4, W: 3}, IVLP: {N_CTX_TEXT: 2, PREC: amp}}")
+    merge_file(cfg, path, UNUSED)
+    merge_list(cfg, ["TRAINER.COOP.W", "1", "TRAINER.IVLP.PREC", "fp32", "OPTIM.LR", "1"], UNUSED)
+    assert cfg.TRAINER.COOP == {"N_CTX": 4} and "IVLP" not in cfg.TRAINER
+    assert cfg.OPTIM.LR == 1.0
+    cfg.TRAINER.COOP.W = 2.0  # a host with this key gets its value
+    merge_file(cfg, path, UNUSED)
+    assert cfg.TRAINER.COOP.W == 3.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"IVLP": {"PREC": "x", "N_CTX_TXT": 2}}, r"IVLP\.N_CTX_TXT .did you mean '.*N_CTX_TEXT'"),
+        ({"IVLPS": {"PREC": "x"}}, r"unknown config key TRAINER\.IVLPS"),
+        ({"IVLP": {}}, r"unknown config key TRAINER\.IVLP"),
+        ({"IVLP": 3}, r"unknown config key TRAINER\.IVLP"),
+        ({"COOP": {"V": 1}}, r"unknown config key TRAINER\.COOP\.V"),
+        ({"COOP": {"PROMPT_DEPTH": 1}}, r"COOP\.PROMPT_DEPTH .did you mean 'TRAINER\.MAPLE\.PRO"),
+    ],
+)
+def test_keys_beyond_the_unused_are_refused(cfg, values, message):
+    cfg.TRAINER.COOP, cfg.TRAINER.MAPLE = CfgNode({"N_CTX": 16}), CfgNode({"PROMPT_DEPTH": 9})
+    with pytest.raises(UserError, match=message):
+        merge_dict(cfg, {"TRAINER": values}, "somewhere", UNUSED)
 
 
 def test_a_literal_nested_too_deeply_stays_a_string(cfg):

@@ -172,7 +172,7 @@ def test_steps_that_amp_skips_are_counted(capsys):
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    trainer = SimpleNamespace(scaler=scaler, epoch=0, num_batches=3, get_model_names=list)
+    trainer = SimpleNamespace(scaler=scaler, epoch=0, num_batches=3, device="cpu")
 
     def step(factor):
         optimizer.zero_grad()

@@ -56,17 +56,17 @@ def products(monkeypatch):
 
 
 def test_every_linear_map_of_an_image_encoder_goes_there(products):
-    visual, pictures = random_clip().visual, torch.randn(3, 3, 32, 32)
+    visual, images = random_clip().visual, torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        want = visual(pictures)
-        with frozen_products(pictures.device):
-            got = visual(pictures)
+        want = visual(images)
+        with frozen_products(images.device):
+            got = visual(images)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     blocks = visual.transformer.resblocks
     width, rows = visual.proj.shape[0], 3 * len(visual.positional_embedding)
     maps = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
     block = [(rows, weight[1], *weight) for weight in maps]
-    last = (linear.FEW, width, *visual.proj.t().shape)  # of three pictures
+    last = (linear.FEW, width, *visual.proj.t().shape)  # of three images
     assert products == block * len(blocks) + [last]
 
 

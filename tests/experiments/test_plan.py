@@ -7,8 +7,11 @@ import importlib
 import pytest
 
 import experiments
+import train
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
+from anchoropt_plugin.training.two_stages import _host_cfg as host_cfg
+from dassl.engine import TRAINER_REGISTRY
 from experiments import ablate, compare
 from experiments.factors import parse_grid, varied
 from experiments.files import CONFIGS
@@ -118,24 +121,54 @@ def test_factors_vary_alone_or_together():
     }
 
 
-@pytest.mark.parametrize("host", ["CoOp", "CoCoOp", "MaPLe", "DePT"])
+_NODE = "TRAINER.ANCHOROPT"
+PUBLISHED = {"CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "DePT": "COOP"}
+OF_A_CELL = ["N_CTX", "PROMPT_CE_WEIGHT", "KD_WEIGHT", "KD_TEMPERATURE"]
+OF_STAGE_ONE = ["ANCHOR_EPOCHS", "ANCHOR_MSE_WEIGHT", "MAX_TEMPLATE_LENGTH"]
+
+
+@pytest.mark.parametrize("host", PUBLISHED)
 def test_published_settings_are_those_of_a_run(tmp_path, host, monkeypatch):
     config, settings = published_settings(host)
-    assert len(settings) == 11
+    assert sorted(settings) == sorted(read_protocol("base2new").datasets)
     monkeypatch.setattr("train.check", lambda *args: None)  # the data sets are not here
-    method = host_method(host, config, anchoropt=True, of_dataset={"digits": settings["sun397"]})
-    (job,) = planned(tmp_path, "base2new", [method], datasets=["digits"])
-    node = job.runs[0].settings
-    assert node["MODEL.BACKBONE.NAME"] == "ViT-B/16"
-    assert node["TRAINER.ANCHOROPT.ANCHOR_EPOCHS"] == 20
-    tokens, distillation = {
-        "CoOp": (8, 1),
-        "CoCoOp": (8, 1000),
-        "MaPLe": (4, 1000),
-        "DePT": (8, 0),
-    }[host]
-    assert node["TRAINER.ANCHOROPT.N_CTX"] == tokens
-    assert node["TRAINER.ANCHOROPT.KD_WEIGHT"] == distillation
+    method = host_method(host, config, anchoropt=True, of_dataset=settings)
+    jobs = planned(tmp_path, "base2new", [method], datasets=list(settings))
+    assert len(jobs) == len(settings)
+    for job in jobs:
+        of_cell = settings[job.runs[0].dataset]
+        for key in ["OPTIM.MAX_EPOCH", *(f"{_NODE}.{name}" for name in OF_A_CELL + OF_STAGE_ONE)]:
+            assert {run.settings[key] for run in job.runs} == {of_cell[key]}, key
+        trained = job.runs[0].settings
+        assert (trained["MODEL.BACKBONE.NAME"], trained["DATASET.NUM_SHOTS"]) == ("ViT-B/16", 16)
+
+
+def test_a_cell_of_the_published_settings():
+    # MaPLe on StanfordCars: the only value that is not the published one (0).
+    cars = published_settings("MaPLe")[1]["stanford_cars"]
+    assert [cars[f"{_NODE}.{name}"] for name in OF_A_CELL] == [4, 10, 0, 1]
+    assert [cars[f"{_NODE}.{name}"] for name in OF_STAGE_ONE] == [40, 100, 10]
+    dept = published_settings("DePT")[1]["oxford_flowers"]
+    assert [dept[f"{_NODE}.{name}"] for name in OF_A_CELL] == [8, 10, 0, 1]
+    assert (dept["OPTIM.MAX_EPOCH"], dept["TRAINER.LINEAR_PROBE.WEIGHT"]) == (10, 0.9)
+
+
+@pytest.mark.parametrize("host", PUBLISHED)
+def test_no_published_run_starts_from_words(tmp_path, host, monkeypatch, capsys, clip):
+    """Neither a file nor a run does so, whatever the yaml of the plain host has."""
+    assert "CTX_INIT" not in (CONFIGS / "published" / f"{host}.yaml").read_text()
+    config, settings = published_settings(host)
+    monkeypatch.setattr("train.check", lambda *args: None)
+    method = host_method(host, config, anchoropt=True, of_dataset=settings)
+    depth = ["TRAINER.MAPLE.PROMPT_DEPTH", "2"]
+    for job in planned(tmp_path, "base2new", [method], depth, datasets=list(settings)):
+        for run in job.runs:
+            cfg = train.setup_cfg(train.build_parser().parse_args(list(run.argv)))
+            trainer = object.__new__(TRAINER_REGISTRY.get(host))
+            trainer.cfg = host_cfg(cfg, host, PUBLISHED[host], cfg.TRAINER.ANCHOROPT.N_CTX)
+            n_ctx = settings[run.dataset][f"{_NODE}.N_CTX"]
+            assert trainer.build_learner(["ring"], clip).ctx.shape == (n_ctx, 64)
+            assert f'Initial context: "{" ".join("X" * n_ctx)}"' in capsys.readouterr().out
 
 
 def test_the_published_preset_names_existing_files(tmp_path, capsys):
@@ -184,7 +217,7 @@ def test_both_methods_are_rows_of_their_own(tmp_path):
         ([], {}, False),
         ([], {"templates": True}, True),
         ([], {"descriptions": "templates"}, True),
-        (["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "anchor_weights"], {}, True),
+        (["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", __file__], {}, True),
         (["TRAINER.ANCHOROPT.DESCRIPTIONS", __file__], {}, True),
         (["TRAINER.ANCHOROPT.ANCHOR", "random"], {}, True),
     ],

@@ -20,6 +20,7 @@ from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.dassl_compat.utils.torchtools import load_checkpoint
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.checkpoint_folder import last_checkpoint_name
+from anchoropt_plugin.files.run_events import read_events, read_results
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens
 from anchoropt_plugin.training import anchor_cache
@@ -130,6 +131,46 @@ def test_records(folder, content):
 def test_histories(folder, content):
     history = reads(read_history, content, folder / "position.jsonl")
     assert history is None or all(isinstance(entry["epoch"], int) for entry in history)
+
+
+events = st.fixed_dictionaries(
+    {"event": st.sampled_from(["epoch", "anchors"]) | atoms},
+    optional={"epoch": atoms, "epochs": atoms, "loss": atoms},
+)
+
+
+@fuzz
+@given(
+    st.one_of(
+        st.lists(events | values, max_size=3).map(
+            lambda x: b"".join(as_json(y) + b"\n" for y in x)
+        ),
+        st.binary(max_size=60),
+    )
+)
+@example(as_json({"event": "epoch", "epoch": 1, "epochs": 2}) + b"\n")
+def test_events(folder, content):
+    found = reads(lambda path: read_events(path.parent), content, folder / "events.jsonl")
+    assert found is None or all(isinstance(event["event"], str) for event in found)
+
+
+numbers = st.integers() | st.floats(0, 100)
+results = st.fixed_dictionaries(
+    {
+        "after_training": st.booleans() | atoms,
+        "total": st.integers() | atoms,
+        "correct": st.integers() | atoms,
+        "accuracy": numbers | atoms,
+        "macro_f1": numbers | atoms,
+    }
+)
+
+
+@fuzz
+@given(st.one_of((results | values).map(as_json), st.binary(max_size=60)))
+def test_results(folder, content):
+    found = reads(lambda path: read_results(path.parent), content, folder / "results.json")
+    assert not found or isinstance(found["total"], int)
 
 
 @fuzz

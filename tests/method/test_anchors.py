@@ -207,7 +207,7 @@ def test_the_key_depends_on_all_that_the_anchors_depend_on(clip, monkeypatch):
     keys = [content_key(TextTower(c), *rest) for c, *rest in [base, *changes]]
     assert len(set(keys)) == len(keys)
     assert keys[0] == content_key(TextTower(random_clip()), NAMES, TEXTS, StageOne())
-    # What these change is the last bit, which is enough for another picture to be right.
+    # What these change is the last bit, which is enough for another image to be right.
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 77)
         keys.append(content_key(TextTower(clip), *base[1:]))

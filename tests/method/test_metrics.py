@@ -78,15 +78,15 @@ def test_the_losses_and_how_logits_agree_are_means_over_an_epoch(written, steps)
             assert value == pytest.approx(sum(values) / len(values), rel=1e-3, abs=1e-6), name
 
 
-def test_the_position_matrix_its_entropy_and_its_picture(written):
+def test_the_position_matrix_its_entropy_and_its_image(written):
     lines = [json.loads(line) for line in (written / "position.jsonl").read_text().splitlines()]
     for line, (step, value) in zip(lines, scalar(written, "position_entropy"), strict=True):
         matrix = torch.tensor(line["P"])
         assert step == line["epoch"] - 1
         plain = -(matrix * matrix.log()).sum(1).mean().item()
         assert value == pytest.approx(plain, abs=2e-3)
-    pictures = events(written).Images("anchoropt/position")
-    assert [(one.step, one.width, one.height) for one in pictures] == [(0, 5, 5), (1, 5, 5)]
+    images = events(written).Images("anchoropt/position")
+    assert [(one.step, one.width, one.height) for one in images] == [(0, 5, 5), (1, 5, 5)]
 
 
 def test_the_loss_of_stage_one(written):

@@ -46,11 +46,11 @@ def test_an_evaluation_takes_no_square_of_the_classes(tmp_path, matrix):
     cfg = get_cfg_default()
     cfg.OUTPUT_DIR, cfg.TEST.COMPUTE_CMAT, cfg.TEST.PER_CLASS_RESULT = str(tmp_path), matrix, True
     evaluator = build_evaluator(cfg)
-    n_classes, n_pictures = 3000, 20
-    evaluator.process(torch.eye(n_classes)[-n_pictures:], torch.arange(n_pictures))
+    n_classes, n_images = 3000, 20
+    evaluator.process(torch.eye(n_classes)[-n_images:], torch.arange(n_images))
     with Largest() as largest:
         evaluator.evaluate()
-    assert largest.numel <= max(n_classes, (2 * n_pictures) ** 2)
+    assert largest.numel <= max(n_classes, (2 * n_images) ** 2)
 
 
 def test_anchor_prompts_in_chunks_give_the_same_and_save_less(clip, monkeypatch):
@@ -166,7 +166,7 @@ def test_what_grows_too_fast_or_takes_too_much_is_a_fault():
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("classes", 40), ("pictures", 60), ("descriptions", 20_000)]
+    ("name", "size"), [("classes", 40), ("images", 60), ("descriptions", 20_000)]
 )
 def test_a_small_load(name, size, tmp_path, monkeypatch):
     monkeypatch.chdir(load.REPOSITORY)

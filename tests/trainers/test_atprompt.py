@@ -1,4 +1,4 @@
-"""ATPrompt on CoOp, CoCoOp and MaPLe, against a plain computation."""
+"""ATPrompt on CoOp, CoCoOp, MaPLe and DePT, against a plain computation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
 from anchoropt_plugin.prompts.hooks import attachment_of
 from dassl.config import get_cfg_default
-from trainers import atprompt, cocoop, coop, maple
+from trainers import atprompt, cocoop, coop, dept, maple
 from trainers.prompted_clip import PromptedCLIP
 
 from .runs import ROOT, build, command, register_bare
@@ -28,6 +28,7 @@ DIM, WIDTH, FEATURES = 64, 128, 32
 M = 2
 """Soft tokens of a context, and by default of an attribute."""
 HOSTS = ["CoOp", "CoCoOp", "MaPLe"]
+TRAINERS = [*HOSTS, "DePT"]
 PLAIN = {
     "CoOp": (coop.PromptLearner, PromptedCLIP),
     "CoCoOp": (cocoop.PromptLearner, cocoop.ConditionalCLIP),
@@ -254,16 +255,39 @@ def test_anchoropt_arranges_all_slots_at_every_block(clip, images, host, fast):
         assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_both_heads_of_dept(clip, images, number):
+    """The prompt's logits are CoOp's with attributes; the second head sees the same features."""
+    words = WORDS[:number]
+    cfg = settings("CoOp", words)
+    learner = model_of(clip, "CoOp", words).prompt_learner
+    torch.manual_seed(1)
+    model = dept.TwoHeadedCLIP(cfg, learner, clip).eval()
+    head, film = model.linear_probe_proj, model.film_lp_img
+    with torch.no_grad():
+        film.scale.copy_(torch.rand(FEATURES)), film.bias.copy_(torch.rand(FEATURES))
+    want = plain_logits(clip, images, "CoOp", learner, words)
+    torch.testing.assert_close(model(images), want, rtol=1e-4, atol=1e-4)
+    model.knows_classes = True
+    features = torch.stack(
+        [image_feature(clip, image, torch.zeros(0, WIDTH), []) for image in images]
+    )
+    second = (film.scale * features + film.bias) @ head.weight.t() + head.bias
+    want = 0.3 * want + 0.7 * second
+    torch.testing.assert_close(model(images), want, rtol=1e-4, atol=1e-4)
+
+
 # ---------------------------------------------------------------------- through train.py
 def weights(out, host):
-    folder = "MultiModalPromptLearner" if host == "MaPLe" else "prompt_learner"
+    folder = {"MaPLe": "MultiModalPromptLearner", "DePT": "PromptLearner"}
+    folder = folder.get(host, "prompt_learner")
     return torch.load(out / folder / "model.pth.tar-2", weights_only=True)["state_dict"]
 
 
 TESTED = ["--eval-only", "--load-epoch", "2", "--model-dir"]
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", TRAINERS)
 def test_a_run_with_anchoropt_reproduces_and_the_fast_branch_changes_nothing(root, tmp_path, host):
     losses = {}
     for run, fast in (("a", "True"), ("again", "True"), ("plain", "False")):
@@ -277,7 +301,7 @@ def test_a_run_with_anchoropt_reproduces_and_the_fast_branch_changes_nothing(roo
     assert train.main(command(root, tmp_path / "new", f"{host}_ATP_AnchorOPT", "new", flags)) == 0
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", TRAINERS)
 def test_the_decorator_leaves_the_host_s_numbers(root, tmp_path, host):
     register_bare("atprompt")
     names = f"{host}_ATP", f"{host}_ATP_Bare"
@@ -287,7 +311,7 @@ def test_the_decorator_leaves_the_host_s_numbers(root, tmp_path, host):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", TRAINERS)
 def test_all_parameters_in_the_prompt_learn(root, tmp_path, host):
     trainer = build(root, tmp_path, f"{host}_ATP")
     trainer.set_model_mode("train")
@@ -298,7 +322,7 @@ def test_all_parameters_in_the_prompt_learn(root, tmp_path, host):
     assert without == {"ctx_att2", "ctx_att3"}  # Digits has one attribute
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", TRAINERS)
 def test_anchoropt_sets_the_host_s_n_ctx(root, tmp_path, host):
     keys = ["TRAINER.ANCHOROPT.N_CTX", "1"]
     trainer = build(root, tmp_path, f"{host}_ATP_AnchorOPT", keys=keys)
@@ -321,6 +345,23 @@ def test_a_public_checkpoint_loads_for_another_data_set(root, tmp_path, host):
     trainer.load_model(str(tmp_path), epoch=5)
     for key, value in trainer._models[name].state_dict().items():
         assert torch.equal(value, public[key]) == ("token_" not in key), key
+
+
+@pytest.mark.parametrize("more", [(), ("ATT_NUM", "2", "ATT2_TEXT", "shape")])
+def test_a_checkpoint_of_dept_keeps_its_head_for_its_classes_alone(root, tmp_path, more):
+    keys = [ONE + word if word.startswith("ATT") else word for word in more]
+    assert train.main(command(root, tmp_path / "a", "DePT_ATP", "base", keys=keys)) == 0
+    saved = weights(tmp_path / "a", "DePT")
+    for classes in ("base", "new"):
+        trainer = build(root, tmp_path / "b", "DePT_ATP", classes)
+        before = {k: v.clone() for k, v in trainer._models["PromptLearner"].state_dict().items()}
+        trainer.load_model(str(tmp_path / "a"), epoch=2)
+        # With another attribute the embeddings of the names begin elsewhere: no head is taken.
+        knows = classes == "base" and not more
+        assert trainer.model.knows_classes == knows
+        for key, value in trainer._models["PromptLearner"].state_dict().items():
+            kept = "token_" in key or ("linear_probe" in key and not knows)
+            assert torch.equal(value, (before if kept else saved)[key]), key
 
 
 # ---------------------------------------------------------------------- errors, one line each
@@ -404,6 +445,7 @@ def test_a_public_command_line_finds_the_published_attributes(data_set):
     [
         ("CoOp_ATP/vit_b16", (32, 0.002, 100, 2)),
         ("CoCoOp_ATP/vit_b16_c4_ep10_batch1_ctxv1", (1, 0.002, 10, 4)),
+        ("DePT_ATP/vit_b16_ep10_bs4_lr35", (4, 0.0035, 10, 2)),
         ("MaPLe_ATP/vit_b16_c2_ep5_batch4_2ctx", (4, 0.0035, 5, 2)),
         ("MaPLe_ATP/vit_b16_c2_ep5_batch4_2ctx_cross_datasets", (4, 0.0026, 3, 2)),
     ],
@@ -411,7 +453,8 @@ def test_a_public_command_line_finds_the_published_attributes(data_set):
 def test_public_recipes(name, recipe):
     args = ["--config-file", str(ROOT / f"configs/trainers/{name}.yaml")]
     cfg = train.setup_cfg(train.build_parser().parse_args(args))
-    n_ctx = cfg.TRAINER[name.split("_")[0].upper()].N_CTX
+    node = name.split("_")[0].upper()
+    n_ctx = cfg.TRAINER["COOP" if node == "DEPT" else node].N_CTX
     optim = cfg.OPTIM
     assert recipe == (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, optim.LR, optim.MAX_EPOCH, n_ctx)
     atp = cfg.TRAINER.ATPROMPT

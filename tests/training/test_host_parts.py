@@ -312,5 +312,5 @@ def test_prompts_in_a_dict_are_told(root, tmp_path):
 
     name = odd_host("DictHost", build_learner=lambda self, names, clip: Dict(self.cfg, names, clip))
     trainer = build(root, tmp_path, trainer=name)
-    with pytest.raises(UserError, match="Dict returns a dict: want prompts"):
+    with pytest.raises(UserError, match="Dict returns a dict: expected prompts"):
         trainer.model.prompt_learner()

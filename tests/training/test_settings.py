@@ -127,7 +127,8 @@ def test_the_reference_preset_does_what_the_released_code_does():
     assert settings.position_trained and settings.modules_trained
     own = AnchorOPTConfig.from_cfg(cfg(PRESET="reference"), host="CoCoOp")
     assert not (own.position_trained or own.modules_trained) and own.deep_early
-    given = cfg(PRESET="reference", MODULES_TRAINED=True)
+    given = cfg(PRESET="reference")
+    given.merge_from_list(["TRAINER.ANCHOROPT.MODULES_TRAINED", "True"])
     own = AnchorOPTConfig.from_cfg(given, host="CoCoOp", position_trained=True)
     assert own.position_trained and own.modules_trained
 

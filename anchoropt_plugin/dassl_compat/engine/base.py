@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,6 +15,7 @@ from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL, newest_common_checkpoint
 from ...process import distributed
 from ...process.randomness import random_state
+from ..finite_checks import expect_finite
 from ..utils.tools import tolist_if_not
 from ..utils.torchtools import load_checkpoint, resume_from_checkpoint, save_checkpoint
 from ..utils.writer import SummaryWriter
@@ -185,13 +185,12 @@ class TrainerBase:
                 sched.step()
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """Check that a loss is finite.
+        """Check that a loss is finite; on a GPU, at the end of the next step.
 
         Raises:
             FloatingPointError: the loss is infinite or NaN.
         """
-        if not torch.isfinite(loss).all():
-            raise FloatingPointError("Loss is infinite or NaN!")
+        expect_finite(self, loss, "Loss is infinite or NaN!")
 
     def init_writer(self, log_dir: str) -> None:
         """Open the TensorBoard writer, if it is not open."""

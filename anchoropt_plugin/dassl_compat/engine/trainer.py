@@ -7,7 +7,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ...files.run_events import append_event, rewind, write_results
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.gradients import GradientAverage, trained_parameters
+from ...process.late_checks import LateNumber, settle_all
 from ...process.randomness import share_randomness
 from ..data import DataManager
 from ..evaluation import build_evaluator
@@ -209,6 +210,7 @@ class SimpleTrainer(TrainerBase):
             disable=not (sys.stderr.isatty() and distributed.is_main()),
         ):
             self.evaluator.process(*output)
+        settle_all()
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
@@ -254,31 +256,47 @@ class TrainerX(SimpleTrainer):
     """Trains on labelled images, batch by batch."""
 
     def run_epoch(self) -> None:
-        """Train on every batch; print a line after every ``TRAIN.PRINT_FREQ`` batches."""
+        """Train on every batch; print a line after every ``TRAIN.PRINT_FREQ`` batches.
+
+        To read a number of a GPU, the host waits: it reads those of all steps when it prints.
+        """
         self.set_model_mode("train")
         losses = MetricMeter()
         batch_time, data_time = AverageMeter(), AverageMeter()
         self.num_batches = len(self.train_loader_x)
         frequency = self.cfg.TRAIN.PRINT_FREQ
         lr = float(self.get_current_lr())
+        unread: list[tuple[int, Mapping[str, Any], float]] = []
         end = time.time()
         for batch_idx, batch in enumerate(self.train_loader_x):
             self.batch_idx = batch_idx
             data_time.update(time.time() - end)
-            step = checked_step(self, self.forward_backward, batch)
-            losses.update(distributed.averaged(step))
-            batch_time.update(time.time() - end)
-            if (self.batch_idx + 1) % frequency == 0 or self.num_batches < frequency:
-                self._print_progress(batch_time, data_time, losses)
+            summary = checked_step(self, self.forward_backward, batch)
             step = self.epoch * self.num_batches + self.batch_idx
-            for name, meter in losses.meters.items():
-                self.write_scalar(f"train/{name}", meter.avg, step)
-            self.write_scalar("train/lr", self.get_current_lr(), step)
+            unread.append((step, _late(distributed.averaged(summary)), self.get_current_lr()))
+            batch_time.update(time.time() - end)
+            is_due = (batch_idx + 1) % frequency == 0 or self.num_batches < frequency
+            if is_due or self.device.type == "cpu":
+                self._read(unread, losses)
+            if is_due:
+                self._print_progress(batch_time, data_time, losses)
             end = time.time()
+        self._read(unread, losses)
         check_weights(self)
         means = {name: float(meter.avg) for name, meter in losses.meters.items()}
         epoch = {"epoch": self.epoch + 1, "epochs": self.max_epoch, "lr": lr}
         append_event(self.output_dir, "epoch", **{**means, **epoch})
+
+    def _read(
+        self, unread: list[tuple[int, Mapping[str, Any], float]], losses: MetricMeter
+    ) -> None:
+        """Move the numbers of steps into ``losses`` and to TensorBoard, step by step."""
+        for step, summary, lr in unread:
+            losses.update({name: float(value) for name, value in summary.items()})
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
+            self.write_scalar("train/lr", lr, step)
+        unread.clear()
 
     def _print_progress(
         self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter
@@ -298,3 +316,9 @@ class TrainerX(SimpleTrainer):
         """Return the images, the labels and the domains of a batch, on the device."""
         keys = "img", "label", "domain"
         return tuple(batch[key].to(self.device, non_blocking=True) for key in keys)
+
+
+def _late(summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the numbers of a step, those of a GPU as copies that are under way."""
+    items = (summary or {}).items()
+    return {name: LateNumber(x) if isinstance(x, Tensor) else x for name, x in items}
