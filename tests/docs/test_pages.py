@@ -25,7 +25,7 @@ def test_every_guarantee_names_tests_that_exist() -> None:
     files: list[Path] = []
     missing = []
     for file, test in named:
-        if file.startswith("test_") or "/test_" in file:
+        if re.search(r"(^|/)(test|gpu)_", file):
             files.append(ROOT / "tests" / file)
             assert files[-1].is_file(), file
         if test and test not in functions_of(files[-1]):
