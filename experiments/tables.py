@@ -120,7 +120,9 @@ def _table(group: str, results: pd.DataFrame, protocol: Protocol, title: str) ->
                 cells[summary.name] = cells[summary.name]._replace(delta=summary.of(means) - theirs)
         rows[method] = {name: cell for name, cell in cells.items() if cell.seeds}
     trained = dict(zip(results["method"], results["trained"], strict=True))
-    seeds = {method: len(protocol.seeds) if trained[method] else 1 for method in rows}
+    datasets = protocol.datasets if group == AVERAGE else [group]
+    planned = min(len(protocol.seeds_for(dataset)) for dataset in datasets)
+    seeds = {method: planned if trained[method] else 1 for method in rows}
     table = Table(title, [*scores, summary.name], rows, seeds)
     _correct(table)
     return _beside_published(table, group, results, protocol)

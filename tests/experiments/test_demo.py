@@ -57,18 +57,27 @@ def test_every_figure_is_there_in_three_formats(page):
         assert {path.stem for path in page.glob(f"*.{kind}")} == names
 
 
-def test_shapes_are_trained_for_twenty_epochs_and_five_seeds_are_the_default(tmp_path):
+def test_shapes_are_trained_for_twenty_epochs_and_with_more_seeds(tmp_path):
     places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
     plans = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "run_experiment", lambda *args: plans.append(args) or 0)
         assert demo.main("", places) == 0
     ((experiment, *_),) = plans
-    assert list(experiment.protocol.seeds) == [1, 2, 3, 4, 5]
     jobs = plan(experiment.protocol, experiment.methods, tmp_path, tmp_path / "out", [])
     epochs = {(r.group, r.settings["OPTIM.MAX_EPOCH"]) for j in jobs for r in j.runs if r.trains}
     assert epochs == {("shapes", 20), ("digits", 50)}
-    assert len([r for j in jobs for r in j.runs if r.trains]) == 2 * 3 * 5
+    trained = [(run.group, run.seed) for job in jobs for run in job.runs if run.trains]
+    seeds = {"shapes": [1, 2, 3, 4, 5, 6], "digits": [1, 2, 3]}
+    assert sorted(trained) == sorted((g, seed) for g, of in seeds.items() for seed in of * 3)
+
+
+def test_given_seeds_are_those_of_both_data_sets(tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr(demo, "run_experiment", lambda *args: plans.append(args) or 0)
+    assert demo.main("", ["--seeds", "4", "5"]) == 0
+    protocol = plans[0][0].protocol
+    assert [list(protocol.seeds_for(name)) for name in protocol.datasets] == [[4, 5], [4, 5]]
 
 
 def test_controls_are_not_bold(page):
