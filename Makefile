@@ -5,12 +5,13 @@ ENV    := $(or $(VIRTUAL_ENV),.venv)
 PYTHON := $(ENV)/bin/python
 READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo compare ablate test lint docs bench gpu chaos matrix load clean
+.PHONY: help demo compare ablate results test lint docs bench gpu chaos matrix load clean
 
 help:
-	@echo "make demo     train zero-shot CLIP, CoOp and CoOp_AnchorOPT on real digits; with a report"
+	@echo "make demo     compare CoOp with and without AnchorOPT on shapes and on real digits"
 	@echo "make compare  train every host with and without AnchorOPT on the embedded data"
-	@echo "make ablate   switch the parts of AnchorOPT off one by one, on the embedded digits"
+	@echo "make ablate   change the parts of AnchorOPT one by one, on the embedded shapes"
+	@echo "make results  make the pages of docs/results again"
 	@echo "make test     linters, types, documentation, tests and doctests, with coverage"
 	@echo "make lint     linters, types and the floors of the code"
 	@echo "make docs     build the documentation into output/docs"
@@ -36,6 +37,14 @@ compare: $(READY)
 
 ablate: $(READY)
 	$(PYTHON) scripts/ablate.py --preset embedded
+
+# The pages name their commands. Runs that are finished are not run again.
+results: $(READY)
+	$(PYTHON) scripts/demo.py --seeds 1 2 3 4 5 6 7 8 9 10 --markdown docs/results/demo.md
+	$(PYTHON) scripts/compare.py --preset splits --markdown docs/results/splits.md
+	$(PYTHON) scripts/ablate.py --preset embedded --markdown docs/results/ablation.md
+	$(PYTHON) scripts/compare.py --preset embedded --datasets digits \
+		--markdown docs/results/hosts.md
 
 lint: $(READY)
 	$(PYTHON) -m pip check

@@ -53,6 +53,7 @@ from anchoropt_plugin.training.checks import check_anchoropt, check_trainer_name
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from datasets.splits import check_class_split
 from trainers.config import UNUSED_KEYS, extend_cfg
 
 _KEYS = {
@@ -174,6 +175,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not cfg.DATASET.ROOT:
         raise UserError("--root is not given: give the folder of the data sets")
     data_set = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    check_class_split(cfg.DATASET.CLASS_SPLIT, data_set)
     folders = {"--resume": cfg.RESUME, "--model-dir": args.model_dir}
     if not getattr(data_set, "written_on_first_use", False):
         folders["--root"] = cfg.DATASET.ROOT

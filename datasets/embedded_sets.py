@@ -10,6 +10,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from .embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
 from .split_dataset import SplitDataset
 from .splits import Split
+from .synthetic import CLASS_SPLITS
 
 
 class _EmbeddedDataset(SplitDataset):
@@ -32,8 +33,12 @@ class Digits(_EmbeddedDataset):
 
 @DATASET_REGISTRY.register()
 class Shapes(_EmbeddedDataset):
-    """Drawings of 48 combinations of colour, fill and shape, 32 x 32 pixels."""
+    """Drawings of 48 combinations of colour, fill and shape, 32 x 32 pixels.
+
+    Without ``DATASET.CLASS_SPLIT`` base and new are split by colour.
+    """
 
     folder = "shapes"
     split_file = SHAPES_SPLIT
+    class_splits = CLASS_SPLITS
     write = staticmethod(write_shapes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from .public_pickles import read_public_pickle
 from .splits import (
     Item,
     Split,
+    check_class_split,
     check_drawn,
     check_files,
     digest,
     draw_shots,
+    in_order,
     items_of,
     read_split,
     subsample,
@@ -33,7 +35,7 @@ class SplitDataset(DatasetBase):
     Args:
         cfg: the configuration: ``DATASET.ROOT``; ``DATASET.NUM_SHOTS``, below 1 for all images;
             ``SEED`` of the few-shot draw, negative for another draw in every run;
-            ``DATASET.SUBSAMPLE_CLASSES``.
+            ``DATASET.SUBSAMPLE_CLASSES``; ``DATASET.CLASS_SPLIT``, a name in ``class_splits``.
 
     Attributes:
         image_folders: the folders in ``images`` that may be symlinks, as ``images`` itself.
@@ -41,6 +43,7 @@ class SplitDataset(DatasetBase):
         val_is_test: whether the test part is also the validation part.
         test_only: whether all images are for test; no shots are drawn and no classes dropped. The
             training part repeats the test part, as the classes are read from it.
+        class_splits: named splits into base and new: all class names in order, base first.
 
     Raises:
         UserError: a missing, incomplete or malformed data set.
@@ -53,10 +56,13 @@ class SplitDataset(DatasetBase):
     written_on_first_use = False
     val_is_test = False
     test_only = False
+    class_splits: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, cfg: Any) -> None:
         if not cfg.DATASET.ROOT:
             raise UserError("DATASET.ROOT is not given: pass --root, the folder of the data sets")
+        class_split = getattr(cfg.DATASET, "CLASS_SPLIT", "")
+        check_class_split(class_split, type(self))
         self.dataset_dir = Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder
         self.image_dir = self.dataset_dir / self.images
         self.seed = cfg.SEED
@@ -67,6 +73,8 @@ class SplitDataset(DatasetBase):
         if not self.test_only:
             if cfg.DATASET.NUM_SHOTS >= 1:
                 split = self._few_shots(split, cfg.DATASET.NUM_SHOTS)
+            if class_split:  # after the draw: all splits have the same few-shot images
+                split = in_order(split, self.class_splits[class_split])
             split = subsample(split, getattr(cfg.DATASET, "SUBSAMPLE_CLASSES", "all"))
         if self.val_is_test:
             split = split._replace(val=split.test)

@@ -10,7 +10,7 @@ import os
 import random
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,6 +189,32 @@ def subsample(split: Split, which: str) -> Split:
             for part in split
         )
     )
+
+
+def check_class_split(name: str, data_set: type) -> None:
+    """Check ``DATASET.CLASS_SPLIT``, a name in the ``class_splits`` of a data set, or empty.
+
+    Raises:
+        UserError: the data set has no split of this name.
+    """
+    known = getattr(data_set, "class_splits", {})
+    if name and name not in known:
+        choices = f"choose {', '.join(known)}" if known else "leave it empty"
+        raise UserError(
+            f"DATASET.CLASS_SPLIT is {name!r}{nearest(name, known)}, but {data_set.__name__} has "
+            f"{'no such split' if known else 'no named splits'}: {choices}"
+        )
+
+
+def in_order(split: Split, names: Sequence[str]) -> Split:
+    """Return a split with labels in the order of ``names``, the names of all classes.
+
+    >>> split = Split([Item("a.png", 0, "a"), Item("b.png", 1, "b")], [], [])
+    >>> [item.label for item in in_order(split, ["b", "a"]).train]
+    [1, 0]
+    """
+    label = {name: number for number, name in enumerate(names)}
+    return Split(*([item._replace(label=label[item.classname]) for item in part] for part in split))
 
 
 def digest(split: Split) -> str:

@@ -31,7 +31,7 @@ nitpick_ignore_regex = [
     ("py:(class|data|obj)", r"(?!anchoropt_plugin\.\w+$).*"),
     ("py:exc", "ValueError"),
 ]
-suppress_warnings = ["myst.header"]  # experiments write docs/results.md, with headings of their own
+suppress_warnings = ["myst.header"]  # experiments write docs/results/, with headings of their own
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
 
+from .averaging import averaged_with_zero_shot
 from .command import build_parser, parse, protocol_of, run_experiment
 from .experiment import Experiment
 from .factors import parse_grid, varied
@@ -14,10 +16,13 @@ from .files import CONFIGS
 from .plan import host_method, zero_shot_method
 
 PRESETS = CONFIGS / "presets" / "ablate"
-KEYS = ("protocol", "host", "datasets", "shots", "seeds", "config", "grid", "one_at_a_time")
+KEYS = ("protocol", "host", "datasets", "shots", "seeds", "config", "grid")
+KEYS += ("one_at_a_time", "together")
 ABOUT = (
     "{host} with AnchorOPT, changed in one or more parts. The tables give the difference of each "
-    "row to {default}, and of {default} to {host}."
+    "row to {default}, and of {default} to {host}. Under base-to-new, the last row is a control "
+    "without AnchorOPT: {host}, with its logits on new classes averaged with those of zero-shot "
+    "CLIP."
 )
 
 
@@ -50,6 +55,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     protocol = protocol_of(args)
     if args.host is None or args.config is None:
         raise UserError("give --host and --config, or --preset")
+    # A grid on the command line replaces the preset's, and the changes that belong to it.
     given = {**(read_yaml(args.grid_file) if args.grid_file else {}), **parse_grid(args.words)}
     grid = given or args.grid
     if not grid:
@@ -60,8 +66,17 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     methods = [
         zero_shot_method(default.config),
         plain,
-        *varied(default, grid, bool(args.one_at_a_time), protocol.datasets[0]),
+        *varied(
+            default,
+            grid,
+            bool(args.one_at_a_time),
+            protocol.datasets[0],
+            () if given else args.together or (),
+        ),
     ]
     about = ABOUT.format(host=args.host, default=default.name)
     experiment = Experiment(f"Ablation of AnchorOPT on {args.host}", about, protocol, methods)
-    return run_experiment(experiment, args, f"ablate/{args.preset or args.host}")
+    has_new = any(part.classes == "new" for part in protocol.tests)
+    more = partial(averaged_with_zero_shot, host=plain.name, reference=default.name)
+    folder = f"ablate/{args.preset or args.host}"
+    return run_experiment(experiment, args, folder, more if has_new else None)

@@ -37,6 +37,9 @@ from .tables import tables
 KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
 """The form of a config key."""
 
+SETTINGS = "settings"
+"""The key of a preset with config keys and values for all runs."""
+
 MoreRows = Callable[[Sequence[Job], pd.DataFrame], pd.DataFrame]
 """Computes additional rows from the jobs and the rows of their runs."""
 
@@ -73,7 +76,8 @@ def parse(
         parser: the parser of :func:`build_parser`, perhaps with additional flags.
         argv: the words of the command line; ``sys.argv`` by default.
         presets: the folder of the presets that ``--preset`` names.
-        keys: the keys that a preset may have; a key that nothing sets is None.
+        keys: the keys that a preset may have, besides ``settings``; a key that nothing sets is
+            None.
 
     Returns:
         The arguments, with the whole command line as ``command``.
@@ -101,9 +105,14 @@ def parse(
     args.command = shlex.join(["python", f"scripts/{parser.prog}", *argv])
     path = find(presets, args.preset, "preset") if presets and args.preset else None
     preset = read_yaml(path) if path else {}
+    known = [*keys, SETTINGS]
     for key in preset:
-        if key not in keys:
-            raise UserError(f"{path}: unknown key {key!r}{nearest(key, keys)}")
+        if key not in known:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(key, known)}")
+    settings = preset.get(SETTINGS, {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: {SETTINGS} is not a section of `KEY: value` lines")
+    args.opts = [*(str(word) for pair in settings.items() for word in pair), *args.opts]
     for key in keys:
         if getattr(args, key, None) is None:
             setattr(args, key, preset.get(key))

@@ -78,7 +78,13 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
     return grid
 
 
-def varied(default: Method, grid: Grid, one_at_a_time: bool, dataset: str) -> list[Method]:
+def varied(
+    default: Method,
+    grid: Grid,
+    one_at_a_time: bool,
+    dataset: str,
+    together: Sequence[Mapping[str, Any]] = (),
+) -> list[Method]:
     """Return the default method with its values of all factors, then the changed methods.
 
     Args:
@@ -86,11 +92,13 @@ def varied(default: Method, grid: Grid, one_at_a_time: bool, dataset: str) -> li
         grid: the values of each factor.
         one_at_a_time: vary each factor alone; else take all combinations.
         dataset: the data set whose configuration gives the default values.
+        together: further changes, each of several factors at once.
 
     Raises:
         UserError: a factor is unknown.
     """
-    defaults = _values_of(default, list(grid), dataset)
+    names = dict.fromkeys([*grid, *(name for change in together for name in change)])
+    defaults = _values_of(default, list(names), dataset)
     default = replace(default, defaults=defaults)
     changes: list[dict[str, Any]] = []
     if one_at_a_time:
@@ -100,7 +108,7 @@ def varied(default: Method, grid: Grid, one_at_a_time: bool, dataset: str) -> li
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
         ]
     methods = [default]
-    for change in changes:
+    for change in [*changes, *together]:
         differing = {n: v for n, v in change.items() if not _equal(v, defaults[n])}
         if differing:
             methods.append(_changed(default, differing))

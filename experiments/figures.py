@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from anchoropt_plugin.files.atomic import atomic_write
+from anchoropt_plugin.method.order import token_names
 
 from .history import read_epochs, read_positions
 from .plan import Run
@@ -30,6 +34,35 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
         rows, columns, figsize=(width, height), layout="constrained", squeeze=False
     )
     return figure, axes.tolist()
+
+
+FORMATS = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+"""The formats of each figure; None leaves out metadata that changes from run to run."""
+_STYLE = {
+    "pdf.fonttype": 42,  # publishers refuse matplotlib's default, Type 3 fonts
+    "svg.hashsalt": "anchoropt",  # ids of elements are random without it
+}
+
+
+def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
+    """Write a figure as ``<name>.png``, ``.pdf`` and ``.svg``, close it, and return the SVG.
+
+    The same figure gives the same files, byte by byte.
+    """
+    content = {}
+    with matplotlib.rc_context(_STYLE):
+        for kind, metadata in FORMATS.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+            content[kind] = buffer.getvalue()
+            with atomic_write(folder / f"{name}.{kind}") as file:
+                file.write(content[kind])
+    plt.close(figure)
+    return content["svg"]
 
 
 def bars(table: Table) -> Figure:
@@ -167,18 +200,24 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
         steps = max(columns - 1, 1)
         moments = sorted({round(i * (len(history) - 1) / steps) for i in range(columns)})
         n_slots = len(history[0]["P"])
-        tokens = [f"v{i + 1}" if i < n_soft else f"A{i + 1 - n_soft}" for i in range(n_slots)]
+        tokens = token_names(n_soft, n_slots - n_soft)
         for axis, moment in zip(row, moments, strict=False):
-            image = axis.imshow(history[moment]["P"], vmin=0, vmax=1, cmap="viridis")
-            axis.set_title(f"epoch {history[moment]['epoch']}", fontsize="small")
-            axis.set_xticks(range(n_slots), tokens, fontsize="x-small")
-            axis.set_yticks(
-                range(n_slots), [str(i + 1) for i in range(n_slots)], fontsize="x-small"
+            # Cells as vectors; imshow would put a bitmap into the PDF and the SVG.
+            image = axis.pcolormesh(
+                history[moment]["P"], vmin=0, vmax=1, cmap="viridis", edgecolors="face", lw=0.1
             )
+            axis.set_aspect("equal")
+            axis.invert_yaxis()  # slot 1 at the top
+            axis.set_title(f"epoch {history[moment]['epoch']}", fontsize="small")
+            middles = [slot + 0.5 for slot in range(n_slots)]
+            numbers = [str(slot + 1) for slot in range(n_slots)]
+            axis.set_xticks(middles, tokens, fontsize="x-small")
+            axis.set_yticks(middles, numbers, fontsize="x-small")
         for axis in row[len(moments) :]:
             axis.set_axis_off()
         row[0].set_ylabel(name, fontsize="small")
-    figure.colorbar(image, ax=[axis for row in axes for axis in row], shrink=0.6)
+    scale = figure.colorbar(image, ax=[axis for row in axes for axis in row], shrink=0.6)
+    scale.solids.set_rasterized(False)
     return figure
 
 

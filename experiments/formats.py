@@ -14,8 +14,9 @@ from .tables import Cell, Table, entries
 CAPTION = (
     "Accuracy in per cent: mean ± sample standard deviation over the seeds. {name} is the {mean} "
     "mean of the accuracies averaged over seeds. Δ is the difference between a host with AnchorOPT "
-    "and the host alone, or between a changed AnchorOPT and the default; p is from a two-sided "
-    "paired t-test over the seeds. A difference smaller than the deviations shows nothing."
+    "and the host alone, or between a changed AnchorOPT or a control and the default; p is from a "
+    "two-sided paired t-test over the seeds. Holm is p corrected for the number of tests in the "
+    "table. A difference with a large p shows nothing: it is no proof that two methods are equal."
 )
 
 
@@ -38,15 +39,24 @@ def cell_text(cell: Cell | None) -> str:
 
 
 def delta_text(cell: Cell | None) -> str:
-    """Return the difference of a cell to its reference, with its p-value if there is one.
+    """Return the difference of a cell to its reference, with its p-values if there are any.
 
-    >>> delta_text(Cell(80.0, 1.0, 3, delta=1.25, p=0.031))
-    '+1.2 (p 0.03)'
+    >>> delta_text(Cell(80.0, 1.0, 3, delta=-1.25, p=0.031))
+    '−1.2 (p 0.03)'
+    >>> delta_text(Cell(80.0, 1.0, 3, delta=1.25, p=0.0000204, p_holm=0.00012))
+    '+1.2 (p 2e-5, Holm 1e-4)'
     """
     if cell is None or cell.delta is None:
         return ""
-    p = "" if cell.p is None else f" (p {cell.p:.2f})" if cell.p >= 0.005 else " (p < 0.01)"
-    return f"{cell.delta:+.1f}{p}".replace("-", "−")
+    values = {"p": cell.p, "Holm": cell.p_holm}
+    texts = [f"{name} {_p_text(p)}" for name, p in values.items() if p is not None]
+    return f"{cell.delta:+.1f}".replace("-", "−") + (f" ({', '.join(texts)})" if texts else "")
+
+
+def _p_text(p: float) -> str:
+    if p >= 0.001:
+        return f"{p:.2f}" if p >= 0.01 else f"{p:.3f}"
+    return f"{p:.0e}".replace("e-0", "e-")
 
 
 def frame_of(table: Table) -> pd.DataFrame:

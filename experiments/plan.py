@@ -27,6 +27,7 @@ STAGE_ONE = (
     "DATASET.NAME",
     "DATASET.NUM_SHOTS",
     "DATASET.SUBSAMPLE_CLASSES",
+    "DATASET.CLASS_SPLIT",
     "DATALOADER.TRAIN_X.BATCH_SIZE",
     "TRAINER.ANCHOROPT.ANCHOR_LEN",
     "TRAINER.ANCHOROPT.ANCHOR_EPOCHS",
@@ -184,7 +185,8 @@ def plan(
     for dataset in protocol.datasets:
         for shots in protocol.shots:
             for method in methods:
-                for seed in protocol.seeds if method.trained else protocol.seeds[:1]:
+                seeds = protocol.seeds_for(dataset)
+                for seed in seeds if method.trained else seeds[:1]:
                     for run in planner.runs(method, dataset, shots, seed):
                         runs = jobs.setdefault(run.model or run.folder, {})
                         if run.reported or run.folder not in runs:

@@ -76,6 +76,7 @@ class Protocol:
         tests: further tests of the trained model.
         summary: the last column.
         name: the name of the file.
+        seeds_of: seeds of single data sets, instead of ``seeds``.
     """
 
     title: str
@@ -86,6 +87,11 @@ class Protocol:
     summary: Summary
     tests: Sequence[Part] = ()
     name: str = field(default="", kw_only=True)
+    seeds_of: Mapping[str, Sequence[int]] = field(default_factory=dict, kw_only=True)
+
+    def seeds_for(self, dataset: str) -> Sequence[int]:
+        """Return the seeds of the trainings on a data set."""
+        return self.seeds_of.get(dataset, self.seeds)
 
     def with_changes(self, changes: Mapping[str, Any]) -> Protocol:
         """Return this protocol with other data sets, shots or seeds; None changes nothing."""

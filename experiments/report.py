@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from anchoropt_plugin.files.atomic import atomic_write, write_text
+from anchoropt_plugin.files.atomic import write_text
 from anchoropt_plugin.training.two_stages import SUFFIX
 
 from . import figures
@@ -58,12 +56,10 @@ def write_report(
     write_text(folder / "tables.tex", "\n".join(map(latex_table, made)))
     shown = []
     for name, says, figure in _figures(experiment, jobs, made):
-        png = _png(figure)
-        with atomic_write(folder / f"{name}.png") as file:
-            file.write(png)
+        svg = figures.write_figure(figure, folder, name)
         shown.append(
-            f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,'
-            f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(says)}</figcaption>'
+            f'<figure><img alt="{html.escape(name)}" src="data:image/svg+xml;base64,'
+            f'{base64.b64encode(svg).decode()}"><figcaption>{html.escape(says)}</figcaption>'
             "</figure>"
         )
     factors = _factors(experiment)
@@ -89,6 +85,7 @@ def write_report(
                 for source in sources(made)
             ),
             figures="\n".join(shown),
+            orders=_orders(results),
             command=html.escape(command),
             made=html.escape(_made(results, seconds)),
         ),
@@ -154,6 +151,25 @@ def _by_number(item: tuple[str, str]) -> tuple[bool, float, str]:
         return True, 0.0, item[0]
 
 
+def _orders(results: pd.DataFrame) -> str:
+    """Return a list of the orders of tokens that the trainings of each method ended with."""
+    if "order" not in results:
+        return ""
+    trained = results[results["order"].notna() & (results["does"] == "train")]
+    lines = []
+    for (group, method), part in trained.groupby(["group", "method"], sort=False):
+        counts = part["order"].value_counts(sort=True)
+        orders = "; ".join(f"{order} ({_times(n)})" for order, n in counts.items())
+        lines.append(f"<li>{html.escape(f'{group}, {method}: {orders}')}</li>")
+    if not lines:
+        return ""
+    return f"<h2>Order of the tokens at test</h2><ul>{''.join(lines)}</ul>"
+
+
+def _times(count: int) -> str:
+    return f"{count} runs" if count > 1 else "1 run"
+
+
 def _failures(failed: Sequence[Event]) -> str:
     if not failed:
         return ""
@@ -171,10 +187,3 @@ def _made(results: pd.DataFrame, seconds: float) -> str:
         f"{len(results)} runs of {total:.0f} s in total, this report after {seconds:.0f} s; commit "
         f"{of('commit')}, torch {of('torch')}, Python {of('python')}, {of('device')}"
     )
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()

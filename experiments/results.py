@@ -126,6 +126,7 @@ def results(jobs: Iterable[Job]) -> pd.DataFrame:
                     "seed": run.seed,
                     "trained": run.method.trained,
                     **{key: numbers[key] for key in ("accuracy", "macro_f1", "correct", "total")},
+                    **{key: numbers[key] for key in ("order",) if key in numbers},
                     "does": "train" if run.trains else "test",
                     **read_facts(run.folder),
                     "folder": str(run.folder),

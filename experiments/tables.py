@@ -3,22 +3,22 @@
 The last column is computed as is usual in the field: first the accuracies are averaged over seeds
 (in the table of all data sets also over data sets), then the harmonic mean of these averages is
 taken. The deviation of the last column is that of the harmonic means of single seeds. A paired
-t-test compares the seeds that both methods have.
+t-test compares the seeds that both methods have. A table with several p-values in a column also has
+them corrected for their number.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
 import pandas as pd
-from scipy import stats
 
 from .protocols import Protocol
 from .published import Number, published_numbers
+from .significance import holm, paired_p
 
 AVERAGE = "average"
 """The name of the table over all data sets."""
@@ -27,8 +27,10 @@ AVERAGE = "average"
 class Cell(NamedTuple):
     """The accuracy of a method in per cent, over seeds.
 
-    ``delta`` is the difference to the reference, ``p`` the p-value of the paired test. Both are
-    None without a reference; p is also None with one seed or with equal differences.
+    ``delta`` is the difference to the reference, ``p`` the p-value of the paired test, ``p_holm``
+    that value corrected for the number of tests in the same column of the table. They are None
+    without a reference; p is also None with one seed or with equal differences, and p_holm if
+    there is one test only.
     """
 
     mean: float
@@ -36,6 +38,7 @@ class Cell(NamedTuple):
     seeds: int
     delta: float | None = None
     p: float | None = None
+    p_holm: float | None = None
     published: Number | None = None
 
 
@@ -59,22 +62,6 @@ class Table:
     def published(self) -> bool:
         """Tell whether a cell has a published number."""
         return any(cell.published for row in self.rows.values() for cell in row.values())
-
-
-def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Return the p-value of the two-sided paired t-test; None if all differences are equal.
-
-    >>> round(paired_p([2.0, 4.0, 6.5], [1.0, 2.0, 3.0]), 3)
-    0.096
-    >>> paired_p([2.0, 3.0], [1.0, 2.0]) is None  # the same difference twice: no deviation
-    True
-    """
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if len(differences) < 2 or max(differences) - min(differences) < 1e-9:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal differences
-        return float(stats.ttest_rel(ours, theirs).pvalue)
 
 
 def tables(results: pd.DataFrame, protocol: Protocol) -> list[Table]:
@@ -133,8 +120,11 @@ def _table(group: str, results: pd.DataFrame, protocol: Protocol, title: str) ->
                 cells[summary.name] = cells[summary.name]._replace(delta=summary.of(means) - theirs)
         rows[method] = {name: cell for name, cell in cells.items() if cell.seeds}
     trained = dict(zip(results["method"], results["trained"], strict=True))
-    seeds = {method: len(protocol.seeds) if trained[method] else 1 for method in rows}
+    datasets = protocol.datasets if group == AVERAGE else [group]
+    planned = min(len(protocol.seeds_for(dataset)) for dataset in datasets)
+    seeds = {method: planned if trained[method] else 1 for method in rows}
     table = Table(title, [*scores, summary.name], rows, seeds)
+    _correct(table)
     return _beside_published(table, group, results, protocol)
 
 
@@ -158,6 +148,15 @@ def _cell(
     return cell._replace(
         delta=cell.mean - fmean(theirs), p=paired_p(ours[both].tolist(), theirs[both].tolist())
     )
+
+
+def _correct(table: Table) -> None:
+    for column in table.columns:
+        tested = {m: row[column] for m, row in table.rows.items() if column in row}
+        ps = {method: cell.p for method, cell in tested.items() if cell.p is not None}
+        if len(ps) > 1:
+            for method, p_holm in zip(ps, holm(list(ps.values())), strict=True):
+                table.rows[method][column] = tested[method]._replace(p_holm=p_holm)
 
 
 def _beside_published(table: Table, group: str, results: pd.DataFrame, protocol: Protocol) -> Table:

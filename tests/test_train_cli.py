@@ -305,6 +305,11 @@ def error_of(capsys, words):
         (["DATALOADER.K_TRANSFORMS", "2", "TRAINER.NAME", "CoOp"], "CoOp takes one view"),
         (["OPTIM.MAX_EPOCH", "0"], r"OPTIM\.MAX_EPOCH is 0"),
         (["DATASET.SUBSAMPLE_CLASSES", "old"], r"SUBSAMPLE_CLASSES is 'old', .*all, base, new"),
+        (["DATASET.CLASS_SPLIT", "shape"], r"CLASS_SPLIT is 'shape', but Digits has no named spl"),
+        (
+            ["DATASET.NAME", "Shapes", "DATASET.CLASS_SPLIT", "fil"],
+            r"'fil' \(did you mean 'fill'\?\), but Shapes has no such split: choose colour, shape",
+        ),
         (["--seed", "one"], "argument --seed: invalid int value: 'one'; --help"),
         (["--trainr", "CoOp"], r"no flag --trainr \(did you mean '--trainer'\?\)"),
         (["--outptu-dir=x\ny"], r"no flag --outptu-dir=x y \(did you mean '--output-dir'\?\)"),

@@ -57,5 +57,6 @@ def extend_cfg(cfg: CfgNode) -> None:
         cfg.TRAINER[name] = CfgNode(defaults)
     cfg.OPTIM.LR_EXP = 6.5  # with STAGED_LR, DePT's NEW_LAYERS learn at LR * LR_EXP
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.DATASET.CLASS_SPLIT = ""  # a named split into base and new; "": the data set's own
     cfg.DATASET.TEMPLATE = "a photo of a {}."  # the prompt of ZeroshotCLIP
     anchoropt_plugin.extend_cfg(cfg)

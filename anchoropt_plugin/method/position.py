@@ -258,6 +258,11 @@ class AnchorPositionModule(nn.Module):
             scores = scores + self.task_map.to(scores.dtype) @ self.task.to(scores.dtype)
         return scores
 
+    def most_likely(self) -> Tensor:
+        """Return the P (M + K, M + K) of the present logits without noise, the mode."""
+        with torch.no_grad():
+            return RELAXATIONS[self.relaxation].used(self._scores(), self.temperature)
+
     def draw(self) -> Tensor:
         """Draw a new P (M + K, M + K), put it in force, and return it.
 

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..method.anchors import AnchorPrompts, AnchorTokens
 from ..method.metrics import Means, agreement, entropy
 from ..method.objective import as_logits, average, distillation, to_float32
+from ..method.order import in_words
 from ..process import distributed
 from .host_parts import HostParts
 from .settings import AnchorOPTConfig
@@ -120,6 +121,12 @@ class AnchorOPT:
         self.means.add(cross_entropy=cross_entropy)
         self.is_in_training = self.features.is_used = True
         return loss
+
+    def order(self) -> str:
+        """Return the order of the tokens at test in words."""
+        words = in_words(self.position.most_likely(), self.position.n_ctx)
+        # With noise at test, the released code's, each test has another order.
+        return f"most likely {words}" if self.position.sample_at_eval else words
 
     def scalars(self) -> dict[str, float]:
         """Return means over the steps of the epoch, and the entropy of the position matrix.

@@ -223,7 +223,14 @@ class TwoStages:
                 self.anchoropt_host.__name__,
                 run.settings.ensemble,
             )
+        if split is None:
+            print(f"Position matrix, {run.order()}")
         return result
+
+    def further_results(self: Any) -> dict[str, Any]:
+        """Return what the host adds to ``results.json``, and the position matrix in words."""
+        further: dict[str, Any] = getattr(super(), "further_results", dict)()
+        return {**further, "order": self.anchoropt.order()}
 
     def model_inference(self: Any, *inputs: Any) -> Any:
         run = self.anchoropt

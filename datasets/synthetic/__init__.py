@@ -8,11 +8,13 @@ of all random numbers.
 from __future__ import annotations
 
 from .captions import caption, describe_digit, describe_shape, vocabulary_text
+from .class_splits import CLASS_SPLITS
 from .scenes import Scene, Scenes, benchmark_scenes, sample_digits, sample_shapes
 from .vocabulary import BENCHMARK, DIGITS, Triple
 
 __all__ = [
     "BENCHMARK",
+    "CLASS_SPLITS",
     "DIGITS",
     "Scene",
     "Scenes",

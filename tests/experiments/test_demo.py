@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import demo
+from experiments import averaging, demo
+from experiments.averaging import averaged_with_zero_shot, name_of
+from experiments.plan import plan
 
 SHORT = ["OPTIM.MAX_EPOCH", "3", "USE_CUDA", "False"]
 
@@ -20,7 +22,8 @@ def page(tmp_path_factory):
     """Run the demo with one seed and three epochs; return its folder."""
     folder = tmp_path_factory.mktemp("demo")
     places = ["--root", str(folder / "data"), "--output-dir", str(folder / "out")]
-    assert demo.main("", [*places, "--seeds", "1", "--jobs", "2", *SHORT]) == 0
+    words = ["--datasets", "digits", "--seeds", "1", "--jobs", "2"]
+    assert demo.main("", [*places, *words, *SHORT]) == 0
     return folder / "out"
 
 
@@ -37,6 +40,46 @@ def test_the_table_has_the_methods_and_their_controls(page):
     assert set(table.groupby("method")["score"].agg(" ".join)) == {"base new"}
 
 
+def test_the_page_tells_the_orders_of_the_tokens(page):
+    table = pd.read_csv(page / "results.csv")
+    ours = table[(table["method"] == "CoOp_AnchorOPT") & (table["score"] == "base")]["order"].item()
+    identity = table[table["method"] == "CoOp_AnchorOPT, identity matrix"]["order"]
+    assert set(identity) == {"unchanged: context, then anchors"}
+    text = (page / "report.html").read_text()
+    assert f"<li>digits, CoOp_AnchorOPT: {ours} (1 run)</li>" in text
+    assert table[table["method"] == "CoOp"]["order"].isna().all()
+
+
+def test_every_figure_is_there_in_three_formats(page):
+    names = {path.stem for path in page.glob("*.png")}
+    assert names == {"bars_digits", "training", "positions"}
+    for kind in ("pdf", "svg"):
+        assert {path.stem for path in page.glob(f"*.{kind}")} == names
+
+
+def test_shapes_are_trained_for_twenty_epochs_and_with_more_seeds(tmp_path):
+    places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+    plans = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "run_experiment", lambda *args: plans.append(args) or 0)
+        assert demo.main("", places) == 0
+    ((experiment, *_),) = plans
+    jobs = plan(experiment.protocol, experiment.methods, tmp_path, tmp_path / "out", [])
+    epochs = {(r.group, r.settings["OPTIM.MAX_EPOCH"]) for j in jobs for r in j.runs if r.trains}
+    assert epochs == {("shapes", 20), ("digits", 50)}
+    trained = [(run.group, run.seed) for job in jobs for run in job.runs if run.trains]
+    seeds = {"shapes": [1, 2, 3, 4, 5, 6], "digits": [1, 2, 3]}
+    assert sorted(trained) == sorted((g, seed) for g, of in seeds.items() for seed in of * 3)
+
+
+def test_given_seeds_are_those_of_both_data_sets(tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr(demo, "run_experiment", lambda *args: plans.append(args) or 0)
+    assert demo.main("", ["--seeds", "4", "5"]) == 0
+    protocol = plans[0][0].protocol
+    assert [list(protocol.seeds_for(name)) for name in protocol.datasets] == [[4, 5], [4, 5]]
+
+
 def test_controls_are_not_bold(page):
     report = (page / "report.html").read_text()
     assert re.findall(r'<tr class="strong"><td>(.+?)</td>', report) == ["CoOp_AnchorOPT"]
@@ -44,7 +87,7 @@ def test_controls_are_not_bold(page):
 
 def test_averaging_with_zero_shot_by_hand(page, monkeypatch):
     table = pd.read_csv(page / "results.csv").set_index(["method", "score"])
-    base = table.loc[[(m, "base") for m in ("CoOp", demo.AVERAGED)], "correct"]
+    base = table.loc[[(m, "base") for m in ("CoOp", name_of("CoOp"))], "correct"]
     assert base.iloc[0] == base.iloc[1]
     logits = {
         "CoOp": torch.tensor([[3.0, 0.0], [0.0, 1.0]]),
@@ -65,14 +108,16 @@ def test_averaging_with_zero_shot_by_hand(page, monkeypatch):
             "score": "new",
             "folder": ["CoOp", "Zero"],
             "reference": "",
+            "group": "digits",
             "does": "test",
             "correct": [2, 1],
             "accuracy": [100.0, 50.0],
         }
     )
-    monkeypatch.setattr(demo, "logits_of", of)
-    (row,) = demo.averaged_with_zero_shot([job], results).itertuples()
-    assert (row.method, row.correct, row.accuracy) == (demo.AVERAGED, 1, 50.0)
+    monkeypatch.setattr(averaging, "logits_of", of)
+    (row,) = averaged_with_zero_shot([job], results, reference="other").itertuples()
+    assert (row.method, row.correct, row.accuracy) == (name_of("CoOp"), 1, 50.0)
+    assert row.reference == "other"
 
 
 def test_logits_of_a_run_give_its_own_accuracy(page):
@@ -85,14 +130,14 @@ def test_logits_of_a_run_give_its_own_accuracy(page):
         *("--model-dir", row["folder"].replace("test_new", "train_base")),
         *("DATASET.SUBSAMPLE_CLASSES", "new", *SHORT),
     ]
-    logits, labels = demo.logits_of(type("Run", (), {"argv": argv})())
+    logits, labels = averaging.logits_of(type("Run", (), {"argv": argv})())
     assert int((logits.argmax(-1) == labels).sum()) == row["correct"]
 
 
 def test_the_page_needs_no_other_file(page):
     text = (page / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:)", text)
-    images = re.findall(r"data:image/png;base64,([^\"]+)", text)
-    assert [base64.b64decode(image)[:4] for image in images] == [b"\x89PNG"] * 3
+    images = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)
+    assert [b"<svg" in base64.b64decode(image)[:1000] for image in images] == [True] * 3
     for method in pd.read_csv(page / "results.csv")["method"]:
         assert f"<td>{method}</td>" in text

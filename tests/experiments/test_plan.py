@@ -13,6 +13,7 @@ from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.training.two_stages import _host_cfg as host_cfg
 from dassl.engine import TRAINER_REGISTRY
 from experiments import ablate, compare
+from experiments.command import build_parser, parse
 from experiments.factors import parse_grid, varied
 from experiments.files import CONFIGS
 from experiments.plan import host_method, plan, zero_shot_method
@@ -119,6 +120,48 @@ def test_factors_vary_alone_or_together():
         "TRAINER.ANCHOROPT.KD_WEIGHT": "0",
         "TRAINER.ANCHOROPT.N_CTX": "8",
     }
+
+
+def test_changes_together_follow_the_changes_of_one_factor():
+    together = [{"kd_weight": 0, "averaging": "never"}]
+    methods = varied(coop()[1], {"kd_weight": [0, 1]}, True, "digits", together)
+    names = [method.name for method in methods[1:]]
+    assert names == ["kd_weight=0", "kd_weight=0, averaging=never"]
+    both = methods[2]
+    assert both.settings == {"TRAINER.ANCHOROPT.KD_WEIGHT": 0}
+    assert both.at_test == {"TRAINER.ANCHOROPT.ENSEMBLE": "never"}
+    assert methods[0].defaults == {"kd_weight": 1.0, "averaging": "auto"}
+
+
+def words_of(module, *words):
+    parser = build_parser("x", "")
+    for name in ("--host", "--hosts", "--config"):
+        parser.add_argument(name)
+    return parse(parser, list(words), module.PRESETS, module.KEYS)
+
+
+def test_settings_of_a_preset_come_before_those_of_the_command_line():
+    args = words_of(ablate, "--preset", "embedded", "OPTIM.LR", "0.1", "OPTIM.MAX_EPOCH", "3")
+    assert args.opts == ["OPTIM.MAX_EPOCH", "20", "OPTIM.LR", "0.1", "OPTIM.MAX_EPOCH", "3"]
+
+
+def test_settings_of_a_preset_are_a_section(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("settings: [OPTIM.LR]\n")
+    monkeypatch.setattr(ablate, "PRESETS", tmp_path)
+    with pytest.raises(UserError, match=r"mine.yaml: settings is not a section of `KEY: value`"):
+        words_of(ablate, "--preset", "mine")
+
+
+def test_splits_of_shapes_are_data_sets_that_share_no_anchors(tmp_path):
+    names = ["shapes", "shapes_by_shape", "shapes_by_fill", "shapes_shuffled"]
+    jobs = planned(tmp_path, "base2new", coop()[1:], datasets=names)
+    assert [job.runs[0].settings["DATASET.CLASS_SPLIT"] for job in jobs] == [
+        *("", "shape", "fill", "shuffled")
+    ]
+    assert len({job.anchors for job in jobs}) == 4
+    assert [job.runs[1].settings["DATASET.CLASS_SPLIT"] for job in jobs][1:] == [
+        *("shape", "fill", "shuffled")
+    ]
 
 
 _NODE = "TRAINER.ANCHOROPT"
@@ -259,6 +302,24 @@ def test_presets_name_existing_files(tmp_path):
         for host in read_yaml(path)["hosts"]:
             folder = CONFIGS / "trainers" / host
             assert folder.is_dir() and (path.stem != "embedded" or (folder / "tiny.yaml").is_file())
+
+
+@pytest.mark.parametrize("preset", ["splits", "embedded"])
+def test_presets_of_compare_can_be_planned(tmp_path, capsys, preset):
+    places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.command.estimate", lambda *args: "")
+        assert compare.main("", ["--preset", preset, *places, "--dry-run"]) == 0
+    assert "0 of them finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["embedded", "embedded_all"])
+def test_presets_of_ablate_can_be_planned(tmp_path, capsys, preset):
+    places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.command.estimate", lambda *args: "")
+        assert ablate.main("", ["--preset", preset, *places, "--dry-run"]) == 0
+    assert "0 of them finished" in capsys.readouterr().out
 
 
 def test_the_anchors_alone_have_published_numbers():

@@ -112,7 +112,7 @@ def test_a_row_for_each_run_with_the_numbers_of_its_log(compared):
 def test_the_page_needs_no_other_file(compared):
     page = (compared / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
-    assert page.count("data:image/png;base64,") == 3  # bars, training curves, position matrices
+    assert page.count("data:image/svg+xml;base64,") == 3  # bars, training curves, position matrices
     for method in ("ZeroshotCLIP", "CoOp", "CoOp_AnchorOPT"):
         assert f"<td>{method}</td>" in page
     assert "$" not in re.sub(r"base64,[^\"]+", "", page)
@@ -323,11 +323,14 @@ def test_an_ablation_from_training_to_report(root, tmp_path):
     assert ablate.main("", [*words, *SHORT, CACHE, str(tmp_path / "cache")]) == 0
     table = pd.read_csv(tmp_path / "results.csv")
     rows = ["ZeroshotCLIP", "CoOp", "CoOp_AnchorOPT", "position=identity"]
-    assert set(table["method"]) == {*rows, "averaging=never", "averaging=anchors"}
+    rows += ["averaging=never", "averaging=anchors", "CoOp, averaged with zero-shot on new"]
+    assert set(table["method"]) == set(rows)
+    averaged = table[table["method"] == rows[-1]]
+    assert set(averaged["reference"]) == {"CoOp_AnchorOPT"}
     never = table[table["method"] == "averaging=never"].set_index("score")
     assert set(never["does"]) == {"test"} and set(never.index) == {"base", "new"}
     assert set(never["TRAINER.ANCHOROPT.ENSEMBLE"]) == {"never"}
     default = table[table["method"] == "CoOp_AnchorOPT"].set_index("score")
     # On base classes the default does not average: this is the same test of the same model.
     assert never.loc["base", "correct"] == default.loc["base", "correct"]
-    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 2
+    assert (tmp_path / "report.html").read_text().count("data:image/svg+xml;base64,") == 2

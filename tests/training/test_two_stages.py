@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -118,6 +119,37 @@ def test_the_history_of_the_position_matrix(trained):
     lines = [json.loads(line) for line in (trained / "position.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert all(len(line["P"]) == 5 and len(line["P"][0]) == 5 for line in lines)
+
+
+def test_a_run_ends_with_the_order_of_its_tokens_in_words(trained, root, tmp_path, capsys):
+    theta = weights(trained)["anchoropt.logits"]
+    best = max(
+        itertools.permutations(range(5)), key=lambda p: sum(theta[i, j] for i, j in enumerate(p))
+    )
+    names = ["v1", "v2", "v3", "v4", "A1"]
+    order = f"order: {' '.join(names[token] for token in best)}"
+    words = "unchanged: context, then anchors" if best == (0, 1, 2, 3, 4) else order
+    log = (trained / "log.txt").read_text()
+    assert log[log.index("* accuracy") :].count(f"Position matrix, {words}\n") == 1
+    assert json.loads((trained / "results.json").read_text())["order"] == words
+    test_flow(root, tmp_path, "new", trained)
+    assert f"Position matrix, {words}\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["order"] == words
+
+
+def test_validation_does_not_tell_the_order(root, tmp_path, capsys):
+    run(root, tmp_path, keys=["TEST.FINAL_MODEL", "best_val", "TRAINER.ANCHOROPT.POSITION", "soft"])
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("Evaluate on the *val* set") == 3 and log.count("Position matrix, ") == 1
+    assert "Position matrix, a mixture of tokens in each slot: the nearest order, v1 v2" in log
+
+
+def test_with_noise_at_test_the_order_is_the_most_likely_one(root, tmp_path):
+    run(root, tmp_path, keys=["TRAINER.ANCHOROPT.PRESET", "reference"])
+    theta = weights(tmp_path)["anchoropt.logits"]
+    words = json.loads((tmp_path / "results.json").read_text())["order"]
+    rows = [["v1", "v2", "v3", "v4", "A1"][token] for token in theta.argmax(-1)]
+    assert words.startswith(f"most likely order: {' '.join(rows)}")
 
 
 def test_eval_only_repeats_the_training_run_s_own_evaluation(trained, root, tmp_path, capsys):

@@ -218,8 +218,13 @@ class SimpleTrainer(TrainerBase):
             test = {"split": split, "after_training": self._is_trained}
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
-            write_results(self.output_dir, {**test, **counts, **numbers})
+            further = self.further_results()
+            write_results(self.output_dir, {**test, **counts, **numbers, **further})
         return next(iter(results.values()))
+
+    def further_results(self) -> dict[str, Any]:
+        """Return further entries of ``results.json``: values that JSON can hold."""
+        return {}
 
     def _outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits and labels of each batch; several processes share the work, and get all."""

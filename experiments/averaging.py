@@ -1,0 +1,71 @@
+"""A control without AnchorOPT: a host's logits, on new classes averaged with zero-shot CLIP's."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import train
+from anchoropt_plugin.method.objective import average
+from dassl.engine import build_trainer
+
+from .plan import Job, Run
+
+
+def averaged_with_zero_shot(
+    jobs: Sequence[Job], results: pd.DataFrame, host: str = "CoOp", reference: str = ""
+) -> pd.DataFrame:
+    """Return a host's rows, with its logits on new classes averaged with those of zero-shot CLIP.
+
+    Nothing is trained: the logits are those of the finished tests.
+
+    Args:
+        jobs: the jobs of the experiment, which has base and new classes.
+        results: the rows of their runs, with those of ``ZeroshotCLIP``.
+        host: the method whose rows are taken.
+        reference: the row of the tables that the new row is compared with; empty for no row.
+    """
+    runs = {run.folder: run for job in jobs for run in job.runs}
+    facts = ["seconds", "cpu_seconds", "peak_memory_mb"]  # these rows are no runs of their own
+    rows = results[results["method"] == host].drop(columns=facts, errors="ignore")
+    zero_shot = results[results["method"] == "ZeroshotCLIP"].set_index(["group", "score"])["folder"]
+    rows["method"], rows["reference"], rows["does"] = name_of(host), reference, "test"
+    of_zero_shot: dict[str, Tensor] = {}
+    for index, row in rows[rows["score"] == "new"].iterrows():
+        group = row["group"]
+        if group not in of_zero_shot:
+            of_zero_shot[group], _ = logits_of(runs[Path(zero_shot[group, "new"])])
+        prompt, labels = logits_of(runs[Path(row["folder"])])
+        averaged = average(prompt, of_zero_shot[group])
+        correct = int((averaged.argmax(-1) == labels).sum())
+        rows.loc[index, ["correct", "accuracy"]] = correct, 100 * correct / len(labels)
+    return rows
+
+
+def name_of(host: str) -> str:
+    """Return the name of the control's row in the tables."""
+    return f"{host}, averaged with zero-shot on new"
+
+
+@torch.no_grad()
+def logits_of(run: Run) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, C) of the images of a finished test, and their labels (N,)."""
+    args = train.build_parser().parse_args(list(run.argv))
+    batches: list[tuple[Any, Any]] = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = build_trainer(train.setup_cfg(args))
+        if args.model_dir:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        trainer.set_model_mode("eval")
+        for batch in trainer.test_loader:
+            images, labels = trainer.parse_batch_test(batch)
+            batches.append((trainer.model_inference(images), labels))
+    logits, labels = zip(*batches, strict=True)
+    return torch.cat(logits), torch.cat(labels)
