@@ -62,13 +62,9 @@ def write_report(
             f'{base64.b64encode(svg).decode()}"><figcaption>{html.escape(says)}</figcaption>'
             "</figure>"
         )
-    factors = _factors(experiment)
-    bold = {
-        method.name
-        for method in experiment.methods
-        if method.trainer.endswith(SUFFIX)
-        and not (factors and (method.factors or method.factors_at_test))
-    }
+    anchored = {m.name: m.reference for m in experiment.methods if m.trainer.endswith(SUFFIX)}
+    # Controls and changed methods are compared with another row of AnchorOPT.
+    bold = {name for name, reference in anchored.items() if reference not in anchored}
     page = folder / "report.html"
     write_text(
         page,
