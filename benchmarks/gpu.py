@@ -1,4 +1,4 @@
-"""All measurements on a GPU, in one command of about eight minutes; needs no network.
+"""All measurements on a GPU in one command, which needs no network.
 
     python benchmarks/gpu.py > output/gpu.md
 

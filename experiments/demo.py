@@ -15,7 +15,7 @@ from .plan import host_method, zero_shot_method
 EPOCHS = {"shapes": {"OPTIM.MAX_EPOCH": 20}}
 """Of the 50 epochs of tiny.yaml, enough to show the effect on shapes; digits need all of them."""
 SEEDS = {"shapes": range(1, 7), "digits": range(1, 4)}
-"""As many as two CPU cores train in less than three minutes, most where there is an effect."""
+"""Most where there is an effect: with fewer, its p-value says nothing."""
 ABOUT = (
     "CoOp with and without AnchorOPT, and controls, on the embedded CLIP. Training: 16 images of "
     "each base class. Tests: the base classes, and the new classes, which training did not see. "

@@ -304,21 +304,14 @@ def test_presets_name_existing_files(tmp_path):
             assert folder.is_dir() and (path.stem != "embedded" or (folder / "tiny.yaml").is_file())
 
 
-@pytest.mark.parametrize("preset", ["splits", "embedded"])
-def test_presets_of_compare_can_be_planned(tmp_path, capsys, preset):
+@pytest.mark.parametrize(
+    ("script", "preset"),
+    [(compare, "splits"), (compare, "embedded"), (ablate, "embedded"), (ablate, "embedded_all")],
+)
+def test_presets_can_be_planned(tmp_path, capsys, monkeypatch, script, preset):
+    monkeypatch.setattr("experiments.command.estimate", lambda *args: "")
     places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.command.estimate", lambda *args: "")
-        assert compare.main("", ["--preset", preset, *places, "--dry-run"]) == 0
-    assert "0 of them finished" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("preset", ["embedded", "embedded_all"])
-def test_presets_of_ablate_can_be_planned(tmp_path, capsys, preset):
-    places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.command.estimate", lambda *args: "")
-        assert ablate.main("", ["--preset", preset, *places, "--dry-run"]) == 0
+    assert script.main("", ["--preset", preset, *places, "--dry-run"]) == 0
     assert "0 of them finished" in capsys.readouterr().out
 
 
