@@ -9,6 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import train
 from anchoropt_plugin import UserError
@@ -317,11 +320,36 @@ class LosesAWorkerInABatch(Pair):
         self.train_loader_x.num_workers = 0
 
 
-@pytest.mark.parametrize("trainer", [LosesAWorker, LosesAWorkerInAStep, LosesAWorkerInABatch])
+class LosesAWorkerLate(LosesAWorkerInABatch):
+    """The system reports the death long after the connection is closed."""
+
+    kept = None  # otherwise the iterator ends its worker before the death is reported
+
+    def build_data_loader(self):
+        super().build_data_loader()
+
+        class Batches(_MultiProcessingDataLoaderIter):
+            def _try_get_data(self, timeout=0):
+                LosesAWorkerLate.kept = self
+                kill = self._workers[0].pid, signal.SIGKILL
+                threading.Timer(0.5, os.kill, kill).start()
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+        loader = self.train_loader_x
+        loader.num_workers, loader.collate_fn = 1, default_collate
+        loader._get_iterator = lambda: Batches(loader)
+
+
+LOST = [LosesAWorker, LosesAWorkerInAStep, LosesAWorkerInABatch, LosesAWorkerLate]
+
+
+@pytest.mark.parametrize("trainer", LOST)
 def test_a_worker_process_that_is_killed_is_one_line(words, monkeypatch, capsys, trainer):
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pair", trainer)
     keys = ["DATALOADER.NUM_WORKERS", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "1"]
     assert train.main(words(*keys)) == 2
+    time.sleep(1 if LosesAWorkerLate.kept else 0)  # nothing may be raised later
+    LosesAWorkerLate.kept = None
     said = capsys.readouterr().err
     assert said.startswith("error: DataLoader worker ")
     assert "lower DATALOADER.NUM_WORKERS; to resume from the last checkpoint, run" in said

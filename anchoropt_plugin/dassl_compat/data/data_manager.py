@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -106,6 +107,7 @@ class _Loader(DataLoader[Any]):
         self.is_train = is_train
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches: Any = None
         try:
             if self.num_workers and isinstance(self.dataset, DatasetWrapper):
                 # Workers live for one epoch, and images cached there are lost with them.
@@ -125,7 +127,12 @@ class _Loader(DataLoader[Any]):
             raise UserError(message.rpartition("UserError: ")[2]) from None
         except (ConnectionError, EOFError) as error:
             # A worker killed while it sends a batch: torch recognises the death only if the
-            # system has reported it before the closed connection is read.
+            # system has reported it before the closed connection is read. A later report would
+            # raise an exception in whatever statement runs then, so wait for it here.
+            workers = getattr(batches, "_workers", [])
+            end = time.monotonic() + 5
+            while all(worker.is_alive() for worker in workers) and time.monotonic() < end:
+                time.sleep(0.01)
             raise RuntimeError(f"DataLoader worker was lost ({error or 'end of file'}).") from None
 
     def _parts(self) -> Iterator[Any]:
