@@ -20,8 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from anchoropt_plugin import accelerate
 from benchmarks import command
 from benchmarks.cost import cut_text, fast_text, plain_text
-from benchmarks.harness import CUT, Bench, Case, Outcome, Side, require_in_use
-from benchmarks.plain import CutTextEncoder, PlainTextEncoder, class_names, scaled_cosines
+from benchmarks.harness import Bench, Case, Outcome, Side, require_in_use
+from benchmarks.plain import (
+    CutTextEncoder,
+    PlainTextEncoder,
+    class_names,
+    cut_rivals,
+    scaled_cosines,
+)
 from benchmarks.train_step import host_model
 
 BATCHES, BATCH = 10, 100
@@ -40,7 +46,7 @@ def evaluation(bench: Bench, n_classes: int) -> Case:
     model.image_encoder = nn.Identity()
     model.eval().to(bench.device)
     learner, tokens = model.prompt_learner, model.tokenized_prompts
-    plain_encoder, cut_encoder = PlainTextEncoder(clip), CutTextEncoder(clip)
+    plain_encoder = PlainTextEncoder(clip)
     fast_forwards = accelerate(model)
     batches = bench.random(BATCHES, BATCH, bench.sizes.embed_dim)
 
@@ -50,8 +56,8 @@ def evaluation(bench: Bench, n_classes: int) -> Case:
         return Outcome(torch.cat(logits))
 
     @torch.no_grad()
-    def cut() -> Outcome:
-        text = cut_encoder(learner(), tokens)
+    def encode_once(encoder: CutTextEncoder) -> Outcome:
+        text = encoder(learner(), tokens)
         return Outcome(torch.cat([scaled_cosines(clip, x, text) for x in batches]))
 
     @torch.no_grad()
@@ -63,13 +69,17 @@ def evaluation(bench: Bench, n_classes: int) -> Case:
         return Outcome(logits)
 
     sizes, eot = bench.sizes, tokens.argmax(-1).tolist()
+
+    def cut(name: str, encoder: CutTextEncoder) -> Side:
+        return Side(name, partial(encode_once, encoder), cut_text(sizes, eot, backward=False))
+
     plain_cost = plain_text(sizes, n_classes, backward=False).times(BATCHES)
     fast_cost = fast_text(sizes, eot, 1 + len(learner.ctx), backward=False)
     return Case(
         f"{n_classes} classes, {BATCHES} batches of {BATCH}",
         Side("plain", plain, plain_cost),
         [Side("ours", ours, fast_cost)],
-        [Side(CUT, cut, cut_text(sizes, eot, backward=False))],
+        cut_rivals(partial(CutTextEncoder, clip), cut, bench.device),
     )
 
 

@@ -1,10 +1,10 @@
-"""The plain way: the text branch as in public code; and the class names of all benchmarks."""
+"""The plain way: the text branch as in public code, and its rivals; class names for all."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anchoropt_plugin.encoders.clip_models import CLIP, SimpleTokenizer
+from benchmarks.harness import CUT, Side
 from trainers.prompted_clip import TextEncoder, embed_prompts, run_blocks
 
 NAME_LENGTHS = [1] * 6 + [2] * 6 + [3] * 5 + [4] * 4 + [5, 6, 7, 8]
@@ -39,6 +40,27 @@ class CutTextEncoder(TextEncoder):
         x = run_blocks(self.transformer, x.permute(1, 0, 2), deep, first=1 + self.deep_start)
         x = self.ln_final(x.permute(1, 0, 2)).type(self.dtype).unflatten(0, prompts.shape[:-2])
         return x[..., torch.arange(len(eot)), eot, :] @ self.text_projection
+
+
+def cut_rivals(
+    encoder: Callable[[], TextEncoder],
+    side: Callable[[str, TextEncoder], Side],
+    device: torch.device,
+) -> list[Side]:
+    """Return the way that is cut at EOT and, on a GPU, the same way under ``torch.compile``.
+
+    Args:
+        encoder: makes a text encoder that is cut at EOT.
+        side: returns the side of a name and a text encoder.
+        device: the device of the benchmark.
+    """
+    rivals = [side(CUT, encoder())]
+    if device.type == "cuda":
+        compiled = encoder()
+        compiled.compile()
+        rivals.append(side(f"{CUT}, compiled", compiled))
+        rivals[-1].step()  # compiles
+    return rivals
 
 
 class PlainPrompts:

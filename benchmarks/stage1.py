@@ -29,8 +29,14 @@ from anchoropt_plugin.method.anchors import (
 )
 from benchmarks import command
 from benchmarks.cost import cut_text, fast_text, image_tower, plain_text
-from benchmarks.harness import CUT, Bench, Case, Outcome, Side
-from benchmarks.plain import CutTextEncoder, PlainPrompts, PlainTextEncoder, class_names
+from benchmarks.harness import Bench, Case, Outcome, Side
+from benchmarks.plain import (
+    CutTextEncoder,
+    PlainPrompts,
+    PlainTextEncoder,
+    class_names,
+    cut_rivals,
+)
 
 BATCH = 32
 DESCRIPTIONS = 10
@@ -48,7 +54,7 @@ def stage_one(bench: Bench, n_classes: int) -> Case:
     names = class_names(n_classes)
     plain_prompts = PlainPrompts(clip, [f"of {name}" for name in names], 1, bench.device)
     clip.to(bench.device)
-    plain_encoder, cut_encoder = PlainTextEncoder(clip), CutTextEncoder(clip)
+    plain_encoder = PlainTextEncoder(clip)
     prompts = AnchorPrompts(TextTower(clip), names, 1)
     images = bench.random(BATCH, 3, sizes.resolution, sizes.resolution)
     random_vectors = bench.random(n_classes, DESCRIPTIONS, sizes.embed_dim).float()
@@ -85,13 +91,16 @@ def stage_one(bench: Bench, n_classes: int) -> Case:
     def to_targets(features: Tensor) -> Outcome:
         return update(features, F.mse_loss(features, targets))
 
+    def cut(name: str, encoder: CutTextEncoder) -> Side:
+        return Side(name, lambda: to_targets(encode(encoder)), cut_text(sizes, prompts.eot))
+
     plain_cost = plain_text(sizes, n_classes).plus(image_tower(sizes, BATCH))
     fast_cost = fast_text(sizes, prompts.eot, prompts.n_shared)
     return Case(
         f"{n_classes} classes, batch {BATCH}",
         Side("plain", plain, plain_cost),
         [Side("ours", lambda: to_targets(prompts.encode(anchors)), fast_cost)],
-        [Side(CUT, lambda: to_targets(encode(cut_encoder)), cut_text(sizes, prompts.eot))],
+        cut_rivals(partial(CutTextEncoder, clip), cut, bench.device),
     )
 
 

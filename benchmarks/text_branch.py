@@ -2,7 +2,6 @@
 
 All classes share the context: four soft tokens and an anchor. The plain side is the text encoder
 as in public code, with 77 tokens for each class. Our side is the same encoder after ``accelerate``.
-On a GPU, the encoder that is cut at EOT is also timed under ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -20,8 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from anchoropt_plugin import accelerate
 from benchmarks import command
 from benchmarks.cost import cut_text, fast_text, plain_text
-from benchmarks.harness import CUT, Bench, Case, Outcome, Side, require_in_use
-from benchmarks.plain import CutTextEncoder, PlainPrompts, PlainTextEncoder, class_names
+from benchmarks.harness import Bench, Case, Outcome, Side, require_in_use
+from benchmarks.plain import (
+    CutTextEncoder,
+    PlainPrompts,
+    PlainTextEncoder,
+    class_names,
+    cut_rivals,
+)
 
 N_CTX = 5
 
@@ -40,7 +45,6 @@ def text_branch(bench: Bench, n_classes: int, chunk: int = 0) -> Case:
     context = (0.02 * bench.random(N_CTX, sizes.width)).requires_grad_()
     upstream = bench.random(n_classes, sizes.embed_dim)
     plain_encoder, fast_encoder = PlainTextEncoder(clip), PlainTextEncoder(clip)
-    cut_encoder = CutTextEncoder(clip)
     fast_forwards = accelerate(fast_encoder)
     for fast in fast_forwards:
         fast.chunk = chunk
@@ -59,16 +63,15 @@ def text_branch(bench: Bench, n_classes: int, chunk: int = 0) -> Case:
     if chunk:  # the backward pass repeats the forward pass
         again = fast_text(sizes, prompts.eot, 1 + N_CTX, backward=False)
         cost = cost._replace(flops=cost.flops + again.flops)
-    rivals = [Side(CUT, partial(step, cut_encoder), cut_text(sizes, prompts.eot))]
-    if bench.device.type == "cuda":
-        compiled = torch.compile(cut_encoder)
-        step(compiled)  # compiles
-        rivals.append(rivals[0]._replace(name=f"{CUT}, compiled", step=partial(step, compiled)))
+
+    def cut(name: str, encoder: CutTextEncoder) -> Side:
+        return Side(name, partial(step, encoder), cut_text(sizes, prompts.eot))
+
     return Case(
         f"{n_classes} classes",
         Side("plain", partial(step, plain_encoder), plain_text(sizes, n_classes)),
         [Side("ours", ours, cost)],
-        rivals,
+        cut_rivals(partial(CutTextEncoder, clip), cut, bench.device),
     )
 
 

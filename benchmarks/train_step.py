@@ -36,18 +36,19 @@ from anchoropt_plugin.training.settings import AnchorOPTConfig
 from anchoropt_plugin.training.stage_two import AnchorOPT
 from benchmarks import command
 from benchmarks.cost import Cost, cut_text, fast_text, image_tower, plain_text
-from benchmarks.harness import CUT, Bench, Case, Outcome, Side, require_in_use
+from benchmarks.harness import Bench, Case, Outcome, Side, require_in_use
 from benchmarks.plain import (
     CutTextEncoder,
     PlainPrompts,
     PlainTextEncoder,
     class_names,
+    cut_rivals,
     scaled_cosines,
     unit,
 )
 from dassl.config import get_cfg_default
 from trainers import cocoop, coop, maple
-from trainers.prompted_clip import PromptedCLIP
+from trainers.prompted_clip import PromptedCLIP, TextEncoder
 
 N_CTX = 4
 PROMPT_DEPTH = 9
@@ -102,8 +103,7 @@ class CoOpStep:
         n_anchors = self.position.n_anchors
         self.anchor_prompts = PlainPrompts(self.clip, of_names, n_anchors, bench.device)
         self.tokens = self.model.tokenized_prompts
-        self.plain_encoder = PlainTextEncoder(self.clip)
-        self.cut_encoder = CutTextEncoder(self.clip)
+        self.plain_encoder = self.encoder(is_cut=False)
         self.images = bench.random(batch, 3, bench.sizes.resolution, bench.sizes.resolution)
         self.features = unit(bench.random(batch, bench.sizes.embed_dim))
         self.labels = torch.arange(batch, device=bench.device) % n_classes
@@ -129,13 +129,18 @@ class CoOpStep:
         return Outcome(logits.detach(), gradients)
 
     # ------------------------------------------------------------------ the plain way
-    def plain(self, is_cut: bool = False) -> tuple[Tensor, Tensor]:
-        """Return loss and logits of the plain way, or of the plain way cut at the longest EOT."""
+    def encoder(self, is_cut: bool) -> TextEncoder:
+        """Return a plain text encoder for 77 tokens, or for those up to the longest EOT."""
+        return (CutTextEncoder if is_cut else PlainTextEncoder)(self.clip)
+
+    def plain(self, encoder: TextEncoder) -> tuple[Tensor, Tensor]:
+        """Return loss and logits of the plain way; only the encoder for 77 tokens forgets."""
         features = unit(self.clip.visual(self.images)) if self.encodes_images else self.features
-        logits = self.plain_logits(features, is_cut)
+        logits = self.plain_logits(features, encoder)
         settings = self.run.settings
         with torch.no_grad():
-            text = self.anchor_text_once if is_cut else self.anchor_text()
+            is_plain = encoder is self.plain_encoder
+            text = self.anchor_text() if is_plain else self.anchor_text_once
             teacher = (logits + scaled_cosines(self.clip, features, text)) / 2
         temperature = settings.kd_temperature
         divergence = F.kl_div(
@@ -153,16 +158,15 @@ class CoOpStep:
     def anchor_text(self) -> Tensor:
         """Return the features of the anchor prompts."""
         prompts = self.anchor_prompts
-        return self.plain_encoder(prompts(self.position.anchors), prompts.tokens)
+        return PlainTextEncoder(self.clip)(prompts(self.position.anchors), prompts.tokens)
 
     @cached_property
     def anchor_text_once(self) -> Tensor:
         """The features of the anchor prompts, encoded once."""
         return self.anchor_text()
 
-    def plain_logits(self, features: Tensor, is_cut: bool) -> Tensor:
+    def plain_logits(self, features: Tensor, encoder: TextEncoder) -> Tensor:
         """Return the logits of the prompts for normalised image features."""
-        encoder = self.cut_encoder if is_cut else self.plain_encoder
         return scaled_cosines(self.clip, features, encoder(self.learner(), self.tokens))
 
     # ------------------------------------------------------------------ ours
@@ -199,6 +203,9 @@ class CoOpStep:
         def side(name: str, objective: Objective, cost: Cost) -> Side:
             return Side(name, lambda: self.update(objective), cost)
 
+        def cut(name: str, encoder: TextEncoder) -> Side:
+            return side(name, partial(self.plain, encoder), cut_cost.plus(images))
+
         ours = [side("ours", self.ours, our_cost.plus(images))]
         if self.encodes_images:
             cached = partial(self.ours, CachedFeatures(self.model.image_encoder))
@@ -206,9 +213,9 @@ class CoOpStep:
         part = "" if self.encodes_images else "text side, "
         return Case(
             f"{self.host}, {part}{self.n_classes} classes, batch {self.batch}",
-            side("plain", self.plain, plain_cost.plus(images)),
+            side("plain", partial(self.plain, self.plain_encoder), plain_cost.plus(images)),
             ours,
-            [side(CUT, partial(self.plain, is_cut=True), cut_cost.plus(images))],
+            cut_rivals(partial(self.encoder, is_cut=True), cut, self.images.device),
         )
 
 
@@ -221,13 +228,42 @@ class CoCoOpStep(CoOpStep):
     def n_sets(self) -> int:
         return self.batch
 
-    def plain_logits(self, features: Tensor, is_cut: bool) -> Tensor:
-        encoder = self.cut_encoder if is_cut else self.plain_encoder
+    def plain_logits(self, features: Tensor, encoder: TextEncoder) -> Tensor:
         rows = [
             scaled_cosines(self.clip, feature, encoder(prompts, self.tokens))
             for feature, prompts in zip(features, self.learner(features), strict=True)
         ]
         return torch.stack(rows)
+
+
+class DeepTextEncoder(TextEncoder):
+    """A text encoder for deep prompts, which overwrite the context before each prompted block.
+
+    Args:
+        clip: the plain CLIP.
+        length: number of encoded tokens.
+    """
+
+    def __init__(self, clip: CLIP, length: int) -> None:
+        super().__init__(clip)
+        self.length = length
+
+    def forward(  # type: ignore[override]
+        self, prompts: Tensor, tokens: Tensor, deep_prompts: Sequence[Tensor], matrix: Tensor
+    ) -> Tensor:
+        """Return (C, e); the slots get P · [deep prompt; anchor]: matrix and anchor stay."""
+        x = prompts[:, : self.length] + self.positional_embedding[: self.length].type(self.dtype)
+        x, slot = x.permute(1, 0, 2), matrix[:, -1].detach()
+        for number, block in enumerate(self.transformer.resblocks):
+            if 0 < number <= len(deep_prompts):
+                slots = x[1 : 1 + len(matrix)]
+                kept = torch.einsum("i,icd->cd", slot, slots)[None]
+                deep = deep_prompts[number - 1].to(x.dtype)[:, None].expand(-1, x.shape[1], -1)
+                context = torch.einsum("ij,jcd->icd", matrix, torch.cat([deep, kept]))
+                x = torch.cat([x[:1], context, x[1 + len(context) :]])
+            x = block(x)
+        x = self.ln_final(x.permute(1, 0, 2)).type(self.dtype)
+        return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
 
 
 class MaPLeStep(CoOpStep):
@@ -236,29 +272,14 @@ class MaPLeStep(CoOpStep):
     host = "MaPLe"
     encodes_images = False
 
-    def plain_logits(self, features: Tensor, is_cut: bool) -> Tensor:
-        """Return the logits; the context is overwritten before each prompted block.
+    def encoder(self, is_cut: bool) -> TextEncoder:
+        longest = int(self.tokens.argmax(-1).max()) + 1
+        return DeepTextEncoder(self.clip, longest if is_cut else self.sizes.context)
 
-        Position matrix P and anchor stay: the slots get P · [deep prompt; anchor].
-        """
+    def plain_logits(self, features: Tensor, encoder: TextEncoder) -> Tensor:
         prompts, _, deep_text, _ = self.learner()
-        eot = self.tokens.argmax(-1)
-        length = int(eot.max()) + 1 if is_cut else self.sizes.context
-        prompts = prompts[:, :length]
         matrix = self.position.matrix().to(prompts.dtype)
-        anchor_slot = 1 + int(matrix[:, -1].argmax())
-        positions = self.clip.positional_embedding[:length].to(prompts.dtype)
-        x = (prompts + positions).permute(1, 0, 2)
-        for number, block in enumerate(self.clip.transformer.resblocks):
-            if 0 < number <= len(deep_text):
-                deep = deep_text[number - 1].to(x.dtype)[:, None].expand(-1, x.shape[1], -1)
-                context = torch.cat([deep, x[anchor_slot : anchor_slot + 1]])
-                context = torch.einsum("ij,jcd->icd", matrix, context)
-                x = torch.cat([x[:1], context, x[1 + len(context) :]])
-            x = block(x)
-        x = self.clip.ln_final(x.permute(1, 0, 2)).to(prompts.dtype)
-        text = x[torch.arange(len(x)), eot] @ self.clip.text_projection
-        return scaled_cosines(self.clip, features, text)
+        return scaled_cosines(self.clip, features, encoder(prompts, self.tokens, deep_text, matrix))
 
     def our_logits(self, cached: CachedFeatures | None) -> Tensor:
         self.run.features.value = self.features.float()

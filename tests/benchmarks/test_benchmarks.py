@@ -32,6 +32,7 @@ from benchmarks import (
 )
 from benchmarks.cost import Sizes
 from benchmarks.harness import Bench, Case
+from trainers.prompted_clip import TextEncoder
 
 SMALL = Sizes(32, 32, 2, 64, 8, 77, 49408, 64, 4, 2)
 TEXT_BENCHMARKS = [text_branch, train_step, stage1, evaluate]
@@ -104,6 +105,24 @@ def test_a_wrong_side_fails(benchmark, monkeypatch, capsys):
     monkeypatch.setitem(TOLERANCE, torch.float32, float("inf"))
     assert benchmark.main(QUICK, SMALL) == 1
     assert "✗ ours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("benchmark", TEXT_BENCHMARKS, ids=named)
+def test_on_a_gpu_the_cut_way_is_also_compiled(benchmark, bench, monkeypatch):
+    """Compilation itself is left out: after it, this process could fork no more."""
+    compiled = []
+    monkeypatch.setattr(TextEncoder, "compile", lambda encoder: compiled.append(encoder))
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(benchmark, "cut_rivals", lambda *args: plain.cut_rivals(*args[:2], gpu))
+    for number, case in enumerate(benchmark.cases(bench), 1):
+        cut, again = case.rivals
+        assert again.name == f"{cut.name}, compiled" and len(compiled) == number
+        outcomes = []
+        for side in (cut, again):
+            torch.manual_seed(0)  # the position matrix is drawn
+            outcomes.append(side.step())
+        one, other = ([outcome.features, *outcome.gradients] for outcome in outcomes)
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
 def test_wrong_image_features_fail(monkeypatch, capsys):
