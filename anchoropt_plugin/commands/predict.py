@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..files.readers import read_image, read_names
+from ..files.images import files_in, read_image
+from ..files.readers import read_names
 from ..process.user_code import import_user_module
 from ..training.predictor import Predictor, load_predictor
 
@@ -99,30 +100,32 @@ def _class_names(args: argparse.Namespace) -> list[str] | None:
 def _predicted(predictor: Predictor, named: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Yield each image with its probabilities (C,); other files in a folder are skipped."""
     skipped = 0
+
+    def skip(reason: str) -> None:
+        nonlocal skipped
+        skipped += 1
+        print(f"skipped: {reason}", file=sys.stderr)
+
     for path in map(Path, named):
-        inside = sorted(_files(path)) if path.is_dir() else [path]
-        before = skipped
+        inside, found = [path], 0
+        if path.is_dir():
+            names, others = files_in(path)
+            inside = [path / name for name in names]
+            for name in others:
+                skip(f"{path / name} does not have the name of an image")
         for start in range(0, len(inside), predictor.batch_size):
             images: dict[Path, Image.Image] = {}
             for file in inside[start : start + predictor.batch_size]:
                 try:
-                    images[file] = read_image(file)
+                    images[file] = read_image(file, upright=True)
                 except UserError as error:
                     if not path.is_dir():
                         raise
-                    print(f"skipped: {error}", file=sys.stderr)
-                    skipped += 1
+                    skip(str(error))
+            found += len(images)
             rows = predictor.probabilities(list(images.values()))
             yield from zip(images, rows, strict=True)
-        if skipped - before == len(inside):
+        if not found:
             raise UserError(f"there is no image in the folder {path}")
     if skipped:
         print(f"skipped {skipped} file(s) that cannot be read as images", file=sys.stderr)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield all files in a folder and its subfolders, except hidden ones."""
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            yield path

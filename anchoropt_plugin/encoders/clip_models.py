@@ -20,25 +20,32 @@ from torch import Tensor
 from ..errors import UserError, nearest
 from ..files.checkpoints import check_archive
 from ..files.torchscript import is_torchscript, read_torchscript
+from .class_names import as_words
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # clip imports the deprecated pkg_resources
     import clip
     import regex
     from clip.model import CLIP, build_model, convert_weights
-    from clip.simple_tokenizer import SimpleTokenizer
+    from clip.simple_tokenizer import SimpleTokenizer, basic_clean, whitespace_clean
 
 __all__ = [
     "CONTEXT_LENGTH",
+    "MARKS",
     "TINY",
+    "first_twins",
     "load_clip",
     "to_precision",
     "tokenize",
     "unknown_words",
+    "words_of",
 ]
 
 CONTEXT_LENGTH = 77
 """Tokens in a text of any CLIP, start, end and padding included."""
+
+MARKS = ("<|startoftext|>", "<|endoftext|>")
+"""CLIP's own marks. In a text, the first end mark would hide the rest of the text from CLIP."""
 
 TINY = "tiny"
 """The backbone name of the embedded model."""
@@ -101,13 +108,14 @@ def tokenize(texts: Sequence[str]) -> Tensor:
         (n, 77) int64. The end token has the highest number, so ``argmax(-1)`` finds it.
 
     Raises:
-        UserError: a text has more than 77 tokens; the message gives the text and the number.
+        UserError: a text has more than 77 tokens (the message gives the text and the number), or
+            one of CLIP's marks.
 
     >>> tokenize(["a photo of a star."])[0, :8].tolist()
     [49406, 320, 1125, 539, 320, 1565, 269, 49407]
     """
     tokenizer = _tokenizer()
-    start, end = (tokenizer.encoder[f"<|{word}oftext|>"] for word in ("start", "end"))
+    start, end = (tokenizer.encoder[mark] for mark in MARKS)
     tokens = torch.zeros(len(texts), CONTEXT_LENGTH, dtype=torch.long)
     for row, text in zip(tokens, texts, strict=True):
         if len(text) > _LONGEST_TEXT:
@@ -121,8 +129,39 @@ def tokenize(texts: Sequence[str]) -> Tensor:
                 f"a text has {len(numbers)} tokens, but CLIP reads at most {CONTEXT_LENGTH}; "
                 f"shorten it: {text[:_SHOWN]!r}{' …' if len(text) > _SHOWN else ''}"
             )
+        if not {start, end}.isdisjoint(numbers[1:-1]):
+            raise UserError(
+                f"a text has one of CLIP's own marks, {' or '.join(MARKS)}; remove it: {text!r}"
+            )
         row[: len(numbers)] = torch.tensor(numbers)
     return tokens
+
+
+@cache
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words of a class name as CLIP reads it in a prompt.
+
+    Names of the same words have the same tokens: they are one class to CLIP.
+
+    >>> words_of("Red_Fox"), words_of("F-16")
+    (('red', 'fox'), ('f', '-', '1', '6'))
+    """
+    text = whitespace_clean(basic_clean(as_words(name))).lower()
+    return tuple(regex.findall(_tokenizer().pat, text))
+
+
+def first_twins(names: Sequence[str]) -> tuple[int, int] | None:
+    """Return the places of the first two class names that are one to CLIP, or None.
+
+    >>> first_twins(["badger", "red fox", "Red_Fox"])
+    (1, 2)
+    """
+    seen: dict[tuple[str, ...], int] = {}
+    for place, name in enumerate(names):
+        other = seen.setdefault(words_of(name), place)
+        if other != place:
+            return other, place
+    return None
 
 
 def unknown_words(model: CLIP, texts: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from ..errors import UserError, nearest
 from .distributed import is_main, rank, world_size
+from .open_files import TOO_MANY, is_too_many
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,7 +35,8 @@ def status_of(
 ) -> int:
     """Run a command and return its exit status: 0, or the status that the command returns.
 
-    ``UserError`` and ``OSError`` give one line on stderr and status 2. Ctrl-C gives 130. SIGTERM,
+    ``UserError``, ``OSError`` and ``UnicodeEncodeError`` (a path or a name that the process cannot
+    encode) give one line on stderr and status 2. Ctrl-C gives 130. SIGTERM,
     which batch systems send before SIGKILL, gives 143. If the reader of stdout has gone, as with
     ``| head``, the status is 1 and nothing is printed.
 
@@ -57,7 +59,15 @@ def status_of(
         # Otherwise Python complains when it flushes the rest of stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return 1
+    except UnicodeEncodeError as error:
+        signs = error.object[error.start : error.end]
+        return _failed(
+            f"this process cannot encode {signs!r} as {error.encoding}: set PYTHONUTF8=1; if that "
+            "does not help, the name of a file or a class is not in UTF-8: rename it"
+        )
     except OSError as error:
+        if is_too_many(error):
+            return _failed(TOO_MANY)
         parts = error.filename2 or error.filename, error.strerror or error
         reason = ": ".join(str(part) for part in parts if part)
         return _failed(f"{reason}; {room}" if room else reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..config.record import CLASSES, RECORD, merge_record
+from ..encoders.clip_models import first_twins, words_of
 from ..errors import UserError, nearest
 from ..files.checkpoint_folder import last_checkpoint_name
-from ..files.readers import read_image, read_json, to_rgb
+from ..files.images import read_image, to_rgb
+from ..files.readers import read_json
 from .run_record import RUN_RECORD, read_record
 from .settings import extend_cfg
 from .trainer_registry import two_stages_on_demand
@@ -72,7 +73,10 @@ class Predictor:
         return torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
 
     def _batch(self, images: Sequence[ImageLike]) -> Tensor:
-        rgb = [to_rgb(x) if isinstance(x, Image.Image) else read_image(x) for x in images]
+        rgb = [
+            to_rgb(x, upright=True) if isinstance(x, Image.Image) else read_image(x, upright=True)
+            for x in images
+        ]
         zeros = torch.zeros(len(rgb), dtype=torch.long)
         batch = {
             "img": torch.stack([self._transform(image) for image in rgb]),
@@ -115,9 +119,10 @@ def load_predictor(
     folder = Path(model_dir)
     cfg = _recorded_cfg(folder)
     names = _named(_recorded_classes(folder) if classes is None else list(classes))
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice and classes is not None:  # a data set may have several, as ImageNet has
-        raise UserError(f"the class {twice[0]!r} was given more than once")
+    twins = None if classes is None else first_twins(names)  # ImageNet has two of one name
+    if twins:
+        first, second = (names[place] for place in twins)
+        raise UserError(f"the classes {first!r} and {second!r} are one to CLIP: give one of them")
     trainer = without_data(_trainer_class(cfg.TRAINER.NAME), names)(cfg)
     epoch = _tested_epoch(trainer, folder) if epoch is None else epoch
     try:
@@ -169,7 +174,7 @@ def _recorded_classes(folder: Path) -> list[str]:
 
 def _named(names: list[str]) -> list[str]:
     """Return the class names; raise ``UserError`` if one is empty."""
-    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+    if not names or not all(isinstance(name, str) and words_of(name) for name in names):
         raise UserError("a class without a name was given: give one or more names, none empty")
     return names
 

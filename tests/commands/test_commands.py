@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import clip
+import numpy as np
 import pytest
 import torch
 from clip.simple_tokenizer import SimpleTokenizer
@@ -21,9 +22,10 @@ import anchoropt_plugin
 import train
 from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.__main__ import main
-from anchoropt_plugin.commands import all_commands
+from anchoropt_plugin.commands import all_commands, predict
 from anchoropt_plugin.commands.check.random_clip import random_clip, random_weights, write_archive
 from anchoropt_plugin.commands.check.small_trainer import CLASSES
+from anchoropt_plugin.files.images import files_in
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 
@@ -653,6 +655,45 @@ def test_the_arguments_of_the_decorator_are_those_of_the_run(trained, command, r
     assert "trainer 'Usual_AnchorOPT' is not registered" in line
 
 
+def test_a_folder_is_read_as_for_a_training(tmp_path, capsys):
+    for name in ("a.jfif", "deep/b.webp", "c.JPEG", "d.jp2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    for name in ("e.heic", "no_suffix", "deep/notes.txt"):
+        (tmp_path / name).touch()
+
+    class Fake:
+        batch_size = 3
+
+        def probabilities(self, images):
+            return torch.zeros(len(images), 2)
+
+    found = [path for path, _ in predict._predicted(Fake(), [str(tmp_path)])]
+    assert found == [tmp_path / name for name in files_in(tmp_path)[0]]
+    assert len(found) == 4
+    said = capsys.readouterr().err
+    assert "skipped 3 file(s)" in said
+    assert all(f"skipped: {tmp_path / name} " in said for name in ("e.heic", "deep/notes.txt"))
+
+
+def test_images_are_turned_as_the_camera_was_held(runs, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    turned, plain = tmp_path / "turned.png", tmp_path / "plain.png"
+    Image.fromarray(np.rot90(pixels)).save(turned, exif=exif)
+    Image.fromarray(pixels).save(plain)
+    predictor = load_predictor(runs / "CoOp")
+    with Image.open(turned) as image:
+        found = predictor.probabilities([plain, turned, image])
+    assert found[0].tolist() == found[1].tolist() == found[2].tolist()
+    words = ["predict", "--model-dir", str(runs / "CoOp"), "--json", str(plain), str(turned)]
+    capsys.readouterr()
+    assert main(words) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["probabilities"] == second["probabilities"]
+
+
 def test_images_and_folders(runs, tmp_path, capsys, caplog):
     caplog.set_level("WARNING", logger="anchoropt_plugin")
     paths = evaluated(runs, "CoOp", "base")[0]
@@ -689,7 +730,8 @@ def test_images_and_folders(runs, tmp_path, capsys, caplog):
         (["cut.png", "--top", "0"], "--top is 0"),
         (["cut.png", "--load-epoch", "7"], "model.pth.tar-2"),
         (["cut.png", "--model-dir", "empty"], "empty has no config.yaml"),
-        (["cut.png", "--classes", "cat", "cat"], "'cat' was given more than once"),
+        (["cut.png", "--classes", "cat", "cat"], "'cat' and 'cat' are one to CLIP"),
+        (["cut.png", "--classes", "Red_Fox", "red  fox"], "'Red_Fox' and 'red  fox' are one"),
         (["cut.png", "--import", "no_such"], "there is no module 'no_such'"),
     ],
 )

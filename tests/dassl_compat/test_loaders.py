@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,33 @@ def test_batches(cfg):
         assert dm.dataset.train_x[index].label == label
     assert (dm.num_classes, dm.num_source_domains, dm.lab2cname[1]) == (3, 0, "middle")
     assert dm.train_loader_u is None
+
+
+@pytest.mark.parametrize("limit", [60, 20])
+def test_too_many_open_files_are_one_line(cfg, limit):
+    code = f"""
+import resource, sys
+sys.path.insert(0, "")
+from tests.dassl_compat.conftest import GreyImages
+from anchoropt_plugin.process.command_line import status_of
+from dassl.config import get_cfg_default
+from dassl.data import DataManager
+cfg = get_cfg_default()
+cfg.DATASET.NAME, cfg.DATASET.ROOT = "GreyImages", {cfg.DATASET.ROOT!r}
+cfg.USE_CUDA, cfg.INPUT.SIZE, cfg.DATALOADER.NUM_WORKERS = False, (8, 8), 8
+cfg.DATALOADER.TEST.BATCH_SIZE = 1
+loader = DataManager(cfg).test_loader
+resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
+sys.exit(status_of(lambda: len([batch for _ in range(3) for batch in loader])))
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (
+        2,
+        "error: too many open files: raise the limit (ulimit -n 4096), or use fewer worker "
+        "processes (DATALOADER.NUM_WORKERS)\n",
+    )
 
 
 def test_only_the_test_order_is_fixed(cfg):

@@ -18,7 +18,13 @@ import torch
 from clip.model import CLIP
 from torch import nn
 
-from anchoropt_plugin.encoders.clip_models import load_clip, to_precision, tokenize, unknown_words
+from anchoropt_plugin.encoders.clip_models import (
+    first_twins,
+    load_clip,
+    to_precision,
+    tokenize,
+    unknown_words,
+)
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files.torchscript import is_torchscript, read_torchscript
 
@@ -317,6 +323,24 @@ def test_tokenize_counts_what_is_too_long() -> None:
     assert tokenize(["star " * 75])[0, -1] == 49407
     with pytest.raises(UserError, match=r"78 tokens.*at most 77.*'star star"):
         tokenize(["short", "star " * 76])
+
+
+@pytest.mark.parametrize(
+    "text", ["a cat <|endoftext|> or a dog", "<|StartOfText|>", "a&lt;|endoftext|&gt;"]
+)
+def test_a_text_with_clips_own_marks_is_refused(text: str) -> None:
+    # clip.tokenize takes the mark: argmax would find it, and the rest would change nothing.
+    with pytest.raises(UserError, match=r"one of CLIP's own marks, .*; remove it"):
+        tokenize(["a cat", text])
+
+
+def test_names_that_are_one_to_clip_have_the_same_tokens() -> None:
+    same = [("Red_Fox", " red  fox"), ("F-16", "f - 1 6"), ("salt &amp; pepper", "Salt & Pepper")]
+    other = [("red fox", "redfox"), ("fox", "foxes"), ("fox.", "fox"), ("", "a")]
+    for names in (*same, *other):
+        tokens = tokenize([f"a photo of a {name.replace('_', ' ')}." for name in names])
+        assert (first_twins(names) is not None) == torch.equal(*tokens), names
+    assert first_twins(["a", "b", "c", "B", "A"]) == (1, 3)
 
 
 def test_a_whole_clip_knows_all_words() -> None:

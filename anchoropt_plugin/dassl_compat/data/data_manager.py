@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
 from ...errors import UserError
-from ...files.readers import read_image
+from ...files.images import read_image
 from ...process import distributed
+from ...process.open_files import TOO_MANY, is_too_many
 from ...process.randomness import OwnRandomness, share_randomness
 from .datasets import DatasetBase, Datum, build_dataset
 from .image_cache import ImageCache
@@ -134,6 +136,12 @@ class _Loader(DataLoader[Any]):
             while all(worker.is_alive() for worker in workers) and time.monotonic() < end:
                 time.sleep(0.01)
             raise RuntimeError(f"DataLoader worker was lost ({error or 'end of file'}).") from None
+        except (OSError, RuntimeError) as error:
+            if not is_too_many(error):
+                raise
+            with _no_complaints():
+                error.__traceback__ = None
+            raise UserError(f"{TOO_MANY} (DATALOADER.NUM_WORKERS)") from None
 
     def _parts(self) -> Iterator[Any]:
         """Yield this process's part of every batch.
@@ -177,6 +185,16 @@ class _Loader(DataLoader[Any]):
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
         )
+
+
+@contextmanager
+def _no_complaints() -> Iterator[None]:
+    # torch's iterator complains when it is deleted before it has started all its workers.
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from ...files.readers import read_image
+from ...files.images import read_image
 
 BUDGET = 1 << 30
 """The most bytes of decoded images that a data set caches."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ...files.readers import read_image, read_json, write_json
+from ...files.images import read_image
+from ...files.readers import read_json, write_json
 from ...process.randomness import set_random_seed
 from .logger import Logger, log_to_stdout, setup_logger, withdraw_log
 from .meters import AverageMeter, MetricMeter

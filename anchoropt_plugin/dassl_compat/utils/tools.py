@@ -13,7 +13,8 @@ import PIL
 import torch
 import torchvision
 
-from ...files.readers import read_image, read_json, write_json
+from ...files.images import read_image
+from ...files.readers import read_json, write_json
 from ...process.randomness import set_random_seed
 
 __all__ = [
