@@ -46,6 +46,7 @@ from anchoropt_plugin.dassl_compat.utils import (
     setup_logger,
     withdraw_log,
 )
+from anchoropt_plugin.dassl_compat.validation import check_validation
 from anchoropt_plugin.process import distributed
 from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.process.randomness import set_random_seed
@@ -166,6 +167,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         UserError: an invalid value, an unknown name, a missing folder, or the output folder of
             another run.
     """
+    str(cfg).encode()  # a path that cannot be encoded ends the run here, not halfway
     training = not (args.eval_only or args.no_train)
     check_values(cfg, training)
     check_trainer_name(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
@@ -208,7 +210,9 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer = build_trainer(cfg)
         if args.eval_only:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    except UserError:
+        elif not args.no_train:
+            check_validation(trainer)
+    except (UserError, UnicodeEncodeError):
         withdraw_log()
         raise
     if args.eval_only:

@@ -332,6 +332,18 @@ def test_best_val(cfg, capsys, monkeypatch):
     assert (again.start_epoch, again.best_result) == (4, 80.0)
 
 
+def test_best_val_without_validation_images(cfg, monkeypatch):
+    cfg.TEST.FINAL_MODEL = "best_val"
+    trainer = build_trainer(cfg)
+    trainer.val_loader = None
+    with pytest.raises(UserError, match="best_val, but GreyImages has no validation images"):
+        trainer.train()
+    assert not trainer.rates and not Path(cfg.OUTPUT_DIR).exists()
+    trainer.cfg.TEST.NO_TEST = True  # nothing is chosen
+    trainer.train()
+    assert trainer.rates
+
+
 def test_loading(cfg, capsys):
     trainer = trained(cfg)
     fresh = build_trainer(cfg)

@@ -32,6 +32,7 @@ from ..utils.meters import AverageMeter, MetricMeter
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint
 from ..utils.writer import SummaryWriter
+from ..validation import check_validation
 from .base import Names, TrainerBase
 
 __all__ = [
@@ -111,6 +112,7 @@ class SimpleTrainer(TrainerBase):
 
     def before_train(self) -> None:
         """Resume from the last checkpoint, if there is one, and open the writer."""
+        check_validation(self)
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
         if len(set(distributed.gathered(self.start_epoch))) > 1:
