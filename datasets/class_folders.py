@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.files.images import is_image_name
 from anchoropt_plugin.files.readers import read_text
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _NOT_CLASSES = {"split_fewshot"}
 
 
@@ -40,14 +40,16 @@ def image_names(folder: Path) -> list[str]:
     Raises:
         UserError: a folder without images.
     """
-    found = sorted(
-        name
-        for name in os.listdir(folder)  # noqa: PTH208  (ImageNet: a million Paths take seconds)
-        if os.path.splitext(name)[1].lower() in _SUFFIXES and not name.startswith(".")  # noqa: PTH122
-    )
+    # ImageNet: a million Paths take seconds.
+    found = sorted(filter(is_image_name, os.listdir(folder)))  # noqa: PTH208
     if not found:
-        raise UserError(f"the class folder {folder} has no images; add some, or remove the folder")
+        raise no_images(folder)
     return found
+
+
+def no_images(folder: Path) -> UserError:
+    """Return the error of a class folder without images."""
+    return UserError(f"the class folder {folder} has no images; add some, or remove the folder")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -60,21 +62,30 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
 def read_classnames(path: Path, folders: list[str]) -> dict[str, str]:
     """Return the class name of each folder, in the order of the lines ``folder class name``.
 
+    Between the two is a blank, a tab or a comma; a class name may have more of them.
+
     Args:
         path: the file.
-        folders: the existing folders, whose names may have blanks. The name of any other folder
-            ends at the line's first blank.
+        folders: the existing folders, whose names may have blanks and commas. The name of any other
+            folder ends at the line's first blank, tab or comma.
 
     Raises:
-        UserError: a missing file, or a line without a class name.
+        UserError: a missing file, a line without a class name, or two names of one folder.
     """
-    known, names = set(folders), {}
+    known: set[str] = set(folders)
+    names: dict[str, str] = {}
     for where, line in numbered_lines(path):
-        beginnings = [line[: blank.start()] for blank in re.finditer(" ", line)]
+        beginnings = [line[: between.start()] for between in re.finditer(r"[ \t,]", line)]
         folder = next(
-            (folder for folder in reversed(beginnings) if folder in known), line.partition(" ")[0]
+            (folder for folder in reversed(beginnings) if folder in known),
+            beginnings[0] if beginnings else line,
         )
-        names[folder] = line.removeprefix(folder).strip()
-        if not names[folder]:
+        name = re.sub(r"^\s*,?\s*", "", line.removeprefix(folder))
+        if not name:
             raise UserError(f"{where}: there is no class name after {folder!r}; add one")
+        if names.setdefault(folder, name) != name:
+            raise UserError(
+                f"{where}: the folder {folder!r} has two names, {names[folder]!r} and {name!r}; "
+                "remove one line"
+            )
     return names

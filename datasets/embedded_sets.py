@@ -15,6 +15,7 @@ from .synthetic import CLASS_SPLITS
 
 class _EmbeddedDataset(SplitDataset):
     written_on_first_use = True
+    are_own = False
     write: Callable[[Path], None]
 
     def make_split(self) -> Split:

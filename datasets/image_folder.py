@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
 
 from anchoropt_plugin.encoders.class_names import as_words
+from anchoropt_plugin.encoders.clip_models import first_twins
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.files.images import files_in
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .class_folders import class_folders, image_names, read_classnames
+from .class_folders import class_folders, no_images, read_classnames
 from .divisions import divide
 from .split_dataset import SplitDataset
 from .splits import Item, Split, check_classes, read_split
 
 _SEED = 1
+_CLASSNAMES = "classnames.txt"
+_PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""The names, in lower case, of the folders of each part."""
 
 
 @DATASET_REGISTRY.register()
@@ -23,12 +33,14 @@ class ImageFolder(SplitDataset):
 
     1. ``split.json``, or one ``split_*.json``, with paths relative to ``images/`` if there is such
        a folder, else to the root.
-    2. ``train/<class>/*``, ``test/<class>/*`` and optionally ``val/<class>/*``.
-    3. ``<class>/*``: of each class 50 % for training, 20 % for validation, the rest for test; the
+    2. ``train/<class>/**``, ``test/<class>/**`` and optionally ``val/<class>/**``, or folders of
+       similar names, such as ``valid``.
+    3. ``<class>/**``: of each class 50 % for training, 20 % for validation, the rest for test; the
        same images in every run.
 
-    Class names are the folder names with blanks for ``_``, or those of ``classnames.txt``, with
-    lines ``folder class name``.
+    In the layouts 2 and 3, the log counts and names the files that are not used. Class names are
+    the folder names with blanks for ``_``, or those of ``classnames.txt``, with lines ``folder
+    class name``.
     """
 
     images = "."
@@ -46,49 +58,95 @@ class ImageFolder(SplitDataset):
         if files:
             names = ", ".join(file.name for file in files)
             raise UserError(f"{root} has several splits ({names}); rename one to split.json")
-        has_parts = (root / "train").is_dir()
-        split = _from_parts(root) if has_parts else _from_classes(root)
+        parts = _part_folders(root)
+        split = _from_parts(root, parts) if parts else _from_classes(root)
         check_classes(split, str(root))
+        if len({item.label for item in split.train}) == 1:
+            raise UserError(
+                f"{root} has one class, {split.train[0].classname!r}; make a folder for each "
+                "class, and give the folder of these folders"
+            )
+        _say_what_is_not_used(root, {item.path for part in split for item in part})
         return split
+
+
+def _part_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each part that is there; none in the layout ``<class>/**``."""
+    found: dict[str, Path] = {}
+    for folder in sorted(filter(Path.is_dir, root.iterdir())):
+        for part, names in _PARTS.items():
+            if folder.name.lower() in names:
+                other = found.setdefault(part, folder)
+                if other != folder:
+                    raise UserError(
+                        f"{root} has two folders for {part}, {other.name} and {folder.name}: join "
+                        "them, or rename one"
+                    )
+    for part in ("train", "test"):
+        if found and part not in found:
+            raise UserError(
+                f"{root} has a folder {next(iter(found.values())).name} but no folder {part}; add "
+                "one, or rename the folder if it is a class (classnames.txt gives the name)"
+            )
+    return found
+
+
+def _say_what_is_not_used(root: Path, used: set[str]) -> None:
+    images, others = files_in(root)
+    left: dict[str, list[str]] = defaultdict(list)
+    for path in (*images, *others):
+        if path not in used and path != _CLASSNAMES and not path.startswith("split_fewshot/"):
+            left[PurePosixPath(path).suffix or "no suffix"].append(path)
+    if left:
+        kinds = (f"{len(paths)} {kind} ({_first(paths)})" for kind, paths in sorted(left.items()))
+        total = sum(map(len, left.values()))
+        print(f"Note: {total} file(s) in {root} are not used: {'; '.join(kinds)}")
+
+
+def _first(paths: list[str]) -> str:
+    return ", ".join([*paths[:3], *(["…"] if len(paths) > 3 else [])])
 
 
 def _classes(parent: Path, root: Path) -> dict[str, tuple[int, str]]:
     """Return label and class name of each class folder in ``parent``, by the folder's name."""
     folders = [folder.name for folder in class_folders(parent)]
-    file = root / "classnames.txt"
+    file = root / _CLASSNAMES
     if file.exists():
         names = read_classnames(file, folders)
     else:
         names = {folder: as_words(folder) for folder in folders}
-    seen: dict[str, str] = {}
     for folder in folders:
         if folder not in names:
             raise UserError(f"{file} has no line for the folder {parent / folder}; add one")
-        # CLIP ignores case and repeated blanks.
-        other = seen.setdefault(" ".join(names[folder].lower().split()), folder)
-        if other != folder:
-            raise UserError(
-                f"the class folders {other!r} and {folder!r} in {parent} have the same class name, "
-                f"{names[folder]!r}: join the folders, or write other names in {file}"
-            )
+    twins = first_twins([names[folder] for folder in folders])
+    if twins:
+        first, second = (folders[place] for place in twins)
+        raise UserError(
+            f"the class folders {first!r} and {second!r} in {parent} have the same class name to "
+            f"CLIP, {names[second]!r}: join the folders, or write other names in {file}"
+        )
     return {folder: (label, names[folder]) for label, folder in enumerate(folders)}
 
 
 def _images(folder: Path, root: Path) -> list[str]:
-    return [(folder / name).relative_to(root).as_posix() for name in image_names(folder)]
+    images, _ = files_in(folder)
+    if not images:
+        raise no_images(folder)
+    return [(folder / name).relative_to(root).as_posix() for name in images]
 
 
-def _from_parts(root: Path) -> Split:
-    if not (root / "test").is_dir():
-        raise UserError(f"{root} has a folder train but no folder test; add one")
-    classes = _classes(root / "train", root)
-    parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-    for part, items in parts.items():
-        for folder in class_folders(root / part) if (root / part).is_dir() else ():
+def _from_parts(root: Path, folders: dict[str, Path]) -> Split:
+    classes = _classes(folders["train"], root)
+    split = Split([], [], [])
+    for part, parent in folders.items():
+        for folder in class_folders(parent):
             if folder.name not in classes:
-                raise UserError(f"the class folder {folder} has no counterpart in {root / 'train'}")
-            items += [Item(path, *classes[folder.name]) for path in _images(folder, root)]
-    return Split(**parts)
+                raise UserError(
+                    f"the class folder {folder} has no counterpart in {folders['train']}"
+                )
+            items = (Item(path, *classes[folder.name]) for path in _images(folder, root))
+            getattr(split, part).extend(items)
+    return split
 
 
 def _from_classes(root: Path) -> Split:

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.readers import read_image
+from anchoropt_plugin.files.images import DamagedImages, check_images
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 
 from .downloads import DOWNLOADS, Download
@@ -27,7 +28,8 @@ class Finding:
     """The state of one data set.
 
     Attributes:
-        row: the data set's row in the table.
+        name: the data set's ``DATASET.NAME``.
+        row: the data set's row in the table, or None for any other data set.
         missing: the downloads that are missing.
         exists: whether the data set's folder exists.
         fault: the reason why the data set cannot be used, in one line, or "".
@@ -36,23 +38,33 @@ class Finding:
             another one.
         opened: the number of opened images.
         broken: one line for each image that cannot be read.
+        notes: what the data set itself says, such as which files are not used.
     """
 
-    row: PublicSet
-    missing: list[Download]
+    name: str
+    row: PublicSet | None = None
+    missing: list[Download] = field(default_factory=list)
     exists: bool = True
     fault: str = ""
     n_classes: int = 0
     sizes: tuple[int, int, int] = (0, 0, 0)
     opened: int = 0
     broken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def state(self) -> str:
-        """One of ``complete``, ``damaged`` (broken images), ``unusable`` and ``missing``."""
+        """The state in one word.
+
+        ``complete``, ``damaged`` (broken images), ``incomplete`` (not all classes), ``unusable`` or
+        ``missing``.
+        """
         if self.fault:
             return "unusable" if self.exists else "missing"
-        return "damaged" if self.broken else "complete"
+        if self.broken:
+            return "damaged"
+        is_whole = self.row is None or self.n_classes == self.row.n_classes
+        return "complete" if is_whole else "incomplete"
 
 
 def inventory(root: str | Path, sample: int = 20, progress: bool = False) -> list[Finding]:
@@ -80,34 +92,55 @@ def inventory(root: str | Path, sample: int = 20, progress: bool = False) -> lis
 
 
 def check_data_set(row: PublicSet, root: Path, sample: int) -> Finding:
-    """Check one data set in ``root``, and return its state."""
+    """Check one data set of the table in ``root``, and return its state."""
     cfg = SimpleNamespace(
         SEED=0,
-        DATASET=SimpleNamespace(ROOT=str(root), NUM_SHOTS=-1, SUBSAMPLE_CLASSES="all"),
+        DATASET=SimpleNamespace(
+            NAME=row.name, ROOT=str(root), NUM_SHOTS=-1, SUBSAMPLE_CLASSES="all"
+        ),
     )
-    folder = root / row.folder
-    absent = list(_absent(folder, DOWNLOADS[row.name]))
+    return check_configured(cfg, sample)
+
+
+def check_configured(cfg: Any, sample: int) -> Finding:
+    """Check the data set of a configuration, and return its state.
+
+    Of a user's own images all are opened, not only ``sample``.
+    """
+    name = cfg.DATASET.NAME
+    row = next((row for row in TABLE if row.name == name), None)
+    root = Path(cfg.DATASET.ROOT).expanduser().absolute()
+    folder = root / row.folder if row else root
+    absent = list(_absent(folder, DOWNLOADS[name])) if row else []
+    finding = Finding(name, row, exists=folder.is_dir())
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            dataset = DATASET_REGISTRY.get(row.name)(cfg)
+        with contextlib.redirect_stdout(said):
+            dataset = DATASET_REGISTRY.get(name)(cfg)
+    except DamagedImages as error:
+        finding.opened, finding.broken = error.opened, error.faults
+        return finding
     except (UserError, OSError) as error:
-        if (folder / row.split_file).is_file():
-            absent = [item for item in absent if not _is_annotation(item, row)]
-        fault = str(error).removesuffix(where_to_get(root))
-        return Finding(row, absent, folder.is_dir(), fault)
-    finding = Finding(row, [item for item in absent if row.split_file in item.paths])
+        finding.missing = absent
+        if row and (folder / row.split_file).is_file():
+            finding.missing = [item for item in absent if not _is_annotation(item, row)]
+        finding.fault = str(error).removesuffix(where_to_get(root))
+        return finding
+    finding.notes = [line for line in said.getvalue().splitlines() if line.startswith("Note: ")]
+    if row:
+        finding.missing = [item for item in absent if row.split_file in item.paths]
     finding.n_classes = dataset.num_classes
     finding.sizes = (
-        0 if row.test_only else len(dataset.train_x),
-        0 if row.val_is_test else len(dataset.val),
-        len(dataset.test),
+        0 if getattr(dataset, "test_only", False) else len(dataset.train_x),
+        0 if getattr(dataset, "val_is_test", False) else len(dataset.val or ()),
+        len(dataset.test or ()),
     )
-    for path in _spread(dataset, sample):
-        finding.opened += 1
-        try:
-            read_image(path)
-        except UserError as error:
-            finding.broken.append(str(error))
+    paths = _spread(dataset, sample)
+    finding.opened = len(paths)
+    try:
+        check_images(paths)
+    except DamagedImages as error:
+        finding.broken = error.faults
     return finding
 
 
@@ -119,26 +152,30 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> None:
         table.add_column(name, justify="right")
     for finding in findings:
         numbers = (finding.n_classes, *finding.sizes, finding.opened)
-        table.add_row(finding.row.name, finding.state, *(f"{n:,}" if n else "" for n in numbers))
+        table.add_row(finding.name, finding.state, *(f"{n:,}" if n else "" for n in numbers))
     console.print(table)
     for finding in findings:
-        if finding.fault or finding.missing or finding.broken:
-            lines = "\n  ".join(_advice(finding))
+        lines = _advice(finding)
+        if lines:
+            text = "\n  ".join(lines)
             console.print(
-                f"\n{finding.row.name}: {lines}", markup=False, highlight=False, soft_wrap=True
+                f"\n{finding.name}: {text}", markup=False, highlight=False, soft_wrap=True
             )
 
 
 def _advice(finding: Finding) -> list[str]:
     row = finding.row
-    broken = f"{len(finding.broken)} of {finding.opened} opened images cannot be read"
-    divided = f"{row.split_file} is missing, so every seed divides the images differently"
-    heading = finding.fault or (broken if finding.broken else divided)
-    lines = [heading, *finding.broken]
+    split_file = row.split_file if row else ""
+    lines = [*filter(None, [finding.fault])]
+    if finding.broken:
+        lines += [f"{len(finding.broken)} of {finding.opened} opened images cannot be read"]
+    elif finding.missing and not finding.fault:
+        lines += [f"{split_file} is missing, so every seed divides the images differently"]
+    lines += [*finding.broken, *finding.notes]
     for item in finding.missing:
         notes = [item.note] if item.note else []
-        if row.split_file and _is_annotation(item, row):
-            notes.append(f"not needed with {row.split_file}")
+        if row and split_file and _is_annotation(item, row):
+            notes.append(f"not needed with {split_file}")
         note = f" ({'; '.join(notes)})" if notes else ""
         paths = ", ".join(item.paths)
         lines.append(f"{paths} from {item.url}{note}")

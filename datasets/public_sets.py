@@ -20,6 +20,7 @@ class PublicDataset(SplitDataset):
     """
 
     row: PublicSet
+    are_own = False
 
     def make_split(self) -> Split:
         row, folder = self.row, self.dataset_dir
@@ -28,7 +29,7 @@ class PublicDataset(SplitDataset):
                 raise UserError(f"the folder {needed} of {row.name} is missing{self._help()}")
         split_file = folder / row.split_file
         if row.split_file and split_file.is_file():
-            return read_split(split_file)
+            return self._counted(read_split(split_file))
         missing = [file for file in row.annotations if not (folder / file).is_file()]
         if missing:
             wanted = " or ".join(filter(None, (row.split_file, ", ".join(missing))))
@@ -37,6 +38,15 @@ class PublicDataset(SplitDataset):
             self._warn_of_division()
         split = row.read(folder, self.image_dir, self.rng)
         check_classes(split, str(folder))
+        return self._counted(split)
+
+    def _counted(self, split: Split) -> Split:
+        found, expected = len({item.label for item in split.train}), self.row.n_classes
+        if found != expected:
+            print(
+                f"Note: {self.row.name} has {expected} classes, but {found} are in "
+                f"{self.dataset_dir}: results are not those of the public data set"
+            )
         return split
 
     def _warn_of_division(self) -> None:

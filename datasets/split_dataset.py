@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.files.images import UprightPath, check_images
 from anchoropt_plugin.files.readers import read_json, write_json
+from anchoropt_plugin.process.distributed import is_main
 from dassl.data.datasets import DatasetBase, Datum
 
 from .public_pickles import read_public_pickle
@@ -44,6 +46,9 @@ class SplitDataset(DatasetBase):
         test_only: whether all images are for test; no shots are drawn and no classes dropped. The
             training part repeats the test part, as the classes are read from it.
         class_splits: named splits into base and new: all class names in order, base first.
+        are_own: whether the images are a user's own: they are turned as their EXIF orientation
+            says, and all that a run uses are opened when the data set is built. Public code does
+            neither.
 
     Raises:
         UserError: a missing, incomplete or malformed data set.
@@ -57,6 +62,7 @@ class SplitDataset(DatasetBase):
     val_is_test = False
     test_only = False
     class_splits: Mapping[str, Sequence[str]] = {}
+    are_own = True
 
     def __init__(self, cfg: Any) -> None:
         if not cfg.DATASET.ROOT:
@@ -79,9 +85,11 @@ class SplitDataset(DatasetBase):
         if self.val_is_test:
             split = split._replace(val=split.test)
         check_files(split, self.image_dir, self.image_folders)
-        super().__init__(
-            train_x=self._data(split.train), val=self._data(split.val), test=self._data(split.test)
-        )
+        parts = [self._data(items) for items in split]
+        if self.are_own and is_main():  # once is enough for all processes
+            check_images(list(dict.fromkeys(item.impath for part in parts for item in part)))
+        train_x, val, test = parts
+        super().__init__(train_x=train_x, val=val, test=test)
         self._write_draw()
 
     def make_split(self) -> Split:
@@ -91,8 +99,9 @@ class SplitDataset(DatasetBase):
         return read_split(self.dataset_dir / self.split_file)
 
     def _data(self, items: Iterable[Item]) -> list[Datum]:
+        path_type = UprightPath if self.are_own else str
         return [
-            Datum(impath=f"{self.image_dir}/{path}", label=label, classname=classname)
+            Datum(impath=path_type(f"{self.image_dir}/{path}"), label=label, classname=classname)
             for path, label, classname in items
         ]
 

@@ -9,11 +9,13 @@ import math
 import os
 import random
 import stat
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anchoropt_plugin.encoders.clip_models import MARKS, first_twins, words_of
 from anchoropt_plugin.errors import UserError, nearest
 from anchoropt_plugin.files.readers import read_json
 
@@ -39,21 +41,22 @@ def read_split(path: Path) -> Split:
 
     Raises:
         UserError: a missing or malformed file, a split that :func:`check_classes` refuses, or two
-            labels with the same name.
+            labels whose names are one to CLIP.
     """
     parts = read_json(path)
     if not isinstance(parts, dict) or not {"train", "test"} <= parts.keys():
         raise UserError(f'{path}: a split is {{"train": [...], "val": [...], "test": [...]}}')
     split = Split(*(items_of(parts.get(part, []), f"{path}: {part}") for part in Split._fields))
     check_classes(split, str(path))
-    labels: dict[str, int] = {}
-    for item in split.train:
-        other = labels.setdefault(item.classname, item.label)
-        if other != item.label:
-            raise UserError(
-                f"{path}: labels {other} and {item.label} are both named {item.classname[:200]!r}, "
-                "which CLIP cannot tell apart: rename one, or join the two"
-            )
+    names = {item.label: item.classname for item in split.train}
+    in_order = [names[label] for label in range(len(names))]
+    twins = first_twins(in_order)
+    if twins:
+        first, second = (in_order[label] for label in twins)
+        raise UserError(
+            f"{path}: labels {twins[0]} and {twins[1]} are named {first!r} and {second!r}, which "
+            "CLIP cannot tell apart: rename one, or join the two"
+        )
     return split
 
 
@@ -118,9 +121,15 @@ def check_classes(split: Split, where: str) -> None:
                 f"{where}: the name of label {label}, {name[:50]!r} …, has {len(name)} characters: "
                 f"shorten it to {_LONGEST_NAME} at most"
             )
-        if not name.strip() or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+        words = words_of(name)
+        if not words or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
             raise UserError(
                 f"{where}: the name of label {label}, {name!r}, is empty or has control characters"
+            )
+        if not set(MARKS).isdisjoint(words):
+            raise UserError(
+                f"{where}: the name of label {label}, {name!r}, has one of CLIP's own marks, "
+                f"{' or '.join(MARKS)}: remove it"
             )
     if not split.train:
         raise UserError(f"{where}: there are no images for training")
@@ -233,6 +242,8 @@ def _can_be_a_path(name: str) -> bool:
     try:
         encoded = os.fsencode(name)
     except UnicodeEncodeError:
+        if sys.getfilesystemencoding() != "utf-8":
+            raise  # a fault of the process, not of the split
         return False
     if b"\0" in encoded:
         return False

@@ -31,6 +31,7 @@ class PublicSet:
 
     Attributes:
         name: the data set's ``DATASET.NAME``.
+        n_classes: the number of its classes.
         config: the name of the data set's yaml.
         folder: the data set's folder in ``DATASET.ROOT``.
         images: the image folder in ``folder``.
@@ -45,6 +46,7 @@ class PublicSet:
     """
 
     name: str
+    n_classes: int
     config: str
     folder: str
     images: str
@@ -83,20 +85,20 @@ _EUROSAT = partial(
 
 TABLE = (
     PublicSet(
-        "ImageNet", "imagenet", "imagenet", "images", "", read_imagenet,
+        "ImageNet", 1000, "imagenet", "imagenet", "images", "", read_imagenet,
         classes="classnames.txt", image_folders=("train", "val"), val_is_test=True,
     ),
     PublicSet(
-        "Caltech101", "caltech101", "caltech-101", "101_ObjectCategories",
+        "Caltech101", 100, "caltech101", "caltech-101", "101_ObjectCategories",
         "split_zhou_Caltech101.json", _CALTECH,
         classes="folders without BACKGROUND_Google and Faces_easy; four are renamed",
     ),
     PublicSet(
-        "OxfordPets", "oxford_pets", "oxford_pets", "images", "split_zhou_OxfordPets.json",
+        "OxfordPets", 37, "oxford_pets", "oxford_pets", "images", "split_zhou_OxfordPets.json",
         read_pets, ("annotations/trainval.txt", "annotations/test.txt"), "lower-case breeds",
     ),
     PublicSet(
-        "StanfordCars", "stanford_cars", "stanford_cars", ".", "split_zhou_StanfordCars.json",
+        "StanfordCars", 196, "stanford_cars", "stanford_cars", ".", "split_zhou_StanfordCars.json",
         read_cars,
         (
             "devkit/cars_meta.mat",
@@ -106,15 +108,16 @@ TABLE = (
         "class_names, year first", image_folders=("cars_train", "cars_test"),
     ),
     PublicSet(
-        "OxfordFlowers", "oxford_flowers", "oxford_flowers", "jpg",
+        "OxfordFlowers", 102, "oxford_flowers", "oxford_flowers", "jpg",
         "split_zhou_OxfordFlowers.json", read_flowers, ("imagelabels.mat", "cat_to_name.json"),
         "cat_to_name.json",
     ),
     PublicSet(
-        "Food101", "food101", "food-101", "images", "split_zhou_Food101.json", read_class_folders
+        "Food101", 101, "food101", "food-101", "images", "split_zhou_Food101.json",
+        read_class_folders,
     ),
     PublicSet(
-        "FGVCAircraft", "fgvc_aircraft", "fgvc_aircraft", "images", "", read_aircraft,
+        "FGVCAircraft", 100, "fgvc_aircraft", "fgvc_aircraft", "images", "", read_aircraft,
         (
             "variants.txt",
             "images_variant_train.txt",
@@ -124,20 +127,20 @@ TABLE = (
         "variants.txt",
     ),
     PublicSet(
-        "SUN397", "sun397", "sun397", "SUN397", "split_zhou_SUN397.json", read_sun,
+        "SUN397", 397, "sun397", "sun397", "SUN397", "split_zhou_SUN397.json", read_sun,
         ("ClassName.txt", "Training_01.txt", "Testing_01.txt"),
         "parts of the path, in reverse order",
     ),
     PublicSet(
-        "DescribableTextures", "dtd", "dtd", "images", "split_zhou_DescribableTextures.json",
+        "DescribableTextures", 47, "dtd", "dtd", "images", "split_zhou_DescribableTextures.json",
         read_class_folders,
     ),
     PublicSet(
-        "EuroSAT", "eurosat", "eurosat", "2750", "split_zhou_EuroSAT.json", _EUROSAT,
+        "EuroSAT", 10, "eurosat", "eurosat", "2750", "split_zhou_EuroSAT.json", _EUROSAT,
         classes="folders; eight are renamed",
     ),
     PublicSet(
-        "UCF101", "ucf101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", read_ucf,
+        "UCF101", 101, "ucf101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", read_ucf,
         (
             "ucfTrainTestlist/classInd.txt",
             "ucfTrainTestlist/trainlist01.txt",
@@ -146,19 +149,19 @@ TABLE = (
         "actions, with an underscore before each capital letter",
     ),
     PublicSet(
-        "ImageNetV2", "imagenetv2", "imagenetv2", "imagenetv2-matched-frequency-format-val", "",
-        read_numbered_folders, classes="lines of classnames.txt", test_only=True,
+        "ImageNetV2", 1000, "imagenetv2", "imagenetv2", "imagenetv2-matched-frequency-format-val",
+        "", read_numbered_folders, classes="lines of classnames.txt", test_only=True,
     ),
     PublicSet(
-        "ImageNetSketch", "imagenet_sketch", "imagenet-sketch", "images", "", read_test_folders,
+        "ImageNetSketch", 1000, "imagenet_sketch", "imagenet-sketch", "images", "",
+        read_test_folders, classes="classnames.txt", test_only=True,
+    ),
+    PublicSet(
+        "ImageNetA", 200, "imagenet_a", "imagenet-adversarial", "imagenet-a", "", read_test_folders,
         classes="classnames.txt", test_only=True,
     ),
     PublicSet(
-        "ImageNetA", "imagenet_a", "imagenet-adversarial", "imagenet-a", "", read_test_folders,
-        classes="classnames.txt", test_only=True,
-    ),
-    PublicSet(
-        "ImageNetR", "imagenet_r", "imagenet-rendition", "imagenet-r", "", read_test_folders,
+        "ImageNetR", 200, "imagenet_r", "imagenet-rendition", "imagenet-r", "", read_test_folders,
         classes="classnames.txt", test_only=True,
     ),
 )  # fmt: skip

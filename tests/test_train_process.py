@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -52,6 +53,38 @@ def started(tmp_path):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@pytest.mark.parametrize("layout", ["folders", "split"])
+def test_a_process_that_cannot_encode_a_path(started, tmp_path, layout):
+    split = {"train": [], "test": []}
+    for label, name in enumerate(("\u732b", "dog")):
+        folder = tmp_path / "own" / name
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (32, 32)).save(folder / f"{number}.png")
+        split["train"].append([f"{name}/0.png", label, name])
+        split["test"].append([f"{name}/1.png", label, name])
+    if layout == "split":
+        (tmp_path / "own" / "split.json").write_text(json.dumps(split))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = started(
+        "DATASET.NAME", "ImageFolder", "DATASET.ROOT", str(tmp_path / "own"), **ascii_only
+    )
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    (line,) = (line for line in errors.splitlines() if "Warning" not in line and line[0] != " ")
+    assert line.startswith("error: this process cannot encode") and "PYTHONUTF8=1" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_encoded(started, tmp_path):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    process = started("OUTPUT_DIR", out)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert "error: this process cannot encode '\\udce9' as utf-8" in errors
+    assert not Path(out).exists() and not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_with_worker_processes(started):

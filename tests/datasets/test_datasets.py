@@ -7,11 +7,14 @@ import pickle
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import datasets  # noqa: F401  (registers the data sets)
 from anchoropt_plugin import UserError
+from dassl.config import get_cfg_default
+from dassl.data import DatasetWrapper
 from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
 from datasets.image_folder import ImageFolder
 from datasets.split_dataset import SplitDataset
@@ -229,6 +232,12 @@ def test_an_unknown_half(pets):
         (lambda s: s["train"].append(["x.jpg", 3, "\ud800"]), "name of label 3, .*control"),
         (lambda s: s["train"].append(["x.jpg", 3, "a\nb"]), "name of label 3, .*control"),
         (lambda s: s["train"].append(["x.jpg", 3, " "]), "name of label 3, ' ', is empty"),
+        (lambda s: s["train"].append(["x.jpg", 3, "_"]), "name of label 3, '_', is empty"),
+        (lambda s: s["train"].append(["x.jpg", 3, "a <|EndOfText|>"]), "CLIP's own marks"),
+        (
+            lambda s: s["train"].append(["x.jpg", 3, "Hairy  Dog"]),
+            "labels 2 and 3 are named 'hairy_dog' and 'Hairy  Dog'",
+        ),
         (lambda s: s["test"].append(["x.jpg", 3, "fish"]), r"label 3 \('fish'\) has no image"),
         (lambda s: s["train"].append(["x.jpg", 4, "emu"]), "label 3 has no image for training"),
         (lambda s: s["train"].append(["x.jpg", "3a", "emu"]), r"train\[13\] is .*\"3a\""),
@@ -361,6 +370,22 @@ def test_class_names_from_a_file(tmp_path):
         ImageFolder(make_cfg(tmp_path))
 
 
+@pytest.mark.parametrize("between", [" ", "\t", ",", ", ", "\t\t", " , "])
+def test_what_separates_a_folder_from_its_class_name(tmp_path, between):
+    folders(tmp_path, {"n01": 4, "red cat, 2": 4})
+    lines = ("n01", "great white shark, Carcharodon"), ("red cat, 2", "lynx"), ("n03", "no folder")
+    (tmp_path / "classnames.txt").write_text("\n".join(map(between.join, lines)))
+    names = ImageFolder(make_cfg(tmp_path)).classnames
+    assert names == ["great white shark, Carcharodon", "lynx"]
+
+
+def test_a_folder_has_one_line_in_classnames(tmp_path):
+    folders(tmp_path, {"n01": 4, "n02": 4})
+    (tmp_path / "classnames.txt").write_text("n01 tench\nn02 shark\nn01 ray\n")
+    with pytest.raises(UserError, match=r"line 3: the folder 'n01' has two names, 'tench' and"):
+        ImageFolder(make_cfg(tmp_path))
+
+
 def test_a_folder_with_a_blank_in_classnames(tmp_path):
     folders(tmp_path, {"red": 4, "red cat": 4, "red cat 2": 4})
     names = tmp_path / "classnames.txt"
@@ -372,13 +397,96 @@ def test_a_folder_with_a_blank_in_classnames(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["", "train"])
-@pytest.mark.parametrize("names", ["", "red_cat Cat\nred cat  cat\n"])
+@pytest.mark.parametrize(
+    "names", ["", "red_cat Cat\nred cat  cat\n", "red_cat F-16\nred cat f - 16\n"]
+)
 def test_two_folders_of_one_class_name(tmp_path, part, names):
     folders(tmp_path / part, {"red_cat": 4, "red cat": 4})
     folders(tmp_path / "test", {"red_cat": 4} if part else {})
     if names:
         (tmp_path / "classnames.txt").write_text(names)
     with pytest.raises(UserError, match=r"'red cat' and 'red_cat' in .* have the same"):
+        ImageFolder(make_cfg(tmp_path))
+
+
+def test_images_of_all_formats_and_in_sub_folders(tmp_path, capsys):
+    folders(tmp_path, {"fox": 3, "fox/day/one": 2, "eel": 5})
+    for name in ("a.jfif", "b.WEBP", "c.bmp", "day/d.jp2"):
+        add_image(tmp_path / "fox" / name)
+    for name in ("fox/x.heic", "fox/day/y.heic", "eel/notes.txt", ".hidden.txt", "fox/no_suffix"):
+        (tmp_path / name).touch()
+    add_image(tmp_path / "loose.png")
+    (tmp_path / "classnames.txt").write_text("fox fox\neel eel\n")
+    for _ in range(2):
+        dataset = ImageFolder(make_cfg(tmp_path, shots=1))
+        assert (
+            f"Note: 5 file(s) in {tmp_path} are not used: "
+            "2 .heic (fox/day/y.heic, fox/x.heic); 1 .png (loose.png); 1 .txt (eel/notes.txt); "
+            "1 no suffix (fox/no_suffix)\n"
+        ) in capsys.readouterr().out
+    dataset = ImageFolder(make_cfg(tmp_path))
+    found = {row[0] for part in ("train_x", "val", "test") for row in rows(dataset, part)}
+    of_fox = {"0.png", "1.png", "2.png", "a.jfif", "b.WEBP", "c.bmp", "day/d.jp2"}
+    of_fox |= {"day/one/0.png", "day/one/1.png"}
+    assert {path for path in found if path.startswith("fox/")} == {f"fox/{name}" for name in of_fox}
+
+
+def test_all_damaged_images_are_named_before_a_training(tmp_path):
+    folders(tmp_path, {"a": 9, "b": 9})
+    for path in ("a/2.png", "b/0.png", "b/8.png"):
+        (tmp_path / path).write_bytes(b"x")
+    with pytest.raises(UserError, match="3 of 18 images are damaged") as error:
+        ImageFolder(make_cfg(tmp_path))
+    assert all(f"{tmp_path}/{path}" in str(error.value) for path in ("a/2.png", "b/0.png"))
+
+
+def test_own_images_are_turned_as_the_camera_was_held(tmp_path):
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    for name in "ab":
+        for number in range(4):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png", exif=exif)
+    cfg = get_cfg_default()
+    cfg.DATASET.ROOT, cfg.INPUT.NO_TRANSFORM = str(tmp_path), True
+    for is_train in (True, False):
+        data = DatasetWrapper(cfg, ImageFolder(cfg).train_x, is_train=is_train)
+        assert (np.asarray(data[0]["img"]) == pixels[::-1]).all()
+    # Public data sets are read as public code reads them.
+    items = [Datum(str(tmp_path / "a" / "0.png"))]
+    assert (np.asarray(DatasetWrapper(cfg, items)[0]["img"]) == pixels).all()
+
+
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
+def test_names_of_the_folders_of_a_split(tmp_path, train, val):
+    folders(tmp_path / train, {"a": 2, "b": 1})
+    folders(tmp_path / "test", {"b": 3})
+    folders(tmp_path / val, {"a": 1, "b": 2})
+    dataset = ImageFolder(make_cfg(tmp_path))
+    assert [row[0] for row in rows(dataset, "val")] == [
+        f"{val}/a/0.png", f"{val}/b/0.png", f"{val}/b/1.png",
+    ]  # fmt: skip
+    assert (len(dataset.train_x), len(dataset.test)) == (3, 3)
+    folders(tmp_path / "VALID" if val != "valid" else tmp_path / "dev", {"a": 1})
+    with pytest.raises(UserError, match=r"two folders for val, .* join them, or rename one"):
+        ImageFolder(make_cfg(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("test", "val"), "a folder test but no folder train"),
+        (("Train", "cat"), "a folder Train but no folder test"),
+        (("dev", "cat"), "a folder dev but no folder train"),
+        (("images",), "has one class, 'images'; make a folder for each class"),
+    ],
+)
+def test_folders_that_may_be_parts_of_a_split(tmp_path, names, message):
+    folders(tmp_path, {f"{name}/{of}": 4 for name in names for of in "ab"})
+    with pytest.raises(UserError, match=message):
         ImageFolder(make_cfg(tmp_path))
 
 

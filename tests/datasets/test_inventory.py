@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from anchoropt_plugin import UserError
+from datasets import inventory as inventory_module
 from datasets.downloads import DOWNLOADS
 from datasets.inventory import inventory, show
 from datasets.table import TABLE
@@ -15,6 +18,15 @@ from scripts import data
 from tests.datasets.small_datasets import write_all, write_small
 
 ROWS = {row.name: row for row in TABLE}
+CONFIGS = Path(data.__file__).parents[1] / "configs" / "datasets"
+
+
+@pytest.fixture
+def small_counts(monkeypatch):
+    """The small data sets have four classes, ImageNet-A and -R three."""
+    few = {"ImageNetA": 3, "ImageNetR": 3}
+    rows = [replace(row, n_classes=few.get(row.name, 4)) for row in TABLE]
+    monkeypatch.setattr(inventory_module, "TABLE", rows)
 
 
 def text_of(findings):
@@ -25,15 +37,15 @@ def text_of(findings):
 
 
 def found(root, name, **settings):
-    (finding,) = (item for item in inventory(root, **settings) if item.row.name == name)
+    (finding,) = (item for item in inventory(root, **settings) if item.name == name)
     return finding
 
 
-def test_all_data_sets(tmp_path):
+def test_all_data_sets(tmp_path, small_counts):
     write_all(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     findings = inventory(tmp_path, sample=3)
-    assert [item.row.name for item in findings] == list(ROWS)
+    assert [item.name for item in findings] == list(ROWS)
     assert {(item.state, item.opened, len(item.missing)) for item in findings} == {
         ("complete", 3, 0)
     }
@@ -54,7 +66,53 @@ def test_no_data_set(tmp_path):
             assert item.note in text
 
 
-def test_a_missing_split_file_is_no_fault(tmp_path):
+def test_the_classes_of_a_public_data_set_are_counted(tmp_path, capsys):
+    write_small(tmp_path, "DescribableTextures")
+    finding = found(tmp_path, "DescribableTextures")
+    assert (finding.state, finding.n_classes) == ("incomplete", 4)
+    assert "DescribableTextures has 47 classes, but 4 are in" in text_of([finding])
+    assert data.main(["--root", str(tmp_path)]) == 1
+    counts = [row.n_classes for row in TABLE]
+    assert counts == [1000, 100, 37, 196, 102, 101, 100, 397, 47, 10, 101, 1000, 1000, 200, 200]
+
+
+def own_images(root):
+    for name in ("fox", "eel"):
+        (root / name).mkdir(parents=True)
+        for number in range(5):
+            Image.effect_noise((20, 20), 50).save(root / name / f"{number}.png")
+    (root / "eel" / "note.txt").touch()
+
+
+def test_a_data_set_given_by_its_yaml(tmp_path, capsys):
+    words = ["--root", str(tmp_path / "own"), "--dataset-config-file"]
+    words.append(str(CONFIGS / "image_folder.yaml"))
+    assert data.main(words) == 1
+    assert "missing" in capsys.readouterr().out
+    own_images(tmp_path / "own")
+    assert data.main(words) == 0
+    said = capsys.readouterr().out
+    assert "complete" in said and "1 file(s) in" in said and "eel/note.txt" in said
+    for path in ("fox/1.png", "fox/4.png", "eel/0.png"):
+        file = tmp_path / "own" / path
+        file.write_bytes(file.read_bytes()[:100])
+    assert data.main(words) == 1
+    said = capsys.readouterr().out
+    assert "damaged" in said and "3 of 10 opened images cannot be read" in said
+    assert all(said.count(path) == 1 for path in ("fox/1.png", "fox/4.png", "eel/0.png"))
+
+
+def test_a_public_data_set_given_by_its_yaml(tmp_path, capsys, small_counts):
+    write_small(tmp_path, "EuroSAT")
+    words = ["--root", str(tmp_path), "--dataset-config-file", str(CONFIGS / "eurosat.yaml")]
+    assert data.main(words) == 0
+    assert "complete" in capsys.readouterr().out
+    (tmp_path / "eurosat" / "2750" / "Forest" / "Forest_3.jpg").write_bytes(b"x")
+    assert data.main([*words, "--sample", "1000"]) == 1
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_a_missing_split_file_is_no_fault(tmp_path, small_counts):
     write_small(tmp_path, "SUN397", split_file=False)
     finding = found(tmp_path, "SUN397")
     assert finding.state == "complete"
@@ -102,9 +160,9 @@ def test_truncated_images_are_listed(tmp_path):
     assert found(tmp_path, "Food101", sample=0).opened == 0
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, capsys, small_counts):
     write_small(tmp_path, "ImageNetR")
-    data.main(["--root", str(tmp_path), "--sample", "2"])
+    assert data.main(["--root", str(tmp_path), "--sample", "2"]) == 0
     shown = capsys.readouterr()
     assert "complete" in shown.out and "missing" in shown.out and not shown.err
 

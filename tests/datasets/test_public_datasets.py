@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 import datasets  # noqa: F401  (registers the data sets)
@@ -432,7 +433,7 @@ def test_the_documented_data_set_of_a_user(tmp_path):
         split = {part: [["crow/1.jpg", 0, "crow"]] for part in ("train", "val", "test")}
         image = tmp_path / "birds" / names["Birds"].images / "crow" / "1.jpg"
         image.parent.mkdir(parents=True)
-        image.touch()
+        Image.new("RGB", (4, 4)).save(image)
         (tmp_path / "birds" / "split.json").write_text(json.dumps(split))
         cfg = make_cfg(tmp_path, "ImageNet")
         cfg.DATASET.NAME = "Birds"

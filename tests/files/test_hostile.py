@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import resource
-import shutil
 import struct
 import zipfile
 import zlib
@@ -24,7 +23,7 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.files import checkpoints
-from anchoropt_plugin.files.readers import read_image
+from anchoropt_plugin.files.images import read_image
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import PUBLISHED_NAME, AnchorTokens
 from datasets.public_pickles import load_fewshot_pickle
@@ -367,7 +366,7 @@ def with_name(name):
         (with_path("link/x.png"), "is a symlink out of"),
         (with_path("cat\0.png"), "cannot be a file"),
         (with_path("x" * 10_000), "cannot be a file"),
-        (with_name("dog"), "labels 0 and 1 are both named 'dog'"),
+        (with_name("dog"), "labels 0 and 1 are named 'dog' and 'dog'"),
         (with_name("x" * 10_000), "has 10000 characters: shorten it"),
         (with_name("many words " * 100), "has 1100 characters: shorten it"),
         (with_name("\u0007"), "control characters"),
@@ -385,6 +384,18 @@ def test_a_hostile_split_is_refused_and_nothing_is_left(own, tmp_path, capsys, c
     assert printed.startswith("error: ") and printed.count("\n") == 1
     assert message in printed
     assert len(printed) < 1500
+    assert listing(tmp_path) == before
+
+
+def test_best_val_without_validation_images_writes_nothing(own, tmp_path, capsys):
+    folder, split, words = own
+    del split["val"]
+    (folder / "split.json").write_text(json.dumps(split))
+    before = listing(tmp_path)
+    final = ["DATASET.NUM_SHOTS", "-1", "TEST.FINAL_MODEL", "best_val"]
+    assert train.main([*words, *final]) == 2
+    printed = capsys.readouterr().err
+    assert "ImageFolder has no validation images" in printed and printed.count("\n") == 1
     assert listing(tmp_path) == before
 
 
@@ -427,8 +438,7 @@ def test_a_corrupt_image_ends_the_run_in_one_line(own, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert "cat/train.png: Image size (3600000000 pixels) exceeds limit" in printed
     assert printed.count("\n") == 1
-    assert not list((tmp_path / "out").rglob("model*"))
-    shutil.rmtree(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------ the code itself
