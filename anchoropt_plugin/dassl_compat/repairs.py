@@ -1,4 +1,4 @@
-"""Repair the two parts of an installed Dassl that newer versions of torch break."""
+"""Repair what newer versions of torch break in an installed Dassl, and how it reads images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..files.checkpoints import load
+from ..files.images import read_image
 from .optim.lr_scheduler import WarmupScheduler
 
 _logger = logging.getLogger("anchoropt_plugin")
@@ -21,12 +22,14 @@ def repair_dassl() -> None:
 
     The schedulers pass ``verbose``, an argument that torch 2.7 removed. ``load_checkpoint`` runs
     code from checkpoints before torch 2.6; since then it cannot read Dassl's own checkpoints,
-    which hold a pickled scheduler. Each repair is logged as a warning, so that the user knows of
-    it. A second call changes nothing.
+    which hold a pickled scheduler. ``read_image`` becomes this package's: Dassl clips deep images
+    to white, and does not turn a user's own images. Each repair is logged as a warning, so that the
+    user knows of it. A second call changes nothing.
     """
     if "verbose" not in inspect.signature(LRScheduler).parameters:
         _repair_warmup()
     _repair_load_checkpoint()
+    _repair_read_image()
 
 
 def _warmup_init(
@@ -59,6 +62,15 @@ def _repair_load_checkpoint() -> None:
     schedulers._BaseWarmupScheduler.state_dict = WarmupScheduler.state_dict
     schedulers._BaseWarmupScheduler.load_state_dict = WarmupScheduler.load_state_dict
     _logger.warning("repaired dassl.utils.load_checkpoint: it runs no code from checkpoints")
+
+
+def _repair_read_image() -> None:
+    import dassl.utils
+
+    broken = getattr(dassl.utils, "read_image", read_image)
+    if broken is not read_image:
+        _replace_everywhere("read_image", broken, read_image)
+        _logger.warning("repaired dassl.utils.read_image: it clipped images of 16 bits")
 
 
 def _replace_everywhere(name: str, old: Callable[..., Any], new: Callable[..., Any]) -> None:

@@ -124,14 +124,22 @@ LOOK_ALIKE = {
                     return self.successor.get_last_lr()
                 return [self.cons_lr for _ in self.base_lrs]
         """,
-    "dassl/utils/__init__.py": "from .torchtools import load_checkpoint\n",
+    "dassl/utils/__init__.py": (
+        "from .tools import read_image\nfrom .torchtools import load_checkpoint\n"
+    ),
+    "dassl/utils/tools.py": """
+        from PIL import Image
+
+        def read_image(path):
+            return Image.open(path).convert("RGB")
+        """,
     "dassl/utils/torchtools.py": """
         import torch
 
         def load_checkpoint(fpath):
             return torch.load(fpath)
         """,
-    "host.py": "from dassl.utils import load_checkpoint\n",
+    "host.py": "from dassl.utils import load_checkpoint, read_image\n",
     "script.py": """
         import json, logging, sys
 
@@ -151,6 +159,7 @@ LOOK_ALIKE = {
         dassl_compat.install()
         dassl_compat.install()
         import dassl.utils.torchtools
+        from anchoropt_plugin.files.images import read_image
         from dassl.config import get_cfg_default
         from dassl.optim import ConstantWarmupScheduler
 
@@ -186,6 +195,7 @@ LOOK_ALIKE = {
             "keys": [*get_cfg_default(), *get_cfg_default().TRAINER],
             "position": get_cfg_default().TRAINER.ANCHOROPT.POSITION,
             "same": dassl.utils.load_checkpoint is dassl.utils.torchtools.load_checkpoint,
+            "images": [host.read_image is read_image, dassl.utils.tools.read_image is read_image],
             "rates": rates,
             "resumed": advance(optimizer, schedule, 2),
         }))
@@ -211,10 +221,11 @@ def test_an_installed_dassl_wins_and_is_repaired(tmp_path):
     assert report["file"] == str(tmp_path / "dassl" / "__init__.py")
     # The schedulers are broken since torch 2.7.
     broken = ["dassl.optim.lr_scheduler"] * ("verbose" not in signature(LRScheduler).parameters)
-    broken.append("dassl.utils.load_checkpoint")
+    broken += ["dassl.utils.load_checkpoint", "dassl.utils.read_image"]
     named = [message.removeprefix("repaired ").partition(":")[0] for message in report["messages"]]
     assert named == broken, "each repair is named once"
     assert report["same"]
+    assert report["images"] == [True, True]
     assert report["keys"] == ["TRAINER", "NAME", "ANCHOROPT"]
     assert report["position"] == "sinkhorn"
     assert report["rates"][:2] == [1e-5, 0.1]
