@@ -112,6 +112,8 @@ def load_predictor(
         predictor = load_predictor("output/base")
         predictor("cat.jpg")  # {"cat": 0.93, "dog": 0.05, ...}
     """
+    if isinstance(classes, str):  # a sequence of letters
+        raise UserError(f"the class names are the str {classes!r}: give a list of names")
     folder = Path(model_dir)
     cfg = _recorded_cfg(folder)
     names = _named(_recorded_classes(folder) if classes is None else list(classes))
