@@ -38,7 +38,7 @@ import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError  # before dassl: it makes `import dassl` work
 from anchoropt_plugin.config.check import check_values, flattened
 from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
-from anchoropt_plugin.config.record import check_same_run, write_record
+from anchoropt_plugin.config.record import check_same_model, check_same_run, write_record
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (
     check_availability,
@@ -208,6 +208,9 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer = build_trainer(cfg)
         if args.eval_only:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            if args.model_dir:  # after the checkpoint, whose shapes tell more faults
+                node = getattr(trainer, "node", cfg.TRAINER.NAME)
+                check_same_model(cfg, args.model_dir, node)
     except UserError:
         withdraw_log()
         raise

@@ -30,6 +30,17 @@ FREE = {
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
 }
+# A test may not change these keys: the outputs of a trained model depend on them.
+_OF_MODEL = {
+    "MODEL.BACKBONE.NAME",
+    "INPUT.SIZE",
+    "INPUT.INTERPOLATION",
+    "INPUT.PIXEL_MEAN",
+    "INPUT.PIXEL_STD",
+}
+# Keys of a host that a test may change: the precision, and the number of soft tokens, which a
+# checkpoint's shapes tell (TRAINER.ANCHOROPT.N_CTX may have set it).
+_FREE_AT_TEST = {"PREC", "N_CTX"}
 _NAMED_AT_MOST = 3
 
 
@@ -84,14 +95,60 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
         return
     there = _settings(read_yaml(path))
     here = _settings(yaml.safe_load(cfg.dump()))
-    differing = [key for key in here if key in there and here[key] != there[key]]
+    differing = _differing(there, here)
     if differing:
-        named = [f"{key} was {there[key]!r}, now {here[key]!r}" for key in differing]
-        more = len(named) - _NAMED_AT_MOST
         raise UserError(
-            f"{folder} holds a run with other settings: {'; '.join(named[:_NAMED_AT_MOST])}"
-            f"{f'; and {more} more' if more > 0 else ''}: give another --output-dir"
+            f"{folder} holds a run with other settings: {differing}: give another --output-dir"
         )
+
+
+def check_same_model(cfg: CfgNode, folder: str | Path, node: str) -> None:
+    """Check that a test has the settings on which the outputs of a trained model depend.
+
+    These are the backbone, the way from an image to a tensor, and the keys of ``TRAINER.<node>``.
+    A folder without a ``config.yaml`` is accepted: another repository may have written it.
+
+    Args:
+        cfg: the configuration of the test.
+        folder: the output folder of the trained model.
+        node: name of the host's node in ``cfg.TRAINER``, in any case.
+
+    Raises:
+        UserError: the model was trained with other settings; the message names the first ones.
+    """
+    path = Path(folder, RECORD)
+    if not path.is_file():
+        return
+    there, here = (
+        _settings_of_model(values, node) for values in (read_yaml(path), yaml.safe_load(cfg.dump()))
+    )
+    differing = _differing(there, here)
+    if differing:
+        raise UserError(
+            f"{folder} was trained with other settings: {differing}: give the --config-file and "
+            "the values that it was trained with"
+        )
+
+
+def _settings_of_model(values: dict[str, Any], node: str) -> dict[str, Any]:
+    found = {}
+    for key, value in flattened(values):
+        section, _, name = key.rpartition(".")
+        if key == "INPUT.TRANSFORMS":  # the others are for training
+            found[key] = [one for one in value if one in ("normalize", "instance_norm")]
+        elif key in _OF_MODEL or (
+            section.upper() == f"TRAINER.{node}".upper() and name not in _FREE_AT_TEST
+        ):
+            found[key] = value
+    return found
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return the first keys in both mappings whose values differ, in words."""
+    differing = [key for key in here if key in there and here[key] != there[key]]
+    named = [f"{key} was {there[key]!r}, now {here[key]!r}" for key in differing]
+    more = len(named) - _NAMED_AT_MOST
+    return f"{'; '.join(named[:_NAMED_AT_MOST])}{f'; and {more} more' if more > 0 else ''}"
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..config.record import write_record
+from ..config.record import check_same_model, write_record
 from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..errors import UserError
 from ..files.run_events import append_event
@@ -255,6 +255,8 @@ class TwoStages:
             run.trained_classes = trained
         run.position.is_loaded = False
         super().load_model(directory, epoch)  # type: ignore[misc]
+        if directory:
+            check_same_model(self.anchoropt_cfg, directory, self.anchoropt_node)
         if trained is not None and not run.position.is_loaded:
             raise UserError(
                 f"load_model of {self.anchoropt_host.__name__} does not load the position logits "
