@@ -18,7 +18,11 @@ from anchoropt_plugin import accelerate
 from anchoropt_plugin.encoders.feature_cache import cache_image_features
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files import checkpoints
-from anchoropt_plugin.files.checkpoint_folder import is_of_classes, last_checkpoint_name
+from anchoropt_plugin.files.checkpoint_folder import (
+    is_of_classes,
+    last_checkpoint_name,
+    tensor_of_other_classes,
+)
 from anchoropt_plugin.prompts.hooks import CHILD
 from anchoropt_plugin.training.released_files import (
     LEARNER_FOLDER,
@@ -143,7 +147,7 @@ class PromptTrainer(TrainerX):
 
         Raises:
             UserError: a missing checkpoint, or one of another context length, prompt depth or
-                backbone.
+                backbone, or with contexts of other classes.
         """
         if not directory:
             print("No --model-dir given: the prompt keeps its initial values")
@@ -155,8 +159,9 @@ class PromptTrainer(TrainerX):
             if not path.exists():
                 raise UserError(f"there is no checkpoint {path}; {_advice(path.parent)}")
             checkpoint = load_checkpoint(str(path))
-            state = self.loadable(_without_module(checkpoint["state_dict"]))
-            model = self._models[name]
+            state, model = _without_module(checkpoint["state_dict"]), self._models[name]
+            check_classes(state, model, str(path))
+            state = self.loadable(state)
             check_fits(state, model, str(path))
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
             model.load_state_dict(state, strict=False)
@@ -165,6 +170,7 @@ class PromptTrainer(TrainerX):
 def _load_initial_weights(model: nn.Module, path: str) -> None:
     state = _without_module(checkpoints.load(path).get("state_dict", {}))
     own = model.state_dict()
+    check_classes(state, model, path)
     if not is_released(state) or not any(CHILD in name.split(".") for name in own):
         load_pretrained_weights(model, path)
         return
@@ -193,6 +199,27 @@ def _advice(folder: Path) -> str:
     if found:
         return f"the folder has {', '.join(found)}: choose one with --load-epoch"
     return "check --model-dir"
+
+
+def check_classes(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> None:
+    """Check that a context of each class (CSC), if a checkpoint has one, is of these classes.
+
+    Args:
+        state: the weights by name.
+        model: the module to load them into.
+        origin: the file, for messages.
+
+    Raises:
+        UserError: the classes are others, or in another order.
+    """
+    own = model.state_dict()
+    for name, ctx in state.items():
+        same_shape = ctx.dim() == 3 and name in own and ctx.shape[1:] == own[name].shape[1:]
+        if same_shape and name.endswith("ctx") and tensor_of_other_classes(state, own):
+            raise UserError(
+                f"{origin} does not fit: its {name} is one context for each of {len(ctx)} other "
+                "classes (CSC True); such contexts fit the classes of their training alone"
+            )
 
 
 def check_fits(state: dict[str, Tensor], model: nn.Module, origin: str) -> None:
@@ -239,5 +266,5 @@ def check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], origin:
             raise UserError(
                 f"{origin} does not fit: {key} is {tuple(value.shape)} in the checkpoint and "
                 f"{tuple(own[key].shape)} in the model; the checkpoint is for another context "
-                "length or backbone"
+                "length, CSC or backbone"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import train
+from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.encoders.clip_models import load_clip
 from trainers import prompted_clip
 
@@ -54,3 +55,34 @@ def test_settings_of_training_alone_may_differ(runs, root, tmp_path):
     (runs / "CoOp" / "config.yaml").rename(tmp_path / "config.yaml")  # another repository's run
     assert evaluated(runs, root, tmp_path / "b", "CoOp", ["INPUT.INTERPOLATION", "nearest"]) == 0
     (tmp_path / "config.yaml").rename(runs / "CoOp" / "config.yaml")
+
+
+# ---------------------------------------------------------------------- contexts of single classes
+CSC = ["TRAINER.COOP.CSC", "True"]
+
+
+@pytest.fixture(scope="module", params=["CoOp", "CoOp_AnchorOPT"])
+def with_csc(request, root, tmp_path_factory):
+    """Return a trainer, and the output folder of its run on the base classes, with CSC."""
+    out = tmp_path_factory.mktemp("csc")
+    assert train.main(command(root, out, request.param, keys=CSC)) == 0
+    return request.param, out
+
+
+@pytest.mark.parametrize("classes", ["new", "all"])
+def test_contexts_of_single_classes_fit_no_others(with_csc, root, tmp_path, capsys, classes):
+    trainer, out = with_csc
+    flags = ["--eval-only", "--model-dir", str(out), "--load-epoch", "2"]
+    same = command(root, tmp_path / "same", trainer, "base", flags, CSC)
+    assert train.main(same) == 0
+    capsys.readouterr()
+    assert train.main(command(root, tmp_path / "other", trainer, classes, flags, CSC)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "one context for each of 5 other classes (CSC True)" in line
+    assert not (tmp_path / "other" / "log.txt").exists()
+    started = ["MODEL.INIT_WEIGHTS", str(out / "prompt_learner" / "model.pth.tar-2"), *CSC]
+    assert train.main(command(root, tmp_path / "init", trainer, classes, keys=started)) == 2
+    assert "one context for each of 5 other classes (CSC True)" in capsys.readouterr().err
+    with pytest.raises(UserError, match="one context for each of 5 other classes"):
+        load_predictor(out, ["cat", "dog", "fox", "owl", "emu"])
+    assert len(load_predictor(out).classes) == 5

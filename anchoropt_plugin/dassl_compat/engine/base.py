@@ -17,7 +17,12 @@ from ...process import distributed
 from ...process.randomness import random_state
 from ..finite_checks import expect_finite
 from ..utils.tools import tolist_if_not
-from ..utils.torchtools import load_checkpoint, resume_from_checkpoint, save_checkpoint
+from ..utils.torchtools import (
+    check_classes,
+    load_checkpoint,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
 from ..utils.writer import SummaryWriter
 
 Names = str | Sequence[str] | None
@@ -157,8 +162,9 @@ class TrainerBase:
                 )
             checkpoint = load_checkpoint(path)
             try:
+                check_classes(checkpoint["state_dict"], self._models[name])
                 self._models[name].load_state_dict(checkpoint["state_dict"])
-            except (KeyError, RuntimeError) as error:
+            except (KeyError, RuntimeError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise UserError(f"{path} does not fit the model {name}: {reason}") from error
             print(
