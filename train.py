@@ -143,9 +143,12 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             *sections, name = key.split(".")
             functools.reduce(operator.getitem, sections, cfg)[name] = value
     merge_list(cfg, args.opts, UNUSED_KEYS)
+    for name in ("OUTPUT_DIR", "RESUME"):  # from a yaml file; the parser replaces ~ in words
+        cfg[name] = os.path.expanduser(cfg[name])  # noqa: PTH111
     settings = cfg.TRAINER.ANCHOROPT
+    given = Path(settings.DESCRIPTIONS).expanduser()
     beside = Path(__file__).resolve().parent / settings.DESCRIPTIONS
-    if settings.DESCRIPTIONS and not Path(settings.DESCRIPTIONS).exists() and beside.exists():
+    if settings.DESCRIPTIONS and not given.exists() and beside.exists():
         # The yaml files of data sets name files of this repository, for any working directory.
         settings.DESCRIPTIONS = str(beside)
     cfg.freeze()

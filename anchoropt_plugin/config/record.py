@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def check_same_model(cfg: CfgNode, folder: str | Path, node: str) -> None:
 
 def _settings_of_model(values: dict[str, Any], node: str) -> dict[str, Any]:
     found = {}
-    for key, value in flattened(values):
+    for key, value in _flattened(values):
         section, _, name = key.rpartition(".")
         if key == "INPUT.TRANSFORMS":  # the others are for training
             found[key] = [one for one in value if one in ("normalize", "instance_norm")]
@@ -151,9 +152,15 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return f"{'; '.join(named[:_NAMED_AT_MOST])}{f'; and {more} more' if more > 0 else ''}"
 
 
+def _flattened(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values; with ``~`` as the home folder, as a command line gives it."""
+    for key, value in flattened(values):
+        yield key, os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
+
+
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in flattened(values)
+        for key, value in _flattened(values)
         if key not in FREE and not key.startswith("TEST.")
     }

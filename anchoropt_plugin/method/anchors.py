@@ -263,7 +263,7 @@ class AnchorTokens:
             "losses": self.losses,
             "key": self.key,
         }
-        path = Path(path)
+        path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.save(content, path)
 
@@ -277,7 +277,7 @@ class AnchorTokens:
         Raises:
             UserError: the file is missing, or holds no finite anchor tokens (K, d).
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.is_dir():
             path = path / PUBLISHED_FILE
         content = checkpoints.load(path)

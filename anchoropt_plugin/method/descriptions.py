@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
         UserError: the file is missing, or of another form.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the descriptions {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

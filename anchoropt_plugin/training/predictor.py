@@ -114,7 +114,7 @@ def load_predictor(
     """
     if isinstance(classes, str):  # a sequence of letters
         raise UserError(f"the class names are the str {classes!r}: give a list of names")
-    folder = Path(model_dir)
+    folder = Path(model_dir).expanduser()
     cfg = _recorded_cfg(folder)
     names = _named(_recorded_classes(folder) if classes is None else list(classes))
     twice = sorted(name for name, count in Counter(names).items() if count > 1)

@@ -85,7 +85,7 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> list[s
         return None
     record = read_record(path)
     backbone = record["backbone"]
-    if backbone != cfg.MODEL.BACKBONE.NAME:
+    if Path(backbone).expanduser() != Path(cfg.MODEL.BACKBONE.NAME).expanduser():
         raise UserError(
             f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
             "give the --config-file or --backbone of the trained model"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 import train
@@ -9,7 +11,7 @@ from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.encoders.clip_models import load_clip
 from trainers import prompted_clip
 
-from .runs import command
+from .runs import ROOT, command
 
 HOSTS = ["CoOp", "CoOp_AnchorOPT", "MaPLe"]
 
@@ -86,3 +88,21 @@ def test_contexts_of_single_classes_fit_no_others(with_csc, root, tmp_path, caps
     with pytest.raises(UserError, match="one context for each of 5 other classes"):
         load_predictor(out, ["cat", "dog", "fox", "owl", "emu"])
     assert len(load_predictor(out).classes) == 5
+
+
+# ---------------------------------------------------------------------- files in the home folder
+def test_files_in_the_home_folder(runs, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(ROOT / "configs/descriptions/digits.json", tmp_path / "digits.json")
+    shutil.copytree(runs / "CoOp", tmp_path / "run")
+    file = tmp_path / "data.yaml"
+    file.write_text(
+        "DATASET: {NAME: Digits}\nTRAINER: {ANCHOROPT: {DESCRIPTIONS: ~/digits.json}}\n"
+        "MODEL: {INIT_WEIGHTS: ~/run/prompt_learner/model.pth.tar-2}"
+    )
+    words = command(root, tmp_path / "out", "CoOp_AnchorOPT")
+    words[words.index("--dataset-config-file") + 1] = str(file)
+    assert train.main(words) == 0
+    log = (tmp_path / "out/log.txt").read_text()
+    assert "Loaded pretrained weights from" in log and "templates" not in log
+    assert len(load_predictor("~/run").classes) == 5
