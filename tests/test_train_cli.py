@@ -202,6 +202,8 @@ def test_the_same_command_resumes(argv, tmp_path, capsys, monkeypatch):
         ("OPTIM.MAX_EPOCH", "3"),
         ("MODEL.BACKBONE.NAME", "RN50"),
         ("TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "anchors"),
+        ("DATALOADER.NUM_WORKERS", "2"),
+        ("TEST.FINAL_MODEL", "best_val"),
     ],
 )
 @pytest.mark.parametrize("flag", ["--output-dir", "--resume"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchoropt_plugin import accelerate
+from anchoropt_plugin.dassl_compat.utils import load_pretrained_weights
 from anchoropt_plugin.encoders.feature_cache import cache_image_features
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files import checkpoints
@@ -33,7 +34,7 @@ from anchoropt_plugin.training.released_files import (
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_checkpoint, load_pretrained_weights
+from dassl.utils import load_checkpoint
 
 from .prompted_clip import PromptedCLIP, load_host_clip, warn_of_unknown_words
 
@@ -171,6 +172,8 @@ def _load_initial_weights(model: nn.Module, path: str) -> None:
     state = _without_module(checkpoints.load(path).get("state_dict", {}))
     own = model.state_dict()
     check_classes(state, model, path)
+    # Otherwise the soft tokens would be skipped, as other tensors of another shape are.
+    check_shapes({key: x for key, x in state.items() if key.endswith("ctx")}, own, path)
     if not is_released(state) or not any(CHILD in name.split(".") for name in own):
         load_pretrained_weights(model, path)
         return

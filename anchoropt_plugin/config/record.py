@@ -20,17 +20,20 @@ RECORD = "config.yaml"
 CLASSES = "classes.json"
 """The class names, in the order of their labels."""
 
-# A resumed run may change these keys: training does not depend on them.
+# A resumed run may change these keys: training does not depend on them, except on USE_CUDA: another
+# device draws and rounds in another way. NUM_WORKERS is none of them: each worker process draws the
+# random transforms of its batches from a stream of its own.
 FREE = {
     "OUTPUT_DIR",
     "RESUME",
     "USE_CUDA",
     "VERBOSE",
     "DATASET.ROOT",
-    "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
 }
+# A validation after each epoch takes random numbers, too.
+_DRAWS = {"TEST.FINAL_MODEL"}
 # A test may not change these keys: the outputs of a trained model depend on them.
 _OF_MODEL = {
     "MODEL.BACKBONE.NAME",
@@ -162,5 +165,5 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in _flattened(values)
-        if key not in FREE and not key.startswith("TEST.")
+        if key not in FREE and (key in _DRAWS or not key.startswith("TEST."))
     }

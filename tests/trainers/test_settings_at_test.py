@@ -90,6 +90,22 @@ def test_contexts_of_single_classes_fit_no_others(with_csc, root, tmp_path, caps
     assert len(load_predictor(out).classes) == 5
 
 
+# ---------------------------------------------------------------------- initial weights
+@pytest.mark.parametrize(
+    ("trainer", "keys", "message"),
+    [
+        ("MaPLe", [], "nothing in {file} fits the model by name and size"),
+        ("CoOp_AnchorOPT", ["TRAINER.COOP.N_CTX", "3"], "{file} does not fit: ctx is (4, 128)"),
+    ],
+)
+def test_initial_weights_that_do_not_fit(runs, root, tmp_path, capsys, trainer, keys, message):
+    file = runs / "CoOp/prompt_learner/model.pth.tar-2"
+    keys = ["MODEL.INIT_WEIGHTS", str(file), *keys]
+    assert train.main(command(root, tmp_path, trainer, keys=keys)) == 2
+    assert message.format(file=file) in capsys.readouterr().err
+    assert not (tmp_path / "log.txt").exists()
+
+
 # ---------------------------------------------------------------------- files in the home folder
 def test_files_in_the_home_folder(runs, root, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))

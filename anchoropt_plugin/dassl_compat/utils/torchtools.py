@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,7 +159,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
     ``CLASS_BUFFERS`` stay unchanged.
 
     Raises:
-        UserError: an unreadable file.
+        UserError: an unreadable file, or a file of which nothing fits.
     """
     checkpoint = checkpoints.load(weight_path)
     weights = _without_module(checkpoint.get("state_dict", checkpoint))
@@ -173,8 +172,10 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
         and not is_of_classes(name)
     }
     if not fitting:
-        warnings.warn(f"Nothing in {weight_path} fits the model by name and size", stacklevel=2)
-        return
+        raise UserError(
+            f"nothing in {weight_path} fits the model by name and size: give a checkpoint of the "
+            "same trainer, context length and backbone"
+        )
     model.load_state_dict(fitting, strict=False)
     print(f"Loaded pretrained weights from {weight_path}")
     skipped = [name for name in weights if name not in fitting]
