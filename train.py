@@ -38,7 +38,12 @@ import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError  # before dassl: it makes `import dassl` work
 from anchoropt_plugin.config.check import check_values, flattened
 from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
-from anchoropt_plugin.config.record import check_same_model, check_same_run, write_record
+from anchoropt_plugin.config.record import (
+    check_same_model,
+    check_same_run,
+    tested_epoch,
+    write_record,
+)
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (
     check_availability,
@@ -104,8 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--load-epoch",
         metavar="EPOCH",
         type=int,
-        help="epoch of the checkpoint; -1: the last (default: the best on validation images, "
-        "which exists only with TEST.FINAL_MODEL best_val)",
+        help="epoch of the checkpoint; -1: the last (default: the one that the run itself tests: "
+        "the last, or with TEST.FINAL_MODEL best_val the best on validation images)",
     )
     other = parser.add_argument_group("short names of config keys").add_argument
     other("--backbone", metavar="NAME", help="sets MODEL.BACKBONE.NAME")
@@ -210,7 +215,10 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     try:
         trainer = build_trainer(cfg)
         if args.eval_only:
-            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            epoch = args.load_epoch
+            if args.model_dir and epoch is None:
+                epoch = tested_epoch(args.model_dir, next(iter(trainer.get_model_names()), ""))
+            trainer.load_model(args.model_dir, epoch=epoch)
             if args.model_dir:  # after the checkpoint, whose shapes tell more faults
                 node = getattr(trainer, "node", cfg.TRAINER.NAME)
                 check_same_model(cfg, args.model_dir, node)

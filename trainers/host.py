@@ -20,14 +20,14 @@ from anchoropt_plugin.encoders.feature_cache import cache_image_features
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.checkpoint_folder import (
+    CHILD,
+    is_of_anchoropt,
     is_of_classes,
     last_checkpoint_name,
     tensor_of_other_classes,
 )
-from anchoropt_plugin.prompts.hooks import CHILD
 from anchoropt_plugin.training.released_files import (
     LEARNER_FOLDER,
-    POSITION_LOGITS,
     is_released,
     renamed,
 )
@@ -241,7 +241,7 @@ def check_fits(state: dict[str, Tensor], model: nn.Module, origin: str) -> None:
     """
     own = model.state_dict()
     for key in state:
-        if {CHILD, POSITION_LOGITS} & set(key.split(".")) and key not in own:
+        if is_of_anchoropt(key) and key not in own:
             raise UserError(
                 f"{origin} was trained with AnchorOPT: give the --trainer whose name ends in "
                 "_AnchorOPT"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..files.atomic import write_text
+from ..files.checkpoint_folder import last_checkpoint_name
 from .check import flattened
 from .merge import merge_dict, read_yaml
 
@@ -84,6 +86,29 @@ def _node(value: Mapping[str, Any], where: str) -> CfgNode:
         return CfgNode(dict(value))
     except AssertionError as error:  # yacs raises it for keys and values that it refuses
         raise UserError(f"{where} is not a section of a config: {error}") from error
+
+
+def tested_epoch(folder: str | Path, model: str) -> int | None:
+    """Return the epoch of the checkpoint that a run tests at its end; None for the best one.
+
+    Without a ``config.yaml`` it is the best one, as in Dassl; and without a last checkpoint.
+
+    Args:
+        folder: the output folder of the run.
+        model: name of the model's folder in it.
+
+    Raises:
+        UserError: the name of the last checkpoint has no epoch.
+    """
+    record, last = Path(folder, RECORD), Path(folder, model, "checkpoint")
+    if not record.is_file() or not last.is_file():
+        return None
+    if dict(flattened(read_yaml(record))).get("TEST.FINAL_MODEL") == "best_val":
+        return None
+    number = re.search(r"-(\d{1,9})$", last_checkpoint_name(last.parent))
+    if number is None:
+        raise UserError(f"{last} names no checkpoint of an epoch: give the epoch (--load-epoch)")
+    return int(number[1])
 
 
 def check_same_run(cfg: CfgNode, folder: str | Path) -> None:

@@ -12,6 +12,11 @@ from ..errors import UserError
 
 BEST_MODEL = "model-best.pth.tar"
 
+CHILD = "anchoropt"
+"""Name of the position module in a prompt learner."""
+POSITION_LOGITS = "ctx_pos_params"
+"""Name of the position logits in a prompt learner of the released code."""
+
 CLASS_BUFFERS = (
     *("token_prefix", "token_suffix"),
     *("token_middle1", "token_middle2", "token_middle3"),  # ATPrompt's attributes
@@ -52,6 +57,15 @@ def newest_common_checkpoint(folders: Iterable[Path]) -> str:
 def is_of_classes(name: str) -> bool:
     """Return whether ``name`` in a state dict belongs to one of ``CLASS_BUFFERS``."""
     return name.rpartition(".")[2] in CLASS_BUFFERS
+
+
+def is_of_anchoropt(name: str) -> bool:
+    """Return whether ``name`` in a state dict belongs to AnchorOPT, ours or the released code's.
+
+    >>> is_of_anchoropt("prompt_learner.anchoropt.logits"), is_of_anchoropt("prompt_learner.ctx")
+    (True, False)
+    """
+    return bool({CHILD, POSITION_LOGITS} & set(name.split(".")))
 
 
 def tensor_of_other_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config.record import CLASSES, RECORD, merge_record
+from ..config.record import CLASSES, RECORD, merge_record, tested_epoch
 from ..errors import UserError, nearest
-from ..files.checkpoint_folder import last_checkpoint_name
 from ..files.readers import read_image, read_json, to_rgb
 from .run_record import RUN_RECORD, read_record
 from .settings import extend_cfg
@@ -121,7 +119,8 @@ def load_predictor(
     if twice and classes is not None:  # a data set may have several, as ImageNet has
         raise UserError(f"the class {twice[0]!r} was given more than once")
     trainer = without_data(_trainer_class(cfg.TRAINER.NAME), names)(cfg)
-    epoch = _tested_epoch(trainer, folder) if epoch is None else epoch
+    if epoch is None:
+        epoch = tested_epoch(folder, trainer.get_model_names()[0])
     try:
         trainer.load_model(str(folder), epoch=epoch)
     except (KeyError, OSError, RuntimeError) as error:
@@ -189,16 +188,3 @@ def _trainer_class(name: str) -> type:
             )
         trainer: type = TRAINER_REGISTRY.get(name)
     return trainer
-
-
-def _tested_epoch(trainer: Any, folder: Path) -> int | None:
-    """Return the epoch that the run itself tests: the last one, or None for the best one."""
-    if trainer.cfg.TEST.FINAL_MODEL == "best_val":
-        return None
-    last = folder / trainer.get_model_names()[0] / "checkpoint"
-    number = (
-        re.search(r"-(\d{1,9})$", last_checkpoint_name(last.parent)) if last.is_file() else None
-    )
-    if number is None:
-        raise UserError(f"{last} names no checkpoint: give the epoch (--load-epoch)")
-    return int(number[1])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config.record import check_same_model, write_record
 from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..errors import UserError
+from ..files.checkpoint_folder import CHILD
 from ..files.run_events import append_event
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
 from ..method.objective import PromptLoss, to_float32
@@ -23,7 +24,6 @@ from ..process.data_parallel import refuse_data_parallel, without_data_parallel
 from ..process.folder_lock import locked_folder
 from ..process.gradients import trained_parameters
 from ..process.late_checks import settle_all
-from ..prompts.hooks import CHILD
 from . import run_record
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
 import train
 from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.encoders.clip_models import load_clip
-from trainers import prompted_clip
+from trainers import host, prompted_clip
 
 from .runs import ROOT, command
 
@@ -20,18 +21,18 @@ HOSTS = ["CoOp", "CoOp_AnchorOPT", "MaPLe"]
 def runs(root, tmp_path_factory):
     """Return the output folders of short runs on the base classes, by trainer."""
     folder = tmp_path_factory.mktemp("runs")
-    for host in HOSTS:
-        assert train.main(command(root, folder / host, host)) == 0
+    for trainer in HOSTS:
+        assert train.main(command(root, folder / trainer, trainer)) == 0
     return folder
 
 
-def evaluated(runs, root, out, host, keys=(), classes="new"):
-    flags = ["--eval-only", "--model-dir", str(runs / host), "--load-epoch", "2"]
-    return train.main(command(root, out, host, classes, flags, keys))
+def evaluated(runs, root, out, trainer, keys=(), classes="new"):
+    flags = ["--eval-only", "--model-dir", str(runs / trainer), "--load-epoch", "2"]
+    return train.main(command(root, out, trainer, classes, flags, keys))
 
 
 @pytest.mark.parametrize(
-    ("host", "keys", "message"),
+    ("trainer", "keys", "message"),
     [
         ("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "front"], "was 'end', now 'front'"),
         ("CoOp", ["MODEL.BACKBONE.NAME", "RN50"], "was 'tiny', now 'RN50'"),
@@ -42,11 +43,13 @@ def evaluated(runs, root, out, host, keys=(), classes="new"):
         ("MaPLe", ["TRAINER.MAPLE.CTX_INIT", "a picture of a"], "now 'a picture of a'"),
     ],
 )
-def test_other_settings_are_refused(runs, root, tmp_path, capsys, monkeypatch, host, keys, message):
+def test_other_settings_are_refused(
+    runs, root, tmp_path, capsys, monkeypatch, trainer, keys, message
+):
     monkeypatch.setattr(prompted_clip, "load_clip", lambda name: load_clip("tiny"))
-    assert evaluated(runs, root, tmp_path, host, keys) == 2
+    assert evaluated(runs, root, tmp_path, trainer, keys) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{runs / host} was trained with other settings: {keys[0]} was " in line
+    assert f"{runs / trainer} was trained with other settings: {keys[0]} was " in line
     assert message in line and "it was trained with" in line
     assert not (tmp_path / "log.txt").exists()
 
@@ -104,6 +107,26 @@ def test_initial_weights_that_do_not_fit(runs, root, tmp_path, capsys, trainer, 
     assert train.main(command(root, tmp_path, trainer, keys=keys)) == 2
     assert message.format(file=file) in capsys.readouterr().err
     assert not (tmp_path / "log.txt").exists()
+
+
+# ---------------------------------------------------------------------- the epoch
+@pytest.mark.parametrize("final", ["last_step", "best_val"])
+def test_a_test_and_predict_take_the_epoch_that_the_run_tests(
+    runs, root, tmp_path, final, monkeypatch
+):
+    out = shutil.copytree(runs / "CoOp", tmp_path / "run")
+    best = torch.load(out / "prompt_learner/model.pth.tar-2", weights_only=False)
+    torch.save({**best, "epoch": 1}, out / "prompt_learner/model-best.pth.tar")
+    record = out / "config.yaml"
+    record.write_text(record.read_text().replace("FINAL_MODEL: last_step", f"FINAL_MODEL: {final}"))
+    loaded = []
+    of_file = host.load_checkpoint
+    monkeypatch.setattr(host, "load_checkpoint", lambda path: loaded.append(path) or of_file(path))
+    flags = ["--eval-only", "--model-dir", str(out)]
+    assert train.main(command(root, tmp_path / "out", "CoOp", flags=flags)) == 0
+    load_predictor(out)
+    name = "model-best.pth.tar" if final == "best_val" else "model.pth.tar-2"
+    assert loaded == [str(out / "prompt_learner" / name)] * 2
 
 
 # ---------------------------------------------------------------------- files in the home folder

@@ -89,3 +89,19 @@ def test_a_strict_host_takes_no_checkpoint_of_other_classes(root, tmp_path):
     other = build(root, tmp_path / "b", trainer="StrictOnClasses", classes="new")
     with pytest.raises(UserError, match="token_suffix belongs to other classes"):
         other.load_model(str(tmp_path / "a"), epoch=1)
+
+
+def test_a_host_of_another_repository_refuses_a_checkpoint_with_anchors(root, tmp_path):
+    name = odd_host("OfAnother", load_model=of_any_classes)
+    trainer = build(root, tmp_path / "a", trainer=name)
+    trainer.anchoropt_stage_one()
+    trainer.save_model(0, str(tmp_path / "a"))
+    alone = build(root, tmp_path / "b", trainer="OfAnother")
+    with pytest.raises(UserError, match="was trained with AnchorOPT, and the trainer is without"):
+        alone.load_model(str(tmp_path / "a"), epoch=1)
+    (path,) = (tmp_path / "a").glob("*/model.pth.tar-1")
+    state = torch.load(path, weights_only=False)
+    del state["state_dict"]["anchoropt.logits"], state["state_dict"]["anchoropt.anchors"]
+    del state["state_dict"]["anchoropt._extra_state"]
+    torch.save(state, path)
+    alone.load_model(str(tmp_path / "a"), epoch=1)

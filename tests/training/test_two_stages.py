@@ -457,7 +457,7 @@ def test_a_checkpoint_that_does_not_fit(
 
 
 def test_a_missing_checkpoint_names_those_that_are_there(trained, root, tmp_path, capsys):
-    flags = ["--eval-only", "--model-dir", str(trained)]
+    flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "7"]
     assert train.main(command(root, tmp_path, flags=flags)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "model.pth.tar-3" in line and "--load-epoch" in line

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import UserError
-from ...files.checkpoint_folder import BEST_MODEL, newest_common_checkpoint
+from ...files.checkpoint_folder import BEST_MODEL, is_of_anchoropt, newest_common_checkpoint
 from ...process import distributed
 from ...process.randomness import random_state
 from ..finite_checks import expect_finite
@@ -26,6 +26,18 @@ from ..utils.torchtools import (
 from ..utils.writer import SummaryWriter
 
 Names = str | Sequence[str] | None
+
+
+def _refuse_anchors(model: nn.Module, keys: Any) -> None:
+    """Refuse a checkpoint with AnchorOPT for a model without, which hosts load with strict=False.
+
+    Soft tokens that were trained between anchors would be tested alone.
+    """
+    if any(map(is_of_anchoropt, keys.unexpected_keys)):
+        raise UserError(
+            "the checkpoint was trained with AnchorOPT, and the trainer is without: give the "
+            "--trainer whose name ends in _AnchorOPT"
+        )
 
 
 class TrainerBase:
@@ -60,6 +72,8 @@ class TrainerBase:
         """
         if name in self._models:
             raise ValueError(f"another model is registered as {name!r}")
+        if isinstance(model, nn.Module):
+            model.register_load_state_dict_post_hook(_refuse_anchors)
         self._models[name] = model  # type: ignore[assignment]
         self._optims[name] = optim
         self._scheds[name] = sched
