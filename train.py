@@ -41,7 +41,7 @@ from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
 from anchoropt_plugin.config.record import (
     check_same_model,
     check_same_run,
-    tested_epoch,
+    final_epoch,
     write_record,
 )
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
@@ -217,7 +217,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         if args.eval_only:
             epoch = args.load_epoch
             if args.model_dir and epoch is None:
-                epoch = tested_epoch(args.model_dir, next(iter(trainer.get_model_names()), ""))
+                epoch = final_epoch(args.model_dir, next(iter(trainer.get_model_names()), ""))
             trainer.load_model(args.model_dir, epoch=epoch)
             if args.model_dir:  # after the checkpoint, whose shapes tell more faults
                 node = getattr(trainer, "node", cfg.TRAINER.NAME)

@@ -88,7 +88,7 @@ def _node(value: Mapping[str, Any], where: str) -> CfgNode:
         raise UserError(f"{where} is not a section of a config: {error}") from error
 
 
-def tested_epoch(folder: str | Path, model: str) -> int | None:
+def final_epoch(folder: str | Path, model: str) -> int | None:
     """Return the epoch of the checkpoint that a run tests at its end; None for the best one.
 
     Without a ``config.yaml`` it is the best one, as in Dassl; and without a last checkpoint.
@@ -163,7 +163,7 @@ def _settings_of_model(values: dict[str, Any], node: str) -> dict[str, Any]:
     found = {}
     for key, value in _flattened(values):
         section, _, name = key.rpartition(".")
-        if key == "INPUT.TRANSFORMS":  # the others are for training
+        if key == "INPUT.TRANSFORMS" and isinstance(value, list):  # the others are for training
             found[key] = [one for one in value if one in ("normalize", "instance_norm")]
         elif key in _OF_MODEL or (
             section.upper() == f"TRAINER.{node}".upper() and name not in _FREE_AT_TEST

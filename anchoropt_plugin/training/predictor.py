@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config.record import CLASSES, RECORD, merge_record, tested_epoch
+from ..config.record import CLASSES, RECORD, final_epoch, merge_record
 from ..errors import UserError, nearest
 from ..files.readers import read_image, read_json, to_rgb
 from .run_record import RUN_RECORD, read_record
@@ -120,7 +120,7 @@ def load_predictor(
         raise UserError(f"the class {twice[0]!r} was given more than once")
     trainer = without_data(_trainer_class(cfg.TRAINER.NAME), names)(cfg)
     if epoch is None:
-        epoch = tested_epoch(folder, trainer.get_model_names()[0])
+        epoch = final_epoch(folder, trainer.get_model_names()[0])
     try:
         trainer.load_model(str(folder), epoch=epoch)
     except (KeyError, OSError, RuntimeError) as error:

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 import train
 from anchoropt_plugin import UserError
-from anchoropt_plugin.config.record import check_same_run, merge_record, tested_epoch
+from anchoropt_plugin.config.record import (
+    check_same_model,
+    check_same_run,
+    final_epoch,
+    merge_record,
+)
 from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.dassl_compat.utils.torchtools import load_checkpoint
 from anchoropt_plugin.files import checkpoints
@@ -205,6 +210,8 @@ def recorded(path):
     (path.parent / "model").mkdir(exist_ok=True)
     (path.parent / "model/checkpoint").touch()
     check_same_run(train.get_cfg_default(), path.parent)
+    check_same_model(train.get_cfg_default(), path.parent, "COOP")
+    final_epoch(path.parent, "learner")
 
 
 @fuzz
@@ -299,4 +306,4 @@ def test_the_name_of_the_last_checkpoint(folder, content):
     reads(
         lambda path: last_checkpoint_name(path.parent), content, folder / "learner" / "checkpoint"
     )
-    reads(lambda _: tested_epoch(folder, "learner"), content, folder / "learner" / "checkpoint")
+    reads(lambda _: final_epoch(folder, "learner"), content, folder / "learner" / "checkpoint")
