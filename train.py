@@ -38,7 +38,12 @@ import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError  # before dassl: it makes `import dassl` work
 from anchoropt_plugin.config.check import check_values, flattened
 from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
-from anchoropt_plugin.config.record import check_same_run, write_record
+from anchoropt_plugin.config.record import (
+    check_same_model,
+    check_same_run,
+    final_epoch,
+    write_record,
+)
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (
     check_availability,
@@ -105,8 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--load-epoch",
         metavar="EPOCH",
         type=int,
-        help="epoch of the checkpoint; -1: the last (default: the best on validation images, "
-        "which exists only with TEST.FINAL_MODEL best_val)",
+        help="epoch of the checkpoint; -1: the last (default: the one that the run itself tests: "
+        "the last, or with TEST.FINAL_MODEL best_val the best on validation images)",
     )
     other = parser.add_argument_group("short names of config keys").add_argument
     other("--backbone", metavar="NAME", help="sets MODEL.BACKBONE.NAME")
@@ -144,9 +149,12 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             *sections, name = key.split(".")
             functools.reduce(operator.getitem, sections, cfg)[name] = value
     merge_list(cfg, args.opts, UNUSED_KEYS)
+    for name in ("OUTPUT_DIR", "RESUME"):  # from a yaml file; the parser replaces ~ in words
+        cfg[name] = os.path.expanduser(cfg[name])  # noqa: PTH111
     settings = cfg.TRAINER.ANCHOROPT
+    given = Path(settings.DESCRIPTIONS).expanduser()
     beside = Path(__file__).resolve().parent / settings.DESCRIPTIONS
-    if settings.DESCRIPTIONS and not Path(settings.DESCRIPTIONS).exists() and beside.exists():
+    if settings.DESCRIPTIONS and not given.exists() and beside.exists():
         # The yaml files of data sets name files of this repository, for any working directory.
         settings.DESCRIPTIONS = str(beside)
     cfg.freeze()
@@ -209,7 +217,13 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     try:
         trainer = build_trainer(cfg)
         if args.eval_only:
-            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            epoch = args.load_epoch
+            if args.model_dir and epoch is None:
+                epoch = final_epoch(args.model_dir, next(iter(trainer.get_model_names()), ""))
+            trainer.load_model(args.model_dir, epoch=epoch)
+            if args.model_dir:  # after the checkpoint, whose shapes tell more faults
+                node = getattr(trainer, "node", cfg.TRAINER.NAME)
+                check_same_model(cfg, args.model_dir, node)
         elif not args.no_train:
             check_validation(trainer)
     except (UserError, UnicodeEncodeError):

@@ -202,6 +202,8 @@ def test_the_same_command_resumes(argv, tmp_path, capsys, monkeypatch):
         ("OPTIM.MAX_EPOCH", "3"),
         ("MODEL.BACKBONE.NAME", "RN50"),
         ("TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "anchors"),
+        ("DATALOADER.NUM_WORKERS", "2"),
+        ("TEST.FINAL_MODEL", "best_val"),
     ],
 )
 @pytest.mark.parametrize("flag", ["--output-dir", "--resume"])
@@ -244,6 +246,36 @@ def test_a_test_may_write_to_the_folder_of_its_run(argv, tmp_path, base_run):
     flags = ["--eval-only", "--model-dir", str(folder), "--load-epoch", "2"]
     assert train.main(argv(*flags, opts=("DATASET.SUBSAMPLE_CLASSES", "all", "SEED", "9"))) == 0
     assert (folder / "config.yaml").read_text() == before
+
+
+def test_the_home_folder_behind_a_flag(argv, tmp_path, monkeypatch, capsys):
+    """No shell replaces ~ in ``--flag=~/folder``, or in a command without a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = argv(opts=("TRAIN.CHECKPOINT_FREQ", "1"))
+    words[2:4] = ["--output-dir=~/out"]
+    assert train.main(words) == 0
+    words[2] = "--output-dir=~/again"
+    assert train.main([*words[:3], "--resume=~/out", *words[3:]]) == 0
+    assert "Previous epoch: 2" in capsys.readouterr().out
+    words[2:3] = ["--output-dir", "~/test", "--eval-only", "--model-dir=~/out", "--load-epoch=2"]
+    assert train.main(words) == 0
+    (tmp_path / "method.yaml").write_text("OUTPUT_DIR: ~/of_yaml")
+    no_train = argv("--no-train")
+    no_train[2:4] = []
+    no_train[no_train.index(DIGITS)] = "~/method.yaml"
+    assert train.main([*no_train, "DATASET.NAME", "Digits"]) == 0
+    folders = {"out", "again", "test", "of_yaml"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == folders
+
+
+def test_a_home_folder_in_the_record_of_a_run_is_the_same_setting(argv, tmp_path, base_run):
+    folder = shutil.copytree(base_run, tmp_path / "out")
+    text = (folder / "config.yaml").read_text()
+    text = text.replace("ANCHOR_WEIGHTS: ''", "ANCHOR_WEIGHTS: ~/x")
+    (folder / "config.yaml").write_text(text)
+    words = argv("--seed", "1", opts=("TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "~/x"))
+    assert train.main(words) == 0
 
 
 def test_a_trainer_with_nothing_to_train_is_tested(argv, tmp_path):

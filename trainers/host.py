@@ -15,21 +15,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anchoropt_plugin import accelerate
+from anchoropt_plugin.dassl_compat.utils import load_pretrained_weights
 from anchoropt_plugin.encoders.feature_cache import cache_image_features
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files import checkpoints
-from anchoropt_plugin.files.checkpoint_folder import is_of_classes, last_checkpoint_name
-from anchoropt_plugin.prompts.hooks import CHILD
+from anchoropt_plugin.files.checkpoint_folder import (
+    CHILD,
+    is_of_anchoropt,
+    is_of_classes,
+    last_checkpoint_name,
+    tensor_of_other_classes,
+)
 from anchoropt_plugin.training.released_files import (
     LEARNER_FOLDER,
-    POSITION_LOGITS,
     is_released,
     renamed,
 )
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_checkpoint, load_pretrained_weights
+from dassl.utils import load_checkpoint
 
 from .prompted_clip import PromptedCLIP, load_host_clip, warn_of_unknown_words
 
@@ -143,7 +148,7 @@ class PromptTrainer(TrainerX):
 
         Raises:
             UserError: a missing checkpoint, or one of another context length, prompt depth or
-                backbone.
+                backbone, or with contexts of other classes.
         """
         if not directory:
             print("No --model-dir given: the prompt keeps its initial values")
@@ -155,8 +160,9 @@ class PromptTrainer(TrainerX):
             if not path.exists():
                 raise UserError(f"there is no checkpoint {path}; {_advice(path.parent)}")
             checkpoint = load_checkpoint(str(path))
-            state = self.loadable(_without_module(checkpoint["state_dict"]))
-            model = self._models[name]
+            state, model = _without_module(checkpoint["state_dict"]), self._models[name]
+            check_classes(state, model, str(path))
+            state = self.loadable(state)
             check_fits(state, model, str(path))
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
             model.load_state_dict(state, strict=False)
@@ -165,6 +171,9 @@ class PromptTrainer(TrainerX):
 def _load_initial_weights(model: nn.Module, path: str) -> None:
     state = _without_module(checkpoints.load(path).get("state_dict", {}))
     own = model.state_dict()
+    check_classes(state, model, path)
+    # Otherwise the soft tokens would be skipped, as other tensors of another shape are.
+    check_shapes({key: x for key, x in state.items() if key.endswith("ctx")}, own, path)
     if not is_released(state) or not any(CHILD in name.split(".") for name in own):
         load_pretrained_weights(model, path)
         return
@@ -195,6 +204,27 @@ def _advice(folder: Path) -> str:
     return "check --model-dir"
 
 
+def check_classes(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> None:
+    """Check that a context of each class (CSC), if a checkpoint has one, is of these classes.
+
+    Args:
+        state: the weights by name.
+        model: the module to load them into.
+        origin: the file, for messages.
+
+    Raises:
+        UserError: the classes are others, or in another order.
+    """
+    own = model.state_dict()
+    for name, ctx in state.items():
+        same_shape = ctx.dim() == 3 and name in own and ctx.shape[1:] == own[name].shape[1:]
+        if same_shape and name.endswith("ctx") and tensor_of_other_classes(state, own):
+            raise UserError(
+                f"{origin} does not fit: its {name} is one context for each of {len(ctx)} other "
+                "classes (CSC True); such contexts fit the classes of their training alone"
+            )
+
+
 def check_fits(state: dict[str, Tensor], model: nn.Module, origin: str) -> None:
     """Check that the weights of a checkpoint are those of this host.
 
@@ -211,7 +241,7 @@ def check_fits(state: dict[str, Tensor], model: nn.Module, origin: str) -> None:
     """
     own = model.state_dict()
     for key in state:
-        if {CHILD, POSITION_LOGITS} & set(key.split(".")) and key not in own:
+        if is_of_anchoropt(key) and key not in own:
             raise UserError(
                 f"{origin} was trained with AnchorOPT: give the --trainer whose name ends in "
                 "_AnchorOPT"
@@ -239,5 +269,5 @@ def check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], origin:
             raise UserError(
                 f"{origin} does not fit: {key} is {tuple(value.shape)} in the checkpoint and "
                 f"{tuple(own[key].shape)} in the model; the checkpoint is for another context "
-                "length or backbone"
+                "length, CSC or backbone"
             )

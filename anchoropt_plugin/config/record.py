@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..files.atomic import write_text
+from ..files.checkpoint_folder import last_checkpoint_name
 from .check import flattened
 from .merge import merge_dict, read_yaml
 
@@ -19,17 +22,31 @@ RECORD = "config.yaml"
 CLASSES = "classes.json"
 """The class names, in the order of their labels."""
 
-# A resumed run may change these keys: training does not depend on them.
+# A resumed run may change these keys: training does not depend on them, except on USE_CUDA: another
+# device draws and rounds in another way. NUM_WORKERS is none of them: each worker process draws the
+# random transforms of its batches from a stream of its own.
 FREE = {
     "OUTPUT_DIR",
     "RESUME",
     "USE_CUDA",
     "VERBOSE",
     "DATASET.ROOT",
-    "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
 }
+# A validation after each epoch takes random numbers, too.
+_DRAWS = {"TEST.FINAL_MODEL"}
+# A test may not change these keys: the outputs of a trained model depend on them.
+_OF_MODEL = {
+    "MODEL.BACKBONE.NAME",
+    "INPUT.SIZE",
+    "INPUT.INTERPOLATION",
+    "INPUT.PIXEL_MEAN",
+    "INPUT.PIXEL_STD",
+}
+# Keys of a host that a test may change: the precision, and the number of soft tokens, which a
+# checkpoint's shapes tell (TRAINER.ANCHOROPT.N_CTX may have set it).
+_FREE_AT_TEST = {"PREC", "N_CTX"}
 _NAMED_AT_MOST = 3
 
 
@@ -71,6 +88,29 @@ def _node(value: Mapping[str, Any], where: str) -> CfgNode:
         raise UserError(f"{where} is not a section of a config: {error}") from error
 
 
+def final_epoch(folder: str | Path, model: str) -> int | None:
+    """Return the epoch of the checkpoint that a run tests at its end; None for the best one.
+
+    Without a ``config.yaml`` it is the best one, as in Dassl; and without a last checkpoint.
+
+    Args:
+        folder: the output folder of the run.
+        model: name of the model's folder in it.
+
+    Raises:
+        UserError: the name of the last checkpoint has no epoch.
+    """
+    record, last = Path(folder, RECORD), Path(folder, model, "checkpoint")
+    if not record.is_file() or not last.is_file():
+        return None
+    if dict(flattened(read_yaml(record))).get("TEST.FINAL_MODEL") == "best_val":
+        return None
+    number = re.search(r"-(\d{1,9})$", last_checkpoint_name(last.parent))
+    if number is None:
+        raise UserError(f"{last} names no checkpoint of an epoch: give the epoch (--load-epoch)")
+    return int(number[1])
+
+
 def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
     """Check that the checkpoints in an output folder, if any, come from a run with ``cfg``.
 
@@ -84,19 +124,71 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
         return
     there = _settings(read_yaml(path))
     here = _settings(yaml.safe_load(cfg.dump()))
-    differing = [key for key in here if key in there and here[key] != there[key]]
+    differing = _differing(there, here)
     if differing:
-        named = [f"{key} was {there[key]!r}, now {here[key]!r}" for key in differing]
-        more = len(named) - _NAMED_AT_MOST
         raise UserError(
-            f"{folder} holds a run with other settings: {'; '.join(named[:_NAMED_AT_MOST])}"
-            f"{f'; and {more} more' if more > 0 else ''}: give another --output-dir"
+            f"{folder} holds a run with other settings: {differing}: give another --output-dir"
         )
+
+
+def check_same_model(cfg: CfgNode, folder: str | Path, node: str) -> None:
+    """Check that a test has the settings on which the outputs of a trained model depend.
+
+    These are the backbone, the way from an image to a tensor, and the keys of ``TRAINER.<node>``.
+    A folder without a ``config.yaml`` is accepted: another repository may have written it.
+
+    Args:
+        cfg: the configuration of the test.
+        folder: the output folder of the trained model.
+        node: name of the host's node in ``cfg.TRAINER``, in any case.
+
+    Raises:
+        UserError: the model was trained with other settings; the message names the first ones.
+    """
+    path = Path(folder, RECORD)
+    if not path.is_file():
+        return
+    there, here = (
+        _settings_of_model(values, node) for values in (read_yaml(path), yaml.safe_load(cfg.dump()))
+    )
+    differing = _differing(there, here)
+    if differing:
+        raise UserError(
+            f"{folder} was trained with other settings: {differing}: give the --config-file and "
+            "the values that it was trained with"
+        )
+
+
+def _settings_of_model(values: dict[str, Any], node: str) -> dict[str, Any]:
+    found = {}
+    for key, value in _flattened(values):
+        section, _, name = key.rpartition(".")
+        if key == "INPUT.TRANSFORMS" and isinstance(value, list):  # the others are for training
+            found[key] = [one for one in value if one in ("normalize", "instance_norm")]
+        elif key in _OF_MODEL or (
+            section.upper() == f"TRAINER.{node}".upper() and name not in _FREE_AT_TEST
+        ):
+            found[key] = value
+    return found
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return the first keys in both mappings whose values differ, in words."""
+    differing = [key for key in here if key in there and here[key] != there[key]]
+    named = [f"{key} was {there[key]!r}, now {here[key]!r}" for key in differing]
+    more = len(named) - _NAMED_AT_MOST
+    return f"{'; '.join(named[:_NAMED_AT_MOST])}{f'; and {more} more' if more > 0 else ''}"
+
+
+def _flattened(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values; with ``~`` as the home folder, as a command line gives it."""
+    for key, value in flattened(values):
+        yield key, os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in flattened(values)
-        if key not in FREE and not key.startswith("TEST.")
+        for key, value in _flattened(values)
+        if key not in FREE and (key in _DRAWS or not key.startswith("TEST."))
     }

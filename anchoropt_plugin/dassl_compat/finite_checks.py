@@ -45,8 +45,9 @@ def training_errors() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise UserError(
-            f"{' '.join(str(error).split())} If memory ran out, lower DATALOADER.NUM_WORKERS; "
-            "to resume from the last checkpoint, run the same command again"
+            f"{' '.join(str(error).split())} To resume from the last checkpoint, run the "
+            "same command again; if memory ran out, start again with a lower "
+            "DATALOADER.NUM_WORKERS in another --output-dir"
         ) from error
 
 

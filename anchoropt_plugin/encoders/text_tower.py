@@ -71,6 +71,11 @@ class TextTower:
     def __init__(self, clip: nn.Module) -> None:
         self.clip: Any = clip
 
+    @classmethod
+    def of(cls, model: TextTower | nn.Module) -> TextTower:
+        """Return ``model`` if it is a text tower, else the text tower of this CLIP."""
+        return model if isinstance(model, TextTower) else cls(model)
+
     @property
     def device(self) -> torch.device:
         """The device on which prompts are encoded."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ..errors import UserError
 
 BEST_MODEL = "model-best.pth.tar"
+
+CHILD = "anchoropt"
+"""Name of the position module in a prompt learner."""
+POSITION_LOGITS = "ctx_pos_params"
+"""Name of the position logits in a prompt learner of the released code."""
 
 CLASS_BUFFERS = (
     *("token_prefix", "token_suffix"),
@@ -49,3 +57,22 @@ def newest_common_checkpoint(folders: Iterable[Path]) -> str:
 def is_of_classes(name: str) -> bool:
     """Return whether ``name`` in a state dict belongs to one of ``CLASS_BUFFERS``."""
     return name.rpartition(".")[2] in CLASS_BUFFERS
+
+
+def is_of_anchoropt(name: str) -> bool:
+    """Return whether ``name`` in a state dict belongs to AnchorOPT, ours or the released code's.
+
+    >>> is_of_anchoropt("prompt_learner.anchoropt.logits"), is_of_anchoropt("prompt_learner.ctx")
+    (True, False)
+    """
+    return bool({CHILD, POSITION_LOGITS} & set(name.split(".")))
+
+
+def tensor_of_other_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str:
+    """Return the name of a class buffer that differs in two state dicts; "" if all are equal."""
+    for name in sorted(filter(is_of_classes, there.keys() & here.keys())):
+        one, other = there[name].float().cpu(), here[name].float().cpu()
+        # Equal up to the rounding of half precision.
+        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-2, atol=1e-4):
+            return name
+    return ""

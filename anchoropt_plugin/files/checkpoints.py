@@ -121,7 +121,7 @@ def load(path: str | Path) -> dict[str, Any]:
     ...     load(f"{folder}/model.pth")["epoch"]
     5
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     _check_first_bytes(path)
     try:
         check_archive(path)

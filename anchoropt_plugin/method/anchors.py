@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +20,7 @@ from ..encoders.clip_models import tokenize
 from ..encoders.text_tower import TextTower, common_prefix
 from ..errors import UserError
 from ..files import checkpoints
+from .descriptions import of_classes
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -130,9 +131,9 @@ class AnchorTokens:
     @classmethod
     def learn(
         cls,
-        tower: TextTower,
+        tower: TextTower | nn.Module,
         class_names: Sequence[str],
-        descriptions: Sequence[Sequence[str]],
+        descriptions: Sequence[Sequence[str]] | Mapping[str, Sequence[str]],
         settings: StageOne | None = None,
         *,
         images: ImageBatches | None = None,
@@ -149,16 +150,18 @@ class AnchorTokens:
         The start is the same for every seed, so that seeds can share anchors.
 
         Args:
-            tower: of the plain CLIP.
+            tower: the plain CLIP, or its text tower.
             class_names: C names.
-            descriptions: C lists of sentences, of any length.
+            descriptions: C lists of sentences, of any length, in the order of the names; or a dict
+                of such lists by class name, as in a file of descriptions.
             settings: see ``StageOne``.
             images: epochs of image features; needed if ``ce_weight`` > 0.
             on_epoch: called with (epoch, loss) after each epoch.
 
         Raises:
-            ValueError: the descriptions are not one list for each class, or a list is empty.
-            UserError: the loss is not finite.
+            ValueError: the names are not a list, the descriptions are not one list for each class,
+                or a list is empty.
+            UserError: a dict without a class, or a loss that is not finite.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
 
@@ -170,12 +173,17 @@ class AnchorTokens:
         ((1, 128), True)
         """
         settings = settings or StageOne()
+        tower = TextTower.of(tower)
         # A str is a sequence of str, so stage 1 would learn from single letters.
+        if isinstance(class_names, str):
+            raise ValueError(f"class_names must be a list of names; got the str {class_names!r}")
+        if isinstance(descriptions, Mapping):
+            descriptions = of_classes(descriptions, class_names, "the dict of descriptions")
         for given in (descriptions, *descriptions):
             if isinstance(given, (str, Mapping)):
                 raise ValueError(
                     "descriptions must be one list of sentences per class, in the order of "
-                    f"class_names; got a {type(given).__name__}"
+                    f"class_names, or a dict of such lists; got a {type(given).__name__}"
                 )
         if len(descriptions) != len(class_names) or not all(descriptions):
             raise ValueError(
@@ -222,12 +230,12 @@ class AnchorTokens:
         return cls(anchors.detach().cpu(), losses)
 
     @classmethod
-    def random(cls, tower: TextTower, length: int) -> AnchorTokens:
+    def random(cls, tower: TextTower | nn.Module, length: int) -> AnchorTokens:
         """Draw tokens from N(0, 0.02²), as soft tokens start: a control for stage 1."""
-        return cls(INIT_STD * torch.randn(length, tower.dim))
+        return cls(INIT_STD * torch.randn(length, TextTower.of(tower).dim))
 
     @classmethod
-    def of_words(cls, tower: TextTower, words: str, length: int) -> AnchorTokens:
+    def of_words(cls, tower: TextTower | nn.Module, words: str, length: int) -> AnchorTokens:
         """Return the embeddings of ``words``, as a control for stage 1; ``_`` is read as a blank.
 
         Raises:
@@ -241,7 +249,8 @@ class AnchorTokens:
         found = int(tokens.argmax()) - 1
         if found != length:
             raise UserError(f"{words!r} is {found} tokens: give the length {found}, not {length}")
-        return cls(tower.embed(tokens)[0, 1 : 1 + length].detach().float().cpu())
+        embedded = TextTower.of(tower).embed(tokens)[0, 1 : 1 + length]
+        return cls(embedded.detach().float().cpu())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the anchors, whole or not at all, in the layout of published ones."""
@@ -254,7 +263,7 @@ class AnchorTokens:
             "losses": self.losses,
             "key": self.key,
         }
-        path = Path(path)
+        path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.save(content, path)
 
@@ -268,7 +277,7 @@ class AnchorTokens:
         Raises:
             UserError: the file is missing, or holds no finite anchor tokens (K, d).
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.is_dir():
             path = path / PUBLISHED_FILE
         content = checkpoints.load(path)

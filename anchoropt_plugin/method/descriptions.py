@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ..encoders.class_names import as_words
 from ..errors import UserError
+
+_Sentences = TypeVar("_Sentences", bound=Sequence[str])
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -50,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
         UserError: the file is missing, or of another form.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the descriptions {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -78,17 +81,35 @@ def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -
         UserError: the file is missing or of another form, a class is there twice, or classes (all
             are named) have no sentence.
     """
-    content = load(path)
+    return [sentences[:limit] for sentences in of_classes(load(path), class_names, str(path))]
+
+
+def of_classes(
+    content: Mapping[str, _Sentences], class_names: Sequence[str], source: str
+) -> list[_Sentences]:
+    """Return the sentences of each class in ``{name: [sentence, …], …}``, in the classes' order.
+
+    A name may differ in case and in ``_`` for a blank; further classes are ignored.
+
+    Raises:
+        UserError: a class is there twice, or classes (all are named) have no sentence; ``source``
+            names the origin of the descriptions.
+
+    >>> of_classes({"Red_Fox": ["a fox."], "cat": ["a cat."]}, ["cat", "red fox"], "example")
+    [['a cat.'], ['a fox.']]
+    """
     names: dict[str, str] = {}
     for name in content:
         other = names.setdefault(plain(name), name)
         if other != name:
-            raise UserError(f"{path} has one class twice, as {other!r} and {name!r}: join the two")
+            raise UserError(
+                f"{source} has one class twice, as {other!r} and {name!r}: join the two"
+            )
     sentences_of = {plain(name): sentences for name, sentences in content.items()}
     missing = [name for name in class_names if not sentences_of.get(plain(name))]
     if missing:
         raise UserError(
-            f"{path} has no description of {len(missing)} classes ({', '.join(missing)}): add "
+            f"{source} has no description of {len(missing)} classes ({', '.join(missing)}): add "
             "them, or use templates for all classes (no descriptions file)"
         )
-    return [sentences_of[plain(name)][:limit] for name in class_names]
+    return [sentences_of[plain(name)] for name in class_names]

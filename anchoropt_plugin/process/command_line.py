@@ -17,10 +17,15 @@ from .open_files import TOO_MANY, is_too_many
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ``UserError`` for a wrong command line."""
+    """An argument parser that raises ``UserError`` for a wrong command line.
+
+    A leading ``~`` of a value is the home folder: no shell replaces it in ``--flag=~/folder``, nor
+    in a command that runs without a shell.
+    """
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        parsed, unknown = super().parse_known_args(args, namespace)
+        words = map(_at_home, sys.argv[1:] if args is None else args)
+        parsed, unknown = super().parse_known_args(list(words), namespace)
         if unknown:
             hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
             self.error(f"there is no flag {unknown[0]}{hint}")
@@ -28,6 +33,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
+
+
+def _at_home(word: str) -> str:
+    """Return a word of a command line with the home folder for ``~``.
+
+    >>> from pathlib import Path
+    >>> _at_home("--output-dir=~/runs") == f"--output-dir={Path.home()}/runs"
+    True
+    >>> _at_home("--grid"), _at_home("a~b")
+    ('--grid', 'a~b')
+    """
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    # Path.expanduser raises if there is no such user; a class name may start with ~.
+    return f"{flag}{equals}{os.path.expanduser(value)}"  # noqa: PTH111
 
 
 def status_of(

@@ -22,13 +22,11 @@ from torch.utils.hooks import RemovableHandle
 from ..encoders.deep_prompts import DeepPrompt, DeepPromptFinder
 from ..encoders.image_features import unprompted
 from ..errors import UserError
+from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
 from .eot import shift, unshift
 
 log = logging.getLogger("anchoropt_plugin")
-
-CHILD = "anchoropt"
-"""The name of the module in the learner."""
 
 POOLINGS = ("eot", "unshifted")
 

@@ -15,9 +15,10 @@ from ..encoders.accelerate import install, is_text_encoder
 from ..encoders.deep_prompts import Survivors
 from ..encoders.feature_cache import cache_image_features
 from ..errors import UserError
+from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
 from ..prompts.anchored_encoder import AnchoredEncoder
-from ..prompts.hooks import CHILD, PromptHook, attach, attachment_of, hook_for, is_prompt_learner
+from ..prompts.hooks import PromptHook, attach, attachment_of, hook_for, is_prompt_learner
 from .settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config.record import CLASSES, RECORD, merge_record
+from ..config.record import CLASSES, RECORD, final_epoch, merge_record
 from ..encoders.clip_models import first_twins, words_of
 from ..errors import UserError, nearest
-from ..files.checkpoint_folder import last_checkpoint_name
 from ..files.images import read_image, to_rgb
 from ..files.readers import read_json
 from .run_record import RUN_RECORD, read_record
@@ -116,7 +114,9 @@ def load_predictor(
         predictor = load_predictor("output/base")
         predictor("cat.jpg")  # {"cat": 0.93, "dog": 0.05, ...}
     """
-    folder = Path(model_dir)
+    if isinstance(classes, str):  # a sequence of letters
+        raise UserError(f"the class names are the str {classes!r}: give a list of names")
+    folder = Path(model_dir).expanduser()
     cfg = _recorded_cfg(folder)
     names = _named(_recorded_classes(folder) if classes is None else list(classes))
     twins = None if classes is None else first_twins(names)  # ImageNet has two of one name
@@ -124,7 +124,8 @@ def load_predictor(
         first, second = (names[place] for place in twins)
         raise UserError(f"the classes {first!r} and {second!r} are one to CLIP: give one of them")
     trainer = without_data(_trainer_class(cfg.TRAINER.NAME), names)(cfg)
-    epoch = _tested_epoch(trainer, folder) if epoch is None else epoch
+    if epoch is None:
+        epoch = final_epoch(folder, trainer.get_model_names()[0])
     try:
         trainer.load_model(str(folder), epoch=epoch)
     except (KeyError, OSError, RuntimeError) as error:
@@ -192,16 +193,3 @@ def _trainer_class(name: str) -> type:
             )
         trainer: type = TRAINER_REGISTRY.get(name)
     return trainer
-
-
-def _tested_epoch(trainer: Any, folder: Path) -> int | None:
-    """Return the epoch that the run itself tests: the last one, or None for the best one."""
-    if trainer.cfg.TEST.FINAL_MODEL == "best_val":
-        return None
-    last = folder / trainer.get_model_names()[0] / "checkpoint"
-    number = (
-        re.search(r"-(\d{1,9})$", last_checkpoint_name(last.parent)) if last.is_file() else None
-    )
-    if number is None:
-        raise UserError(f"{last} names no checkpoint: give the epoch (--load-epoch)")
-    return int(number[1])

@@ -8,9 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
-from ..files.checkpoint_folder import is_of_classes
+from ..files.checkpoint_folder import CHILD, POSITION_LOGITS, is_of_classes
 from ..method.anchors import PUBLISHED_FILE, PUBLISHED_NAME
-from ..prompts.hooks import CHILD
 
 ANCHOR_FOLDERS = {
     "DescribableTextures": "DTD",
@@ -19,8 +18,6 @@ ANCHOR_FOLDERS = {
 """Folders in ``anchor_weights`` that have another name than the data set."""
 LEARNER_FOLDER = "normal_prompt_learner"
 """Folder of the checkpoints of CoOp, CoCoOp and DePT."""
-POSITION_LOGITS = "ctx_pos_params"
-"""Name of the position logits in a prompt learner."""
 
 
 def anchors_file(path: str | Path, data_set: str) -> Path:

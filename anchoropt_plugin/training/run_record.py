@@ -63,7 +63,7 @@ def read_record(path: Path) -> dict[str, Any]:
     raise UserError(f"{path} is not the record of a run: delete it or copy it anew")
 
 
-def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> frozenset[str] | None:
+def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> list[str] | None:
     """Return the names of the classes that a checkpoint was trained on; None without a record.
 
     Args:
@@ -85,7 +85,7 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> frozen
         return None
     record = read_record(path)
     backbone = record["backbone"]
-    if backbone != cfg.MODEL.BACKBONE.NAME:
+    if Path(backbone).expanduser() != Path(cfg.MODEL.BACKBONE.NAME).expanduser():
         raise UserError(
             f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
             "give the --config-file or --backbone of the trained model"
@@ -98,7 +98,8 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> frozen
                 f"{folder} was trained with TRAINER.ANCHOROPT.{name.upper()} {trained[name]}, this "
                 f"run has {present}: give the value it was trained with"
             )
-    return frozenset(record["classes"])
+    classes: list[str] = record["classes"]
+    return classes
 
 
 def check_trained_as_released(settings: AnchorOPTConfig) -> None:

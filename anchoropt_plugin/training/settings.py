@@ -66,6 +66,7 @@ class AnchorOPTConfig:
             images a few at a time with oneDNN.
         use_anchoropt: accepted from published scripts; the trainer's name decides.
         n_ctx: soft tokens of the host, given to its own ``TRAINER.<HOST>.N_CTX``; 0 keeps its own.
+            Refused if the host takes another number, that of the words in its ``CTX_INIT``.
         preset: "" or "reference", which does what the released code does with each of its hosts; a
             preset sets keys that were left at their default.
         anchor_len: number K of anchor tokens.

@@ -11,9 +11,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..config.record import write_record
+from ..config.record import check_same_model, write_record
 from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..errors import UserError
+from ..files.checkpoint_folder import CHILD
 from ..files.run_events import append_event
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
 from ..method.objective import PromptLoss, to_float32
@@ -23,7 +24,6 @@ from ..process.data_parallel import refuse_data_parallel, without_data_parallel
 from ..process.folder_lock import locked_folder
 from ..process.gradients import trained_parameters
 from ..process.late_checks import settle_all
-from ..prompts.hooks import CHILD
 from . import run_record
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
@@ -76,6 +76,8 @@ class TwoStages:
             )
         with parts.watching():
             super().build_model()  # type: ignore[misc]
+        if settings.n_ctx:
+            self._check_soft_tokens(settings.n_ctx, parts)
         parts.choose_trained()
         self.model = without_data_parallel(self.model)
         refuse_data_parallel(self.model, self.anchoropt_host.__name__)
@@ -85,6 +87,18 @@ class TwoStages:
             if optimizer is not None and settings.position_lr:
                 own = list(parts.position.parameters())
                 own_learning_rate(optimizer, scheduler, own, settings.position_lr)
+
+    def _check_soft_tokens(self: Any, wanted: int, parts: HostParts) -> None:
+        """Check that the host's learner has the soft tokens of N_CTX: CTX_INIT may overrule it."""
+        ctx = getattr(parts.learner, "ctx", None)
+        found = ctx.shape[-2] if isinstance(ctx, Tensor) else parts.position.n_ctx
+        if found != wanted:
+            words = self._host_node().get("CTX_INIT")
+            why = f", as many as its CTX_INIT {words!r}: give CTX_INIT '' or" if words else ": give"
+            raise UserError(
+                f"TRAINER.ANCHOROPT.N_CTX is {wanted}, but the prompt learner of "
+                f"{self.anchoropt_host.__name__} has {found} soft tokens{why} N_CTX {found}"
+            )
 
     def anchoropt_stage_one(self: Any) -> None:
         """Run stage 1, unless a checkpoint held anchors; the plain host's checkpoints hold none."""
@@ -252,9 +266,16 @@ class TwoStages:
         run = self.anchoropt
         trained = trained_classes(Path(directory), self.cfg, run.settings) if directory else None
         if trained is not None:
-            run.trained_classes = trained
+            run.trained_classes = frozenset(trained)
+            if self._host_node().get("CSC") and trained != run.classes:
+                raise UserError(
+                    f"{directory} has one context for each of {len(trained)} other classes (CSC "
+                    "True): such contexts fit the classes of their training alone"
+                )
         run.position.is_loaded = False
         super().load_model(directory, epoch)  # type: ignore[misc]
+        if directory:
+            check_same_model(self.anchoropt_cfg, directory, self.anchoropt_node)
         if trained is not None and not run.position.is_loaded:
             raise UserError(
                 f"load_model of {self.anchoropt_host.__name__} does not load the position logits "
@@ -270,6 +291,11 @@ class TwoStages:
                 self.anchoropt_host.__name__,
             )
         run.condition()
+
+    def _host_node(self: Any) -> Any:
+        """Return the host's node in ``cfg.TRAINER``; some hosts have none."""
+        names = (key for key in self.cfg.TRAINER if key.upper() == self.anchoropt_node.upper())
+        return self.cfg.TRAINER.get(next(names, ""), {})
 
     def loadable(self: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what a host of this repository loads; it may be a file of the released code."""

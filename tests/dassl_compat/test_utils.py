@@ -238,7 +238,7 @@ def test_pretrained_weights(tmp_path):
     assert torch.equal(model[0].weight, torch.full((2, 2), 7.0))
     assert torch.equal(model[1].bias, bias)
     torch.save({"else": torch.zeros(1), 5: "name"}, tmp_path / "weights")
-    with pytest.warns(UserWarning, match="Nothing in"):
+    with pytest.raises(UserError, match=r"nothing in .*weights fits the model"):
         load_pretrained_weights(model, tmp_path / "weights")
 
 

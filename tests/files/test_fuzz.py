@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,12 @@ from hypothesis import strategies as st
 
 import train
 from anchoropt_plugin import UserError
-from anchoropt_plugin.config.record import check_same_run, merge_record
+from anchoropt_plugin.config.record import (
+    check_same_model,
+    check_same_run,
+    final_epoch,
+    merge_record,
+)
 from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.dassl_compat.utils.torchtools import load_checkpoint
 from anchoropt_plugin.files import checkpoints
@@ -28,7 +32,6 @@ from anchoropt_plugin.training.predictor import (
     _named,
     _recorded_cfg,
     _recorded_classes,
-    _tested_epoch,
 )
 from anchoropt_plugin.training.run_record import read_history, read_record
 from datasets.public_pickles import load_fewshot_pickle, read_public_pickle
@@ -207,6 +210,8 @@ def recorded(path):
     (path.parent / "model").mkdir(exist_ok=True)
     (path.parent / "model/checkpoint").touch()
     check_same_run(train.get_cfg_default(), path.parent)
+    check_same_model(train.get_cfg_default(), path.parent, "COOP")
+    final_epoch(path.parent, "learner")
 
 
 @fuzz
@@ -297,11 +302,8 @@ def test_few_shot_files(folder, content):
 @given(st.binary(max_size=30) | texts.map(lambda text: text.encode(errors="replace")))
 def test_the_name_of_the_last_checkpoint(folder, content):
     (folder / "learner").mkdir(exist_ok=True)
-    trainer = SimpleNamespace(
-        cfg=SimpleNamespace(TEST=SimpleNamespace(FINAL_MODEL="last_step")),
-        get_model_names=lambda: ["learner"],
-    )
+    (folder / "config.yaml").write_text("TEST: {FINAL_MODEL: last_step}")
     reads(
         lambda path: last_checkpoint_name(path.parent), content, folder / "learner" / "checkpoint"
     )
-    reads(lambda _: _tested_epoch(trainer, folder), content, folder / "learner" / "checkpoint")
+    reads(lambda _: final_epoch(folder, "learner"), content, folder / "learner" / "checkpoint")

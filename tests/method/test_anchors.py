@@ -10,7 +10,7 @@ import torch
 from clip.model import convert_weights
 from torch.nn import functional as F
 
-from anchoropt_plugin import AnchorTokens, UserError
+from anchoropt_plugin import AnchorTokens, UserError, load_predictor
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchors import AnchorPrompts, StageOne
@@ -111,18 +111,31 @@ def test_every_class_needs_descriptions(clip, texts):
         AnchorTokens.learn(TextTower(clip), NAMES, texts)
 
 
-@pytest.mark.parametrize(
-    ("texts", "kind"),
-    [
-        (dict(zip(NAMES, TEXTS, strict=True)), "dict"),
-        (["a photo of a cat."] * len(NAMES), "str"),
-        ("abc", "str"),
-    ],
-)
-def test_descriptions_without_a_list_per_class_are_refused(clip, texts, kind):
+@pytest.mark.parametrize("texts", [["a photo of a cat."] * 3, "abc", dict.fromkeys(NAMES, "a.")])
+def test_descriptions_without_a_list_per_class_are_refused(clip, texts):
     """Stage 1 would learn from single letters, without a warning."""
-    with pytest.raises(ValueError, match=f"one list of sentences per class.*; got a {kind}"):
+    with pytest.raises(ValueError, match=r"one list of sentences per class.*; got a str"):
         AnchorTokens.learn(TextTower(clip), NAMES, texts)
+
+
+def test_a_name_in_place_of_names_is_refused(clip):
+    with pytest.raises(ValueError, match="class_names must be a list of names; got the str 'cat'"):
+        AnchorTokens.learn(clip, "cat", [["a."], ["b."], ["c."]])
+    with pytest.raises(UserError, match="the class names are the str 'cat': give a list"):
+        load_predictor("nowhere", classes="cat")
+
+
+def test_a_dict_of_descriptions_and_a_plain_clip_give_the_same_anchors(clip):
+    listed = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, StageOne(epochs=2))
+    by_name = {"Red_Panda": TEXTS[2], "cat": TEXTS[0], "Golden Retriever": TEXTS[1], "dog": ["x"]}
+    learned = AnchorTokens.learn(clip, NAMES, by_name, StageOne(epochs=2))
+    assert torch.equal(learned.values, listed.values) and learned.losses == listed.losses
+    del by_name["cat"]
+    with pytest.raises(UserError, match=r"the dict of descriptions has no .* 1 classes \(cat\)"):
+        AnchorTokens.learn(clip, NAMES, by_name)
+    words = AnchorTokens.of_words(clip, "photo", 1).values
+    assert torch.equal(words, AnchorTokens.of_words(TextTower(clip), "photo", 1).values)
+    assert AnchorTokens.random(clip, 2).values.shape == (2, 64)
 
 
 def test_a_loss_that_is_not_finite_is_told(clip):

@@ -59,3 +59,49 @@ def test_a_checkpoint_with_a_part_of_the_position_alone_is_refused(root, tmp_pat
     with pytest.raises(RuntimeError, match=r"Missing key.*anchoropt\.anchors"):
         learner.load_state_dict(state)
     assert not learner.anchoropt.is_loaded
+
+
+def of_any_classes(self, directory, epoch=None):
+    """As public hosts do: all but the class names, and further keys are ignored."""
+    for name, model in self._models.items():
+        state = load_checkpoint(f"{directory}/{name}/model.pth.tar-{epoch}")["state_dict"]
+        state = {key: value for key, value in state.items() if not key.startswith("token_")}
+        model.load_state_dict(state, strict=False)
+
+
+def test_contexts_of_single_classes_fit_no_others_in_any_host(root, tmp_path):
+    name = odd_host("AnyClasses", load_model=of_any_classes)
+    keys = ["TRAINER.COOP.CSC", "True"]
+    trainer = build(root, tmp_path / "a", trainer=name, keys=keys)
+    trainer.anchoropt_stage_one()
+    trainer.save_model(0, str(tmp_path / "a"))
+    build(root, tmp_path / "b", trainer=name, keys=keys).load_model(str(tmp_path / "a"), epoch=1)
+    other = build(root, tmp_path / "c", trainer=name, classes="new", keys=keys)
+    with pytest.raises(UserError, match=r"one context for each of 5 other classes \(CSC True\)"):
+        other.load_model(str(tmp_path / "a"), epoch=1)
+
+
+def test_a_strict_host_takes_no_checkpoint_of_other_classes(root, tmp_path):
+    """Its prompts would be those of the checkpoint's classes, its labels those of the others."""
+    odd_host("StrictOnClasses", load_model=strict)
+    trainer = build(root, tmp_path / "a", trainer="StrictOnClasses")
+    trainer.save_model(0, str(tmp_path / "a"))
+    other = build(root, tmp_path / "b", trainer="StrictOnClasses", classes="new")
+    with pytest.raises(UserError, match="token_suffix belongs to other classes"):
+        other.load_model(str(tmp_path / "a"), epoch=1)
+
+
+def test_a_host_of_another_repository_refuses_a_checkpoint_with_anchors(root, tmp_path):
+    name = odd_host("OfAnother", load_model=of_any_classes)
+    trainer = build(root, tmp_path / "a", trainer=name)
+    trainer.anchoropt_stage_one()
+    trainer.save_model(0, str(tmp_path / "a"))
+    alone = build(root, tmp_path / "b", trainer="OfAnother")
+    with pytest.raises(UserError, match="was trained with AnchorOPT, and the trainer is without"):
+        alone.load_model(str(tmp_path / "a"), epoch=1)
+    (path,) = (tmp_path / "a").glob("*/model.pth.tar-1")
+    state = torch.load(path, weights_only=False)
+    del state["state_dict"]["anchoropt.logits"], state["state_dict"]["anchoropt.anchors"]
+    del state["state_dict"]["anchoropt._extra_state"]
+    torch.save(state, path)
+    alone.load_model(str(tmp_path / "a"), epoch=1)

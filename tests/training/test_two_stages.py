@@ -438,7 +438,7 @@ def test_a_published_switch_on_a_trainer_without_anchoropt_is_told(root, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["TRAINER.COOP.N_CTX", "5"], "another context length or backbone"),
+        (["TRAINER.COOP.N_CTX", "5"], "another context length, CSC or backbone"),
         (["TRAINER.ANCHOROPT.ANCHOR_LEN", "2"], "trained with TRAINER.ANCHOROPT.ANCHOR_LEN 1"),
         (["TRAINER.ANCHOROPT.POSITION", "soft"], "trained with TRAINER.ANCHOROPT.POSITION sinkh"),
         (["TRAINER.ANCHOROPT.PRESET", "reference"], "trained with TRAINER.ANCHOROPT.POSITION"),
@@ -457,7 +457,7 @@ def test_a_checkpoint_that_does_not_fit(
 
 
 def test_a_missing_checkpoint_names_those_that_are_there(trained, root, tmp_path, capsys):
-    flags = ["--eval-only", "--model-dir", str(trained)]
+    flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "7"]
     assert train.main(command(root, tmp_path, flags=flags)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "model.pth.tar-3" in line and "--load-epoch" in line
@@ -474,6 +474,16 @@ def test_anchors_of_another_width(root, tmp_path, capsys):
 def test_the_number_of_soft_tokens_of_published_scripts(root, tmp_path):
     trainer = build(root, tmp_path, keys=["TRAINER.ANCHOROPT.N_CTX", "6"])
     assert trainer.model.prompt_learner.ctx.shape == (6, 128)
+
+
+def test_a_number_of_soft_tokens_that_the_words_overrule_is_told(root, tmp_path, capsys):
+    keys = ["TRAINER.COOP.CTX_INIT", "a photo of a", "TRAINER.ANCHOROPT.N_CTX"]
+    assert train.main(command(root, tmp_path, keys=[*keys, "6"])) == 2
+    assert (
+        "TRAINER.ANCHOROPT.N_CTX is 6, but the prompt learner of CoOp has 4 soft tokens, as many "
+        "as its CTX_INIT 'a photo of a': give CTX_INIT '' or N_CTX 4\n"
+    ) in capsys.readouterr().err
+    assert build(root, tmp_path, keys=[*keys, "4"]).model.prompt_learner.ctx.shape == (4, 128)
 
 
 def host_like(name, **members):

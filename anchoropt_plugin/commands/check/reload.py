@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...files.checkpoint_folder import CHILD
 from ...process.user_code import error_in_one_line
-from ...prompts.hooks import CHILD
 from .small_trainer import CLASSES, HostError, build, host_errors, logits_at_test, quiet, trained_by
 
 OTHER_CLASSES = ["dog", "grey whale", "tram", "mountain path", "steam engine"]

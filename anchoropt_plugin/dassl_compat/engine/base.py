@@ -12,15 +12,32 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import UserError
-from ...files.checkpoint_folder import BEST_MODEL, newest_common_checkpoint
+from ...files.checkpoint_folder import BEST_MODEL, is_of_anchoropt, newest_common_checkpoint
 from ...process import distributed
 from ...process.randomness import random_state
 from ..finite_checks import expect_finite
 from ..utils.tools import tolist_if_not
-from ..utils.torchtools import load_checkpoint, resume_from_checkpoint, save_checkpoint
+from ..utils.torchtools import (
+    check_classes,
+    load_checkpoint,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
 from ..utils.writer import SummaryWriter
 
 Names = str | Sequence[str] | None
+
+
+def _refuse_anchors(model: nn.Module, keys: Any) -> None:
+    """Refuse a checkpoint with AnchorOPT for a model without, which hosts load with strict=False.
+
+    Soft tokens that were trained between anchors would be tested alone.
+    """
+    if any(map(is_of_anchoropt, keys.unexpected_keys)):
+        raise UserError(
+            "the checkpoint was trained with AnchorOPT, and the trainer is without: give the "
+            "--trainer whose name ends in _AnchorOPT"
+        )
 
 
 class TrainerBase:
@@ -55,6 +72,8 @@ class TrainerBase:
         """
         if name in self._models:
             raise ValueError(f"another model is registered as {name!r}")
+        if isinstance(model, nn.Module):
+            model.register_load_state_dict_post_hook(_refuse_anchors)
         self._models[name] = model  # type: ignore[assignment]
         self._optims[name] = optim
         self._scheds[name] = sched
@@ -157,8 +176,9 @@ class TrainerBase:
                 )
             checkpoint = load_checkpoint(path)
             try:
+                check_classes(checkpoint["state_dict"], self._models[name])
                 self._models[name].load_state_dict(checkpoint["state_dict"])
-            except (KeyError, RuntimeError) as error:
+            except (KeyError, RuntimeError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise UserError(f"{path} does not fit the model {name}: {reason}") from error
             print(

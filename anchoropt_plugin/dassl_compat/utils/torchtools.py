@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,7 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...errors import UserError
 from ...files import checkpoints
 from ...files.atomic import write_text
-from ...files.checkpoint_folder import BEST_MODEL, is_of_classes, last_checkpoint_name
+from ...files.checkpoint_folder import (
+    BEST_MODEL,
+    is_of_classes,
+    last_checkpoint_name,
+    tensor_of_other_classes,
+)
 from ...process import distributed
 from ...process.randomness import restore_random_state
 
@@ -92,7 +95,7 @@ def resume_from_checkpoint(
     print(f"Loading checkpoint from {path}")
     checkpoint = load_checkpoint(path)
     try:
-        _check_classes(checkpoint["state_dict"], model.state_dict())
+        check_classes(checkpoint["state_dict"], model)
         model.load_state_dict(checkpoint["state_dict"])
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         parts = ("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)
@@ -113,12 +116,15 @@ def resume_from_checkpoint(
     return checkpoint["epoch"]
 
 
-def _check_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
-    for name in sorted(filter(is_of_classes, there.keys() & here.keys())):
-        one, other = there[name].float().cpu(), here[name].float().cpu()
-        # Equal up to the rounding of half precision.
-        if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-2, atol=1e-4):
-            raise ValueError(f"its {name} belongs to other classes")
+def check_classes(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Check that the class buffers of a checkpoint, if it has some, are those of ``model``.
+
+    Raises:
+        ValueError: they belong to other classes.
+    """
+    name = tensor_of_other_classes(state, model.state_dict())
+    if name:
+        raise ValueError(f"its {name} belongs to other classes")
 
 
 def _check_kinds(value: Any, own: Any, name: str) -> None:
@@ -153,7 +159,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
     ``CLASS_BUFFERS`` stay unchanged.
 
     Raises:
-        UserError: an unreadable file.
+        UserError: an unreadable file, or a file of which nothing fits.
     """
     checkpoint = checkpoints.load(weight_path)
     weights = _without_module(checkpoint.get("state_dict", checkpoint))
@@ -166,8 +172,10 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
         and not is_of_classes(name)
     }
     if not fitting:
-        warnings.warn(f"Nothing in {weight_path} fits the model by name and size", stacklevel=2)
-        return
+        raise UserError(
+            f"nothing in {weight_path} fits the model by name and size: give a checkpoint of the "
+            "same trainer, context length and backbone"
+        )
     model.load_state_dict(fitting, strict=False)
     print(f"Loaded pretrained weights from {weight_path}")
     skipped = [name for name in weights if name not in fitting]
