@@ -34,7 +34,6 @@ def test_the_table_has_the_methods_and_their_controls(page):
         "CoOp",
         "CoOp_AnchorOPT",
         "anchor prompt alone",
-        "CoOp_AnchorOPT, identity matrix",
         "CoOp, averaged with zero-shot on new",
     ]
     assert set(table.groupby("method")["score"].agg(" ".join)) == {"base new"}
@@ -43,8 +42,6 @@ def test_the_table_has_the_methods_and_their_controls(page):
 def test_the_page_tells_the_orders_of_the_tokens(page):
     table = pd.read_csv(page / "results.csv")
     ours = table[(table["method"] == "CoOp_AnchorOPT") & (table["score"] == "base")]["order"].item()
-    identity = table[table["method"] == "CoOp_AnchorOPT, identity matrix"]["order"]
-    assert set(identity) == {"unchanged: context, then anchors"}
     text = (page / "report.html").read_text()
     assert f"<li>digits, CoOp_AnchorOPT: {ours} (1 run)</li>" in text
     assert table[table["method"] == "CoOp"]["order"].isna().all()
@@ -69,7 +66,7 @@ def test_shapes_are_trained_for_twenty_epochs_and_with_more_seeds(tmp_path):
     assert epochs == {("shapes", 20), ("digits", 50)}
     trained = [(run.group, run.seed) for job in jobs for run in job.runs if run.trains]
     seeds = {"shapes": [1, 2, 3, 4, 5, 6], "digits": [1, 2, 3]}
-    assert sorted(trained) == sorted((g, seed) for g, of in seeds.items() for seed in of * 3)
+    assert sorted(trained) == sorted((g, seed) for g, of in seeds.items() for seed in of * 2)
 
 
 def test_given_seeds_are_those_of_both_data_sets(tmp_path, monkeypatch):
