@@ -99,8 +99,9 @@ def _table(group: str, results: pd.DataFrame, protocol: Protocol, title: str) ->
         for method, part in results.groupby("method", sort=False)
     }
     summary = protocol.summary
-    of_training = protocol.train.score.format(dataset=group)
-    over = [score for score in scores if summary.over == "all" or score != of_training]
+    over = scores
+    if summary.over == "tests":
+        over = [score for score in scores if score != protocol.train.score.format(dataset=group)]
     for frame in values.values():
         whole = frame[over].notna().all(axis=1)
         frame[summary.name] = [

@@ -118,6 +118,16 @@ def test_cross_dataset_averages_the_targets_alone():
     assert table.rows["CoOp"]["average"].mean == pytest.approx((60.0 + 40.0) / 2)
 
 
+def test_few_shot_has_a_column_for_each_number_of_images():
+    entries = rows()
+    for row in entries:
+        row["shots"] = {"base": 1, "new": 2}[row["score"]]
+        row["score"] = str(row["shots"])
+    (table,) = made(entries, "few_shot")
+    assert table.columns == ["1", "2", "average"]
+    assert table.rows["CoOp"]["average"].mean == pytest.approx((82.0 + 60.0) / 2)
+
+
 def test_formats():
     entries = rows()
     (table,) = made(entries)
