@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import NamedTuple
 
 import pandas as pd
@@ -19,9 +18,6 @@ import pandas as pd
 from .protocols import Protocol
 from .published import Number, published_numbers
 from .significance import holm, paired_p
-
-AVERAGE = "average"
-"""The name of the table over all data sets."""
 
 
 class Cell(NamedTuple):
@@ -68,14 +64,11 @@ def tables(results: pd.DataFrame, protocol: Protocol) -> list[Table]:
     """Return a table for each data set of the trainings, and with several their average."""
     if results.empty:
         return []
-    out = [
-        _table(group, part, protocol, str(group))
-        for group, part in results.groupby("group", sort=False)
-    ]
-    if len(out) > 1:
-        out.append(
-            _table(AVERAGE, _averaged(results), protocol, f"average of {len(out)} data sets")
-        )
+    groups = dict(list(results.groupby("group", sort=False)))
+    out = [_table(group, [group], part, protocol) for group, part in groups.items()]
+    if len(groups) > 1:
+        title = f"average of {len(groups)} data sets"
+        out.append(_table(title, list(groups), _averaged(results), protocol))
     return out
 
 
@@ -86,92 +79,61 @@ def _averaged(results: pd.DataFrame) -> pd.DataFrame:
     groups = results.groupby(keys, sort=False)
     whole = groups["group"].nunique() == results["group"].nunique()
     means = groups["accuracy"].mean().to_frame().join(groups[same].first())
-    means["datasets"] = " ".join(sorted(results["group"].unique()))
     return means[whole].reset_index()
 
 
-def _table(group: str, results: pd.DataFrame, protocol: Protocol, title: str) -> Table:
-    scores = list(dict.fromkeys(results["score"]))
-    values = {
-        method: part.pivot_table(index="seed", columns="score", values="accuracy").reindex(
-            columns=scores
-        )
-        for method, part in results.groupby("method", sort=False)
-    }
+def _table(title: str, datasets: Sequence[str], results: pd.DataFrame, protocol: Protocol) -> Table:
     summary = protocol.summary
+    scores = list(results["score"].unique())
     over = scores
     if summary.over == "tests":
-        over = [score for score in scores if score != protocol.train.score.format(dataset=group)]
-    for frame in values.values():
-        whole = frame[over].notna().all(axis=1)
-        frame[summary.name] = [
-            summary.of(row) if ok else None
-            for row, ok in zip(frame[over].to_numpy().tolist(), whole, strict=True)
-        ]
-    references = dict(zip(results["method"], results["reference"], strict=True))
-    rows = {}
-    for method, frame in values.items():
-        reference = values.get(references[method])
-        cells = {column: _cell(frame, reference, column) for column in scores}
-        means = [cells[score].mean for score in over if score in cells and cells[score].seeds]
-        if len(means) == len(over):
-            cells[summary.name] = _cell(frame, reference, summary.name, summary.of(means))
-            if reference is not None:
-                theirs = summary.of([reference[score].mean() for score in over])
-                cells[summary.name] = cells[summary.name]._replace(delta=summary.of(means) - theirs)
-        rows[method] = {name: cell for name, cell in cells.items() if cell.seeds}
-    trained = dict(zip(results["method"], results["trained"], strict=True))
-    datasets = protocol.datasets if group == AVERAGE else [group]
-    planned = min(len(protocol.seeds_for(dataset)) for dataset in datasets)
-    seeds = {method: planned if trained[method] else 1 for method in rows}
-    table = Table(title, [*scores, summary.name], rows, seeds)
-    _correct(table)
-    return _beside_published(table, group, results, protocol)
-
-
-def _cell(
-    frame: pd.DataFrame, reference: pd.DataFrame | None, column: str, mean: float | None = None
-) -> Cell:
-    ours = frame[column].dropna()
-    if ours.empty:
-        return Cell(float("nan"), None, 0)
-    cell = Cell(
-        fmean(ours) if mean is None else mean,
-        float(ours.std()) if len(ours) > 1 else None,
-        len(ours),
-    )
-    if reference is None:
-        return cell
-    theirs = reference[column].dropna()
-    both = [seed for seed in ours.index if seed in theirs.index]
-    if not both:
-        return cell
-    return cell._replace(
-        delta=cell.mean - fmean(theirs), p=paired_p(ours[both].tolist(), theirs[both].tolist())
-    )
-
-
-def _correct(table: Table) -> None:
-    for column in table.columns:
-        tested = {m: row[column] for m, row in table.rows.items() if column in row}
-        ps = {method: cell.p for method, cell in tested.items() if cell.p is not None}
-        if len(ps) > 1:
-            for method, p_holm in zip(ps, holm(list(ps.values())), strict=True):
-                table.rows[method][column] = tested[method]._replace(p_holm=p_holm)
-
-
-def _beside_published(table: Table, group: str, results: pd.DataFrame, protocol: Protocol) -> Table:
+        over = [score for score in scores if score != protocol.train.score.format(dataset=title)]
+    methods = dict(list(results.groupby("method", sort=False)))
+    values, means = {}, {}
+    for method, part in methods.items():
+        frame = part.pivot_table(index="seed", columns="score", values="accuracy")
+        frame = frame.reindex(columns=scores)
+        whole = frame[over].dropna()
+        of_seeds = {seed: summary.of(row.tolist()) for seed, row in whole.iterrows()}
+        frame[summary.name] = pd.Series(of_seeds, dtype=float)
+        mean = frame.mean()
+        mean[summary.name] = summary.of(mean[over].tolist())
+        values[method], means[method] = frame, mean
     place = {
         "protocol": protocol.name,
         "backbone": results["MODEL.BACKBONE.NAME"].iloc[0],
         "shots": int(results["shots"].iloc[0]),
-        "datasets": results["datasets"].iloc[0] if group == AVERAGE else group,
+        "datasets": " ".join(sorted(datasets)),
     }
-    for method, row in table.rows.items():
+    planned = min(len(protocol.seeds_for(dataset)) for dataset in datasets)
+    table = Table(title, [*scores, summary.name], rows={}, seeds={})
+    for method, part in methods.items():
+        reference, is_trained = part[["reference", "trained"]].iloc[0]
+        table.seeds[method] = planned if is_trained else 1
+        table.rows[method] = row = {}
         numbers = published_numbers(method, **place)
-        for column in row:
-            row[column] = row[column]._replace(published=numbers.get(column))
+        for column in values[method].dropna(axis="columns", how="all"):
+            ours, mean = values[method][column].dropna(), float(means[method][column])
+            std = float(ours.std()) if len(ours) > 1 else None
+            row[column] = Cell(mean, std, len(ours), published=numbers.get(column))
+            if reference in values:
+                pairs = pd.concat([ours, values[reference][column]], axis=1).dropna()
+                if len(pairs):
+                    delta = mean - float(means[reference][column])
+                    p = paired_p(*pairs.to_numpy().T.tolist())
+                    row[column] = row[column]._replace(delta=delta, p=p)
+    _correct(table)
     return table
+
+
+def _correct(table: Table) -> None:
+    """Add the p-values that are corrected for their number in a column."""
+    for column in table.columns:
+        tested = [row for row in table.rows.values() if column in row and row[column].p is not None]
+        if len(tested) > 1:
+            corrected = holm([row[column].p for row in tested])
+            for row, p_holm in zip(tested, corrected, strict=True):
+                row[column] = row[column]._replace(p_holm=p_holm)
 
 
 def entries(several: Sequence[Table]) -> Iterator[dict[str, object]]:
