@@ -153,7 +153,13 @@ def _values_of(method: Method, names: Sequence[str], dataset: str) -> dict[str, 
 
 
 def _equal(value: Any, default: Any) -> bool:
+    numbers = number(value), number(default)
+    return str(value) == str(default) or (None not in numbers and numbers[0] == numbers[1])
+
+
+def number(value: Any) -> float | None:
+    """Return the value of a factor as a number; None for a word."""
     try:
-        return float(value) == float(default)
+        return float(value)
     except (TypeError, ValueError):
-        return str(value) == str(default)
+        return None

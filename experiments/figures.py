@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from anchoropt_plugin.files.atomic import atomic_write
 from anchoropt_plugin.method.order import token_names
 
+from .factors import number
 from .history import read_epochs, read_positions
 from .plan import Run
 from .tables import Cell, Table
@@ -70,8 +71,8 @@ def bars(table: Table) -> Figure:
     figure, ((axis,),) = _figure(1, 1, 10, 3.8)
     width = 0.85 / max(len(table.rows), 1)
     lowest = 100.0
-    for number, (method, row) in enumerate(table.rows.items()):
-        shift = (number - (len(table.rows) - 1) / 2) * width
+    for index, (method, row) in enumerate(table.rows.items()):
+        shift = (index - (len(table.rows) - 1) / 2) * width
         places = [place for place, column in enumerate(table.columns) if column in row]
         cells = [row[table.columns[place]] for place in places]
         lowest = min([lowest, *(cell.mean - (cell.std or 0) for cell in cells)])
@@ -81,7 +82,7 @@ def bars(table: Table) -> Figure:
             [cell.mean for cell in cells],
             width,
             yerr=[cell.std or 0 for cell in cells],
-            color=matplotlib.colormaps["tab20"](number % 20),
+            color=matplotlib.colormaps["tab20"](index % 20),
             label=method,
             error_kw={"elinewidth": 0.8},
         )
@@ -138,8 +139,8 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
     figure, axes = _figure(rows, columns, 10, 2.6 * rows)
     flat = [axis for line in axes for axis in line]
     for axis, (name, cells) in zip(flat, known.items(), strict=False):
-        style = "o-" if all(map(_is_number, cells)) else "o"  # words have no order
-        _line(axis, range(len(cells)), list(cells.values()), name, style)
+        is_ordered = all(number(value) is not None for value in cells)
+        _line(axis, range(len(cells)), list(cells.values()), name, "o-" if is_ordered else "o")
         axis.set_xticks(
             range(len(cells)),
             [value or "–" for value in cells],
@@ -149,14 +150,6 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
     for axis in flat[len(known) :]:
         axis.set_axis_off()
     return figure
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:

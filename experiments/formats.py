@@ -1,9 +1,8 @@
-"""Tables as text: for terminals, in Markdown, LaTeX, HTML and csv."""
+"""Tables as text: for terminals, in Markdown, LaTeX and csv."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 from rich.table import Table as RichTable
@@ -133,19 +132,6 @@ def latex_table(table: Table) -> str:
     style = style.format_index(_latex_signs, escape="latex", axis=1)
     columns = "l" + "r" * (len(frame.columns) - 1)
     return f"% {table.title}\n" + style.to_latex(hrules=True, column_format=columns)
-
-
-def html_table(table: Table, is_bold: Callable[[str], bool]) -> str:
-    """Return a table in HTML; the rows of methods for which ``is_bold`` holds are bold."""
-    frame = frame_of(table)
-    out = [
-        f"<table><caption>{html.escape(table.title)}</caption>",
-        f"<tr>{''.join(f'<th>{html.escape(text)}</th>' for text in frame.columns)}</tr>",
-    ]
-    for method, row in zip(table.rows, frame.to_numpy(), strict=True):
-        kind = ' class="strong"' if is_bold(method) else ""
-        out.append(f"<tr{kind}>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>")
-    return "\n".join([*out, "</table>"])
 
 
 def csv_of(several: Sequence[Table]) -> str:

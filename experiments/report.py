@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import html
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from string import Template
 
 import pandas as pd
+from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from anchoropt_plugin.files.atomic import write_text
@@ -17,11 +16,14 @@ from anchoropt_plugin.training.two_stages import SUFFIX
 from . import figures
 from .execution import Event
 from .experiment import Experiment
-from .formats import caption_of, csv_of, html_table, latex_table, markdown_table, sources
+from .factors import number
+from .formats import caption_of, csv_of, frame_of, latex_table, markdown_table, sources
 from .plan import Job
 from .tables import Table
 
-PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+PAGE = Environment(autoescape=True, trim_blocks=True).from_string(
+    (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+)
 
 
 def write_report(
@@ -54,38 +56,25 @@ def write_report(
     write_text(folder / "tables.csv", csv_of(made))
     write_text(folder / "tables.md", "\n".join(map(markdown_table, made)))
     write_text(folder / "tables.tex", "\n".join(map(latex_table, made)))
-    shown = []
-    for name, says, figure in _figures(experiment, jobs, made):
-        svg = figures.write_figure(figure, folder, name)
-        shown.append(
-            f'<figure><img alt="{html.escape(name)}" src="data:image/svg+xml;base64,'
-            f'{base64.b64encode(svg).decode()}"><figcaption>{html.escape(says)}</figcaption>'
-            "</figure>"
-        )
     anchored = {m.name: m.reference for m in experiment.methods if m.trainer.endswith(SUFFIX)}
-    # Controls and changed methods are compared with another row of AnchorOPT.
-    bold = {name for name, reference in anchored.items() if reference not in anchored}
     page = folder / "report.html"
-    write_text(
-        page,
-        PAGE.substitute(
-            title=html.escape(experiment.title),
-            about=html.escape(experiment.about),
-            failures=_failures(failed),
-            tables="\n".join(
-                f'<div class="wide">{html_table(table, bold.__contains__)}</div>' for table in made
-            ),
-            caption=html.escape(caption_of(experiment)),
-            sources="".join(
-                f'<p class="note">Published numbers (◆ in the figures): {html.escape(source)}.</p>'
-                for source in sources(made)
-            ),
-            figures="\n".join(shown),
-            orders=_orders(results),
-            command=html.escape(command),
-            made=html.escape(_made(results, seconds)),
-        ),
+    content = PAGE.render(
+        experiment=experiment,
+        failed=failed,
+        tables=[(table, frame_of(table)) for table in made],
+        # Controls and changed methods are compared with another row of AnchorOPT.
+        bold={name for name, reference in anchored.items() if reference not in anchored},
+        caption=caption_of(experiment),
+        sources=sources(made),
+        figures=[
+            (name, says, b64encode(figures.write_figure(figure, folder, name)).decode())
+            for name, says, figure in _figures(experiment, jobs, made)
+        ],
+        orders=_orders(results),
+        command=command,
+        made=_made(results, seconds),
     )
+    write_text(page, content)
     return page
 
 
@@ -141,36 +130,22 @@ def _factors(experiment: Experiment) -> dict[str, dict[str, str]]:
 
 
 def _by_number(item: tuple[str, str]) -> tuple[bool, float, str]:
-    try:
-        return False, float(item[0]), ""
-    except ValueError:
-        return True, 0.0, item[0]
+    """Put numbers in front, in their order, and words behind."""
+    value = number(item[0])
+    return value is None, value or 0.0, item[0]
 
 
-def _orders(results: pd.DataFrame) -> str:
-    """Return a list of the orders of tokens that the trainings of each method ended with."""
+def _orders(results: pd.DataFrame) -> list[str]:
+    """Return the orders of tokens that the trainings of each method ended with."""
     if "order" not in results:
-        return ""
+        return []
     trained = results[results["order"].notna() & (results["does"] == "train")]
     lines = []
     for (group, method), part in trained.groupby(["group", "method"], sort=False):
-        counts = part["order"].value_counts(sort=True)
-        orders = "; ".join(f"{order} ({_times(n)})" for order, n in counts.items())
-        lines.append(f"<li>{html.escape(f'{group}, {method}: {orders}')}</li>")
-    if not lines:
-        return ""
-    return f"<h2>Order of the tokens at test</h2><ul>{''.join(lines)}</ul>"
-
-
-def _times(count: int) -> str:
-    return f"{count} runs" if count > 1 else "1 run"
-
-
-def _failures(failed: Sequence[Event]) -> str:
-    if not failed:
-        return ""
-    lines = (f"<li>{html.escape(event.failure)}</li>" for event in failed)
-    return f"<h2>Failed</h2><ul>{''.join(lines)}</ul>"
+        counts = part["order"].value_counts()
+        orders = (f"{order} ({n} run{'s' if n > 1 else ''})" for order, n in counts.items())
+        lines.append(f"{group}, {method}: {'; '.join(orders)}")
+    return lines
 
 
 def _made(results: pd.DataFrame, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The report in a browser: it fetches nothing, has no errors and fits the window."""
+"""The report's page; in a browser it fetches nothing, has no errors and fits the window."""
 
 from __future__ import annotations
 
@@ -78,6 +78,13 @@ def page(tmp_path_factory):
     command = "python scripts/compare.py " + "--output-dir /a/long/folder " * 20
     made = tables(table, protocol)
     return write_report(experiment, jobs, table, made, failed, out, command, 3.0)
+
+
+def test_the_page_escapes_texts_and_marks_anchoropt(page):
+    text = page.read_text()
+    assert "<h1>A &lt;report&gt;</h1>" in text and "no &lt;memory&gt; &amp; xxx" in text
+    assert '<tr class="strong"><td>CoOp_AnchorOPT</td><td>' in text
+    assert text.count("<table>") == 1 and text.count("<tr>") == 2
 
 
 def opened(browser, page, tmp_path, width):
