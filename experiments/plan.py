@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -181,96 +182,86 @@ def plan(
         UserError: train.py would refuse a run; nothing is written.
     """
     jobs: dict[Path, dict[Path, Run]] = {}
-    planner = _Planner(protocol, root, output, opts)
-    for dataset in protocol.datasets:
-        for shots in protocol.shots:
-            for method in methods:
-                seeds = protocol.seeds_for(dataset)
-                for seed in seeds if method.trained else seeds[:1]:
-                    for run in planner.runs(method, dataset, shots, seed):
-                        runs = jobs.setdefault(run.model or run.folder, {})
-                        if run.reported or run.folder not in runs:
-                            runs[run.folder] = run
+    for group, shots, method in itertools.product(protocol.datasets, protocol.shots, methods):
+        seeds = protocol.seeds_for(group)
+        for seed in seeds if method.trained else seeds[:1]:
+            cell = _Cell(protocol, root, output, opts, method, group, shots, seed)
+            for run in cell.runs():
+                runs = jobs.setdefault(run.model or run.folder, {})
+                if run.reported or run.folder not in runs:
+                    runs[run.folder] = run
     return [_job(list(runs.values())) for runs in jobs.values()]
 
 
 @dataclass
-class _Planner:
+class _Cell:
+    """A method, trained on one data set with one number of images and one seed."""
+
     protocol: Protocol
     root: Path
     output: Path
     opts: Sequence[str]
+    method: Method
+    group: str
+    shots: int
+    seed: int
 
-    def runs(self, method: Method, dataset: str, shots: int, seed: int) -> Iterator[Run]:
-        """Yield the runs of a cell; methods that differ only in tests share a training."""
-        common = method, dataset, shots, seed
-        if not method.trained:
-            for part in (self.protocol.train, *self.protocol.tests):
-                yield from self._tests(part, *common, trained=None)
-            return
-        base = self._run(self.protocol.train, *common, dataset, tested=False)
-        yield replace(base, reported=not method.at_test)
-        if method.at_test:
-            yield from self._tests(self.protocol.train, *common, trained=base)
-        for part in self.protocol.tests:
-            yield from self._tests(part, *common, trained=base)
-
-    def _tests(
-        self, part: Part, method: Method, group: str, shots: int, seed: int, trained: Run | None
-    ) -> Iterator[Run]:
-        for dataset in part.datasets or [group]:
-            flags = ["--eval-only"]
-            model = trained.folder if trained is not None else None
-            if trained is not None:
-                flags += ["--model-dir", str(trained.folder)]
-                if trained.settings["TEST.FINAL_MODEL"] == "last_step":
-                    flags += ["--load-epoch", str(trained.settings["OPTIM.MAX_EPOCH"])]
-            yield self._run(part, method, group, shots, seed, dataset, True, flags, model)
+    def runs(self) -> Iterator[Run]:
+        """Yield the runs of the cell; methods that differ only in tests share a training."""
+        tests = [*self.protocol.tests]
+        flags, model = ["--eval-only"], None
+        if self.method.trained:
+            trained = self._run(self.protocol.train, self.group)
+            yield replace(trained, reported=not self.method.at_test)
+            model = trained.folder
+            flags += ["--model-dir", str(model)]
+            if trained.settings["TEST.FINAL_MODEL"] == "last_step":
+                flags += ["--load-epoch", str(trained.settings["OPTIM.MAX_EPOCH"])]
+        if self.method.at_test or not self.method.trained:
+            tests.insert(0, self.protocol.train)
+        for part in tests:
+            for dataset in part.datasets or [self.group]:
+                yield self._run(part, dataset, flags, model)
 
     def _run(
-        self,
-        part: Part,
-        method: Method,
-        group: str,
-        shots: int,
-        seed: int,
-        dataset: str,
-        tested: bool,
-        flags: Sequence[str] = (),
-        model: Path | None = None,
+        self, part: Part, dataset: str, flags: Sequence[str] = (), model: Path | None = None
     ) -> Run:
-        settings = {"DATASET.SUBSAMPLE_CLASSES": part.classes, "DATASET.NUM_SHOTS": shots}
-        settings |= {**method.settings, **method.of_dataset.get(group, {})}
-        if tested:
-            settings |= method.at_test
+        """Return the training, or with ``flags`` a test."""
+        method = self.method
+        settings = {
+            "DATASET.SUBSAMPLE_CLASSES": part.classes,
+            "DATASET.NUM_SHOTS": self.shots,
+            **method.settings,
+            **method.of_dataset.get(self.group, {}),
+            **(method.at_test if flags else {}),
+        }
         keys = [word for key, value in settings.items() for word in (key, str(value))]
         words = [
-            *("--root", str(self.root), "--trainer", method.trainer, "--seed", str(seed)),
+            *("--root", str(self.root), "--trainer", method.trainer, "--seed", str(self.seed)),
             *("--dataset-config-file", str(find(CONFIGS / "datasets", dataset, "data set"))),
             *("--config-file", str(method.config)),
         ]
         cfg = train.setup_cfg(train.build_parser().parse_args([*words, *keys, *self.opts]))
         places = {
             "dataset": dataset,
-            "shots": shots,
+            "shots": self.shots,
             "trainer": method.trainer,
-            "config": method.config.stem + method.variant(tested),
-            "seed": seed,
+            "config": method.config.stem + method.variant(tested=bool(flags)),
+            "seed": self.seed,
             **_context(cfg),
         }
         folder = self.output / part.folder.format(**places)
-        argv = [*words, "--output-dir", str(folder), *flags, *keys, *self.opts]
         _check(cfg, folder, training=not flags)
         return Run(
             method,
-            group,
+            self.group,
             dataset,
             part.score.format(**places),
-            shots,
-            seed,
-            tuple(argv),
-            folder,
-            model,
+            self.shots,
+            self.seed,
+            argv=(*words, "--output-dir", str(folder), *flags, *keys, *self.opts),
+            folder=folder,
+            model=model,
             settings={key: as_in_yaml(value) for key, value in flattened(cfg)},
         )
 
