@@ -149,9 +149,8 @@ def run_experiment(
     """
     console = Console()
     args.output_dir = args.output_dir or REPOSITORY / "output" / folder
-    place = EXECUTORS[args.executor]
-    executor = place.executor(args)
-    workers = place.workers() if args.jobs is None else args.jobs
+    executor, at_once = EXECUTORS[args.executor](args)
+    workers = at_once if args.jobs is None else args.jobs
     if workers < 1:
         raise UserError(f"--jobs is {workers}: it must be 1 or more")
     jobs = plan(experiment.protocol, experiment.methods, args.root, args.output_dir, args.opts)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from anchoropt_plugin import UserError
 
@@ -25,18 +24,6 @@ FLAGS: dict[str, tuple[str, type, str, str]] = {
 TIME = 240
 AT_ONCE = 256
 """The default number of tasks of an array that Slurm executes at a time."""
-
-
-class Place(NamedTuple):
-    """A place where runs are executed.
-
-    Attributes:
-        executor: makes the executor that the command line asks for.
-        workers: returns the default number of jobs at a time.
-    """
-
-    executor: Callable[[argparse.Namespace], Executor]
-    workers: Callable[[], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +47,8 @@ def _given(args: argparse.Namespace) -> list[str]:
     return [flag for flag, dest in dests.items() if getattr(args, dest) is not None]
 
 
-def _slurm(args: argparse.Namespace) -> Executor:
-    """Return an executor on Slurm.
+def _slurm(args: argparse.Namespace) -> tuple[Executor, int]:
+    """Return an executor on Slurm, and the default number of jobs at a time.
 
     Raises:
         UserError: submitit or a command of Slurm is missing, or an option is invalid.
@@ -84,14 +71,16 @@ def _slurm(args: argparse.Namespace) -> Executor:
         if not key or not equals:
             raise UserError(f"--sbatch {key or equals!r}: give KEY=VALUE, for example account=me")
     options = {**parameters, "additional_parameters": {key: value for key, _, value in further}}
-    return Slurm(options, Path(args.output_dir).absolute() / "slurm")
+    return Slurm(options, Path(args.output_dir).absolute() / "slurm"), AT_ONCE
 
 
-def _local(args: argparse.Namespace) -> Executor:
+def _local(args: argparse.Namespace) -> tuple[Executor, int]:
+    """Return an executor on this machine, and the default number of jobs at a time."""
     flags = _given(args)
     if flags:
         raise UserError(f"{', '.join(flags)} needs --executor slurm")
-    return run_locally
+    return run_locally, default_workers()
 
 
-EXECUTORS = {"local": Place(_local, default_workers), "slurm": Place(_slurm, lambda: AT_ONCE)}
+EXECUTORS = {"local": _local, "slurm": _slurm}
+"""The places by name: what makes the executor that the command line asks for."""
