@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -74,27 +75,19 @@ def _kind(run: Run) -> Any:
 
 
 def _timed(runs: dict[Any, Run]) -> dict[Any, float]:
-    context = prepare_server()
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_time_steps, args=(list(runs.items()), send))
-    process.start()
-    send.close()
-    found: dict[Any, float] = {}
-    with contextlib.suppress(EOFError):
-        while True:
-            kind, seconds = receive.recv()
-            found[kind] = seconds
-    process.join()
+    found = {}
+    with ProcessPoolExecutor(1, prepare_server()) as pool, contextlib.suppress(BrokenProcessPool):
+        for kind, seconds in zip(runs, pool.map(_seconds_if_built, runs.values()), strict=True):
+            if seconds is not None:
+                found[kind] = seconds
     return found
 
 
-def _time_steps(
-    runs: Sequence[tuple[Any, Run]], send: multiprocessing.connection.Connection
-) -> None:
-    for kind, run in runs:
-        # A run that cannot be built has no estimate; its execution will report the error.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-            send.send((kind, _seconds(run)))
+def _seconds_if_built(run: Run) -> float | None:
+    # A run that cannot be built has no estimate; its execution will report the error.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+        return _seconds(run)
+    return None
 
 
 def _seconds(run: Run) -> float:
