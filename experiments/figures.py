@@ -30,13 +30,6 @@ MATRICES = 8
 """The number of methods, the first ones, whose position matrices are drawn."""
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list]]:
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, height), layout="constrained", squeeze=False
-    )
-    return figure, axes.tolist()
-
-
 FORMATS = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
@@ -68,51 +61,44 @@ def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
 
 def bars(table: Table) -> Figure:
     """Draw a group of bars for each column, a bar for each method, and published numbers."""
-    figure, ((axis,),) = _figure(1, 1, 10, 3.8)
+    figure, axis = plt.subplots(figsize=(10, 3.8), layout="constrained")
     width = 0.85 / max(len(table.rows), 1)
     lowest = 100.0
     for index, (method, row) in enumerate(table.rows.items()):
         shift = (index - (len(table.rows) - 1) / 2) * width
-        places = [place for place, column in enumerate(table.columns) if column in row]
-        cells = [row[table.columns[place]] for place in places]
-        lowest = min([lowest, *(cell.mean - (cell.std or 0) for cell in cells)])
-        x = [place + shift for place in places]
-        axis.bar(
-            x,
-            [cell.mean for cell in cells],
-            width,
-            yerr=[cell.std or 0 for cell in cells],
-            color=matplotlib.colormaps["tab20"](index % 20),
-            label=method,
-            error_kw={"elinewidth": 0.8},
-        )
-        known = [
-            (place, c.published.value) for place, c in zip(x, cells, strict=True) if c.published
-        ]
+        x = [table.columns.index(column) + shift for column in row]
+        means = [cell.mean for cell in row.values()]
+        deviations = [cell.std or 0 for cell in row.values()]
+        lowest = min([lowest, *(mean - std for mean, std in zip(means, deviations, strict=True))])
+        color = matplotlib.colormaps["tab20"](index % 20)
+        line = {"elinewidth": 0.8}
+        axis.bar(x, means, width, yerr=deviations, color=color, label=method, error_kw=line)
+        known = {
+            at: c.published.value for at, c in zip(x, row.values(), strict=True) if c.published
+        }
         if known:
-            axis.scatter(*zip(*known, strict=True), marker="D", color="black", s=14, zorder=3)
+            axis.scatter([*known], [*known.values()], marker="D", color="black", s=14, zorder=3)
     axis.set_xticks(range(len(table.columns)), table.columns)
     axis.set(ylabel="accuracy, %", title=table.title, ylim=(max(0.0, lowest - 5), None))
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
-def _line(axis: Axes, x: Sequence[float], cells: Sequence[Cell], label: str, style: str) -> None:
-    deviations = [cell.std or 0 for cell in cells]
-    axis.errorbar(x, [c.mean for c in cells], deviations, fmt=style, label=label, capsize=2)
+def _line(axis: Axes, cells: Mapping[int, Cell], label: str, style: str) -> None:
+    means = [cell.mean for cell in cells.values()]
+    deviations = [cell.std or 0 for cell in cells.values()]
+    axis.errorbar(list(cells), means, deviations, fmt=style, label=label, capsize=2)
 
 
 def few_shot_curves(table: Table) -> Figure:
     """Draw accuracy over the images per class, a line for each method."""
-    figure, ((axis,),) = _figure(1, 1, 8, 4)
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    *shots, _ = table.columns
     for method, row in table.rows.items():
-        shots = [column for column in table.columns[:-1] if column in row]
-        _line(
-            axis, [int(column) for column in shots], [row[column] for column in shots], method, "o-"
-        )
+        cells = {int(column): row[column] for column in shots if column in row}
+        _line(axis, cells, method, "o-")
     axis.set_xscale("log", base=2)
-    ticks = [int(column) for column in table.columns[:-1]]
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xticks([int(column) for column in shots], shots)
     axis.set(xlabel="images per class", ylabel="accuracy, %", title=table.title)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
@@ -136,18 +122,16 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
         return None
     columns = min(3, len(known))
     rows = -(-len(known) // columns)
-    figure, axes = _figure(rows, columns, 10, 2.6 * rows)
-    flat = [axis for line in axes for axis in line]
-    for axis, (name, cells) in zip(flat, known.items(), strict=False):
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(10, 2.6 * rows), layout="constrained", squeeze=False
+    )
+    for axis, (name, cells) in zip(axes.flat, known.items(), strict=False):
         is_ordered = all(number(value) is not None for value in cells)
-        _line(axis, range(len(cells)), list(cells.values()), name, "o-" if is_ordered else "o")
-        axis.set_xticks(
-            range(len(cells)),
-            [value or "–" for value in cells],
-            rotation=20 if len(cells) > 3 else 0,
-        )
+        _line(axis, dict(enumerate(cells.values())), name, "o-" if is_ordered else "o")
+        names = [value or "–" for value in cells]
+        axis.set_xticks(range(len(cells)), names, rotation=20 if len(cells) > 3 else 0)
         axis.set(title=name, ylabel=f"{last}, %")
-    for axis in flat[len(known) :]:
+    for axis in axes.flat[len(known) :]:
         axis.set_axis_off()
     return figure
 
@@ -162,7 +146,7 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
     histories = {name: history for name, history in histories.items() if len(history)}
     if not histories:
         return None
-    figure, ((left, right),) = _figure(1, 2, 11, 3.6)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for name, history in histories.items():
         epochs = history.rename(columns={"acc": "accuracy"}).groupby("epoch")
         for axis, column in ((left, "loss"), (right, "accuracy")):
@@ -188,7 +172,10 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
     if not histories:
         return None
     columns = min(MOMENTS, max(len(history) for history, _ in histories.values()))
-    figure, axes = _figure(len(histories), columns, 2 * columns, 2.3 * len(histories) + 0.4)
+    size = 2 * columns, 2.3 * len(histories) + 0.4
+    figure, axes = plt.subplots(
+        len(histories), columns, figsize=size, layout="constrained", squeeze=False
+    )
     for row, (name, (history, n_soft)) in zip(axes, histories.items(), strict=True):
         steps = max(columns - 1, 1)
         moments = sorted({round(i * (len(history) - 1) / steps) for i in range(columns)})
@@ -209,7 +196,7 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
         for axis in row[len(moments) :]:
             axis.set_axis_off()
         row[0].set_ylabel(name, fontsize="small")
-    scale = figure.colorbar(image, ax=[axis for row in axes for axis in row], shrink=0.6)
+    scale = figure.colorbar(image, ax=axes, shrink=0.6)
     scale.solids.set_rasterized(False)
     return figure
 
