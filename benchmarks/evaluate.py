@@ -69,17 +69,14 @@ def evaluation(bench: Bench, n_classes: int) -> Case:
         return Outcome(logits)
 
     sizes, eot = bench.sizes, tokens.argmax(-1).tolist()
-
-    def cut(name: str, encoder: CutTextEncoder) -> Side:
-        return Side(name, partial(encode_once, encoder), cut_text(sizes, eot, backward=False))
-
     plain_cost = plain_text(sizes, n_classes, backward=False).times(BATCHES)
+    cut_cost = cut_text(sizes, eot, backward=False)
     fast_cost = fast_text(sizes, eot, 1 + len(learner.ctx), backward=False)
     return Case(
         f"{n_classes} classes, {BATCHES} batches of {BATCH}",
         Side("plain", plain, plain_cost),
         [Side("ours", ours, fast_cost)],
-        cut_rivals(partial(CutTextEncoder, clip), cut, bench.device),
+        cut_rivals(partial(CutTextEncoder, clip), encode_once, cut_cost, bench.device),
     )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anchoropt_plugin.encoders.clip_models import CLIP, SimpleTokenizer
-from benchmarks.harness import CUT, Side
+from benchmarks.cost import Cost
+from benchmarks.harness import CUT, Outcome, Side
 from trainers.prompted_clip import TextEncoder, embed_prompts, run_blocks
 
 NAME_LENGTHS = [1] * 6 + [2] * 6 + [3] * 5 + [4] * 4 + [5, 6, 7, 8]
@@ -44,21 +45,23 @@ class CutTextEncoder(TextEncoder):
 
 def cut_rivals(
     encoder: Callable[[], TextEncoder],
-    side: Callable[[str, TextEncoder], Side],
+    step: Callable[[TextEncoder], Outcome],
+    cost: Cost,
     device: torch.device,
 ) -> list[Side]:
     """Return the way that is cut at EOT and, on a GPU, the same way under ``torch.compile``.
 
     Args:
         encoder: makes a text encoder that is cut at EOT.
-        side: returns the side of a name and a text encoder.
+        step: does the step with a text encoder.
+        cost: the cost of the step.
         device: the device of the benchmark.
     """
-    rivals = [side(CUT, encoder())]
+    rivals = [Side(CUT, partial(step, encoder()), cost)]
     if device.type == "cuda":
         compiled = encoder()
         compiled.compile()
-        rivals.append(side(f"{CUT}, compiled", compiled))
+        rivals.append(Side(f"{CUT}, compiled", partial(step, compiled), cost))
         rivals[-1].step()  # compiles
     return rivals
 

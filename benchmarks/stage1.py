@@ -91,8 +91,8 @@ def stage_one(bench: Bench, n_classes: int) -> Case:
     def to_targets(features: Tensor) -> Outcome:
         return update(features, F.mse_loss(features, targets))
 
-    def cut(name: str, encoder: CutTextEncoder) -> Side:
-        return Side(name, lambda: to_targets(encode(encoder)), cut_text(sizes, prompts.eot))
+    def cut(encoder: CutTextEncoder) -> Outcome:
+        return to_targets(encode(encoder))
 
     plain_cost = plain_text(sizes, n_classes).plus(image_tower(sizes, BATCH))
     fast_cost = fast_text(sizes, prompts.eot, prompts.n_shared)
@@ -100,7 +100,7 @@ def stage_one(bench: Bench, n_classes: int) -> Case:
         f"{n_classes} classes, batch {BATCH}",
         Side("plain", plain, plain_cost),
         [Side("ours", lambda: to_targets(prompts.encode(anchors)), fast_cost)],
-        cut_rivals(partial(CutTextEncoder, clip), cut, bench.device),
+        cut_rivals(partial(CutTextEncoder, clip), cut, cut_text(sizes, prompts.eot), bench.device),
     )
 
 

@@ -64,14 +64,11 @@ def text_branch(bench: Bench, n_classes: int, chunk: int = 0) -> Case:
         again = fast_text(sizes, prompts.eot, 1 + N_CTX, backward=False)
         cost = cost._replace(flops=cost.flops + again.flops)
 
-    def cut(name: str, encoder: CutTextEncoder) -> Side:
-        return Side(name, partial(step, encoder), cut_text(sizes, prompts.eot))
-
     return Case(
         f"{n_classes} classes",
         Side("plain", partial(step, plain_encoder), plain_text(sizes, n_classes)),
         [Side("ours", ours, cost)],
-        cut_rivals(partial(CutTextEncoder, clip), cut, bench.device),
+        cut_rivals(partial(CutTextEncoder, clip), step, cut_text(sizes, prompts.eot), bench.device),
     )
 
 

@@ -197,14 +197,14 @@ class CoOpStep:
         images = image_tower(sizes, self.batch) if self.encodes_images else Cost(0, 0)
         plain_cost = plain_text(sizes, self.n_sets * self.n_classes)
         plain_cost = plain_cost.plus(plain_text(sizes, self.n_classes, backward=False))
-        cut_cost = cut_text(sizes, eot, sets=self.n_sets)
+        cut_cost = cut_text(sizes, eot, sets=self.n_sets).plus(images)
         our_cost = fast_text(sizes, eot, n_prefix, sets=self.n_sets)
 
         def side(name: str, objective: Objective, cost: Cost) -> Side:
             return Side(name, lambda: self.update(objective), cost)
 
-        def cut(name: str, encoder: TextEncoder) -> Side:
-            return side(name, partial(self.plain, encoder), cut_cost.plus(images))
+        def cut(encoder: TextEncoder) -> Outcome:
+            return self.update(partial(self.plain, encoder))
 
         ours = [side("ours", self.ours, our_cost.plus(images))]
         if self.encodes_images:
@@ -215,7 +215,7 @@ class CoOpStep:
             f"{self.host}, {part}{self.n_classes} classes, batch {self.batch}",
             side("plain", partial(self.plain, self.plain_encoder), plain_cost.plus(images)),
             ours,
-            cut_rivals(partial(self.encoder, is_cut=True), cut, self.images.device),
+            cut_rivals(partial(self.encoder, is_cut=True), cut, cut_cost, self.images.device),
         )
 
 
