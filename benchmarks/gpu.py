@@ -90,7 +90,7 @@ def profiled(device: str) -> Iterator[str]:
     rows = []
     steps = {"text branch": launch_steps.text_branch}
     steps |= {
-        f"{host}_AnchorOPT, fp16": partial(launch_steps.training, host, "fp16")
+        f"{host}_AnchorOPT, fp16": partial(launch_steps.run, f"{host}_AnchorOPT", "fp16")
         for host in launch_steps.NODES
     }
     for name, step in steps.items():

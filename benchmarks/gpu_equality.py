@@ -10,19 +10,17 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-import train
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.encoders.clip_models import CLIP
 from anchoropt_plugin.process.randomness import set_random_seed
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.harness import Bench
-from benchmarks.launch_steps import NODES, PRECISIONS, SIZES
+from benchmarks.launch_steps import NODES, PRECISIONS, SIZES, batch_of, configured
 from benchmarks.plain import PlainPrompts, PlainTextEncoder, class_names
 from dassl.engine import TRAINER_REGISTRY
 from trainers.host import PromptTrainer
@@ -34,7 +32,6 @@ BRANCH_TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 5e-2, "amp": 1e-2}
 """Largest allowed relative difference of features and gradients."""
 BRANCH_CLASSES, BRANCH_CONTEXT = 6, 5
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-CONFIGS = Path(train.__file__).parent / "configs" / "trainers"
 
 
 def branch_difference(precision: str, device: str) -> tuple[float, float]:
@@ -88,7 +85,7 @@ def differences(device: str) -> Iterator[tuple[str, str, float]]:
 
 def losses(host: str, precision: str, device: str) -> list[float]:
     """Return the losses of a run of two epochs with two batches each."""
-    node, found = NODES[host], []
+    found = []
     forward_backward = PromptTrainer.forward_backward
 
     def recorded(self, batch):  # type: ignore[no-untyped-def]
@@ -97,27 +94,13 @@ def losses(host: str, precision: str, device: str) -> list[float]:
         return summary
 
     draw = torch.Generator().manual_seed(0)
-    labels = torch.tensor([0, 1, 2, 0])
-    batches = [
-        {
-            "img": torch.randn(4, 3, 32, 32, generator=draw),
-            "label": labels,
-            "domain": torch.zeros_like(labels),
-            "impath": [f"{number}.png" for number in range(4)],
-            "index": torch.arange(4),
-        }
-        for _ in range(2)
-    ]
+    batches = [batch_of(4, len(CLASSES), draw) for _ in range(2)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        words = [
-            *("--root", folder, "--output-dir", folder, "--trainer", f"{host}_AnchorOPT"),
-            *("--config-file", str(CONFIGS / host / "tiny.yaml"), "DATASET.NAME", "Digits"),
-            *(f"TRAINER.{node}.PREC", precision, "USE_CUDA", str(device == "cuda")),
+        cfg = configured(
+            *(f"{host}_AnchorOPT", precision, device, folder, "OPTIM.MAX_EPOCH", "2"),
             *("TRAINER.ANCHOROPT.POSITION", "soft", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "2"),
-            *("TRAINER.ANCHOROPT.ANCHOR_CACHE", folder, "OPTIM.MAX_EPOCH", "2"),
-            *("TEST.NO_TEST", "True"),
-        ]
-        cfg = train.setup_cfg(train.build_parser().parse_args(words))
+            *("TRAINER.ANCHOROPT.ANCHOR_CACHE", folder),
+        )
         set_random_seed(0)
         with mock.patch.object(PromptTrainer, "forward_backward", recorded):
             without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), CLASSES, batches)(cfg).train()

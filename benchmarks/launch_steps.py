@@ -25,12 +25,14 @@ from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchors import AnchorPrompts, AnchorTokens, StageOne
 from anchoropt_plugin.method.position import AnchorPositionModule
 from anchoropt_plugin.training.stage_two import AnchorOPT
+from anchoropt_plugin.training.two_stages import SUFFIX
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.cost import Sizes
 from benchmarks.plain import CutTextEncoder, PlainPrompts, PlainTextEncoder, class_names
 from dassl.engine import TRAINER_REGISTRY
 from trainers import prompted_clip
 
+CONFIGS = Path(train.__file__).parent / "configs" / "trainers"
 SIZES = Sizes(32, 32, 12, 64, 16, 77, 49408, 64, 8, 12)
 CLASSES, STEPS = 6, 3
 """A run has three steps; the second is counted: the first checks and caches, the last prints."""
@@ -96,19 +98,16 @@ def stage_one(side: str, device: str, between: Snapshot) -> None:
         )
 
 
-def training(host: str, precision: str, side: str, device: str, between: Snapshot) -> None:
-    """Steps of stage 2 through the trainer of ``host`` with AnchorOPT, all that happens in them."""
-    _run(f"{host}_AnchorOPT", host, precision, side, device, between, is_training=True)
-
-
-def host_training(host: str, precision: str, side: str, device: str, between: Snapshot) -> None:
-    """The same without AnchorOPT: ours is its fast text branch alone."""
-    _run(host, host, precision, side, device, between, is_training=True)
-
-
-def evaluation(host: str, precision: str, side: str, device: str, between: Snapshot) -> None:
-    """Batches of an evaluation of ``host`` with AnchorOPT."""
-    _run(f"{host}_AnchorOPT", host, precision, side, device, between, is_training=False)
+def batch_of(n: int, n_classes: int, generator: torch.Generator | None = None) -> dict[str, Any]:
+    """A batch of ``n`` new images, with the classes in turn."""
+    size = SIZES.resolution
+    return {
+        "img": torch.randn(n, 3, size, size, generator=generator),
+        "label": torch.arange(n) % n_classes,
+        "domain": torch.zeros(n, dtype=torch.long),
+        "impath": [f"{number}.jpg" for number in range(n)],
+        "index": torch.arange(n),
+    }
 
 
 class _Batches:
@@ -122,54 +121,53 @@ class _Batches:
         return STEPS
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        n, side = self.n_images, SIZES.resolution
         for _ in range(STEPS):
-            batch = {
-                "img": torch.randn(n, 3, side, side),
-                "label": torch.arange(n) % CLASSES,
-                "domain": torch.zeros(n, dtype=torch.long),
-                "impath": [f"{number}.jpg" for number in range(n)],
-                "index": torch.arange(n),
-            }
+            batch = batch_of(self.n_images, CLASSES)
             self.between()
             yield batch
         self.between()
 
 
-def _run(
+def run(
     trainer: str,
-    host: str,
     precision: str,
     side: str,
     device: str,
     between: Snapshot,
-    is_training: bool,
+    is_training: bool = True,
 ) -> None:
+    """Steps of stage 2 through a trainer, or batches of an evaluation, all that happens in them.
+
+    In a trainer without AnchorOPT, ours is the fast text branch alone.
+    """
+    host = trainer.removesuffix(SUFFIX)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        cfg = _cfg(trainer, host, precision, side, device, folder)
+        cfg = configured(
+            *(trainer, precision, device, folder, "SEED", "1", "OPTIM.MAX_EPOCH", "1"),
+            *(f"TRAINER.{NODES[host]}.N_CTX", "4", "TRAINER.MAPLE.PROMPT_DEPTH", "9"),
+            *("TRAINER.ANCHOROPT.ANCHOR", "random", "TRAINER.ANCHOROPT.ENSEMBLE", "always"),
+            *("TRAINER.ANCHOROPT.FAST_TEXT", str(side == OURS), "TRAIN.PRINT_FREQ", str(STEPS)),
+            *("TRAINER.ANCHOROPT.KEEP_FEATURES", str(side == OURS)),
+        )
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(mock.patch.object(prompted_clip, "load_clip", lambda _: clip()))
         _replace(stack, side)
         batches = _Batches(BATCHES[host] if is_training else TEST_BATCH, between)
-        cls = TRAINER_REGISTRY.get(trainer)
-        run = without_data(cls, class_names(CLASSES), batches)(cfg)
+        built = without_data(TRAINER_REGISTRY.get(trainer), class_names(CLASSES), batches)(cfg)
         if is_training:
-            run.train()
+            built.train()
         else:
-            run.test()
+            built.test()
 
 
-def _cfg(trainer: str, host: str, precision: str, side: str, device: str, folder: str) -> Any:
-    configs = Path(train.__file__).parent / "configs" / "trainers"
-    node = NODES[host]
+def configured(trainer: str, precision: str, device: str, folder: str, *keys: str) -> Any:
+    """The configuration of a trainer with the settings of the embedded CLIP, without a test."""
+    host = trainer.removesuffix(SUFFIX)
     words = [
-        *("--root", folder, "--output-dir", folder, "--seed", "1", "--trainer", trainer),
-        *("--config-file", str(configs / host / "tiny.yaml"), "DATASET.NAME", "Digits"),
-        *(f"TRAINER.{node}.PREC", precision, f"TRAINER.{node}.N_CTX", "4"),
-        *("TRAINER.MAPLE.PROMPT_DEPTH", "9", "TEST.NO_TEST", "True", "OPTIM.MAX_EPOCH", "1"),
-        *("USE_CUDA", str(device == "cuda"), "TRAINER.ANCHOROPT.ANCHOR", "random"),
-        *("TRAINER.ANCHOROPT.FAST_TEXT", str(side == OURS), "TRAINER.ANCHOROPT.ENSEMBLE", "always"),
-        *("TRAINER.ANCHOROPT.KEEP_FEATURES", str(side == OURS), "TRAIN.PRINT_FREQ", str(STEPS)),
+        *("--root", folder, "--output-dir", folder, "--trainer", trainer),
+        *("--config-file", str(CONFIGS / host / "tiny.yaml"), "DATASET.NAME", "Digits"),
+        *(f"TRAINER.{NODES[host]}.PREC", precision, "USE_CUDA", str(device == "cuda")),
+        *("TEST.NO_TEST", "True", *keys),
     ]
     return train.setup_cfg(train.build_parser().parse_args(words))
 

@@ -62,16 +62,15 @@ def steps(sides: Sequence[str] = SIDES, on_gpu: bool = True) -> Iterator[tuple[s
     for host in NODES:
         for precision in precisions:
             for side in sides:
-                run = partial(launch_steps.training, host, precision, side)
+                run = partial(launch_steps.run, f"{host}_AnchorOPT", precision, side)
                 yield f"{host}_AnchorOPT, {precision}", side, run
         default = "fp16" if on_gpu else "fp32"
         for side in two_sides:
-            run = partial(launch_steps.host_training, host, default, side)
-            yield f"{host}, {default}", side, run
-    for host in ("CoOp", "MaPLe"):
+            yield f"{host}, {default}", side, partial(launch_steps.run, host, default, side)
+    for trainer in ("CoOp_AnchorOPT", "MaPLe_AnchorOPT"):
         for side in sides:
-            run = partial(launch_steps.evaluation, host, "fp32", side)
-            yield f"evaluation of {host}_AnchorOPT", side, run
+            run = partial(launch_steps.run, trainer, "fp32", side, is_training=False)
+            yield f"evaluation of {trainer}", side, run
 
 
 def counted(name: str, step: Step, on_gpu: bool) -> Count:
