@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
@@ -12,8 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,27 +48,23 @@ def at_call(count: int, act: Callable[[], None], after: bool = False) -> Callabl
 
     numbers = itertools.count(1)
 
-    @contextlib.contextmanager
-    def counted() -> Iterator[None]:
+    def around(call: Callable[[], Any]) -> Any:
         mine = next(numbers) == count
         if mine and not after:
             act()
-        yield
+        result = call()
         if mine and after:
             act()
+        return result
 
-    return lambda: _wrap_calls(counted)
+    return lambda: _wrap_calls(around)
 
 
-def _wrap_calls(around: Callable[[], AbstractContextManager[None]]) -> None:
-    """Put each call of ``CALLS`` into a context of its own."""
+def _wrap_calls(around: Callable[[Callable[[], Any]], Any]) -> None:
+    """Have each call of ``CALLS`` done by ``around``."""
 
     def wrapped(call: Callable[..., Any]) -> Callable[..., Any]:
-        def in_context(*args: Any, **kwargs: Any) -> Any:
-            with around():
-                return call(*args, **kwargs)
-
-        return in_context
+        return lambda *args, **kwargs: around(partial(call, *args, **kwargs))
 
     for name in CALLS:
         setattr(os, name, wrapped(getattr(os, name)))
@@ -174,11 +168,10 @@ def refer(folder: Path, words: list[str]) -> Reference:
     """
     calls = folder / "calls.txt"
 
-    @contextlib.contextmanager
-    def noted() -> Iterator[None]:
+    def noted(call: Callable[[], Any]) -> Any:
         with calls.open("a") as file:
             file.write(".")
-        yield
+        return call()
 
     start = time.monotonic()
     end = run(folder, words, prepare=lambda: _wrap_calls(noted))
