@@ -19,7 +19,6 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,17 +189,6 @@ def _round(
     print(f"{title}: {', '.join(history)}", flush=True)
 
 
-@contextlib.contextmanager
-def _scratch(keep: str) -> Iterator[Path]:
-    if keep:
-        path = Path(keep).absolute()
-        path.mkdir(parents=True)
-        yield path
-    else:
-        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-            yield Path(folder)
-
-
 def main() -> int:
     """Run the command line; return 1 if a file differs, else 0."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,8 +209,13 @@ def main() -> int:
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with _scratch(args.keep) as scratch:
-        outcome = chaos(scratch, args.kills, args.seed, args.runs)
+    if args.keep:
+        Path(args.keep).mkdir(parents=True)
+        scratch = contextlib.nullcontext(args.keep)
+    else:
+        scratch = tempfile.TemporaryDirectory(prefix="chaos-")
+    with scratch as folder:
+        outcome = chaos(Path(folder).absolute(), args.kills, args.seed, args.runs)
     for way, count in sorted(outcome.kills.items()):
         print(f"{count:5} {way}")
     for fault in outcome.faults:
