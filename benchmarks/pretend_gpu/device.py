@@ -62,23 +62,17 @@ def pretend_gpu() -> Iterator[Record]:
         raise RuntimeError(f"no pretend GPU: {unavailable()}")
     let_autograd_run()
     with contextlib.ExitStack() as stack:
-        for name, answer in ANSWERS.items():
-            stack.enter_context(_replaced(torch.cuda, name, lambda *_, a=answer, **__: a))
-        for name in ("manual_seed", "manual_seed_all"):
-            stack.enter_context(_replaced(torch.cuda, name, _seed))
-        stack.enter_context(_replaced(torch.cuda, "synchronize", _synchronize))
-        stack.enter_context(_replaced(torch.cuda, "Event", PretendEvent))
-        stack.enter_context(_replaced(Tensor, "pin_memory", _pin))
+        answers = {name: lambda *_, a=answer, **__: a for name, answer in ANSWERS.items()}
+        answers |= {"manual_seed": _seed, "manual_seed_all": _seed}
+        answers |= {"synchronize": _synchronize, "Event": PretendEvent}
+        stack.enter_context(mock.patch.multiple(torch.cuda, **answers))
+        stack.enter_context(mock.patch.object(Tensor, "pin_memory", _pin))
         fused = _fused_attention(F.scaled_dot_product_attention)
-        stack.enter_context(_replaced(F, "scaled_dot_product_attention", fused))
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", fused))
         _let_modules_and_optimizers_take_it(stack)
         record.clear()
         stack.enter_context(Everywhere())
         yield record
-
-
-def _replaced(owner: Any, name: str, value: Any) -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(owner, name, value)
 
 
 def _seed(*_: Any) -> None:
