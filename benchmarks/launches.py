@@ -34,19 +34,13 @@ Step = Callable[[str, Snapshot], None]
 """Takes a device and a function to call between two steps."""
 
 
-class Count(NamedTuple):
-    """What one step has: launches, and waits of the host, or None where they are not counted."""
-
-    launches: int
-    waits: int | None
-
-
 class Row(NamedTuple):
-    """A step, one way of doing it, and its count."""
+    """A step, one way of doing it, its launches, and its waits of the host (None: not counted)."""
 
     name: str
     side: str
-    count: Count
+    launches: int
+    waits: int | None
 
 
 def steps(sides: Sequence[str] = SIDES, on_gpu: bool = True) -> Iterator[tuple[str, str, Step]]:
@@ -73,8 +67,8 @@ def steps(sides: Sequence[str] = SIDES, on_gpu: bool = True) -> Iterator[tuple[s
             yield f"evaluation of {trainer}", side, run
 
 
-def counted(name: str, step: Step, on_gpu: bool) -> Count:
-    """The count of the second step of three."""
+def counted(name: str, side: str, step: Step, on_gpu: bool) -> Row:
+    """The launches and waits of the second step of three."""
     record = Record()
     seen: list[tuple[int, int]] = []
 
@@ -90,7 +84,7 @@ def counted(name: str, step: Step, on_gpu: bool) -> Count:
     launches, waits = (after - before for before, after in zip(*seen[1:3], strict=True))
     # Between two snapshots of stage 1 there is an epoch.
     launches = launches // STEPS if name == "stage 1" else launches
-    return Count(launches, waits if on_gpu else None)
+    return Row(name, side, launches, waits if on_gpu else None)
 
 
 class OnTheCPU(TorchDispatchMode):
@@ -111,17 +105,17 @@ class OnTheCPU(TorchDispatchMode):
 def table(rows: Sequence[Row]) -> str:
     """The counts in Markdown: launches, and waits in brackets."""
     sides = [side for side in SIDES if any(row.side == side for row in rows)]
-    found = {(row.name, row.side): row.count for row in rows}
+    found = {(row.name, row.side): row for row in rows}
     names = dict.fromkeys(row.name for row in rows)
     cells = [[name, *(_cell(found.get((name, side))) for side in sides)] for name in names]
     return "\n".join(markdown_table(["a step", *sides], cells))
 
 
-def _cell(count: Count | None) -> str:
-    if count is None:
+def _cell(row: Row | None) -> str:
+    if row is None:
         return ""
-    waits = "" if count.waits is None else f" ({count.waits})"
-    return f"{count.launches:,}{waits}"
+    waits = "" if row.waits is None else f" ({row.waits})"
+    return f"{row.launches:,}{waits}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,16 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not on_gpu and unavailable():
             print(f"no pretend GPU, so no waits and no half precision: {unavailable()}\n")
         torch.set_num_threads(1)
-        rows = [
-            Row(name, side, counted(name, step, on_gpu))
-            for name, side, step in steps(args.sides, on_gpu)
-        ]
+        rows = [counted(*step, on_gpu) for step in steps(args.sides, on_gpu)]
         print(f"Launches (waits; of stage 1 those of {STEPS} steps, an epoch)\n\n{table(rows)}")
         if {PLAIN, OURS} <= set(args.sides):
-            launches = {(row.name, row.side): row.count.launches for row in rows}
+            launches = {(row.name, row.side): row.launches for row in rows}
             print(f"\nEstimate in ms: {estimate.LEGEND}\n\n{estimate.tables(launches)}")
         if args.json:
-            args.json.write_text(json.dumps([[*row[:2], *row.count] for row in rows], indent=0))
+            args.json.write_text(json.dumps(rows, indent=0))
         return 0
 
     return status_of(command, room=ROOM)
