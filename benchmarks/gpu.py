@@ -44,12 +44,10 @@ Part = Callable[[], Iterator[str]]
 """Yields lines of Markdown."""
 
 
-class Failures(list[str]):
-    """One line for each failed comparison or command."""
-
-
-def parts(device: str, folder: Path, classes: Sequence[int], failures: Failures) -> dict[str, Part]:
-    """Return the parts of the report, in order."""
+def parts(
+    device: str, folder: Path, classes: Sequence[int], failures: list[str]
+) -> dict[str, Part]:
+    """Return the parts of the report, in order; a failed one adds a line to ``failures``."""
     found: dict[str, Part] = {
         "Tests": partial(output_of, ["-m", "pytest", "-q", "tests/gpu/test_cuda.py"], failures),
         "Text branch beside the CPU": partial(branch_equality, device, failures),
@@ -64,7 +62,7 @@ def parts(device: str, folder: Path, classes: Sequence[int], failures: Failures)
     return found
 
 
-def branch_equality(device: str, failures: Failures) -> Iterator[str]:
+def branch_equality(device: str, failures: list[str]) -> Iterator[str]:
     """Yield a table of the fast text branch against the plain way on the CPU in fp32."""
     rows = []
     for precision, largest in gpu_equality.BRANCH_TOLERANCES.items():
@@ -75,7 +73,7 @@ def branch_equality(device: str, failures: Failures) -> Iterator[str]:
     yield from markdown_table(["precision", "features", "gradients"], rows)
 
 
-def equality(device: str, failures: Failures) -> Iterator[str]:
+def equality(device: str, failures: list[str]) -> Iterator[str]:
     """Yield a table of whole runs: their losses against those on the CPU in fp32."""
     rows = []
     for host, precision, difference in gpu_equality.differences(device):
@@ -122,7 +120,7 @@ def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Count
 
 
 def benchmarks(
-    device: str, dtype: str, folder: Path, classes: Sequence[int], failures: Failures
+    device: str, dtype: str, folder: Path, classes: Sequence[int], failures: list[str]
 ) -> Iterator[str]:
     """Yield the tables of all benchmarks in one precision."""
     flags = ["--device", device, "--dtype", dtype, "--seconds", "1"]
@@ -135,7 +133,7 @@ def benchmarks(
     yield tables.markdown(tables.read([folder]))
 
 
-def output_of(words: Sequence[str], failures: Failures) -> Iterator[str]:
+def output_of(words: Sequence[str], failures: list[str]) -> Iterator[str]:
     """Run a command of the repository and yield its output."""
     done = subprocess.run(
         [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
@@ -162,7 +160,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch finds no GPU; to try the command without one, use --device cpu")
     begun = time.perf_counter()
-    failures = Failures()
+    failures: list[str] = []
     for title, part in parts(args.device, args.folder, args.classes, failures).items():
         print(f"## {title}\n", flush=True)
         if time.perf_counter() - begun > args.seconds:

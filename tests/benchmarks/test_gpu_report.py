@@ -32,7 +32,7 @@ def test_parts_come_in_order_until_time_is_up(monkeypatch, capsys, tmp_path):
 
 
 def test_what_differs_or_fails_is_a_fault(monkeypatch, tmp_path):
-    failures = gpu.Failures()
+    failures = []
     monkeypatch.setattr(gpu_equality, "differences", lambda _: iter([("CoOp", "fp32", 0.5)]))
     list(gpu.equality("cuda", failures))
     list(gpu.output_of(["benchmarks/loader.py", "--epochs", "0"], failures))
