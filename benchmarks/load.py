@@ -18,7 +18,6 @@ import io
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from anchoropt_plugin.process.command_line import status_of
 from benchmarks.command import parser_of
 from benchmarks.load_cases import LOADS, MB, Load
 from benchmarks.printing import markdown_table
+from experiments.worker import peak_memory
 
 STEEPEST = 1.2
 """The largest allowed exponent of time."""
@@ -55,7 +55,7 @@ class Measured(NamedTuple):
 
 def measure(name: str, size: int, folder: Path) -> Measured:
     """Measure a case in this process, which has measured nothing before."""
-    before = _peak()
+    before = peak_memory()
     seconds = {}
     with contextlib.redirect_stdout(io.StringIO()):
         parts = LOADS[name].parts(size, folder)
@@ -67,12 +67,7 @@ def measure(name: str, size: int, folder: Path) -> Measured:
                 seconds[part] = time.process_time() - start
         except StopIteration as end:
             written = end.value or 0
-    return Measured(size, seconds, _peak() - before, written)
-
-
-def _peak() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return Measured(size, seconds, peak_memory() - before, written)
 
 
 def measured_apart(name: str, size: int) -> Measured:

@@ -88,12 +88,11 @@ def _end_with_parent() -> None:
 
 def _facts(seconds: float, commit: str) -> dict[str, Any]:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
         "seconds": round(seconds, 2),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
-        "peak_memory_mb": round(used.ru_maxrss * unit / 2**20),
+        "peak_memory_mb": round(peak_memory() / 2**20),
         "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if on_gpu else 0,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "commit": commit,
@@ -102,3 +101,9 @@ def _facts(seconds: float, commit: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.platform(),
     }
+
+
+def peak_memory() -> int:
+    """Return the largest resident set of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
