@@ -121,8 +121,6 @@ class AttributeTrainer(PromptTrainer):
     ``ATT1_TEXT`` … (attribute words), ``N_ATT1`` … (soft tokens of each).
     """
 
-    learner: type[AttributeLearner]
-
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
         attributes = attribute_words(cfg.TRAINER.ATPROMPT)

@@ -71,9 +71,7 @@ class CoCoOp(PromptTrainer):
     """
 
     node = "COCOOP"
-
-    def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
-        return PromptLearner(self.cfg, class_names, clip)
+    learner = PromptLearner
 
     def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
         return ConditionalCLIP(learner, clip)

@@ -68,6 +68,4 @@ class CoOp(PromptTrainer):
     """
 
     node = "COOP"
-
-    def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
-        return PromptLearner(self.cfg, class_names, clip)
+    learner = PromptLearner

@@ -36,7 +36,7 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint
 
-from .prompted_clip import PromptedCLIP, load_host_clip, warn_of_unknown_words
+from .prompted_clip import ContextLearner, PromptedCLIP, load_host_clip, warn_of_unknown_words
 
 
 class PromptTrainer(TrainerX):
@@ -49,9 +49,11 @@ class PromptTrainer(TrainerX):
 
     Attributes:
         node: the host's node in ``cfg.TRAINER``.
+        learner: the class of the host's prompt learner.
     """
 
     node: str
+    learner: type[ContextLearner]
 
     def check_cfg(self, cfg: Any) -> None:
         settings = cfg.TRAINER[self.node]
@@ -71,7 +73,7 @@ class PromptTrainer(TrainerX):
 
     def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
         """Return the host's prompt learner, on the CPU as ``clip`` is."""
-        raise NotImplementedError
+        return self.learner(self.cfg, class_names, clip)
 
     def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
         """Return the host's model: CLIP with the prompt learner in it."""

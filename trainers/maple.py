@@ -134,9 +134,7 @@ class MaPLe(PromptTrainer):
     """
 
     node = "MAPLE"
-
-    def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
-        return MultiModalPromptLearner(self.cfg, class_names, clip)
+    learner = MultiModalPromptLearner
 
     def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
         return MultiModalCLIP(learner, clip)
