@@ -30,8 +30,9 @@ def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]
         everything = progress.add_task("[bold]all runs", total=total)
         for event in events:
             name = escape(str(event.run))
-            if event.kind == "started":
-                bars[event.run.folder] = progress.add_task(name, total=None)
+            if event.kind == "started":  # a requeued job of Slurm starts its run again
+                if event.run.folder not in bars:
+                    bars[event.run.folder] = progress.add_task(name, total=None)
             elif event.kind == "at":
                 progress.update(bars[event.run.folder], completed=event.epoch, total=event.epochs)
             else:

@@ -89,7 +89,6 @@ class _SubmittedJob:
     events: Path
     log: Path
     waiting: dict[str, Run] = field(init=False)
-    started: set[str] = field(default_factory=set)
     read: int = 0
     is_gone: bool = False
 
@@ -110,16 +109,10 @@ class _SubmittedJob:
                 told = json.loads(line)
                 number = told.pop("run")
                 if number in self.waiting:
-                    yield from self._told(number, Event(run=self.waiting[number], **told))
-
-    def _told(self, number: str, event: Event) -> Iterator[Event]:
-        if number not in self.started and event.kind in ("started", "at"):
-            self.started.add(number)
-            yield Event("started", event.run)
-        if event.kind != "started":  # a requeued job starts its run again
-            yield event
-        if event.kind in ("finished", "failed"):
-            del self.waiting[number]
+                    event = Event(run=self.waiting[number], **told)
+                    if event.kind in ("finished", "failed"):
+                        del self.waiting[number]
+                    yield event
 
     def over(self, state: str) -> Iterator[Event]:
         """Yield the end of the runs without an end in the events, after Slurm has ended the job."""
