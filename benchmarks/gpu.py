@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -104,18 +104,9 @@ def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Count
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    profiler = profile(activities=activities)
-    n_steps = 0
-
-    def between() -> None:
-        nonlocal n_steps
-        if n_steps == 1:
-            profiler.start()
-        if n_steps == 2:
-            profiler.stop()
-        n_steps += 1
-
-    run(between)
+    second = schedule(wait=1, warmup=1, active=1, repeat=1)
+    with profile(activities=activities, schedule=second) as profiler:
+        run(profiler.step)  # is called before, between and after the steps
     return Counter({event.key: event.count for event in profiler.key_averages()})
 
 
