@@ -47,9 +47,6 @@ class PretendEvent:
     def synchronize(self) -> None:
         record.wait("an event")
 
-    def elapsed_time(self, other: PretendEvent) -> float:
-        return 0.0
-
 
 @contextlib.contextmanager
 def pretend_gpu() -> Iterator[Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import importlib
+import pkgutil
 import re
 import sys
 from functools import cache
@@ -86,9 +86,8 @@ def _slot() -> int | None:
 
 
 def _exists(name: str) -> bool:
-    module, _, attribute = name.rpartition(".")
     try:
-        return hasattr(importlib.import_module(module), attribute)
-    except ImportError:  # a class or a C extension in place of a module
-        outer, _, inner = module.rpartition(".")
-        return hasattr(getattr(importlib.import_module(outer), inner, None), attribute)
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
