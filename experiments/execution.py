@@ -225,11 +225,8 @@ def _version(path: Path) -> tuple[int, ...]:
 
 def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list[Run]]]:
     """Put the first job of each stage 1 in front, because others wait for its anchors."""
-    first: dict[str, Job] = {}
-    for job, _ in waiting:
-        first.setdefault(job.anchors, job)
-    leaders = {id(job) for anchors, job in first.items() if anchors}
-    return sorted(waiting, key=lambda entry: id(entry[0]) not in leaders)
+    first = {job.anchors: job for job, _ in reversed(waiting) if job.anchors}
+    return sorted(waiting, key=lambda entry: entry[0] is not first.get(entry[0].anchors))
 
 
 def unfinished(job: Job) -> list[Run]:
