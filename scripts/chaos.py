@@ -192,21 +192,12 @@ def _round(
 def main() -> int:
     """Run the command line; return 1 if a file differs, else 0."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--kills", type=int, default=60, help="kill at least N commands (default: 60)", metavar="N"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=1, help="seed of the times and ways (default: 1)", metavar="N"
-    )
-    parser.add_argument(
-        "--runs", nargs="+", choices=RUNS, metavar="NAME", help="names of runs (default: all)"
-    )
-    parser.add_argument(
-        "--keep", default="", help="work in this new folder, and keep it", metavar="FOLDER"
-    )
-    parser.add_argument(
-        "--json", default="", help="also write the numbers to this file", metavar="FILE"
-    )
+    add = parser.add_argument
+    add("--kills", type=int, default=60, metavar="N", help="kill at least N commands (default: 60)")
+    add("--seed", type=int, default=1, metavar="N", help="seed of times and ways (default: 1)")
+    add("--runs", nargs="+", choices=RUNS, metavar="NAME", help="names of runs (default: all)")
+    add("--keep", default="", metavar="FOLDER", help="work in this new folder, and keep it")
+    add("--json", default="", metavar="FILE", help="also write the numbers to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.keep:

@@ -230,15 +230,12 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = ROOT / "anchoropt_plugin" / "assets" / "tiny_clip.pt"
-    parser.add_argument(
-        "--output", type=Path, default=default, help="weights file (default: the embedded one)"
-    )
-    parser.add_argument("--evaluate", action="store_true", help="measure the file, train nothing")
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    parser.add_argument(
-        "--steps", type=int, default=2500, help="batches of 128 (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    add = parser.add_argument
+    add("--output", type=Path, default=default, help="weights file (default: the embedded one)")
+    add("--evaluate", action="store_true", help="measure the file, train nothing")
+    add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    add("--steps", type=int, default=2500, help="batches of 128 (default: %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.evaluate:
