@@ -47,16 +47,11 @@ from benchmarks.plain import (
     unit,
 )
 from dassl.config import get_cfg_default
-from trainers import cocoop, coop, maple
+from dassl.engine import TRAINER_REGISTRY
 from trainers.prompted_clip import PromptedCLIP, TextEncoder
 
 N_CTX = 4
 PROMPT_DEPTH = 9
-MODELS = {
-    "CoOp": (coop.PromptLearner, PromptedCLIP),
-    "CoCoOp": (cocoop.PromptLearner, cocoop.ConditionalCLIP),
-    "MaPLe": (maple.MultiModalPromptLearner, maple.MultiModalCLIP),
-}
 
 Objective = Callable[[], tuple[Tensor, Tensor]]
 """Returns the loss and the logits (B, C)."""
@@ -69,9 +64,9 @@ def host_model(host: str, class_names: Sequence[str], clip: CLIP) -> PromptedCLI
     settings = cfg.TRAINER[host.upper()]
     settings.N_CTX, settings.CTX_INIT = N_CTX, ""
     cfg.TRAINER.MAPLE.PROMPT_DEPTH = min(PROMPT_DEPTH, len(clip.transformer.resblocks))
-    learner, model = MODELS[host]
+    trainer = TRAINER_REGISTRY.get(host)
     with contextlib.redirect_stdout(io.StringIO()):
-        return model(learner(cfg, class_names, clip), clip)
+        return trainer.prompted_clip(trainer.learner(cfg, class_names, clip), clip)
 
 
 class CoOpStep:

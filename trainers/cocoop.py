@@ -72,6 +72,4 @@ class CoCoOp(PromptTrainer):
 
     node = "COCOOP"
     learner = PromptLearner
-
-    def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
-        return ConditionalCLIP(learner, clip)
+    prompted_clip = ConditionalCLIP

@@ -50,10 +50,12 @@ class PromptTrainer(TrainerX):
     Attributes:
         node: the host's node in ``cfg.TRAINER``.
         learner: the class of the host's prompt learner.
+        prompted_clip: the class of the host's model, which takes the learner and CLIP.
     """
 
     node: str
     learner: type[ContextLearner]
+    prompted_clip = PromptedCLIP
 
     def check_cfg(self, cfg: Any) -> None:
         settings = cfg.TRAINER[self.node]
@@ -77,7 +79,7 @@ class PromptTrainer(TrainerX):
 
     def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
         """Return the host's model: CLIP with the prompt learner in it."""
-        return PromptedCLIP(learner, clip)
+        return self.prompted_clip(learner, clip)
 
     def checkpointed(self) -> tuple[str, nn.Module]:
         """Return the name of the checkpoint folder, and the module that is trained and saved."""

@@ -135,9 +135,7 @@ class MaPLe(PromptTrainer):
 
     node = "MAPLE"
     learner = MultiModalPromptLearner
-
-    def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
-        return MultiModalCLIP(learner, clip)
+    prompted_clip = MultiModalCLIP
 
     def checkpointed(self) -> tuple[str, nn.Module]:
         trained = nn.ModuleDict({"prompt_learner": self.model.prompt_learner})
