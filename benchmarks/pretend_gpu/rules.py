@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +20,6 @@ READ_BY_THE_HOST = {
 COPIES = {"_to_copy", "copy_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 TAKE_A_SCALAR = {"fill_", "masked_fill_", "masked_fill"}
-
-IsOurs = Callable[[Any], bool]
-"""Whether an argument is a tensor of the pretend GPU."""
 
 
 class Call(NamedTuple):
@@ -48,7 +45,12 @@ class Call(NamedTuple):
     device: str | None
 
 
-def check_devices(call: Call, is_ours: IsOurs) -> None:
+def is_ours(x: Any) -> bool:
+    """Whether an argument is a tensor of the pretend GPU."""
+    return isinstance(x, Tensor) and x.is_cuda
+
+
+def check_devices(call: Call) -> None:
     """Raise ``RuntimeError`` where CUDA refuses the devices of a call."""
     for leaf in call.leaves:
         if isinstance(leaf, torch.Generator) and leaf.device.type != "cuda":
@@ -57,7 +59,7 @@ def check_devices(call: Call, is_ours: IsOurs) -> None:
             )
     if not (call.ours and call.others) or call.name in COPIES:
         return
-    indices = _indices(call, is_ours)
+    indices = _indices(call)
     scalars_allowed = bool(
         torch.Tag.pointwise in call.func.tags or call.name in TAKE_A_SCALAR or indices
     )
@@ -74,33 +76,32 @@ def check_devices(call: Call, is_ours: IsOurs) -> None:
         )
 
 
-def waits_of(call: Call, is_ours: IsOurs) -> list[str]:
+def waits_of(call: Call) -> list[str]:
     """What the host waits for in a call."""
     found = []
     if call.name in READ_BY_THE_HOST:
         found.append(call.name)
-    if call.name in INDEXING and is_ours(call.args[0]):
-        indices = [x for x in call.args[1] if x is not None]
-        found += ["copy of an index" for index in indices if not is_ours(index)]
-        if any(is_ours(index) and index.dtype in (torch.bool, torch.uint8) for index in indices):
-            found.append("index by a mask")
+    indices = _indices(call)
+    found += ["copy of an index" for index in indices if not is_ours(index)]
+    if any(is_ours(index) and index.dtype in (torch.bool, torch.uint8) for index in indices):
+        found.append("index by a mask")
     if call.name == "_to_copy" and not call.kwargs.get("non_blocking"):
         to_gpu = call.device == "cuda" if call.device else bool(call.ours)
         if bool(call.ours) != to_gpu:
             found.append("copy to the GPU" if to_gpu else "copy to the host")
-    if call.name == "copy_" and call.ours and call.others and not _is_copied_in_time(call, is_ours):
+    if call.name == "copy_" and call.ours and call.others and not _is_copied_in_time(call):
         found.append("copy")
     return found
 
 
-def _indices(call: Call, is_ours: IsOurs) -> list[Tensor]:
+def _indices(call: Call) -> list[Tensor]:
     """The index tensors of a call that may be on the CPU: CUDA copies them itself."""
     if call.name not in INDEXING or not is_ours(call.args[0]):
         return []
     return [x for x in call.args[1] if x is not None]
 
 
-def _is_copied_in_time(call: Call, is_ours: IsOurs) -> bool:
+def _is_copied_in_time(call: Call) -> bool:
     """Whether ``copy_`` returns before the copy is done: to the host only into pinned memory."""
     non_blocking = call.args[2] if len(call.args) > 2 else call.kwargs.get("non_blocking", False)
     target = call.args[0]

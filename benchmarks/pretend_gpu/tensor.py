@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _python_dispatch
 
 from .record import Record
-from .rules import Call, check_devices, waits_of
+from .rules import Call, check_devices, is_ours, waits_of
 
 record = Record()
 """Of this process."""
@@ -74,8 +74,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _call(func, args, kwargs)
     if not call.ours and call.device != "cuda":
         return _on_the_cpu(call)
-    check_devices(call, _is_ours)
-    for kind in waits_of(call, _is_ours):
+    check_devices(call)
+    for kind in waits_of(call):
         record.wait(kind)
     inner_args, inner_kwargs = _mapped(_inner, (args, _without_device(call)))
     out = func(*inner_args, **inner_kwargs)
@@ -97,8 +97,8 @@ def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         args,
         kwargs,
         leaves,
-        [x for x in tensors if _is_ours(x)],
-        [x for x in tensors if not _is_ours(x)],
+        [x for x in tensors if is_ours(x)],
+        [x for x in tensors if not is_ours(x)],
         torch.device(kwargs["device"]).type if kwargs.get("device") else None,
     )
 
@@ -139,10 +139,6 @@ def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _mapped(function, x) for key, x in tree.items()}
     return function(tree)
-
-
-def _is_ours(x: Any) -> bool:
-    return isinstance(x, GPUTensor)
 
 
 def _inner(x: Any) -> Any:
