@@ -89,7 +89,7 @@ def profiled(device: str) -> Iterator[str]:
     steps = {"text branch": launch_steps.text_branch}
     steps |= {
         f"{host}_AnchorOPT, fp16": partial(launch_steps.run, f"{host}_AnchorOPT", "fp16")
-        for host in launch_steps.NODES
+        for host in launch_steps.HOSTS
     }
     for name, step in steps.items():
         for side in SIDES:

@@ -19,8 +19,8 @@ from anchoropt_plugin import accelerate
 from anchoropt_plugin.encoders.clip_models import CLIP
 from anchoropt_plugin.process.randomness import set_random_seed
 from anchoropt_plugin.training.without_data import without_data
-from benchmarks.harness import Bench
-from benchmarks.launch_steps import NODES, PRECISIONS, SIZES, batch_of, configured
+from benchmarks.harness import DTYPES, Bench
+from benchmarks.launch_steps import HOSTS, PRECISIONS, SIZES, batch_of, configured
 from benchmarks.plain import PlainPrompts, PlainTextEncoder, class_names
 from dassl.engine import TRAINER_REGISTRY
 from trainers.host import PromptTrainer
@@ -31,7 +31,6 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "amp": 0.05}
 BRANCH_TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 5e-2, "amp": 1e-2}
 """Largest allowed relative difference of features and gradients."""
 BRANCH_CLASSES, BRANCH_CONTEXT = 6, 5
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def branch_difference(precision: str, device: str) -> tuple[float, float]:
@@ -75,7 +74,7 @@ def _branch(
 
 def differences(device: str) -> Iterator[tuple[str, str, float]]:
     """Yield host, precision, and the largest relative difference of a loss from the CPU's."""
-    for host in NODES:
+    for host in HOSTS:
         expected = losses(host, "fp32", "cpu")
         for precision in PRECISIONS:
             found = losses(host, precision, device)

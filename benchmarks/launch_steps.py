@@ -39,8 +39,7 @@ CLASSES, STEPS = 6, 3
 BATCHES = {"CoOp": 32, "CoCoOp": 1, "MaPLe": 4, "DePT": 32}
 """Images of a training step, as in public runs."""
 TEST_BATCH = 100
-NODES = {"CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "DePT": "COOP"}
-"""The hosts, and where their keys are."""
+HOSTS = tuple(BATCHES)
 PRECISIONS = ("fp32", "fp16", "amp")
 PLAIN, CUT, OURS = "plain", "cut", "ours"
 SIDES = (PLAIN, CUT, OURS)
@@ -140,11 +139,11 @@ def run(
 
     In a trainer without AnchorOPT, ours is the fast text branch alone.
     """
-    host = trainer.removesuffix(SUFFIX)
+    host, node = trainer.removesuffix(SUFFIX), TRAINER_REGISTRY.get(trainer).node
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         cfg = configured(
             *(trainer, precision, device, folder, "SEED", "1", "OPTIM.MAX_EPOCH", "1"),
-            *(f"TRAINER.{NODES[host]}.N_CTX", "4", "TRAINER.MAPLE.PROMPT_DEPTH", "9"),
+            *(f"TRAINER.{node}.N_CTX", "4", "TRAINER.MAPLE.PROMPT_DEPTH", "9"),
             *("TRAINER.ANCHOROPT.ANCHOR", "random", "TRAINER.ANCHOROPT.ENSEMBLE", "always"),
             *("TRAINER.ANCHOROPT.FAST_TEXT", str(side == OURS), "TRAIN.PRINT_FREQ", str(STEPS)),
             *("TRAINER.ANCHOROPT.KEEP_FEATURES", str(side == OURS)),
@@ -162,11 +161,11 @@ def run(
 
 def configured(trainer: str, precision: str, device: str, folder: str, *keys: str) -> Any:
     """The configuration of a trainer with the settings of the embedded CLIP, without a test."""
-    host = trainer.removesuffix(SUFFIX)
+    host, node = trainer.removesuffix(SUFFIX), TRAINER_REGISTRY.get(trainer).node
     words = [
         *("--root", folder, "--output-dir", folder, "--trainer", trainer),
         *("--config-file", str(CONFIGS / host / "tiny.yaml"), "DATASET.NAME", "Digits"),
-        *(f"TRAINER.{NODES[host]}.PREC", precision, "USE_CUDA", str(device == "cuda")),
+        *(f"TRAINER.{node}.PREC", precision, "USE_CUDA", str(device == "cuda")),
         *("TEST.NO_TEST", "True", *keys),
     ]
     return train.setup_cfg(train.build_parser().parse_args(words))

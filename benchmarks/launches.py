@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from anchoropt_plugin.process.command_line import status_of
 from benchmarks import estimate, launch_steps
 from benchmarks.command import ROOM, add_json, parser_of, prepare_json
-from benchmarks.launch_steps import CUT, NODES, OURS, PLAIN, PRECISIONS, SIDES, STEPS, Snapshot
+from benchmarks.launch_steps import CUT, HOSTS, OURS, PLAIN, PRECISIONS, SIDES, STEPS, Snapshot
 from benchmarks.pretend_gpu import Record, pretend_gpu, unavailable
 from benchmarks.printing import markdown_table
 
@@ -53,7 +53,7 @@ def steps(sides: Sequence[str] = SIDES, on_gpu: bool = True) -> Iterator[tuple[s
     two_sides = [side for side in sides if side != CUT]
     for side in two_sides:
         yield "stage 1", side, partial(launch_steps.stage_one, side)
-    for host in NODES:
+    for host in HOSTS:
         for precision in precisions:
             for side in sides:
                 run = partial(launch_steps.run, f"{host}_AnchorOPT", precision, side)

@@ -17,7 +17,7 @@ def test_without_a_gpu_it_is_one_line(monkeypatch, capsys):
 
 
 def test_parts_come_in_order_until_time_is_up(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(gpu_equality, "NODES", {"CoOp": "COOP"})
+    monkeypatch.setattr(gpu_equality, "HOSTS", ["CoOp"])
     monkeypatch.setattr(gpu, "profiled", lambda device: iter(["profiled"]))
     monkeypatch.setattr(gpu, "output_of", lambda words, failures: iter([" ".join(words)]))
     monkeypatch.setattr(gpu, "benchmarks", lambda *args: iter([f"dtype {args[1]}"]))
