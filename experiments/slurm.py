@@ -51,10 +51,9 @@ class Task:
 
     def __call__(self) -> None:
         _shield_runs()
-        number = {run.folder: str(number) for number, run in enumerate(self.job.runs)}
         with self.events.open("a", encoding="utf-8") as file:
             for event in run_locally([self.job], 1):
-                told = {**event._asdict(), "run": number[event.run.folder]}
+                told = {**event._asdict(), "run": str(event.run.folder)}
                 print(json.dumps(told), file=file, flush=True)
 
     def checkpoint(self) -> Any:
@@ -82,7 +81,7 @@ def _shield_runs() -> None:
 
 @dataclass
 class _SubmittedJob:
-    """A job in Slurm, with the runs whose end is not known yet."""
+    """A job in Slurm, with the runs whose end is not known yet, by their folders."""
 
     job: Job
     id: str
@@ -93,8 +92,7 @@ class _SubmittedJob:
     is_gone: bool = False
 
     def __post_init__(self) -> None:
-        undone = unfinished(self.job)
-        self.waiting = {str(n): run for n, run in enumerate(self.job.runs) if run in undone}
+        self.waiting = {str(run.folder): run for run in unfinished(self.job)}
 
     def news(self) -> Iterator[Event]:
         """Yield the events that were appended since the last look."""
@@ -107,11 +105,11 @@ class _SubmittedJob:
                     break
                 self.read += len(line)
                 told = json.loads(line)
-                number = told.pop("run")
-                if number in self.waiting:
-                    event = Event(run=self.waiting[number], **told)
+                folder = told.pop("run")
+                if folder in self.waiting:
+                    event = Event(run=self.waiting[folder], **told)
                     if event.kind in ("finished", "failed"):
-                        del self.waiting[number]
+                        del self.waiting[folder]
                     yield event
 
     def over(self, state: str) -> Iterator[Event]:
