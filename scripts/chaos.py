@@ -90,11 +90,8 @@ def differences(folder: Path, other: Path) -> list[str]:
     here, there = files_of(folder), files_of(other)
     found = sorted(here.keys() ^ there.keys())
     for name in sorted(here.keys() & there.keys()):
-        if "pth.tar" in name:
-            same = _equal(checkpoints.load(here[name]), checkpoints.load(there[name]))
-        else:
-            same = here[name].read_bytes() == there[name].read_bytes()
-        if not same:
+        read = checkpoints.load if "pth.tar" in name else Path.read_bytes
+        if not _equal(read(here[name]), read(there[name])):
             found.append(name)
     return found
 
