@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -47,16 +46,12 @@ def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
 
     The same figure gives the same files, byte by byte.
     """
-    content = {}
     with matplotlib.rc_context(_STYLE):
         for kind, metadata in FORMATS.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
-            content[kind] = buffer.getvalue()
             with atomic_write(folder / f"{name}.{kind}") as file:
-                file.write(content[kind])
+                figure.savefig(file, format=kind, dpi=110, metadata=metadata)
     plt.close(figure)
-    return content["svg"]
+    return (folder / f"{name}.svg").read_bytes()
 
 
 def bars(table: Table) -> Figure:
