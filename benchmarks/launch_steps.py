@@ -9,7 +9,6 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +19,6 @@ from torch.nn import functional as F
 
 import train
 from anchoropt_plugin import accelerate
-from anchoropt_plugin.encoders.clip_models import CLIP
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchors import AnchorPrompts, AnchorTokens, StageOne
 from anchoropt_plugin.method.position import AnchorPositionModule
@@ -28,12 +26,14 @@ from anchoropt_plugin.training.stage_two import AnchorOPT
 from anchoropt_plugin.training.two_stages import SUFFIX
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.cost import Sizes
+from benchmarks.harness import Bench
 from benchmarks.plain import CutTextEncoder, PlainPrompts, PlainTextEncoder, class_names
 from dassl.engine import TRAINER_REGISTRY
 from trainers import prompted_clip
 
 CONFIGS = Path(train.__file__).parent / "configs" / "trainers"
 SIZES = Sizes(32, 32, 12, 64, 16, 77, 49408, 64, 8, 12)
+BENCH = Bench(SIZES)
 CLASSES, STEPS = 6, 3
 """A run has three steps; the second is counted: the first checks and caches, the last prints."""
 BATCHES = {"CoOp": 32, "CoCoOp": 1, "MaPLe": 4, "DePT": 32}
@@ -50,15 +50,9 @@ Snapshot = Callable[[], None]
 """Is called between two steps."""
 
 
-def clip() -> CLIP:
-    """CLIP with random weights, always the same, frozen, on the CPU."""
-    torch.manual_seed(0)
-    return CLIP(*astuple(SIZES)).float().eval().requires_grad_(False)
-
-
 def text_branch(side: str, device: str, between: Snapshot) -> None:
     """Features of prompts with a shared context of five tokens, and back to the context."""
-    model = clip()
+    model = BENCH.clip()
     prompts = PlainPrompts(model, class_names(CLASSES), 5, torch.device(device))
     context = torch.randn(5, SIZES.width).to(device).requires_grad_()
     encoder = {PLAIN: PlainTextEncoder, CUT: CutTextEncoder, OURS: PlainTextEncoder}[side](model)
@@ -84,7 +78,7 @@ def position_matrix(device: str, between: Snapshot) -> None:
 
 def stage_one(side: str, device: str, between: Snapshot) -> None:
     """Epochs of stage 1 between the snapshots, each of three steps; plain encodes 77 tokens."""
-    tower = TextTower(clip().to(device))
+    tower = TextTower(BENCH.clip().to(device))
     names = class_names(CLASSES)
     with contextlib.ExitStack() as stack:
         _replace(stack, side)
@@ -149,7 +143,7 @@ def run(
             *("TRAINER.ANCHOROPT.KEEP_FEATURES", str(side == OURS)),
         )
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(mock.patch.object(prompted_clip, "load_clip", lambda _: clip()))
+        stack.enter_context(mock.patch.object(prompted_clip, "load_clip", lambda _: BENCH.clip()))
         _replace(stack, side)
         batches = _Batches(BATCHES[host] if is_training else TEST_BATCH, between)
         built = without_data(TRAINER_REGISTRY.get(trainer), class_names(CLASSES), batches)(cfg)
