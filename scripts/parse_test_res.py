@@ -32,14 +32,9 @@ def value_in(log: str, keyword: str, signal: str) -> float | None:
     >>> value_in("=> result\\n* accuracy: 91.8%", "accuracy", AFTER_TEST)
     91.8
     """
-    number = re.compile(rf"\* {re.escape(keyword)}: ([\d.eE+-]+)%")
-    found, below = None, False
-    for line in log.splitlines():
-        below = below or line.strip() == signal
-        match = number.search(line)
-        if below and match:
-            found = float(match[1])
-    return found
+    _, *below = re.split(rf"^\s*{re.escape(signal)}\s*$", log, maxsplit=1, flags=re.MULTILINE)
+    numbers = re.findall(rf"\* {re.escape(keyword)}: ([\d.eE+-]+)%", "".join(below))
+    return float(numbers[-1]) if numbers else None
 
 
 def spread(values: Sequence[float], ci95: bool) -> float:
