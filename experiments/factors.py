@@ -100,19 +100,16 @@ def varied(
     names = dict.fromkeys([*grid, *(name for change in together for name in change)])
     defaults = _values_of(default, list(names), dataset)
     default = replace(default, defaults=defaults)
-    changes: list[dict[str, Any]] = []
     if one_at_a_time:
         changes = [{name: value} for name, values in grid.items() for value in values]
     else:
-        changes = [
-            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-        ]
-    methods = [default]
-    for change in [*changes, *together]:
-        differing = {n: v for n, v in change.items() if not _equal(v, defaults[n])}
-        if differing:
-            methods.append(_changed(default, differing))
-    return methods
+        combinations = itertools.product(*grid.values())
+        changes = [dict(zip(grid, values, strict=True)) for values in combinations]
+    differing = [
+        {name: value for name, value in change.items() if not _equal(value, defaults[name])}
+        for change in [*changes, *together]
+    ]
+    return [default, *(_changed(default, change) for change in differing if change)]
 
 
 def _changed(default: Method, change: Mapping[str, Any]) -> Method:
