@@ -26,8 +26,8 @@ FACTS = "run.json"
 
 def newest_log(folder: Path) -> Path | None:
     """Return the log of the last command that wrote into ``folder``; each command has its own."""
-    logs = sorted(folder.glob("log.txt*"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    return logs[-1] if logs else None
+    logs = folder.glob("log.txt*")
+    return max(logs, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def outcome(run: Run) -> dict[str, Any]:
