@@ -77,4 +77,4 @@ def tables(launches: Mapping[tuple[str, str], float]) -> str:
                     found = count and estimate(count, cost[side].flops, peak)
                     cells.append(f"{found.seconds * 1e3:.1f} {found.binds}" if found else "")
             rows.append(cells)
-    return "\n".join(markdown_table(["a step", "classes", *heads], rows))
+    return markdown_table(["a step", "classes", *heads], rows)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,8 +40,8 @@ BENCHMARKS = ("text_branch", "train_step", "stage1", "evaluate")
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
-Part = Callable[[], Iterator[str]]
-"""Yields lines of Markdown."""
+Part = Callable[[], str]
+"""Returns Markdown."""
 
 
 def parts(
@@ -62,29 +62,29 @@ def parts(
     return found
 
 
-def branch_equality(device: str, failures: list[str]) -> Iterator[str]:
-    """Yield a table of the fast text branch against the plain way on the CPU in fp32."""
+def branch_equality(device: str, failures: list[str]) -> str:
+    """Return a table of the fast text branch against the plain way on the CPU in fp32."""
     rows = []
     for precision, largest in gpu_equality.BRANCH_TOLERANCES.items():
         differences = gpu_equality.branch_difference(precision, device)
         if not max(differences) <= largest:
             failures.append(f"the text branch in {precision} differs by {max(differences):.1e}")
         rows.append([precision, *(f"{difference:.1e}" for difference in differences)])
-    yield from markdown_table(["precision", "features", "gradients"], rows)
+    return markdown_table(["precision", "features", "gradients"], rows)
 
 
-def equality(device: str, failures: list[str]) -> Iterator[str]:
-    """Yield a table of whole runs: their losses against those on the CPU in fp32."""
+def equality(device: str, failures: list[str]) -> str:
+    """Return a table of whole runs: their losses against those on the CPU in fp32."""
     rows = []
     for host, precision, difference in gpu_equality.differences(device):
         if not difference <= gpu_equality.TOLERANCES[precision]:
             failures.append(f"{host} in {precision} differs from the CPU by {difference:.1e}")
         rows.append([f"{host}_AnchorOPT", precision, f"{difference:.1e}"])
-    yield from markdown_table(["host", "precision", "largest difference of a loss"], rows, 2)
+    return markdown_table(["host", "precision", "largest difference of a loss"], rows, 2)
 
 
-def profiled(device: str) -> Iterator[str]:
-    """Yield a table of kernel launches and waits in the second of three steps, by the profiler."""
+def profiled(device: str) -> str:
+    """Return a table of kernel launches and waits in the second of three steps, by the profiler."""
     rows = []
     steps = {"text branch": launch_steps.text_branch}
     steps |= {
@@ -96,7 +96,7 @@ def profiled(device: str) -> Iterator[str]:
             calls = calls_of_the_second_step(partial(step, side, device))
             launches, waits = (sum(calls[name] for name in names) for names in (LAUNCHES, WAITS))
             rows.append([name, side, f"{launches:,}", str(waits)])
-    yield from markdown_table(["a step", "side", "launches", "waits"], rows, 2)
+    return markdown_table(["a step", "side", "launches", "waits"], rows, 2)
 
 
 def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Counter[str]:
@@ -112,27 +112,26 @@ def calls_of_the_second_step(run: Callable[[Callable[[], None]], None]) -> Count
 
 def benchmarks(
     device: str, dtype: str, folder: Path, classes: Sequence[int], failures: list[str]
-) -> Iterator[str]:
-    """Yield the tables of all benchmarks in one precision."""
+) -> str:
+    """Return the tables of all benchmarks in one precision."""
     flags = ["--device", device, "--dtype", dtype, "--seconds", "1"]
     for name in (*BENCHMARKS, "image_tower"):
         words = [f"benchmarks/{name}.py", *flags, "--json", str(folder / f"{name}.json")]
         if name in BENCHMARKS:
             words += ["--classes", *map(str, classes)]
-        for _ in output_of(words, failures):
-            pass
-    yield tables.markdown(tables.read([folder]))
+        output_of(words, failures)
+    return tables.markdown(tables.read([folder]))
 
 
-def output_of(words: Sequence[str], failures: list[str]) -> Iterator[str]:
-    """Run a command of the repository and yield its output."""
+def output_of(words: Sequence[str], failures: list[str]) -> str:
+    """Run a command of the repository and return its output."""
     done = subprocess.run(
         [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         failures.append(f"{' '.join(words[:5])} ends with {done.returncode}: {' '.join(last)}")
-    yield done.stdout
+    return done.stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,9 +156,7 @@ def _report(args: argparse.Namespace) -> int:
         if time.perf_counter() - begun > args.seconds:
             print(f"Skipped: {args.seconds:.0f} s are over.\n")
             continue
-        for line in part():
-            print(line, flush=True)
-        print()
+        print(f"{part()}\n", flush=True)
     for failure in failures:
         print(f"FAULT {failure}")
     return 1 if failures else 0

@@ -108,7 +108,7 @@ def table(rows: Sequence[Row]) -> str:
     found = {(row.name, row.side): row for row in rows}
     names = dict.fromkeys(row.name for row in rows)
     cells = [[name, *(_cell(found.get((name, side))) for side in sides)] for name in names]
-    return "\n".join(markdown_table(["a step", *sides], cells))
+    return markdown_table(["a step", *sides], cells)
 
 
 def _cell(row: Row | None) -> str:

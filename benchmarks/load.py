@@ -90,8 +90,8 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def table(load: Load, found: Sequence[Measured]) -> tuple[list[str], list[str]]:
-    """Return the lines of a Markdown table, and a line for each exceeded bound."""
+def table(load: Load, found: Sequence[Measured]) -> tuple[str, list[str]]:
+    """Return a Markdown table, and a line for each exceeded bound."""
     sizes = [one.size for one in found]
     rows, faults = [], []
     for part in found[-1].seconds:
@@ -135,9 +135,9 @@ def _report(args: argparse.Namespace) -> int:
     for name in args.names or LOADS:
         load = LOADS[name]
         found = [measured_apart(name, size) for size in args.sizes or load.sizes]
-        lines, new_faults = table(load, found)
+        text, new_faults = table(load, found)
         faults += new_faults
-        print(f"\n### {name}\n", *lines, sep="\n", flush=True)
+        print(f"\n### {name}\n\n{text}", flush=True)
     for fault in faults:
         print(f"FAULT {fault}")
     return 1 if faults else 0

@@ -62,13 +62,13 @@ def table_of(name: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def markdown_table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], n_texts: int = 1
-) -> list[str]:
-    """Return the lines of a Markdown table; columns after the first ``n_texts`` hold numbers.
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], n_texts: int = 1) -> str:
+    """Return a table in Markdown; columns after the first ``n_texts`` hold numbers.
 
-    >>> markdown_table(["side", "tokens"], [["ours", "256"]])
-    ['| side | tokens |', '| --- | ---: |', '| ours | 256 |']
+    >>> print(markdown_table(["side", "tokens"], [["ours", "256"]]))
+    | side | tokens |
+    | --- | ---: |
+    | ours | 256 |
     """
     rule = ["---" if column < n_texts else "---:" for column in range(len(heads))]
-    return [f"| {' | '.join(line)} |" for line in (heads, rule, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *rows))

@@ -47,7 +47,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
             rows = [Row(**row) for row in result["rows"]]
             heads = ["case", "side", *list(COLUMNS)[1:]]
             table = markdown_table(heads, [[row.case, *cells(row)] for row in rows], n_texts=2)
-            lines += [f"### {result['title']}", "", *table, ""]
+            lines += [f"### {result['title']}", "", table, ""]
     return "\n".join(lines)
 
 

@@ -159,8 +159,8 @@ def test_what_grows_too_fast_or_takes_too_much_is_a_fault():
         Measured(10, {"a": 1.0, "b": 0.1}, 9000, 5),
         Measured(20, {"a": 2.0, "b": 0.4}, 18000, 5),
     ]
-    lines, faults = load.table(allowed, found)
-    assert faults == [] and "| a | 1 s | 2 s | 1.00 |" in lines
+    text, faults = load.table(allowed, found)
+    assert faults == [] and "| a | 1 s | 2 s | 1.00 |" in text.splitlines()
     square = found[1]._replace(seconds={"a": 4.0, "b": 0.4}, memory=20001)
     faults = load.table(allowed, [found[0], square])[1]
     assert len(faults) == 2 and "'a' grows with the power 2.00" in faults[0]
