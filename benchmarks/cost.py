@@ -46,11 +46,18 @@ class Cost(NamedTuple):
         return Cost(self.text_tokens * n, self.flops * n)
 
 
+class Work(NamedTuple):
+    """The work of a block: its tokens, and its pairs of query and key."""
+
+    tokens: int
+    pairs: int
+
+
 def plain_text(sizes: Sizes, n_prompts: int, backward: bool = True) -> Cost:
     """Return the cost of the plain text branch: all positions of all prompts."""
-    tokens, pairs = n_prompts * sizes.context, n_prompts * sizes.context**2
-    flops = _transformer(sizes.width, sizes.layers, tokens, pairs, tokens, pairs, backward)
-    return Cost(tokens, flops + _projection(sizes, n_prompts, backward))
+    work = Work(n_prompts * sizes.context, n_prompts * sizes.context**2)
+    flops = _transformer(sizes.width, sizes.layers, work, work, backward)
+    return Cost(work.tokens, flops + _projection(sizes, n_prompts, backward))
 
 
 def cut_text(sizes: Sizes, eot: Sequence[int], backward: bool = True, sets: int = 1) -> Cost:
@@ -66,36 +73,31 @@ def fast_text(
 
     In the last block, only the rows of EOT are computed beyond keys and values.
     """
-    tokens = n_prefix + sum(end + 1 - n_prefix for end in eot)
-    pairs = n_prefix**2 + sum((end + 1 - n_prefix) * (end + 1) for end in eot)
-    last_pairs = sum(end + 1 for end in eot)
-    flops = _transformer(sizes.width, sizes.layers, tokens, pairs, len(eot), last_pairs, backward)
-    return Cost(tokens, flops + _projection(sizes, len(eot), backward)).times(sets)
+    work = Work(
+        n_prefix + sum(end + 1 - n_prefix for end in eot),
+        n_prefix**2 + sum((end + 1 - n_prefix) * (end + 1) for end in eot),
+    )
+    last = Work(len(eot), sum(end + 1 for end in eot))
+    flops = _transformer(sizes.width, sizes.layers, work, last, backward)
+    return Cost(work.tokens, flops + _projection(sizes, len(eot), backward)).times(sets)
 
 
 def image_tower(sizes: Sizes, batch: int) -> Cost:
     """Return the cost of the image tower's forward."""
     patches = (sizes.resolution // sizes.patch) ** 2
     width = sizes.vision_width
-    tokens, pairs = batch * (patches + 1), batch * (patches + 1) ** 2
-    flops = _transformer(width, sizes.vision_layers, tokens, pairs, tokens, pairs, False)
+    work = Work(batch * (patches + 1), batch * (patches + 1) ** 2)
+    flops = _transformer(width, sizes.vision_layers, work, work, backward=False)
     embedding = 2 * 3 * sizes.patch**2 * width * batch * patches
     return Cost(0, flops + embedding + 2 * width * sizes.embed_dim * batch)
 
 
-def _transformer(
-    width: int,
-    layers: int,
-    tokens: int,
-    pairs: int,
-    last_tokens: int,
-    last_pairs: int,
-    backward: bool,
-) -> float:
-    """Return the FLOPs of ``layers`` blocks for ``tokens`` and ``pairs`` of query and key."""
+def _transformer(width: int, layers: int, work: Work, last: Work, backward: bool) -> float:
+    """Return the FLOPs of ``layers`` blocks that all do ``work`` but the last one."""
     projections, rest = 6 * width**2, 18 * width**2  # q, k, v; then output and MLP
-    linear = layers * projections * tokens + rest * ((layers - 1) * tokens + last_tokens)
-    attention = 4 * width * ((layers - 1) * pairs + last_pairs)
+    linear = layers * projections * work.tokens
+    linear += rest * ((layers - 1) * work.tokens + last.tokens)
+    attention = 4 * width * ((layers - 1) * work.pairs + last.pairs)
     return linear * (1 + backward) + attention * (1 + 2 * backward)
 
 
