@@ -141,8 +141,9 @@ def words_of(module, *words):
 
 
 def test_settings_of_a_preset_come_before_those_of_the_command_line():
-    args = words_of(ablate, "--preset", "embedded", "OPTIM.LR", "0.1", "OPTIM.MAX_EPOCH", "3")
-    assert args.opts == ["OPTIM.MAX_EPOCH", "20", "OPTIM.LR", "0.1", "OPTIM.MAX_EPOCH", "3"]
+    given = ["OPTIM.LR", "0.1", "OPTIM.MAX_EPOCH", "3"]
+    opts = words_of(ablate, "--preset", "embedded", *given).opts
+    assert opts[:2] == ["OPTIM.MAX_EPOCH", "20"] and opts[-4:] == given
 
 
 def test_settings_of_a_preset_are_a_section(tmp_path, monkeypatch):
