@@ -115,15 +115,21 @@ def _table(title: str, datasets: Sequence[str], results: pd.DataFrame, protocol:
         for column in values[method].dropna(axis="columns", how="all"):
             ours, mean = values[method][column].dropna(), float(means[method][column])
             std = float(ours.std()) if len(ours) > 1 else None
-            row[column] = Cell(mean, std, len(ours), published=numbers.get(column))
+            cell = Cell(mean, std, len(ours), published=numbers.get(column))
             if reference in values:
-                pairs = pd.concat([ours, values[reference][column]], axis=1).dropna()
-                if len(pairs):
-                    delta = mean - float(means[reference][column])
-                    p = paired_p(*pairs.to_numpy().T.tolist())
-                    row[column] = row[column]._replace(delta=delta, p=p)
+                cell = _compared(cell, ours, values[reference][column], means[reference][column])
+            row[column] = cell
     _correct(table)
     return table
+
+
+def _compared(cell: Cell, ours: pd.Series, theirs: pd.Series, their_mean: float) -> Cell:
+    """Return a cell with its difference to the reference, if both have a seed in common."""
+    pairs = pd.concat([ours, theirs], axis=1).dropna()
+    if pairs.empty:
+        return cell
+    p = paired_p(*pairs.to_numpy().T.tolist())
+    return cell._replace(delta=cell.mean - float(their_mean), p=p)
 
 
 def _correct(table: Table) -> None:
