@@ -113,7 +113,7 @@ def test_on_a_gpu_the_cut_way_is_also_compiled(benchmark, bench, monkeypatch):
     compiled = []
     monkeypatch.setattr(TextEncoder, "compile", lambda encoder: compiled.append(encoder))
     gpu = torch.device("cuda")
-    monkeypatch.setattr(benchmark, "cut_rivals", lambda *args: plain.cut_rivals(*args[:2], gpu))
+    monkeypatch.setattr(benchmark, "cut_rivals", lambda *args: plain.cut_rivals(*args[:3], gpu))
     for number, case in enumerate(benchmark.cases(bench), 1):
         cut, again = case.rivals
         assert again.name == f"{cut.name}, compiled" and len(compiled) == number
