@@ -3,6 +3,7 @@
     python -m anchoropt_plugin predict --model-dir output/base cat.jpg
     python -m anchoropt_plugin predict --model-dir output/base images/ --top 1 \\
         --classes "red fox" badger
+    python -m anchoropt_plugin predict --model-dir output/base output/base/predictions.csv
 
 The run's trainer must be registered. The command imports the module `trainers` of the working
 directory, or the modules given with --import.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files.images import files_in, read_image
+from ..files.predictions import read_images
 from ..files.readers import read_names
 from ..process.user_code import import_user_module
 from ..training.predictor import Predictor, load_predictor
@@ -35,7 +37,7 @@ USUAL_MODULE = "trainers"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
+    add("images", nargs="+", metavar="IMAGE", help="image, folder, or .csv with a column 'image'")
     add("--model-dir", required=True, help="output folder of the run")
     names = parser.add_mutually_exclusive_group()
     names.add_argument(
@@ -113,6 +115,8 @@ def _predicted(predictor: Predictor, named: list[str]) -> Iterator[tuple[Path, T
             inside = [path / name for name in names]
             for name in others:
                 skip(f"{path / name} does not have the name of an image")
+        elif path.suffix == ".csv":  # such as the predictions.csv of a test
+            inside = [Path(image) for image in read_images(path)]
         for start in range(0, len(inside), predictor.batch_size):
             images: dict[Path, Image.Image] = {}
             for file in inside[start : start + predictor.batch_size]:

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import UserError
 from ..process.distributed import is_main
 from .atomic import write_text
+from .predictions import PREDICTIONS
 from .readers import json_or_none, read_json, read_text
 
 RESULTS = "results.json"
@@ -77,7 +78,8 @@ def rewind(folder: str | Path, epoch: int) -> None:
     path = Path(folder, EVENTS)
     if not is_main():
         return
-    Path(folder, RESULTS).unlink(missing_ok=True)
+    for name in (RESULTS, PREDICTIONS):
+        Path(folder, name).unlink(missing_ok=True)
     if path.exists():
         events = read_events(folder) if epoch else []
         done = [event for event in events if event.get("epoch", 0) <= epoch]

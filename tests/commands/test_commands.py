@@ -26,6 +26,7 @@ from anchoropt_plugin.commands import all_commands, predict
 from anchoropt_plugin.commands.check.random_clip import random_clip, random_weights, write_archive
 from anchoropt_plugin.commands.check.small_trainer import CLASSES
 from anchoropt_plugin.files.images import files_in
+from anchoropt_plugin.files.predictions import PREDICTIONS, read_predictions
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 
@@ -721,10 +722,26 @@ def test_images_and_folders(runs, tmp_path, capsys, caplog):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.parametrize("trainer", ["CoOp", "CoOp_AnchorOPT"])
+def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, capsys):
+    file = runs / trainer / PREDICTIONS
+    written = read_predictions(file)
+    words = ["predict", "--model-dir", str(runs / trainer), str(file), "--json"]
+    capsys.readouterr()
+    assert main(words) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["picture"] for entry in entries] == written.images
+    for entry, top, probability in zip(entries, written.top, written.probability, strict=True):
+        assert list(entry["probabilities"]) == top
+        assert entry["probabilities"][top[0]] == pytest.approx(probability, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["cut.png"], "cannot read the image cut.png"),
+        (["list.csv"], "the image none.png is missing"),
+        (["cut.csv"], "cut.csv has no column 'image'"),
         (["none.png"], "there is no image none.png"),
         (["empty"], "there is no image in the folder empty"),
         (["cut.png", "--top", "0"], "--top is 0"),
@@ -738,6 +755,8 @@ def test_images_and_folders(runs, tmp_path, capsys, caplog):
 def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     Path("cut.png").write_bytes(b"no image")
+    Path("cut.csv").write_text("picture\na.png\n")
+    Path("list.csv").write_text("image\nnone.png\n")
     Path("empty").mkdir()
     assert main(["predict", "--import", "trainers", "--model-dir", str(runs / "CoOp"), *words]) == 2
     error = capsys.readouterr().err.splitlines()[-1]

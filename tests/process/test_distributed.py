@@ -18,6 +18,7 @@ from torch import nn
 import train
 from anchoropt_plugin import AnchorPositionModule, UserError, accelerate, anchoropt, fast_text
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
+from anchoropt_plugin.files.predictions import PREDICTIONS, read_predictions
 from anchoropt_plugin.process import data_parallel, distributed
 from anchoropt_plugin.process.gradients import GradientAverage
 from anchoropt_plugin.process.randomness import set_random_seed
@@ -124,6 +125,9 @@ def test_training_equals_one_process(alone, data, n, tmp_path):
         assert len(lines) == len(log_lines(folder / name)) > 10
         for line, expected in zip(lines, log_lines(folder / name), strict=True):
             assert_near(line, expected)
+        got, expected = (read_predictions(out / name / PREDICTIONS) for out in (tmp_path, folder))
+        assert (got.images, got.truth) == (expected.images, expected.truth), "in the same order"
+        assert got.probability == pytest.approx(expected.probability, abs=1e-4)
         written = {path.relative_to(tmp_path) for path in (tmp_path / name).rglob("*")}
         there = {path.relative_to(folder) for path in (folder / name).rglob("*")}
         assert names(written) == names(there), "one process writes, once"

@@ -90,6 +90,7 @@ def test_both_stages_leave_what_their_users_expect(trained):
         *(
             "anchor_prompt_learner",
             "events.jsonl",
+            "predictions.csv",
             "results.json",
             "anchoropt.json",
             "classes.json",

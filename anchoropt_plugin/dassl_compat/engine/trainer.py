@@ -27,6 +27,7 @@ from ...process.late_checks import LateNumber, settle_all
 from ...process.randomness import share_randomness
 from ..data import DataManager
 from ..evaluation import build_evaluator
+from ..evaluation.top_classes import TopClasses, paths_of
 from ..finite_checks import check_weights, checked_step
 from ..utils.meters import AverageMeter, MetricMeter
 from ..utils.tools import mkdir_if_missing
@@ -186,9 +187,9 @@ class SimpleTrainer(TrainerBase):
         """Evaluate on a split and print the results.
 
         Args:
-            split: ``"val"`` or ``"test"``. None takes ``TEST.SPLIT`` and writes the results to
-                ``results.json``. A data set without a validation split is evaluated on its test
-                split.
+            split: ``"val"`` or ``"test"``. None takes ``TEST.SPLIT`` and writes ``predictions.csv``
+                and ``results.json``. A data set without a validation split is evaluated on its
+                test split.
 
         Returns:
             The evaluator's first result, the accuracy in per cent.
@@ -202,8 +203,8 @@ class SimpleTrainer(TrainerBase):
         else:
             split, loader = "test", self.test_loader
         print(f"Evaluate on the *{split}* set")
-        progress = Console(stderr=True)
-        for output in track(
+        progress, top = Console(stderr=True), TopClasses()
+        for logits, labels, images in track(
             self._outputs(loader),
             "evaluate",
             total=len(loader),
@@ -211,7 +212,9 @@ class SimpleTrainer(TrainerBase):
             transient=True,
             disable=not (sys.stderr.isatty() and distributed.is_main()),
         ):
-            self.evaluator.process(*output)
+            self.evaluator.process(logits, labels)
+            if is_final:
+                top.add(images, logits, labels)
         settle_all()
         results = self.evaluator.evaluate()
         for name, value in results.items():
@@ -221,6 +224,7 @@ class SimpleTrainer(TrainerBase):
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
             further = self.further_results()
+            top.write(self.output_dir, self.lab2cname)
             write_results(self.output_dir, {**test, **counts, **numbers, **further})
         return next(iter(results.values()))
 
@@ -228,18 +232,22 @@ class SimpleTrainer(TrainerBase):
         """Return further entries of ``results.json``: values that JSON can hold."""
         return {}
 
-    def _outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield logits and labels of each batch; several processes share the work, and get all."""
+    def _outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        """Yield logits, labels and paths of each batch.
+
+        Several processes share the work, and get all.
+        """
         if not (distributed.is_started() and hasattr(loader, "in_turns")):
             for batch in loader:
                 images, labels = self.parse_batch_test(batch)
-                yield self.model_inference(images), labels
+                yield self.model_inference(images), labels, paths_of(batch, len(labels))
             return
         for batch in loader.in_turns():
             output = None
             if batch is not None:
                 images, labels = self.parse_batch_test(batch)
-                output = self.model_inference(images).cpu(), labels.cpu()
+                logits, paths = self.model_inference(images), paths_of(batch, len(labels))
+                output = logits.cpu(), labels.cpu(), paths
             yield from (other for other in distributed.gathered(output) if other is not None)
 
     def model_inference(self, input: Tensor) -> Tensor:

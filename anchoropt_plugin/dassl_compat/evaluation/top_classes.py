@@ -1,0 +1,63 @@
+"""The most likely classes of each image of a test, for ``predictions.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...files.predictions import TOP, different_names, write_predictions
+
+
+class TopClasses:
+    """Collect the most likely classes of each image, on the device of the logits.
+
+    >>> top = TopClasses()
+    >>> top.add(["a.jpg"], torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([1]))
+    >>> [(image, truth, names) for image, truth, names, _ in top.rows({0: "x", 1: "y", 2: "z"})]
+    [('a.jpg', 'y', ['z', 'x', 'y'])]
+    """
+
+    def __init__(self) -> None:
+        self._images: list[str] = []
+        self._batches: list[tuple[Tensor, ...]] = []
+
+    def add(self, images: Sequence[str], logits: Tensor, labels: Tensor) -> None:
+        """Take a batch: paths, logits (B, C) and labels (B,)."""
+        self._images += images
+        top = logits.float().softmax(dim=1).topk(min(TOP, logits.shape[1]))
+        # The evaluator's prediction: of equal probabilities topk may put another one first.
+        self._batches.append((labels, logits.argmax(dim=1), top.indices, top.values))
+
+    def rows(self, names: Mapping[int, str]) -> Iterator[tuple[str, str, list[str], Sequence[Any]]]:
+        """Yield for each image its path, its class, the likely classes and their probabilities."""
+
+        def name(label: int) -> str:
+            return names.get(label, f"label {label}")
+
+        # Moved here at once, as each move from a GPU is a wait.
+        columns = [torch.cat(parts).cpu() for parts in zip(*self._batches, strict=True)]
+        true, first, top = (column.tolist() for column in columns[:3])
+        for row in zip(self._images, true, first, top, columns[3].numpy(), strict=True):
+            image, label, predicted, classes, probabilities = row
+            others = [other for other in classes if other != predicted]
+            likely = [predicted, *others][: len(classes)]
+            yield image, name(label), [name(one) for one in likely], probabilities
+
+    def write(self, folder: str, names: Mapping[int, str]) -> None:
+        """Write ``predictions.csv`` into an output folder; ``names`` are the classes by label."""
+        if Path(folder).is_dir():
+            write_predictions(folder, self.rows(different_names(names)))
+
+
+def paths_of(batch: Any, n_images: int) -> list[str]:
+    """Return the paths of a batch's images, absolute; "" for each if the loader gives none.
+
+    >>> paths_of({"img": torch.zeros(1, 3, 8, 8)}, 1)
+    ['']
+    """
+    paths = batch.get("impath") if isinstance(batch, Mapping) else None
+    return [str(Path(path).absolute()) for path in paths] if paths else [""] * n_images
