@@ -10,6 +10,8 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
+from anchoropt_plugin.commands.report.figures import position_matrices, training_curves
+from anchoropt_plugin.commands.report.parts import page_html
 from anchoropt_plugin.files.atomic import write_text
 from anchoropt_plugin.training.two_stages import SUFFIX
 
@@ -21,7 +23,7 @@ from .formats import caption_of, csv_of, frame_of, latex_table, markdown_table, 
 from .plan import Job
 from .tables import Table
 
-PAGE = Environment(autoescape=True, trim_blocks=True).from_string(
+BODY = Environment(autoescape=True, trim_blocks=True).from_string(
     (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 )
 
@@ -58,7 +60,7 @@ def write_report(
     write_text(folder / "tables.tex", "\n".join(map(latex_table, made)))
     anchored = {m.name: m.reference for m in experiment.methods if m.trainer.endswith(SUFFIX)}
     page = folder / "report.html"
-    content = PAGE.render(
+    body = BODY.render(
         experiment=experiment,
         failed=failed,
         tables=[(table, frame_of(table)) for table in made],
@@ -74,7 +76,7 @@ def write_report(
         command=command,
         made=_made(results, seconds),
     )
-    write_text(page, content)
+    write_text(page, page_html(experiment.title, body))
     return page
 
 
@@ -97,14 +99,14 @@ def _figures(
             yield f"bars_{title}", says, figures.bars(table)
     group = experiment.protocol.datasets[0]
     runs = figures.folders_of([run for job in jobs for run in job.runs], group)
-    curves = None if factors else figures.training_curves(runs)
+    curves = None if factors else training_curves(runs)
     if curves is not None:
         says = (
             f"Training on {group}: loss and accuracy of each epoch; bands span the seeds. Do not "
             "compare the losses of methods: the loss of AnchorOPT includes a distillation."
         )
         yield "training", says, curves
-    matrices = figures.position_matrices({name: folders[0] for name, folders in runs.items()})
+    matrices = position_matrices({name: folders[0] for name, folders in runs.items()})
     if matrices is not None:
         says = (
             f"The relaxed position matrix during training on {group}, first seed. Each row is a "

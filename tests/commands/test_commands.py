@@ -763,6 +763,17 @@ def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, wor
     assert message in error
 
 
+def test_the_report_of_a_training_shows_its_course_and_its_order(runs):
+    for trainer, n_figures in (("CoOp", 2), ("CoOp_AnchorOPT", 3)):
+        assert main(["report", str(runs / trainer)]) == 0
+        page = (runs / trainer / "report.html").read_text(encoding="utf-8")
+        assert page.count("data:image/svg") == n_figures
+        results = json.loads((runs / trainer / "results.json").read_text())
+        assert f"{results['accuracy']:.1f}&nbsp;%</b>top-1 accuracy" in page
+        assert f"{trainer}, tiny, Digits, classes: base, 4 images per class, seed 1" in page
+        assert ("Order of the tokens" in page) == ("order" in results)
+
+
 def test_a_folder_without_class_names_asks_for_them(runs, tmp_path):
     (tmp_path / "config.yaml").write_bytes((runs / "CoOp" / "config.yaml").read_bytes())
     with pytest.raises(UserError, match=r"has no classes\.json: give the class names"):

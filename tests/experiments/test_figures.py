@@ -8,7 +8,8 @@ import re
 import pytest
 import torch
 
-from experiments.figures import FORMATS, position_matrices, write_figure
+from anchoropt_plugin.commands.report.figures import FORMATS, position_matrices
+from experiments.figures import write_figure
 
 N_EPOCHS = 7
 

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import subprocess
 
 import pandas as pd
 import pytest
 
+from anchoropt_plugin.commands.report.figures import position_matrices, training_curves
 from anchoropt_plugin.files.run_events import append_event
 from experiments.execution import Event
 from experiments.experiment import Experiment
-from experiments.figures import position_matrices, training_curves
 from experiments.plan import host_method, plan
 from experiments.protocols import read_protocol
 from experiments.report import write_report
 from experiments.tables import tables
-
-BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
-PROBE = """<script>
-addEventListener("load", () => {
-  const images = [...document.images];
-  document.title = JSON.stringify({
-    width: document.documentElement.scrollWidth - innerWidth,
-    images: images.length,
-    broken: images.filter(image => !image.naturalWidth).length,
-  });
-});
-</script>"""
+from tests.browsing import found_browser, opened
 
 
 def write_epochs(folder):
@@ -40,10 +25,7 @@ def write_epochs(folder):
 
 @pytest.fixture(scope="module")
 def browser():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"there is no browser here: {', '.join(BROWSERS)}")
-    return found
+    return found_browser()
 
 
 @pytest.fixture(scope="module")
@@ -85,32 +67,6 @@ def test_the_page_escapes_texts_and_marks_anchoropt(page):
     assert "<h1>A &lt;report&gt;</h1>" in text and "no &lt;memory&gt; &amp; xxx" in text
     assert '<tr class="strong"><td>CoOp_AnchorOPT</td><td>' in text
     assert text.count("<table>") == 1 and text.count("<tr>") == 2
-
-
-def opened(browser, page, tmp_path, width):
-    """Open a page; return the probe's numbers, the console lines and the requested addresses."""
-    probed = tmp_path / "page.html"
-    probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
-    net = tmp_path / "net.json"
-    words = [
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--enable-logging=stderr", f"--log-net-log={net}", f"--user-data-dir={tmp_path / 'me'}"),
-        *(f"--window-size={width},900", "--virtual-time-budget=2000", "--dump-dom"),
-    ]
-    done = subprocess.run(
-        [browser, *words, probed.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
-    title = re.search(r"<title>(.*?)</title>", done.stdout)[1]
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    # Requests of the browser itself are not counted.
-    asked = re.findall(r'"network_isolation_key":"file:.*?"url":"([^"]*)"', net.read_text())
-    return json.loads(title), said, set(asked)
 
 
 @pytest.mark.parametrize("width", [1200, 500])

@@ -1,20 +1,17 @@
-"""The course of a training: loss and accuracy of each epoch, and the position matrix."""
+"""The course of a training: the numbers of each epoch, and the position matrix."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from anchoropt_plugin.files.run_events import read_events
-from anchoropt_plugin.training.run_record import HISTORY, RUN_RECORD, read_history, read_record
+from ...files.run_events import read_events
+from ...training.run_record import HISTORY, RUN_RECORD, read_history, read_record
 
 
-def read_epochs(folder: Path) -> pd.DataFrame:
-    """Return the columns epoch, loss and acc: the means over the batches of each epoch."""
-    epochs = [event for event in read_events(folder) if event["event"] == "epoch"]
-    return pd.DataFrame(epochs, columns=["epoch", "loss", "acc"], dtype=float)
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """Return a dict for each epoch: epoch, lr, and loss, acc, … as means over its batches."""
+    return [event for event in read_events(folder) if event["event"] == "epoch"]
 
 
 def read_positions(folder: Path) -> tuple[list[dict[str, Any]], int]:
