@@ -16,8 +16,9 @@ from ...config.merge import read_yaml
 from ...config.record import RECORD
 from ...errors import UserError
 from ...files.atomic import write_text
+from ...files.images import read_image
 from ...files.predictions import PREDICTIONS, TOP, Predictions, read_predictions
-from ...files.readers import read_image, read_json
+from ...files.readers import read_json
 from ...files.run_events import RESULTS
 from . import figures, measures
 from .parts import figure_html, image_html, page_html
@@ -163,7 +164,7 @@ def _gallery(predictions: Predictions) -> Iterator[str]:
 
 def _small(path: str) -> bytes:
     """Return an image as a small JPEG; raise ``UserError`` if the image cannot be read."""
-    image = read_image(path)
+    image = read_image(path, upright=True)
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
