@@ -723,7 +723,8 @@ def test_images_and_folders(runs, tmp_path, capsys, caplog):
 
 
 @pytest.mark.parametrize("trainer", ["CoOp", "CoOp_AnchorOPT"])
-def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, capsys):
+def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, capsys, caplog):
+    caplog.set_level("WARNING", logger="anchoropt_plugin")
     file = runs / trainer / PREDICTIONS
     written = read_predictions(file)
     words = ["predict", "--model-dir", str(runs / trainer), str(file), "--json"]
