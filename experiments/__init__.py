@@ -11,7 +11,7 @@ import importlib.util
 from anchoropt_plugin.errors import UserError
 from dassl.engine import TrainerX
 
-for _package in ("pandas", "matplotlib"):  # now, not after all runs are finished
+for _package in ("pandas", "matplotlib", "jinja2"):  # now, not after all runs are finished
     if importlib.util.find_spec(_package) is None:
         raise UserError(f"experiments need {_package} for their report: pip install -e '.[report]'")
 

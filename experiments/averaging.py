@@ -64,7 +64,8 @@ def logits_of(run: Run) -> tuple[Tensor, Tensor]:
         if args.model_dir:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.set_model_mode("eval")
-        for batch in trainer.test_loader:
+        _, loader = trainer.split_and_loader(trainer.cfg.TEST.SPLIT)
+        for batch in loader:
             images, labels = trainer.parse_batch_test(batch)
             batches.append((trainer.model_inference(images), labels))
     logits, labels = zip(*batches, strict=True)

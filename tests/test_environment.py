@@ -29,6 +29,7 @@ FEATURES = {
         ["scripts/demo.py"],
         "experiments need matplotlib for their report: pip install -e '.[report]'",
     ),
+    "jinja2": (COMPARE, "experiments need jinja2 for their report: pip install -e '.[report]'"),
     "submitit": (
         [*COMPARE, "--executor", "slurm"],
         "--executor slurm needs submitit: pip install -e '.[slurm]'",

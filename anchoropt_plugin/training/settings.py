@@ -126,7 +126,7 @@ class AnchorOPTConfig:
     max_template_length: int = 10
     anchor_epochs: int = 100
     anchor_lr: float = 0.002
-    anchor_mse_weight: float = 10.0
+    anchor_mse_weight: float = 1000.0
     anchor_ce_weight: float = 0.0
     position: str = "sinkhorn"
     position_lr: float = 0.05

@@ -129,6 +129,9 @@ def test_logits_of_a_run_give_its_own_accuracy(page):
     ]
     logits, labels = averaging.logits_of(type("Run", (), {"argv": argv})())
     assert int((logits.argmax(-1) == labels).sum()) == row["correct"]
+    argv += ["TEST.SPLIT", "val"]
+    _, of_validation = averaging.logits_of(type("Run", (), {"argv": argv})())
+    assert 0 < len(of_validation) < len(labels)
 
 
 def test_the_page_needs_no_other_file(page):

@@ -197,11 +197,7 @@ class SimpleTrainer(TrainerBase):
         self.set_model_mode("eval")
         self.evaluator.reset()
         is_final = split is None
-        split = split or self.cfg.TEST.SPLIT
-        if split == "val" and self.val_loader is not None:
-            loader = self.val_loader
-        else:
-            split, loader = "test", self.test_loader
+        split, loader = self.split_and_loader(split or self.cfg.TEST.SPLIT)
         print(f"Evaluate on the *{split}* set")
         progress, top = Console(stderr=True), TopClasses()
         for logits, labels, images in track(
@@ -227,6 +223,12 @@ class SimpleTrainer(TrainerBase):
             top.write(self.output_dir, self.lab2cname)
             write_results(self.output_dir, {**test, **counts, **numbers, **further})
         return next(iter(results.values()))
+
+    def split_and_loader(self, split: str) -> tuple[str, Any]:
+        """Return the name and the loader of a split; without validation images those of the test."""
+        if split == "val" and self.val_loader is not None:
+            return split, self.val_loader
+        return "test", self.test_loader
 
     def further_results(self) -> dict[str, Any]:
         """Return further entries of ``results.json``: values that JSON can hold."""
