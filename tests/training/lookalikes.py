@@ -92,10 +92,12 @@ class TextEncoder(nn.Module):
 
 
 class Model(nn.Module):
+    learner_type = Learner
+
     def __init__(self, clip):
         super().__init__()
         self.image_encoder = clip.visual
-        self.prompt_learner = Learner(clip)
+        self.prompt_learner = self.learner_type(clip)
         self.tokenized_prompts = self.prompt_learner.tokenized_prompts
         self.text_encoder = TextEncoder(clip)
         self.logit_scale = clip.logit_scale

@@ -18,7 +18,7 @@ KEYS |= {"PROMPT_CE_WEIGHT": CE, "KD_WEIGHT": KD, "KD_TEMPERATURE": TEMPERATURE}
 KEYS |= {"POSITION_INIT": 1.0}
 
 
-def build(host, folder, **keys):
+def build(host, folder, init_weights="", **keys):
     """The look-alike with AnchorOPT, its anchors drawn."""
     name = f"{host.__name__}_AnchorOPT"
     if name not in TRAINER_REGISTRY.registered_names():
@@ -26,6 +26,7 @@ def build(host, folder, **keys):
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.OUTPUT_DIR, cfg.TRAINER.NAME = str(folder), name
+    cfg.MODEL.INIT_WEIGHTS = init_weights
     cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.USE_CUDA = "sgd", 0.1, 3, False
     for key, value in {**KEYS, **keys}.items():
         cfg.TRAINER.ANCHOROPT[key] = value
