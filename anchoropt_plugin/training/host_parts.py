@@ -40,6 +40,7 @@ class HostParts:
     Attributes:
         hook: describes the host's learner.
         learner: the host's prompt learner, once it is registered.
+        text_encoders: the host's text encoders.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class HostParts:
         self.learner: Any = None
         self._position: AnchorPositionModule | None = None
         self._image_encoders: list[tuple[nn.Module, nn.Module]] = []
+        self.text_encoders: dict[nn.Module, None] = {}
         self._prompts = AnchoredEncoder(
             survivors=Survivors(early=int(settings.deep_early), first=settings.deep_first)
         )
@@ -96,6 +98,7 @@ class HostParts:
             if settings.keep_features:
                 cache_image_features(module)
         elif is_text_encoder(module):
+            self.text_encoders[module] = None
             install(
                 module,
                 prompts=self._prompts,

@@ -21,6 +21,7 @@ from ..method.order import in_words
 from ..process import distributed
 from ..prompts.hooks import PromptHook
 from .batch import Batch
+from .columns import Columns
 from .host_parts import HostParts
 from .settings import AnchorOPTConfig
 
@@ -42,6 +43,7 @@ class AnchorOPT:
         plain: the host's CLIP as it was loaded.
         tower: of the plain CLIP, for the anchor prompts.
         features: the images that the host encodes, and their features in the plain CLIP.
+        columns: compares the columns of logits with the classes, at the first step.
         means: of the values of this epoch's steps.
         batch: what the present step was given; None between steps.
         tested_images: the images that the host's test read last, if known.
@@ -71,6 +73,7 @@ class AnchorOPT:
         parts.image_encoder.register_forward_hook(self.features, with_kwargs=True)
         self.tower = TextTower(self.plain.clip)
         self.prompts = AnchorPrompts(self.tower, class_names, settings.anchor_len)
+        self.columns = Columns(parts.text_encoders, class_names)
         self.means = Means()
         self._encoded: tuple[tuple[int, int], Tensor] | None = None
 

@@ -41,22 +41,21 @@ class StepLosses:
 
     def __call__(self, seen: CrossEntropy) -> Tensor:
         """Return the loss that replaces a cross-entropy of the host."""
-        run, n_classes = self.run, len(self.run.classes)
+        run, logits = self.run, seen.logits
         why = self._why_not(seen)
-        found = None if why else self._images_of(seen.logits)
+        found = None if why else self._images_of(logits)
         if found is not None:
             call, rows = found
             call.used.append(rows)
             self._is_replaced = True
             images = call.features[rows.start : rows.stop]
-            loss = run.loss(seen.value, seen.logits, images, seen.reduction)
+            loss = run.loss(seen.value, logits, images, seen.reduction)
             self.on_loss(loss)
             return loss
-        if run.hook.is_of_prompt_loss(seen.logits, len(seen.logits), n_classes):
+        if run.hook.is_of_prompt_loss(logits, len(logits), len(run.classes)):
             return run.settings.prompt_ce_weight * to_float32(seen.value)
-        self._are_several = self._are_several or (not why and self._is_replaced)
-        shape = tuple(seen.logits.shape)
-        self._others.append(f"{shape} {why or 'of images that its image encoder did not get'}")
+        self._are_several = self._are_several or not why
+        self._others.append(f"{tuple(logits.shape)} {why}")
         return seen.value
 
     def _why_not(self, seen: CrossEntropy) -> str:
@@ -67,16 +66,20 @@ class StepLosses:
         # The logits of a zero-shot head or an image head have the same shape.
         if not run.is_learned(logits):
             return "that do not depend on the prompt learner"
-        # A hook of the host's own knows better.
-        is_usual = type(hook).is_prompt_logits is PromptHook.is_prompt_logits
-        if is_usual and not self.batch.is_labelled(seen.targets):
+        numbers = {len(call) for call in run.features.calls}
+        if not any(n in numbers for n, _ in _places(logits)):
+            return "of images that its image encoder did not get"
+        if type(hook).is_prompt_logits is not PromptHook.is_prompt_logits:
+            return ""  # a hook of the host's own knows better
+        if not self.batch.is_labelled(seen.targets):
             return "whose targets are not the labels of the batch"
-        return ""
+        return run.columns.strange(logits)
 
     def _images_of(self, logits: Tensor) -> tuple[ImageCall, range] | None:
         """Return the call of the image encoder that logits belong to, and the rows of its images.
 
-        Logits may be consecutive rows of the logits of all images.
+        Logits may be consecutive rows of the logits of all images. There is none if these images
+        have met the objective.
         """
         for n, rows in _places(logits):
             call = self.run.features.of(n, rows, self.batch.images)

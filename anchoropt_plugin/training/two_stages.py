@@ -199,6 +199,7 @@ class TwoStages:
     def forward_backward(self: Any, *batch: Any) -> Any:
         run, host = self.anchoropt, self.anchoropt_host.__name__
         run.features.clear()
+        run.columns.clear()
         run.batch = Batch(batch)
         losses = StepLosses(run, partial(expect_finite, self, message="the loss is {}"))
         step = super().forward_backward  # type: ignore[misc]

@@ -20,9 +20,9 @@ KEYS |= {"POSITION_INIT": 1.0}
 
 def build(host, folder, init_weights="", **keys):
     """The look-alike with AnchorOPT, its anchors drawn."""
-    name = f"{host.__name__}_AnchorOPT"
+    name = f"Like{host.__name__}"
     if name not in TRAINER_REGISTRY.registered_names():
-        anchoropt(host, node="COOP")
+        anchoropt(host, name=name)
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.OUTPUT_DIR, cfg.TRAINER.NAME = str(folder), name

@@ -1,4 +1,4 @@
-"""What cannot be right gets one line: losses, images and weights that AnchorOPT cannot tell apart."""
+"""Losses, images and weights of CLIP: each is the right one, or gets one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def step(host, tmp_path, **keys):
     trainer = build(host, tmp_path, **keys)
     trainer.set_model_mode("train")
     trainer.batch_idx = 0
-    return trainer, trainer.forward_backward(BATCHES[0])
+    return trainer, trainer.forward_backward(trainer.train_loader_x[0])
 
 
 # ---------------------------------------------------------------------- which loss
@@ -40,6 +40,32 @@ class OwnLabels(Host):
 
     def loss(self, image, label):
         return F.cross_entropy(self.model(image).roll(1, 1), label)
+
+
+class OwnColumns(Host):
+    """Its classes have an order of their own, which the labels of a batch do not show."""
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.train_loader_x = [{**batch, "label": torch.full((4,), 2)} for batch in BATCHES]
+
+    def loss(self, image, label):
+        return F.cross_entropy(self.model(image)[:, [1, 0, 2, 3]], label)
+
+
+class OwnPrompts(Host):
+    """Its prompts have an order of their own, but its logits do not."""
+
+    class model_type(Model):
+        def texts(self):
+            learner, order = self.prompt_learner, torch.tensor([1, 2, 3, 0])
+            texts = self.text_encoder(learner()[order], self.tokenized_prompts[order])
+            return texts[order.argsort()]
+
+
+def test_prompts_in_another_order_whose_logits_are_in_the_usual_one(tmp_path):
+    trainer, _ = step(OwnPrompts, tmp_path)
+    assert trainer.anchoropt.is_in_training
 
 
 class OnlyWithin(Host):
@@ -68,9 +94,10 @@ class Chosen(Host):
     [
         (OwnOrder, r"\(4, 4\) whose targets are not the labels of the batch"),
         (OwnLabels, r"\(4, 4\) whose targets are not the labels of the batch"),
+        (OwnColumns, r"\(4, 4\) whose column 1 is not class 'blue circle' but 'star'"),
         (OnlyWithin, r"\(4, 4\) whose targets are not the labels of the batch"),
         (Soft, r"\(4, 4\) whose targets are not the labels of the batch"),
-        (Chosen, r"\(2, 4\) whose targets are not the labels of the batch"),
+        (Chosen, r"\(2, 4\) of images that its image encoder did not get"),
     ],
 )
 def test_a_loss_that_is_not_the_prompt_s_is_told(host, seen, tmp_path):
