@@ -27,6 +27,7 @@ from ..process.gradients import trained_parameters
 from ..process.late_checks import settle_all
 from . import run_record
 from .batch import Batch, views
+from .host_cfg import host_cfg
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
 from .released_files import anchors_file, is_released, renamed
@@ -60,7 +61,7 @@ class TwoStages:
         own = cfg.TRAINER.get("ANCHOROPT", {}).get("N_CTX")
         if own and not settings.n_ctx:
             log.warning("TRAINER.ANCHOROPT.N_CTX %s is a key of this repository: not used", own)
-        cfg = _host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
+        cfg = host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
     def _anchoropt_settings(self, cfg: Any) -> AnchorOPTConfig:
@@ -340,33 +341,3 @@ def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:
     for value in vars(trainer).values():
         if isinstance(value, nn.Module):
             yield from (m for m in value.modules() if isinstance(m, AnchorPositionModule))
-
-
-def _host_cfg(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
-    """Return a copy of ``cfg`` as the host alone would get it.
-
-    Args:
-        cfg: the configuration of the run.
-        name: of the host; the host, its data sets and its CLIP may read ``TRAINER.NAME``.
-        node: name of the host's node in ``cfg.TRAINER``.
-        n_ctx: soft tokens of the host; 0 keeps its own number.
-    """
-    is_frozen = cfg.is_frozen()
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.TRAINER.NAME = name
-    if n_ctx:
-        _set_soft_tokens(cfg, node, n_ctx)
-    if is_frozen:
-        cfg.freeze()
-    return cfg
-
-
-def _set_soft_tokens(cfg: Any, node: str, n_ctx: int) -> None:
-    node = next((key for key in cfg.TRAINER if key.upper() == node.upper()), node)
-    if "N_CTX" not in cfg.TRAINER.get(node, ()):
-        raise UserError(
-            f"TRAINER.ANCHOROPT.N_CTX: there is no TRAINER.{node}.N_CTX to set; set the host's "
-            "own key for its soft tokens, or name its node with @anchoropt(node=...)"
-        )
-    cfg.TRAINER[node].N_CTX = n_ctx
