@@ -30,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
 from anchoropt_plugin.encoders.clip_models import CLIP
 from anchoropt_plugin.encoders.feature_cache import CachedFeatures
+from anchoropt_plugin.encoders.image_features import ImageCall
 from anchoropt_plugin.method.objective import PromptLoss
 from anchoropt_plugin.training.host_parts import HostParts
 from anchoropt_plugin.training.settings import AnchorOPTConfig
 from anchoropt_plugin.training.stage_two import AnchorOPT
+from anchoropt_plugin.training.step_losses import StepLosses
 from benchmarks import command
 from benchmarks.cost import Cost, cut_text, fast_text, image_tower, plain_text
 from benchmarks.harness import Bench, Case, Outcome, Side, require_in_use
@@ -170,7 +172,7 @@ class CoOpStep:
 
         Without ``cached``, every image is new.
         """
-        with PromptLoss(self.run.loss, self.run.is_prompt_logits):
+        with PromptLoss(StepLosses(self.run)):
             logits = self.our_logits(cached)
             loss = F.cross_entropy(logits, self.labels)
         require_in_use([self.model.text_encoder.forward])
@@ -277,7 +279,8 @@ class MaPLeStep(CoOpStep):
         return scaled_cosines(self.clip, features, encoder(prompts, self.tokens, deep_text, matrix))
 
     def our_logits(self, cached: CachedFeatures | None) -> Tensor:
-        self.run.features.value = self.features.float()
+        self.run.features.clear()
+        self.run.features.calls.append(ImageCall(self.images, self.features))
         prompts, _, deep_text, _ = self.learner()
         text = self.model.text_encoder(prompts, self.tokens, deep_text)
         return self.model.logits(self.features, text)

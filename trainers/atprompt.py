@@ -200,9 +200,13 @@ class MaPLe_ATP(AttributeTrainer, maple.MaPLe):
 
 
 # ---------------------------------------------------------------------------------- DePT
+class DePTLearner(AttributeLearner, dept.TwoHeadedLearner):
+    """DePT's prompt learner with attributes."""
+
+
 @anchoropt(kd_weight=0.0)
 @TRAINER_REGISTRY.register()
 class DePT_ATP(AttributeTrainer, dept.DePT):
     """DePT with attributes: images (B, 3, R, R) → logits (B, C)."""
 
-    learner = CoOpLearner
+    learner = DePTLearner

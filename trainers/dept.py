@@ -9,17 +9,18 @@ checkpoints.
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anchoropt_plugin import anchoropt
+from anchoropt_plugin import PromptHook, anchoropt, register_hook
 from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 
-from .coop import CoOp
+from .coop import CoOp, PromptLearner
 from .prompted_clip import PromptedCLIP
 
 TYPES = ("linear", "similarity")
@@ -100,6 +101,20 @@ class TwoHeadedCLIP(PromptedCLIP):
         return self.linear_probe_proj(examples), torch.cat([label, label])
 
 
+class TwoHeadedLearner(PromptLearner):
+    """CoOp's prompt learner, in a model with a second head."""
+
+
+class TwoHeadedHook(PromptHook):
+    """The loss of DePT is one weighted mean: PROMPT_CE_WEIGHT is the weight of both heads."""
+
+    def is_of_prompt_loss(self, logits: Tensor, n_images: int, n_classes: int) -> bool:
+        return True
+
+
+register_hook(TwoHeadedLearner, TwoHeadedHook())
+
+
 @anchoropt(kd_weight=0.0)
 @TRAINER_REGISTRY.register()
 class DePT(CoOp):
@@ -127,6 +142,9 @@ class DePT(CoOp):
                 f"TRAINER.LINEAR_PROBE.WEIGHT is {settings.WEIGHT}: give the share of the second "
                 "head, from 0 to 1"
             )
+
+    def build_learner(self, class_names: Sequence[str], clip: nn.Module) -> nn.Module:
+        return TwoHeadedLearner(self.cfg, class_names, clip)
 
     def build_prompted_clip(self, learner: nn.Module, clip: nn.Module) -> PromptedCLIP:
         return TwoHeadedCLIP(self.cfg, learner, clip)

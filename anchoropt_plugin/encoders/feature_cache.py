@@ -30,7 +30,7 @@ KEYED = 1 << 26
 _SHIFT = 1 << 63
 _WORD = torch.int64.itemsize
 
-_CHANGING = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
+CHANGING = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
 """Modules whose features of the same image change from call to call in training mode."""
 
 
@@ -108,7 +108,7 @@ class CachedFeatures:
             return False
         if images.requires_grad or any(p.requires_grad for p in self.encoder.parameters()):
             return False
-        if any(module.training and isinstance(module, _CHANGING) for module in self._modules):
+        if any(module.training and isinstance(module, CHANGING) for module in self._modules):
             return False
         return not any(m._forward_hooks or m._forward_pre_hooks for m in self._modules[1:])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,42 +15,141 @@ from ..errors import UserError
 from .equivalence import CALL_ERRORS
 from .frozen_linear import frozen_products
 
+REMEMBERED = 8
+"""Calls of an image encoder that are remembered: their images stay in memory until then."""
 
-class FirstFeatures:
-    """A forward hook on an image encoder that stores the plain features of the first call.
 
-    The first call after ``clear`` belongs to the prompt: some hosts call their encoder a second
-    time in a step. After the features are used, the next call brings further images: a step may
-    sum the gradients of several batches.
+class ImageCall:
+    """A call of a host's image encoder: its images, and their features in the plain CLIP.
 
     Args:
-        plain: computes plain features; by default ``unprompted``.
+        images: (N, 3, R, R).
+        plain: the features (N, e) of the plain CLIP, or a function that computes them.
 
     Attributes:
-        value: L2-normalised features (B, e) in float32, or None before a call.
-        is_used: whether the objective has used them; its caller sets this.
+        images: (N, 3, R, R).
+        used: rows whose logits have met the objective.
     """
 
-    def __init__(self, plain: Callable[..., Tensor] | None = None) -> None:
-        self.value: Tensor | None = None
-        self.is_used = False
-        self._plain = plain or unprompted
+    def __init__(self, images: Tensor, plain: Tensor | Callable[[], Tensor]) -> None:
+        self.images = images
+        self.used: list[range] = []
+        # At once: a host may change the output of its encoder in place.
+        self._plain = _normalised(plain) if isinstance(plain, Tensor) else plain
+        device = images.device.type
+        self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def features(self) -> Tensor:
+        """L2-normalised features (N, e) in float32."""
+        if not isinstance(self._plain, Tensor):
+            enabled, dtype = self._autocast
+            with torch.no_grad(), torch.autocast(self.images.device.type, dtype, enabled):
+                self._plain = _normalised(self._plain())
+        return self._plain
+
+    def is_used(self, rows: range) -> bool:
+        """Whether some of ``rows`` have met the objective."""
+        return any(range(max(rows[0], one[0]), min(rows[-1], one[-1]) + 1) for one in self.used)
+
+    def shows(self, images: Tensor) -> bool:
+        """Whether this call got ``images`` (B, 3, R, R), or consecutive ones of them."""
+        own, n = self.images, len(self)
+        if own is images:
+            return True
+        if own.shape[1:] != images.shape[1:] or not 0 < n <= len(images):
+            return False
+        images = images.to(own)
+        starts = (images[: len(images) - n + 1] == own[0]).flatten(1).all(1).nonzero().flatten()
+        return any(torch.equal(images[start : start + n], own) for start in starts.tolist())
+
+
+class ImageCalls:
+    """A forward hook, with keyword arguments, on an image encoder: it notes the calls.
+
+    Args:
+        plain: maps the encoder, its arguments, its keyword arguments and its output to plain
+            features (N, e), or to a function that computes them.
+    """
+
+    def __init__(self, plain: Callable[..., Tensor | Callable[[], Tensor]]) -> None:
+        self.calls: deque[ImageCall] = deque(maxlen=REMEMBERED)
+        self._plain = plain
         self._busy = False
 
     def clear(self) -> None:
-        """Wait for the next output."""
-        self.value, self.is_used = None, False
+        """Forget all calls."""
+        self.calls.clear()
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._busy or (self.value is not None and not self.is_used):
+    def __call__(self, module: nn.Module, args: Any, named: dict[str, Any], output: Any) -> None:
+        images = images_among(args, named)
+        if self._busy or images is None:
             return
+        with self._alone():
+            plain = self._plain(module, args, named, output)
+        if not isinstance(plain, Tensor):
+            compute = plain
+
+            def plain() -> Tensor:
+                with self._alone():
+                    return compute()
+
+        self.calls.append(ImageCall(images, plain))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Ignore calls inside the context manager, which plain features need."""
         self._busy = True
         try:
             with torch.no_grad():
-                features = self._plain(module, args, output)
+                yield
         finally:
             self._busy = False
-        self.value, self.is_used = F.normalize(features.detach().float(), dim=-1), False
+
+    @property
+    def value(self) -> Tensor | None:
+        """The features (N, e) of the first call's images, or None before a call."""
+        return self.calls[0].features if self.calls else None
+
+    def of(self, n: int, rows: range, batch: Sequence[Tensor] = ()) -> ImageCall | None:
+        """Return the first call with ``n`` images of which ``rows`` have not met the objective.
+
+        Args:
+            n: number of images.
+            rows: some of them.
+            batch: images, each (B, 3, R, R): calls with other images are skipped, if there is a
+                call with these.
+
+        Raises:
+            UserError: there are several such calls with different images, none of ``batch``.
+        """
+        calls = list(self.calls)
+        known = False
+        if len(calls) > 1:
+            shown = [call for call in calls if any(call.shows(images) for images in batch)]
+            known = bool(shown)
+            calls = shown or calls
+        calls = [call for call in calls if len(call) == n and not call.is_used(rows)]
+        if not known and not all(call.shows(calls[0].images) for call in calls[1:]):
+            raise UserError(
+                f"the host encodes {len(calls)} sets of {n} images in one step, none of which the "
+                "loader gave, so AnchorOPT cannot tell of which images logits are: encode the "
+                "images of the loader, or only one set"
+            )
+        return calls[0] if calls else None
+
+
+def images_among(args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | None:
+    """Return the first batch of images (N, 3, R, R) among the arguments of a call, or None."""
+    tensors = (x for x in (*args, *named.values()) if isinstance(x, Tensor))
+    return next((x for x in tensors if x.dim() == 4), None)
+
+
+def _normalised(features: Tensor) -> Tensor:
+    return F.normalize(features.detach().float(), dim=-1)
 
 
 def unprompted(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
@@ -62,7 +163,7 @@ def unprompted(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor
         UserError: the encoder cannot be called without prompts.
     """
     has_trained = any(parameter.requires_grad for parameter in encoder.parameters())
-    if _is_transformer(encoder) and (len(args) > 1 or has_trained):
+    if is_transformer(encoder) and (len(args) > 1 or has_trained):
         return plain_features(encoder, args[0])
     if len(args) > 1:
         try:
@@ -81,7 +182,7 @@ def none_of(prompts: Any) -> Any:
     return prompts[:0] if isinstance(prompts, Tensor) else []
 
 
-def _is_transformer(encoder: nn.Module) -> bool:
+def is_transformer(encoder: nn.Module) -> bool:
     """Whether an image encoder is CLIP's transformer, perhaps with further parts."""
     parts = "conv1", "class_embedding", "ln_pre", "transformer", "ln_post"
     return all(hasattr(encoder, part) for part in parts)

@@ -1,13 +1,13 @@
 """The objective of stage 2: cross-entropy, and distillation from the averaged logits.
 
-Every host computes its loss with ``F.cross_entropy``. There ``PromptLoss`` replaces the loss of the
-prompt's logits by AnchorOPT's objective; further losses of the host stay.
+Every host computes its loss with ``F.cross_entropy``, which ``PromptLoss`` lets a function replace.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +52,9 @@ def to_float32(loss: Tensor) -> Tensor:
     return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
-def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: float) -> Tensor:
+def distillation(
+    prompt_logits: Tensor, anchor_logits: Tensor, temperature: float, reduction: str = "mean"
+) -> Tensor:
     """Return T² · KL(softmax(ens / T) ‖ softmax(l_n / T)); ens, the averaged logits, is detached.
 
     The KL is summed over batch and classes and divided by their product, as in the released code:
@@ -62,9 +64,11 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
         prompt_logits: l_n, (B, C).
         anchor_logits: l_a, (B, C).
         temperature: T > 0.
+        reduction: as of ``F.cross_entropy``: the mean over images, their sum, or each image's own
+            value ("none").
 
     Returns:
-        A scalar in float32; 0 if both logits are equal.
+        In float32, a scalar, or (B,) for "none"; 0 if both logits are equal.
 
     Raises:
         ValueError: the shapes differ.
@@ -82,44 +86,67 @@ def distillation(prompt_logits: Tensor, anchor_logits: Tensor, temperature: floa
     teacher = average(prompt_logits, anchor_logits).detach() / temperature
     student = prompt_logits.float() / temperature
     divergence = F.kl_div(
-        student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True
+        student.log_softmax(-1),
+        teacher.log_softmax(-1),
+        reduction="none" if reduction == "none" else "sum",
+        log_target=True,
     )
-    return temperature**2 * divergence / prompt_logits.numel()
+    if reduction == "none":
+        divergence = divergence.sum(-1)
+    n = prompt_logits.numel() if reduction == "mean" else prompt_logits.shape[-1]
+    return temperature**2 * divergence / n
+
+
+class CrossEntropy(NamedTuple):
+    """A call of ``F.cross_entropy``.
+
+    Attributes:
+        value: the loss: a scalar, or one value for each row of the logits.
+        logits: its first argument.
+        targets: its second argument.
+        reduction: "mean", "sum" or "none".
+    """
+
+    value: Tensor
+    logits: Tensor
+    targets: Tensor
+    reduction: str
+
+    @classmethod
+    def of(cls, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CrossEntropy:
+        """Read a call with these arguments that returned ``value``.
+
+        >>> logits = torch.zeros(2, 3)
+        >>> CrossEntropy.of(torch.zeros(2), (logits, None), {"reduction": "none"}).reduction
+        'none'
+        """
+        call = _SIGNATURE.bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        is_sum = given["reduction"] == "sum" or given["size_average"] is False  # its older name
+        reduction = "none" if value.dim() else "sum" if is_sum else "mean"
+        return cls(value, given["input"], given["target"], reduction)
+
+
+_SIGNATURE = inspect.signature(F.cross_entropy)
 
 
 class PromptLoss(TorchFunctionMode):
-    """Inside the context manager, replace the cross-entropies of the prompt's logits.
-
-    Other cross-entropies of the host, such as that of DePT's second head, are multiplied by
-    ``weight``, so that the host's balance between its losses stays.
+    """Inside the context manager, replace the results of ``F.cross_entropy``.
 
     Args:
-        replace: maps (cross-entropy, logits (B, C)) to the loss that replaces it.
-        is_prompts: whether logits are the prompt's.
-        weight: factor of all other cross-entropies.
-
-    Attributes:
-        replaced: whether a cross-entropy was replaced.
+        replace: maps a ``CrossEntropy`` to the loss that replaces its value.
 
     >>> import torch
-    >>> with PromptLoss(lambda loss, logits: loss * 10, lambda logits: len(logits) == 1) as mode:
-    ...     loss = F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
-    ...     other = F.cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
-    >>> round(loss.item() / other.item()), mode.replaced
-    (10, True)
+    >>> with PromptLoss(lambda seen: seen.value * len(seen.logits)):
+    ...     loss = F.cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+    >>> round((loss / F.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))).item())
+    3
     """
 
-    def __init__(
-        self,
-        replace: Callable[[Tensor, Tensor], Tensor],
-        is_prompts: Callable[[Tensor], bool],
-        weight: float = 1.0,
-    ) -> None:
+    def __init__(self, replace: Callable[[CrossEntropy], Tensor]) -> None:
         super().__init__()
         self.replace = replace
-        self.is_prompts = is_prompts
-        self.weight = weight
-        self.replaced = False
 
     def __torch_function__(
         self,
@@ -131,8 +158,4 @@ class PromptLoss(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if func is not F.cross_entropy:
             return out
-        logits = args[0] if args else (kwargs or {})["input"]
-        if not self.is_prompts(logits):
-            return self.weight * to_float32(out)
-        self.replaced = True
-        return self.replace(out, logits)
+        return self.replace(CrossEntropy.of(out, args, kwargs or {}))

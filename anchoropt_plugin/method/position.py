@@ -125,7 +125,10 @@ def _one_token_a_slot(scores: Tensor, temperature: float) -> Tensor:
 
 
 def _identity(scores: Tensor, temperature: float) -> Tensor:
-    return torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+    hard = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+    # The logits have a gradient, zero: some hosts look at the gradient of each parameter.
+    used: Tensor = _StraightThrough.apply(hard, 0 * scores)
+    return used
 
 
 RELAXATIONS: dict[str, Relaxation] = {

@@ -101,6 +101,13 @@ class PromptHook:
         """Whether a cross-entropy of the host takes the prompt's logits l_n, (B, C)."""
         return logits.shape == (n_images, n_classes)
 
+    def is_of_prompt_loss(self, logits: Tensor, n_images: int, n_classes: int) -> bool:
+        """Whether a further cross-entropy belongs to the prompt's loss, with the same weight.
+
+        All others stay the host's.
+        """
+        return False
+
     def plain_features(self, encoder: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
         """Return features (B, e) of the plain CLIP, given a call of the host's image encoder."""
         return unprompted(encoder, args, output)

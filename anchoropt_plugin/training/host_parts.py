@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from ..encoders.accelerate import install, is_text_encoder
 from ..encoders.deep_prompts import Survivors
 from ..encoders.feature_cache import cache_image_features
+from ..encoders.plain_clip import PlainCLIP
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
@@ -34,22 +35,35 @@ class HostParts:
         learner_name: name under which the host's model registers the prompt learner; "" takes the
             first module that is a prompt learner.
         settings: of the position matrix, the fast branch and the feature cache.
+        replaces_weights: whether the host loads other weights into its model while it builds it.
 
     Attributes:
         hook: describes the host's learner.
         learner: the host's prompt learner, once it is registered.
+        text_encoders: the host's text encoders.
     """
 
-    def __init__(self, host: str, learner_name: str, settings: AnchorOPTConfig) -> None:
+    def __init__(
+        self,
+        host: str,
+        learner_name: str,
+        settings: AnchorOPTConfig,
+        replaces_weights: bool = False,
+    ) -> None:
         self.host = host
         self.learner_name = learner_name
         self.settings = settings
         self.hook = PromptHook()
+        self.replaces_weights = replaces_weights
         self._clips: list[Any] = []
+        self._plain: dict[nn.Module, PlainCLIP] = {}
+        self._extended: set[nn.Module] = set()
+        self._building = contextlib.ExitStack()
         self._owner: nn.Module | None = None
         self.learner: Any = None
         self._position: AnchorPositionModule | None = None
         self._image_encoders: list[tuple[nn.Module, nn.Module]] = []
+        self.text_encoders: dict[nn.Module, None] = {}
         self._prompts = AnchoredEncoder(
             survivors=Survivors(early=int(settings.deep_early), first=settings.deep_first)
         )
@@ -60,11 +74,10 @@ class HostParts:
 
         This is early enough: hosts read ``prompt_learner.tokenized_prompts`` afterwards.
         """
-        handle = register_module_module_registration_hook(self._registered)
-        try:
+        with self._building:
+            handle = register_module_module_registration_hook(self._registered)
+            self._building.callback(handle.remove)
             yield
-        finally:
-            handle.remove()
 
     def _registered(self, owner: nn.Module, name: str, module: nn.Module | None) -> None:
         # Hosts first read OpenAI's archive with torch.jit, then build their CLIP from it.
@@ -73,11 +86,19 @@ class HostParts:
         settings = self.settings
         if name == "token_embedding":
             self._clips.append(owner)
-        elif name == "image_encoder":
+            # A function, as a host may copy its CLIP, and copies share functions.
+            handle = owner.register_load_state_dict_post_hook(lambda clip, _: self._loaded(clip))
+            self._building.callback(handle.remove)
+            return
+        is_learner = self._is_learner(name, module)
+        if is_learner or name == "image_encoder":
+            self._extended.update(self._plain)
+        if name == "image_encoder":
             self._image_encoders.append((owner, module))
             if settings.keep_features:
                 cache_image_features(module)
         elif is_text_encoder(module):
+            self.text_encoders[module] = None
             install(
                 module,
                 prompts=self._prompts,
@@ -85,7 +106,7 @@ class HostParts:
                 split=settings.split_classes,
                 in_use=settings.fast_text,
             )
-        elif self._is_learner(name, module) and module is not self.learner:
+        elif is_learner and module is not self.learner:
             if self.learner is not None:
                 log.warning(
                     "%s has a second prompt learner, %s: it gets no anchors", self.host, name
@@ -107,6 +128,21 @@ class HostParts:
                 task_dim=self.clip.text_projection.shape[1] if settings.position_task else 0,
             )
             self._prompts.attachment = attachment_of(module)
+
+    def _loaded(self, clip: nn.Module) -> None:
+        """Keep a CLIP whose weights were just loaded as it is, before its host extends it."""
+        if clip in self._clips and clip not in self._extended:
+            plain = self._plain[clip] = PlainCLIP(clip)
+            if self.replaces_weights:
+                self._building.enter_context(plain.unchanged([clip]))
+
+    def plain(self, trained: Iterable[nn.Parameter]) -> PlainCLIP:
+        """Return the host's CLIP as it was loaded, with its own values of ``trained`` weights."""
+        clip = self.clip
+        plain = self._plain.get(clip) or PlainCLIP(clip)
+        plain.note()
+        plain.keep(trained)
+        return plain
 
     def _is_learner(self, name: str, module: nn.Module) -> bool:
         return name == self.learner_name if self.learner_name else is_prompt_learner(module)
@@ -157,4 +193,5 @@ class HostParts:
         """The host's ``image_encoder`` beside its learner; without one, CLIP's own."""
         beside = [module for owner, module in self._image_encoders if owner is self._owner]
         others = [module for _, module in self._image_encoders]
-        return next(iter([*beside, *others]), None) or self.clip.visual
+        # A host may replace its encoder while it builds its model.
+        return next(iter([*beside[-1:], *others]), None) or self.clip.visual

@@ -101,7 +101,7 @@ class AnchorOPTConfig:
             the released MaPLe does, and not as their mean.
         modules_trained: train the modules of the prompt learner, such as CoCoOp's meta-net; False
             keeps their start and trains its soft tokens, as the released CoCoOp does.
-        prompt_ce_weight: weight of the host's cross-entropy (of each, if it has several).
+        prompt_ce_weight: weight of the prompt's cross-entropy; the host's further losses stay.
         kd_weight: weight of the distillation.
         kd_temperature: temperature T of the distillation.
         ensemble: average with the anchor logits at test: "auto" does so if a class was not trained;

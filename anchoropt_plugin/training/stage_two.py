@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..encoders.image_features import FirstFeatures
+from ..encoders.image_features import ImageCall, ImageCalls
+from ..encoders.plain_clip import PlainImages
 from ..encoders.shared_prefix import leaves
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
@@ -17,6 +19,9 @@ from ..method.metrics import Means, agreement, entropy
 from ..method.objective import as_logits, average, distillation, to_float32
 from ..method.order import in_words
 from ..process import distributed
+from ..prompts.hooks import PromptHook
+from .batch import Batch
+from .columns import Columns
 from .host_parts import HostParts
 from .settings import AnchorOPTConfig
 
@@ -24,30 +29,51 @@ from .settings import AnchorOPTConfig
 class AnchorOPT:
     """AnchorOPT in one trainer: settings, position matrix, anchor logits, objective.
 
+    Args:
+        settings: checked settings.
+        parts: of the host.
+        class_names: of this run.
+        trained: all parameters that the host trains.
+
     Attributes:
         settings: checked settings.
         position: the module on the host's prompt learner.
         classes: names of the classes of this run.
         trained_classes: names of the classes that the prompt was trained on; None if unknown.
-        tower: of the host's CLIP, for the anchor prompts.
-        features: of the images last seen.
+        plain: the host's CLIP as it was loaded.
+        tower: of the plain CLIP, for the anchor prompts.
+        features: the images that the host encodes, and their features in the plain CLIP.
+        columns: compares the columns of logits with the classes, at the first step.
         means: of the values of this epoch's steps.
+        batch: what the present step was given; None between steps.
+        tested_images: the images that the host's test read last, if known.
+        told_of_several: whether a warning told of several losses for the same images.
     """
 
     def __init__(
-        self, settings: AnchorOPTConfig, parts: HostParts, class_names: Sequence[str]
+        self,
+        settings: AnchorOPTConfig,
+        parts: HostParts,
+        class_names: Sequence[str],
+        trained: Iterable[nn.Parameter] = (),
     ) -> None:
         self.settings = settings
         self.position = parts.position
         self.classes = list(class_names)
         self.trained_classes: frozenset[str] | None = None
-        self.is_in_training = self.is_in_test = False
+        self.is_in_training = self.is_in_test = self.told_of_several = False
+        self.batch: Batch | None = None
+        self.tested_images: Any = None
+        self._label_place: int | None = None
         self.hook = parts.hook
         self._learned = {id(parameter) for parameter in parts.learner.parameters()}
-        self.features = FirstFeatures(self.hook.plain_features)
-        parts.image_encoder.register_forward_hook(self.features)
-        self.tower = TextTower(parts.clip)
+        self.plain = parts.plain(trained)
+        self._plain_images = PlainImages(self.plain)
+        self.features = ImageCalls(self._plain_features)
+        parts.image_encoder.register_forward_hook(self.features, with_kwargs=True)
+        self.tower = TextTower(self.plain.clip)
         self.prompts = AnchorPrompts(self.tower, class_names, settings.anchor_len)
+        self.columns = Columns(parts.text_encoders, class_names)
         self.means = Means()
         self._encoded: tuple[tuple[int, int], Tensor] | None = None
 
@@ -87,10 +113,22 @@ class AnchorOPT:
         if self.settings.position_task and self.has_anchors:
             self.position.task.copy_(self._class_features().mean(0))
 
+    def _plain_features(
+        self, encoder: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> Tensor | Callable[[], Tensor]:
+        """Return plain features (N, e) of a call of the image encoder, or their computation."""
+        if type(self.hook).plain_features is not PromptHook.plain_features:
+            return self.hook.plain_features(encoder, args, output)
+        return self._plain_images(encoder, args, named, output)
+
     @torch.no_grad()
-    def logits(self) -> Tensor:
-        """Return l_a (B, C) of the images last seen, in float32."""
-        images = self.features.value
+    def logits(self, images: Tensor | None = None) -> Tensor:
+        """Return l_a (N, C) in float32.
+
+        Args:
+            images: plain features (N, e); None takes those of the images first seen.
+        """
+        images = self.features.value if images is None else images
         if images is None:
             raise UserError(
                 "the host's image encoder was not called since the step began, so AnchorOPT has no "
@@ -101,26 +139,52 @@ class AnchorOPT:
             scale = self.tower.clip.logit_scale.exp().float()
             return scale * images @ self._class_features().t()
 
-    def is_prompt_logits(self, logits: Tensor) -> bool:
-        """Whether a cross-entropy of the host takes l_n (B, C) of the images last seen."""
-        images = self.features.value
-        if images is None or not self.hook.is_prompt_logits(logits, len(images), len(self.classes)):
-            return False
-        # The logits of a zero-shot head or an image head have the same shape.
+    def note_labels(self, parsed: Any) -> None:
+        """Note the labels in the results of ``parse_batch_train``; the first ones are compared."""
+        if self.batch is None:
+            return
+        if self._label_place is None:
+            self._label_place = self.batch.place_of_labels(parsed)
+        if self._label_place is not None:
+            self.batch.parsed = parsed[self._label_place]
+
+    def is_learned(self, logits: Tensor) -> bool:
+        """Whether ``logits`` depend on the prompt learner."""
         return any(id(leaf) in self._learned for leaf in leaves(logits))
 
-    def loss(self, cross_entropy: Tensor, logits: Tensor) -> Tensor:
-        """Return the objective of stage 2 for the host's cross-entropy and logits l_n (B, C)."""
+    def loss(
+        self,
+        cross_entropy: Tensor,
+        logits: Tensor,
+        images: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Return the objective of stage 2 for the host's cross-entropy and logits l_n (n, C).
+
+        Args:
+            cross_entropy: of the host, after its reduction.
+            logits: l_n.
+            images: plain features (n, e); None takes those of the images first seen.
+            reduction: of the cross-entropy, "mean", "sum" or "none"; the objective has the same.
+        """
         settings = self.settings
         loss = settings.prompt_ce_weight * to_float32(cross_entropy)
         if settings.kd_weight:
-            anchor_logits = self.logits()
-            divergence = distillation(logits, anchor_logits, settings.kd_temperature)
+            anchor_logits = self.logits(images)
+            temperature = settings.kd_temperature
+            divergence = distillation(logits, anchor_logits, temperature, reduction)
             loss = loss + settings.kd_weight * divergence
-            self.means.add(distillation=divergence, agreement=agreement(logits, anchor_logits))
-        self.means.add(cross_entropy=cross_entropy)
-        self.is_in_training = self.features.is_used = True
+            self._add(reduction, len(logits), distillation=divergence)
+            self.means.add(agreement=agreement(logits, anchor_logits))
+        self._add(reduction, len(logits), cross_entropy=cross_entropy)
+        self.is_in_training = True
         return loss
+
+    def _add(self, reduction: str, n: int, **losses: Tensor) -> None:
+        """Add the means over ``n`` images of losses to the means of the epoch."""
+        if reduction != "mean":
+            losses = {name: loss.float().sum() / n for name, loss in losses.items()}
+        self.means.add(**losses)
 
     def order(self) -> str:
         """Return the order of the tokens at test in words."""
@@ -136,27 +200,44 @@ class AnchorOPT:
         """
         return {**self.means.take(), "position_entropy": entropy(self.position.relaxed()).item()}
 
-    def tested(self, output: Any, subsample: str) -> Any:
+    def tested(self, output: Any, subsample: str, images: Any = None) -> Any:
         """Return the logits used for evaluation: l_n, the mean of l_n and l_a, or l_a.
 
         Args:
-            output: of the host for the images last seen: l_n (B, C), alone or first of several; any
-                other output is returned unchanged.
+            output: of the host: l_n (B, C), alone or first of several; any other output is returned
+                unchanged.
             subsample: see ``averages``.
+            images: the images (B, 3, R, R) of the output, if known.
         """
         logits, *others = output if isinstance(output, (tuple, list)) else (output,)
-        images = self.features.value
-        if images is not None and getattr(logits, "shape", None) != (
-            len(images),
-            len(self.classes),
-        ):
+        shape = tuple(getattr(logits, "shape", ()))
+        images = images if isinstance(images, Tensor) and images.dim() == 4 else None
+        n = len(logits if images is None else images)
+        if shape != (n, len(self.classes)):
             return output
-        self.is_in_test = self.features.is_used = True
+        self.is_in_test = True
         if self.settings.ensemble == "anchors":
-            logits = self.logits()
+            logits = self.logits(self._tested_features(n, images))
         elif self.averages(subsample):
-            logits = average(as_logits(logits), self.logits())
+            logits = average(as_logits(logits), self.logits(self._tested_features(n, images)))
+        self.features.clear()
         return (logits, *others) if others else logits
+
+    def _tested_features(self, n: int, images: Tensor | None) -> Tensor:
+        """Return plain features (n, e) of the images of a test, which may be known.
+
+        The host may encode them in parts or in several views, and other images too.
+        """
+        call = self.features.of(n, range(n), [] if images is None else [images])
+        if call is None and images is not None:
+            call = ImageCall(images, partial(self._plain_images.encode, images))
+        if call is None:
+            raise UserError(
+                f"the host gives its evaluator logits of {n} images, which its image encoder did "
+                "not get at once, so AnchorOPT cannot average them with the anchor logits: read "
+                "the images with parse_batch_test, or test through model_inference"
+            )
+        return call.features
 
     def averages(self, subsample: str) -> bool:
         """Whether test logits are averaged with l_a: "auto" does so if a class was not trained.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..files.run_events import append_event
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
-from ..method.objective import PromptLoss, to_float32
+from ..method.objective import PromptLoss
 from ..method.position import AnchorPositionModule
 from ..process import distributed
 from ..process.data_parallel import refuse_data_parallel, without_data_parallel
@@ -25,6 +26,8 @@ from ..process.folder_lock import locked_folder
 from ..process.gradients import trained_parameters
 from ..process.late_checks import settle_all
 from . import run_record
+from .batch import Batch, views
+from .host_cfg import host_cfg
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
 from .released_files import anchors_file, is_released, renamed
@@ -32,6 +35,7 @@ from .run_record import check_trained_as_released, trained_classes, write_histor
 from .settings import AnchorOPTConfig
 from .stage_one import find_anchors
 from .stage_two import AnchorOPT
+from .step_losses import StepLosses
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -50,7 +54,6 @@ class TwoStages:
     anchoropt_node: str
     anchoropt_arguments: dict[str, Any]
     anchoropt: AnchorOPT
-    _told_of_others = False
 
     def __init__(self, cfg: Any) -> None:
         self.anchoropt_cfg = cfg
@@ -58,7 +61,7 @@ class TwoStages:
         own = cfg.TRAINER.get("ANCHOROPT", {}).get("N_CTX")
         if own and not settings.n_ctx:
             log.warning("TRAINER.ANCHOROPT.N_CTX %s is a key of this repository: not used", own)
-        cfg = _host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
+        cfg = host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
     def _anchoropt_settings(self, cfg: Any) -> AnchorOPTConfig:
@@ -68,7 +71,8 @@ class TwoStages:
 
     def build_model(self: Any) -> None:
         settings = self._anchoropt_settings(self.cfg)
-        parts = HostParts(self.anchoropt_host.__name__, self.anchoropt_learner, settings)
+        name, has_weights = self.anchoropt_host.__name__, bool(self.cfg.MODEL.INIT_WEIGHTS)
+        parts = HostParts(name, self.anchoropt_learner, settings, has_weights)
         if distributed.is_launched() and not distributed.is_started():
             raise UserError(
                 "the installed Dassl does not support torchrun: run python instead, or uninstall "
@@ -80,8 +84,9 @@ class TwoStages:
             self._check_soft_tokens(settings.n_ctx, parts)
         parts.choose_trained()
         self.model = without_data_parallel(self.model)
-        refuse_data_parallel(self.model, self.anchoropt_host.__name__)
-        self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames)
+        refuse_data_parallel(self.model, name)
+        trained = self._anchoropt_trained()
+        self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames, trained)
         for name in self.get_model_names():
             optimizer, scheduler = self._optims[name], self._scheds[name]
             if optimizer is not None and settings.position_lr:
@@ -99,6 +104,11 @@ class TwoStages:
                 f"TRAINER.ANCHOROPT.N_CTX is {wanted}, but the prompt learner of "
                 f"{self.anchoropt_host.__name__} has {found} soft tokens{why} N_CTX {found}"
             )
+
+    def _anchoropt_trained(self: Any) -> Sequence[nn.Parameter]:
+        """Return all parameters that the host's optimisers train."""
+        optimizers = [x for x in vars(self).values() if isinstance(x, torch.optim.Optimizer)]
+        return trained_parameters([*optimizers, *self._optims.values()])
 
     def anchoropt_stage_one(self: Any) -> None:
         """Run stage 1, unless a checkpoint held anchors; the plain host's checkpoints hold none."""
@@ -124,12 +134,22 @@ class TwoStages:
         features = self.anchoropt.features
         self.set_model_mode("eval")
         for batch in self.train_loader_x:
-            images, labels = self.parse_batch_train(batch)[:2]
-            features.clear()
-            with torch.no_grad():
-                self.model(images)
+            parsed = self.parse_batch_train(batch)
+            place = Batch([batch]).place_of_labels(parsed)
+            if place is None:
+                raise UserError(
+                    f"parse_batch_train of {self.anchoropt_host.__name__} returns no labels of the "
+                    "batch, which ANCHOR_CE_WEIGHT needs: set it to 0"
+                )
+            encoded = []
+            for images in views(parsed[0]):
+                features.clear()
+                with torch.no_grad():
+                    self.model(images)
+                encoded.append(features.value.cpu())
+            labels = parsed[place].repeat(len(encoded))
             # The whole batch, also if several processes share it.
-            parts = zip(*distributed.gathered((features.value.cpu(), labels.cpu())), strict=True)
+            parts = zip(*distributed.gathered((torch.cat(encoded), labels.cpu())), strict=True)
             whole = [torch.cat(part).to(labels.device) for part in parts]
             yield whole[0], whole[1]
 
@@ -138,10 +158,9 @@ class TwoStages:
             super().train()  # type: ignore[misc]
 
     def before_train(self: Any) -> None:
+        self.anchoropt.plain.note()  # the processes of a run have the main one's weights by now
         super().before_train()  # type: ignore[misc]
-        optimizers = [x for x in vars(self).values() if isinstance(x, torch.optim.Optimizer)]
-        optimizers += filter(None, self._optims.values())
-        trained = {id(parameter) for parameter in trained_parameters(optimizers)}
+        trained = {id(parameter) for parameter in self._anchoropt_trained()}
         position = [p for p in self.anchoropt.position.parameters() if p.requires_grad]
         if position and not any(id(parameter) in trained for parameter in position):
             raise UserError(
@@ -160,6 +179,7 @@ class TwoStages:
         run = self.anchoropt
         run.position.temperature = run.settings.temperature_at(self.epoch, self.max_epoch)
         super().before_epoch()  # type: ignore[misc]
+        run.plain.keep(self._anchoropt_trained())  # a host may begin to train more of CLIP
 
     def after_epoch(self: Any) -> None:
         check_weights(self)
@@ -178,53 +198,45 @@ class TwoStages:
         super().after_epoch()  # type: ignore[misc]
 
     def forward_backward(self: Any, *batch: Any) -> Any:
-        self.anchoropt.features.clear()
-        run = self.anchoropt
-
-        def objective(cross_entropy: Tensor, logits: Tensor) -> Tensor:
-            if run.features.is_used:
-                self._tell_of_others()
-                return run.settings.prompt_ce_weight * to_float32(cross_entropy)
-            loss = run.loss(cross_entropy, logits)
-            expect_finite(self, loss, "the loss is {}")
-            return loss
-
+        run, host = self.anchoropt, self.anchoropt_host.__name__
+        run.features.clear()
+        run.columns.clear()
+        run.batch = Batch(batch)
+        losses = StepLosses(run, partial(expect_finite, self, message="the loss is {}"))
         step = super().forward_backward  # type: ignore[misc]
-        with PromptLoss(objective, run.is_prompt_logits, run.settings.prompt_ce_weight) as seen:
+        with PromptLoss(losses):
             summary = checked_step(self, step, *batch)
-        if not seen.replaced:
-            raise UserError(
-                f"{self.anchoropt_host.__name__} computes no F.cross_entropy over the logits of "
-                f"its {len(run.classes)} classes, where AnchorOPT puts its objective: compute the "
-                "loss as F.cross_entropy(output, label) with output (images, classes)"
-            )
+        run.batch = None
+        losses.check(host)
         if not run.position.in_force:
             raise UserError(
-                f"{self.anchoropt_host.__name__} gets its prompts without calling its learner, so "
-                "they carry no anchors: call prompt_learner(), not one of its methods"
+                f"{host} gets its prompts without calling its learner, so they carry no anchors: "
+                "call prompt_learner(), not one of its methods"
             )
         return summary
 
-    def _tell_of_others(self) -> None:
-        if not self._told_of_others:
-            self._told_of_others = True
-            log.warning(
-                "%s computes several cross-entropies of its prompt's logits for the same images: "
-                "AnchorOPT's objective replaces the first, the others stay",
-                self.anchoropt_host.__name__,
-            )
+    def parse_batch_train(self: Any, *batch: Any) -> Any:
+        parsed = super().parse_batch_train(*batch)  # type: ignore[misc]
+        self.anchoropt.note_labels(parsed)
+        return parsed
+
+    def parse_batch_test(self: Any, *batch: Any) -> Any:
+        parsed = super().parse_batch_test(*batch)  # type: ignore[misc]
+        self.anchoropt.tested_images = parsed[0] if isinstance(parsed, (tuple, list)) else None
+        return parsed
 
     def test(self: Any, split: str | None = None) -> Any:
         self.anchoropt_stage_one()
         run, process = self.anchoropt, self.evaluator.process
         subsample = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         run.features.clear()
+        run.tested_images = None
         run.is_in_test = False
 
         def processed(output: Any, *labels: Any) -> Any:
             """Average the outputs of a test loop that does not call ``model_inference``."""
-            if run.features.value is not None and not run.features.is_used:
-                output = run.tested(output, subsample)
+            if run.features.calls:
+                output = run.tested(output, subsample, run.tested_images)
             return process(output, *labels)
 
         with mock.patch.object(self.evaluator, "process", processed):
@@ -251,7 +263,8 @@ class TwoStages:
         run.features.clear()
         with run.position.one_draw():
             output = super().model_inference(*inputs)  # type: ignore[misc]
-        return run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
+        images = next(iter(inputs), None)
+        return run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"), images)
 
     def save_model(self: Any, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
         # Before the checkpoint, which would be tested by other rules without these files. The
@@ -273,7 +286,8 @@ class TwoStages:
                     "True): such contexts fit the classes of their training alone"
                 )
         run.position.is_loaded = False
-        super().load_model(directory, epoch)  # type: ignore[misc]
+        with run.plain.unchanged(self._models.values()):
+            super().load_model(directory, epoch)  # type: ignore[misc]
         if directory:
             check_same_model(self.anchoropt_cfg, directory, self.anchoropt_node)
         if trained is not None and not run.position.is_loaded:
@@ -327,33 +341,3 @@ def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:
     for value in vars(trainer).values():
         if isinstance(value, nn.Module):
             yield from (m for m in value.modules() if isinstance(m, AnchorPositionModule))
-
-
-def _host_cfg(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
-    """Return a copy of ``cfg`` as the host alone would get it.
-
-    Args:
-        cfg: the configuration of the run.
-        name: of the host; the host, its data sets and its CLIP may read ``TRAINER.NAME``.
-        node: name of the host's node in ``cfg.TRAINER``.
-        n_ctx: soft tokens of the host; 0 keeps its own number.
-    """
-    is_frozen = cfg.is_frozen()
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.TRAINER.NAME = name
-    if n_ctx:
-        _set_soft_tokens(cfg, node, n_ctx)
-    if is_frozen:
-        cfg.freeze()
-    return cfg
-
-
-def _set_soft_tokens(cfg: Any, node: str, n_ctx: int) -> None:
-    node = next((key for key in cfg.TRAINER if key.upper() == node.upper()), node)
-    if "N_CTX" not in cfg.TRAINER.get(node, ()):
-        raise UserError(
-            f"TRAINER.ANCHOROPT.N_CTX: there is no TRAINER.{node}.N_CTX to set; set the host's "
-            "own key for its soft tokens, or name its node with @anchoropt(node=...)"
-        )
-    cfg.TRAINER[node].N_CTX = n_ctx

@@ -16,6 +16,7 @@ from anchoropt_plugin import anchoropt
 from anchoropt_plugin.dassl_compat.finite_checks import checked_step
 from anchoropt_plugin.method.objective import PromptLoss
 from anchoropt_plugin.process.randomness import set_random_seed
+from anchoropt_plugin.training.step_losses import StepLosses
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers import prompted_clip
 from trainers.coop import CoOp
@@ -254,5 +255,8 @@ def test_a_weight_lifts_no_loss_of_half_precision_over_its_range(words):
     cross_entropy = F.cross_entropy(logits, torch.tensor([0]))
     assert cross_entropy.dtype == torch.float16
     assert run.loss(cross_entropy, logits).item() == 1e5
-    with PromptLoss(lambda loss, logits: loss, lambda logits: False, weight=1000.0):
+    run.hook = SimpleNamespace(
+        is_prompt_logits=lambda *given: False, is_of_prompt_loss=lambda *given: True
+    )
+    with PromptLoss(StepLosses(run)):
         assert F.cross_entropy(logits, torch.tensor([0])).item() == 1e5

@@ -10,7 +10,7 @@ import experiments
 import train
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
-from anchoropt_plugin.training.two_stages import _host_cfg as host_cfg
+from anchoropt_plugin.training.host_cfg import host_cfg
 from dassl.engine import TRAINER_REGISTRY
 from experiments import ablate, compare
 from experiments.command import build_parser, parse

@@ -41,9 +41,9 @@ def steps():
 def written(root, steps, tmp_path_factory):
     """A run's output folder; ``steps`` has what each of its steps was given."""
 
-    def loss(self, cross_entropy, logits, own=AnchorOPT.loss):
+    def loss(self, cross_entropy, logits, *more, own=AnchorOPT.loss):
         steps.append((cross_entropy.item(), logits.detach().clone(), self.logits().clone()))
-        return own(self, cross_entropy, logits)
+        return own(self, cross_entropy, logits, *more)
 
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -47,33 +48,47 @@ def test_distillation_is_finite_in_half_precision_on_large_logits():
     assert loss.dtype == torch.float32 and loss.isfinite() and prompt.grad.isfinite().all()
 
 
-def test_the_cross_entropies_of_the_prompt_are_replaced_and_others_are_not():
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_distillation_has_the_reduction_of_the_cross_entropy(reduction):
+    torch.manual_seed(0)
+    prompt, anchor = torch.randn(4, 6) * 3, torch.randn(4, 6) * 3
+    each = [written_out(prompt[i : i + 1], anchor[i : i + 1], 2.0) for i in range(4)]
+    expected = {"mean": sum(each) / 4, "sum": sum(each), "none": each}[reduction]
+    got = distillation(prompt, anchor, 2.0, reduction)
+    torch.testing.assert_close(got, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "reduction"),
+    [
+        ({}, "mean"),
+        ({"reduction": "sum"}, "sum"),
+        ({"reduction": "none"}, "none"),
+        ({"size_average": False}, "sum"),
+        ({"reduce": False}, "none"),
+        ({"label_smoothing": 0.1}, "mean"),
+    ],
+)
+def test_cross_entropies_are_replaced_and_read(given, reduction):
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     seen = []
 
-    def replace(loss, given):
-        seen.append(given)
-        return loss + F.cross_entropy(given, labels)  # not counted: it is not the host's
+    def replace(one):
+        seen.append(one)
+        return 2 * one.value + 0 * F.cross_entropy(logits, labels)  # not seen: not the host's
 
-    with PromptLoss(replace, lambda given: given is logits) as mode:
-        auxiliary = F.cross_entropy(2 * logits, labels)
-        first = torch.nn.CrossEntropyLoss()(input=logits, target=labels)
-        second = F.cross_entropy(logits, labels)
-    plain = F.cross_entropy(logits, labels)
-    torch.testing.assert_close(torch.stack([first, second]), torch.stack([2 * plain] * 2))
-    assert mode.replaced and len(seen) == 2 and all(given is logits for given in seen)
-    torch.testing.assert_close(auxiliary, F.cross_entropy(2 * logits, labels))
-
-
-def test_further_cross_entropies_are_weighted():
-    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
-    plain = F.cross_entropy(logits, labels)
-    with PromptLoss(lambda loss, given: 10 * loss, lambda given: given is logits, 10.0):
-        losses = [F.cross_entropy(x, labels) for x in (2 * logits, logits, 3 * logits)]
-    before, prompt, after = (loss / 10 for loss in losses)
-    torch.testing.assert_close(before, F.cross_entropy(2 * logits, labels))
-    torch.testing.assert_close(prompt, plain)
-    torch.testing.assert_close(after, F.cross_entropy(3 * logits, labels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older names of reductions
+        plain = F.cross_entropy(logits, labels, **given)
+        with PromptLoss(replace):
+            both = (
+                F.cross_entropy(logits, labels, **given),
+                torch.nn.CrossEntropyLoss(**given)(input=logits, target=labels),
+            )
+    for loss in both:
+        torch.testing.assert_close(loss, 2 * plain)
+    assert len(seen) == 2 and {one.reduction for one in seen} == {reduction}
+    assert all(one.logits is logits and one.targets is labels for one in seen)
 
 
 def test_half_precision_logits_are_averaged_in_float32():

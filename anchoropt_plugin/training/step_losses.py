@@ -1,0 +1,118 @@
+"""Which of a host's cross-entropies is the prompt's own, where AnchorOPT puts its objective."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ..encoders.image_features import ImageCall
+from ..errors import UserError
+from ..method.objective import CrossEntropy, to_float32
+from ..prompts.hooks import PromptHook
+from .batch import Batch
+from .stage_two import AnchorOPT
+
+log = logging.getLogger("anchoropt_plugin")
+
+
+class StepLosses:
+    """The cross-entropies of one step of a host.
+
+    The prompt's own one takes logits (images, classes) that depend on the prompt learner, of images
+    that the image encoder got, and the labels of these images. Its value is replaced by AnchorOPT's
+    objective. All others stay the host's, unless its hook counts them to the prompt's loss.
+
+    Args:
+        run: AnchorOPT in the host.
+        on_loss: called with each loss of the objective.
+    """
+
+    def __init__(
+        self, run: AnchorOPT, on_loss: Callable[[Tensor], Any] = lambda loss: None
+    ) -> None:
+        self.run = run
+        self.on_loss = on_loss
+        self.batch = run.batch or Batch([])
+        self._is_replaced = self._are_several = False
+        self._others: list[str] = []
+
+    def __call__(self, seen: CrossEntropy) -> Tensor:
+        """Return the loss that replaces a cross-entropy of the host."""
+        run, logits = self.run, seen.logits
+        why = self._why_not(seen)
+        found = None if why else self._images_of(logits)
+        if found is not None:
+            call, rows = found
+            call.used.append(rows)
+            self._is_replaced = True
+            images = call.features[rows.start : rows.stop]
+            loss = run.loss(seen.value, logits, images, seen.reduction)
+            self.on_loss(loss)
+            return loss
+        if run.hook.is_of_prompt_loss(logits, len(logits), len(run.classes)):
+            return run.settings.prompt_ce_weight * to_float32(seen.value)
+        self._are_several = self._are_several or not why
+        self._others.append(f"{tuple(logits.shape)} {why}")
+        return seen.value
+
+    def _why_not(self, seen: CrossEntropy) -> str:
+        """Return why a cross-entropy cannot be the prompt's, or an empty string."""
+        run, hook, logits = self.run, self.run.hook, seen.logits
+        if not (logits.dim() and hook.is_prompt_logits(logits, len(logits), len(run.classes))):
+            return f"and not (images, {len(run.classes)})"
+        # The logits of a zero-shot head or an image head have the same shape.
+        if not run.is_learned(logits):
+            return "that do not depend on the prompt learner"
+        numbers = {len(call) for call in run.features.calls}
+        if not any(n in numbers for n, _ in _places(logits)):
+            return "of images that its image encoder did not get"
+        if type(hook).is_prompt_logits is not PromptHook.is_prompt_logits:
+            return ""  # a hook of the host's own knows better
+        if not self.batch.is_labelled(seen.targets):
+            return "whose targets are not the labels of the batch"
+        return run.columns.strange(logits)
+
+    def _images_of(self, logits: Tensor) -> tuple[ImageCall, range] | None:
+        """Return the call of the image encoder that logits belong to, and the rows of its images.
+
+        Logits may be consecutive rows of the logits of all images. There is none if these images
+        have met the objective.
+        """
+        for n, rows in _places(logits):
+            call = self.run.features.of(n, rows, self.batch.images)
+            if call is not None:
+                return call, rows
+        return None
+
+    def check(self, host: str) -> None:
+        """Raise ``UserError`` if the step had no cross-entropy of the prompt; warn of several."""
+        if self._are_several and not self.run.told_of_several:
+            self.run.told_of_several = True
+            log.warning(
+                "%s computes several cross-entropies of its prompt's logits for the same images: "
+                "AnchorOPT's objective replaces the first, the others stay",
+                host,
+            )
+        if self._is_replaced:
+            return
+        n_classes = len(self.run.classes)
+        others = "; ".join(dict.fromkeys(self._others)) or "none at all"
+        raise UserError(
+            f"{host} computes no F.cross_entropy over the logits of its {n_classes} classes, where "
+            "AnchorOPT puts its objective: compute the loss as F.cross_entropy(output, label) with "
+            f"output (images, classes) and the labels of the batch; seen over logits: {others}"
+        )
+
+
+def _places(logits: Tensor) -> Iterator[tuple[int, range]]:
+    """Yield the numbers of images of which ``logits`` may be rows, and these rows."""
+    yield len(logits), range(len(logits))
+    whole = logits._base
+    if whole is not None and whole.dim() == 2 and whole.stride() == logits.stride():
+        offset = int(logits.storage_offset() - whole.storage_offset())
+        start, column = divmod(offset, whole.stride(0))
+        if not column and whole.shape[1] == logits.shape[1]:
+            yield len(whole), range(start, start + len(logits))

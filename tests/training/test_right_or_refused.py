@@ -1,0 +1,335 @@
+"""Losses, images and weights of CLIP: each is the right one, or gets one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from clip.model import CLIP, LayerNorm
+from torch import nn
+from torch.nn import functional as F
+
+from anchoropt_plugin import PromptHook, UserError, register_hook
+from anchoropt_plugin.encoders.plain_clip import PlainCLIP, PlainImages
+
+from .lookalikes import BATCHES, CE, SUPPORT, Biases, Host, Learner, Model, ProGrad
+from .test_probe import build
+
+
+def step(host, tmp_path, **keys):
+    trainer = build(host, tmp_path, **keys)
+    trainer.set_model_mode("train")
+    trainer.batch_idx = 0
+    return trainer, trainer.forward_backward(trainer.train_loader_x[0])
+
+
+# ---------------------------------------------------------------------- which loss
+class OwnOrder(Host):
+    """Its classes have an order of their own, and so have its targets."""
+
+    def loss(self, image, label):
+        order = torch.tensor([1, 2, 3, 0])
+        return F.cross_entropy(self.model(image)[:, order], order.argsort()[label])
+
+
+class OwnLabels(Host):
+    """The same, with labels that ``parse_batch_train`` makes."""
+
+    def parse_batch_train(self, batch):
+        image, label = super().parse_batch_train(batch)
+        return image, (label + 1) % 4
+
+    def loss(self, image, label):
+        return F.cross_entropy(self.model(image).roll(1, 1), label)
+
+
+class OwnColumns(Host):
+    """Its classes have an order of their own, which the labels of a batch do not show."""
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.train_loader_x = [{**batch, "label": torch.full((4,), 2)} for batch in BATCHES]
+
+    def loss(self, image, label):
+        return F.cross_entropy(self.model(image)[:, [1, 0, 2, 3]], label)
+
+
+class OwnPrompts(Host):
+    """Its prompts have an order of their own, but its logits do not."""
+
+    class model_type(Model):
+        def texts(self):
+            learner, order = self.prompt_learner, torch.tensor([1, 2, 3, 0])
+            texts = self.text_encoder(learner()[order], self.tokenized_prompts[order])
+            return texts[order.argsort()]
+
+
+def test_prompts_in_another_order_whose_logits_are_in_the_usual_one(tmp_path):
+    trainer, _ = step(OwnPrompts, tmp_path)
+    assert trainer.anchoropt.is_in_training
+
+
+class OnlyWithin(Host):
+    def loss(self, image, label):
+        return F.cross_entropy(self.model(image)[:, label], torch.arange(len(label)))
+
+
+class Soft(Host):
+    """Learns from a teacher's probabilities."""
+
+    def loss(self, image, label):
+        probabilities = F.one_hot(label, 4) * 0.7 + torch.tensor([0.1, 0.05, 0.1, 0.05])
+        return F.cross_entropy(self.model(image), probabilities.double())
+
+
+class Chosen(Host):
+    """A loss of some of the images, in an order of its own."""
+
+    def loss(self, image, label):
+        some = torch.tensor([3, 1])
+        return F.cross_entropy(self.model(image)[some], label[some])
+
+
+@pytest.mark.parametrize(
+    ("host", "seen"),
+    [
+        (OwnOrder, r"\(4, 4\) whose targets are not the labels of the batch"),
+        (OwnLabels, r"\(4, 4\) whose targets are not the labels of the batch"),
+        (OwnColumns, r"\(4, 4\) whose column 1 is not class 'blue circle' but 'star'"),
+        (OnlyWithin, r"\(4, 4\) whose targets are not the labels of the batch"),
+        (Soft, r"\(4, 4\) whose targets are not the labels of the batch"),
+        (Chosen, r"\(2, 4\) of images that its image encoder did not get"),
+    ],
+)
+def test_a_loss_that_is_not_the_prompt_s_is_told(host, seen, tmp_path):
+    with pytest.raises(UserError, match=f"{host.__name__} computes no F.cross_entropy .*{seen}"):
+        step(host, tmp_path)
+
+
+class Smoothed(Host):
+    """Its targets are the labels, as probabilities."""
+
+    def loss(self, image, label):
+        return F.cross_entropy(self.model(image), 0.9 * F.one_hot(label, 4).double() + 0.025)
+
+
+def test_smoothed_labels_are_labels(tmp_path):
+    trainer, _ = step(Smoothed, tmp_path)
+    assert trainer.anchoropt.is_in_training
+
+
+class TwoSets(Host):
+    """Encodes two sets of images that the loader did not give."""
+
+    def loss(self, image, label):
+        noisy = self.model(image + torch.rand_like(image))
+        self.model.images(SUPPORT + torch.rand_like(SUPPORT))
+        return F.cross_entropy(noisy, label)
+
+
+def test_images_that_cannot_be_told_apart(tmp_path):
+    with pytest.raises(UserError, match="encodes 2 sets of 4 images in one step, none of which"):
+        step(TwoSets, tmp_path)
+
+
+class Claimed(Learner):
+    """For a hook of its own."""
+
+
+class ClaimingHook(PromptHook):
+    def is_of_prompt_loss(self, logits, n_images, n_classes):
+        return logits.shape == (n_images, 3)
+
+
+register_hook(Claimed, ClaimingHook())
+
+
+class WithHead(Host):
+    def loss(self, image, label):
+        self.losses = (
+            F.cross_entropy(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])),
+            F.cross_entropy(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])),
+        )
+        return super().loss(image, label)
+
+
+class ClaimedHead(WithHead):
+    class model_type(Model):
+        learner_type = Claimed
+
+
+@pytest.mark.parametrize(("host", "weight"), [(WithHead, 1.0), (ClaimedHead, CE)])
+def test_a_hook_counts_a_further_loss_to_the_prompt_s(host, weight, tmp_path):
+    trainer, _ = step(host, tmp_path)
+    first, second = (loss.exp().item() for loss in trainer.losses)
+    assert first == pytest.approx(3.0**weight) and second == pytest.approx(2.0)
+
+
+# ---------------------------------------------------------------------- which weights
+def trained(host, tmp_path):
+    """A trainer after a step, and the plain CLIP's features and those of the host."""
+    trainer, _ = step(host, tmp_path)
+    features = trainer.anchoropt.plain.clip.visual(SUPPORT), trainer.model.images(SUPPORT)
+    assert not torch.allclose(*features, atol=1e-4)
+    return trainer, features
+
+
+@pytest.fixture(autouse=True)
+def in_float64(monkeypatch):
+    monkeypatch.setattr(LayerNorm, "forward", nn.LayerNorm.forward)
+
+
+class ThawsLate(Host):
+    """Begins to train layer norms after its model was built."""
+
+    def before_epoch(self):
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("prompt_learner" in name or "ln_1" in name)
+
+
+def test_a_host_that_begins_to_train_clip_later(tmp_path):
+    trainer = build(ThawsLate, tmp_path)
+    plain = trainer.model.images(SUPPORT).detach()
+    trainer.epoch, trainer.batch_idx = 0, 0
+    trainer.before_epoch()
+    trainer.set_model_mode("train")
+    trainer.forward_backward(BATCHES[0])
+    assert not torch.allclose(trainer.model.images(SUPPORT), plain, atol=1e-4)
+    assert torch.equal(trainer.anchoropt.plain.clip.visual(SUPPORT), plain)
+
+
+def test_one_whose_weights_have_changed_before(tmp_path):
+    trainer = build(ThawsLate, tmp_path)
+    trainer.epoch = 0
+    with torch.no_grad():
+        trainer.model.image_encoder.transformer.resblocks[0].ln_1.weight.mul_(2)
+    with pytest.raises(UserError, match=r"trains weights of CLIP .* have changed since: give them"):
+        trainer.before_epoch()
+
+
+@pytest.mark.parametrize("host", [Biases, ThawsLate])
+def test_a_checkpoint_of_tuned_weights_leaves_the_plain_clip(host, tmp_path):
+    trainer, (plain, tuned) = trained(Biases, tmp_path / "a")
+    trainer.save_model(0, str(tmp_path / "a"))
+    tested = build(host, tmp_path / "b")
+    tested.load_model(str(tmp_path / "a"), 1)
+    torch.testing.assert_close(tested.model.images(SUPPORT), tuned)
+    assert torch.equal(tested.anchoropt.plain.clip.visual(SUPPORT), plain)
+    tested.anchoropt.features.clear()
+    tested.model.images(SUPPORT)
+    want = F.normalize(plain, dim=-1).float()
+    torch.testing.assert_close(tested.anchoropt.features.value, want)
+
+
+class StartsTuned(Host):
+    """Loads tuned weights into its model while it builds it."""
+
+    def build_model(self):
+        super().build_model()
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            for parameter in self.model.image_encoder.parameters():
+                parameter.data.copy_(2 * parameter.data)
+
+
+def test_initial_weights_that_are_tuned_leave_the_plain_clip(tmp_path):
+    plain = build(Host, tmp_path / "a").model.images(SUPPORT)
+    trainer = build(StartsTuned, tmp_path / "b", init_weights="tuned.pth")
+    assert not torch.allclose(trainer.model.images(SUPPORT), plain)
+    assert torch.equal(trainer.anchoropt.plain.clip.visual(SUPPORT), plain)
+
+
+def test_a_resnet_in_training_mode_is_not_plain():
+    """Batch norm then uses the statistics of the batch, and changes its own."""
+    torch.manual_seed(0)
+    clip = CLIP(32, 32, (1, 1, 1, 1), 64, None, 77, 100, 64, 1, 1).requires_grad_(False).eval()
+    images = torch.randn(4, 3, 32, 32)
+    want = clip.visual(images)
+    plain = PlainCLIP(clip)
+    encoder, features = clip.visual.train(), PlainImages(plain)
+    for _ in range(2):
+        compute = features(encoder, (images,), {}, encoder(images))
+        torch.testing.assert_close(compute(), want)
+    torch.testing.assert_close(features(encoder.eval(), (images,), {}, want), want)
+
+
+class Added(nn.Module):
+    """An image encoder with something frozen that is not CLIP's."""
+
+    def __init__(self, visual):
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, image, scale=1.0):
+        return scale * self.visual(image) + 0.1
+
+
+def test_a_frozen_addition_is_not_plain(clip):
+    encoder, features = Added(clip.visual), PlainImages(PlainCLIP(clip))
+    images = torch.randn(3, 3, 32, 32)
+    compute = features(encoder, (images,), {"scale": 2.0}, encoder(images, scale=2.0))
+    torch.testing.assert_close(compute(), clip.visual(images))
+
+
+def test_a_frozen_encoder_is_not_called_again(clip):
+    features, images = PlainImages(PlainCLIP(clip)), torch.randn(3, 3, 32, 32)
+    output = clip.visual(images)
+    assert features(clip.visual, (images,), {}, output) is output
+    assert all(
+        a is b for a, b in zip(PlainCLIP(clip).clip.parameters(), clip.parameters(), strict=True)
+    )
+
+
+# ---------------------------------------------------------------------- gradients, views
+@pytest.mark.parametrize("position", ["identity", "soft", "sinkhorn", "gumbel"])
+def test_a_host_that_looks_at_each_gradient(position, tmp_path):
+    trainer, _ = step(ProGrad, tmp_path, POSITION=position)
+    parameters = list(trainer.model.prompt_learner.parameters())
+    assert len(parameters) == 2 and all(p.grad.isfinite().all() for p in parameters)
+    assert trainer.anchoropt.position.logits.grad.any() == (position != "identity")
+
+
+class Pairs(Host):
+    """CoPrompt: two views of each image, the labels last."""
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.train_loader_x = [{**b, "img": [b["img"], b["img"].flip(-1)]} for b in BATCHES]
+
+    def parse_batch_train(self, batch):
+        return *batch["img"], batch["label"]
+
+
+class Joined(Pairs):
+    """LASP: the views in one batch."""
+
+    def parse_batch_train(self, batch):
+        return torch.cat(batch["img"]), batch["label"].repeat(2)
+
+
+class Listed(Pairs):
+    """The views in a list."""
+
+    def parse_batch_train(self, batch):
+        return batch["img"], batch["label"]
+
+
+@pytest.mark.parametrize("host", [Pairs, Joined, Listed])
+def test_stage_one_reads_images_with_their_labels(host, tmp_path):
+    trainer = build(host, tmp_path)
+    with torch.no_grad():
+        for (got, labels), batch in zip(trainer._image_batches(), BATCHES, strict=True):
+            images = torch.cat([batch["img"], batch["img"].flip(-1)])[: len(got)]
+            want = F.normalize(trainer.model.images(images), dim=-1).float()
+            torch.testing.assert_close(got, want)
+            assert labels.tolist() == batch["label"].tolist() * (len(got) // 4)
+            assert len(got) == (4 if host is Pairs else 8)
+
+
+class Unlabelled(Pairs):
+    def parse_batch_train(self, batch):
+        return batch["img"]
+
+
+def test_stage_one_without_labels_is_told(tmp_path):
+    trainer = build(Unlabelled, tmp_path)
+    with pytest.raises(UserError, match="returns no labels of the batch, which ANCHOR_CE_WEIGHT"):
+        next(trainer._image_batches())
