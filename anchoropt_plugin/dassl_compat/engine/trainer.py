@@ -225,7 +225,7 @@ class SimpleTrainer(TrainerBase):
         return next(iter(results.values()))
 
     def split_and_loader(self, split: str) -> tuple[str, Any]:
-        """Return the name and the loader of a split; without validation images those of the test."""
+        """Return the name and the loader of a split: of the test if there is no validation."""
         if split == "val" and self.val_loader is not None:
             return split, self.val_loader
         return "test", self.test_loader
