@@ -26,7 +26,7 @@ $(PYTHON):
 	python3 -m venv $(ENV)
 
 $(READY): $(PYTHON) pyproject.toml
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[data,report,slurm,describe,docs,dev]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[data,report,slurm,describe,export,docs,dev]'
 	touch $@
 
 demo: $(READY)

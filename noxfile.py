@@ -32,7 +32,7 @@ def tests(session: nox.Session, torch: str) -> None:
     """Run the tests on a version of torch."""
     if torch == "2.4" and session.python == "3.13":
         session.skip("torch 2.4 does not support Python 3.13")
-    session.install("-e", ".[data,report,slurm,describe,docs,dev]", *TORCH[torch])
+    session.install("-e", ".[data,report,slurm,describe,export,docs,dev]", *TORCH[torch])
     if os.environ.get("DASSL"):
         session.install("gdown", "tabulate")  # Dassl imports both
     selection = os.environ.get("SELECTION", SELECTION).split()

@@ -178,13 +178,13 @@ def _encode_77_tokens(self: AnchorPrompts, anchors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _encode_at_each_step(self: AnchorOPT) -> Tensor:
-    """In place of ``AnchorOPT._class_features``, which encodes anchor prompts once."""
+    """In place of ``AnchorOPT.class_features``, which encodes anchor prompts once."""
     return self.prompts.encode(self.position.anchors)
 
 
 PLAIN_ANCHORS = (
     (AnchorPrompts, "encode", _encode_77_tokens),
-    (AnchorOPT, "_class_features", _encode_at_each_step),
+    (AnchorOPT, "class_features", _encode_at_each_step),
 )
 
 

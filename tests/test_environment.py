@@ -23,6 +23,7 @@ SHAPES = str(ROOT / "configs/datasets/shapes.yaml")
 TINY = str(ROOT / "configs/trainers/CoOp/tiny.yaml")
 
 COMPARE = ["scripts/compare.py", "--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
+EXPORT = ["anchoropt_plugin", "export", "--model-dir", "x", "--output"]
 FEATURES = {
     "pandas": (COMPARE, "experiments need pandas for their report: pip install -e '.[report]'"),
     "matplotlib": (
@@ -37,6 +38,14 @@ FEATURES = {
     "openai": (
         ["anchoropt_plugin", "describe", "cat", "--model", "x", "--output", "cat.json"],
         "describe needs openai: pip install 'anchoropt-plugin[describe]'",
+    ),
+    "onnx": (
+        [*EXPORT, "x.onnx"],
+        "export to .onnx needs onnx: pip install 'anchoropt-plugin[export]'",
+    ),
+    "onnxruntime": (
+        [*EXPORT, "x.onnx"],
+        "export to .onnx needs onnxruntime: pip install 'anchoropt-plugin[export]'",
     ),
     "sklearn": (
         [

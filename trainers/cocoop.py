@@ -51,6 +51,8 @@ class ConditionalCLIP(PromptedCLIP):
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.image_encoder(image.type(self.dtype))
+        if _is_exporting():  # an exported program has no loop over parts
+            return self._logits(features)
         at_once = len(features)
         if not self.prompt_learner.training:
             at_once = max(1, PROMPTS_AT_ONCE // len(self.tokenized_prompts))
@@ -59,6 +61,11 @@ class ConditionalCLIP(PromptedCLIP):
     def _logits(self, features: Tensor) -> Tensor:
         prompts = self.prompt_learner(features / features.norm(dim=-1, keepdim=True))
         return self.logits(features, self.text_encoder(prompts, self.tokenized_prompts))
+
+
+def _is_exporting() -> bool:
+    is_in_export = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    return is_in_export or torch.jit.is_tracing()
 
 
 @anchoropt

@@ -102,7 +102,7 @@ class ImageEncoder(nn.Module):
         x = image_tokens(visual, image)
         first = x.shape[1]
         if shared_ctx is not None:
-            x = torch.cat([x, shared_ctx.type(x.dtype).expand(len(x), -1, -1)], 1)
+            x = torch.cat([x, shared_ctx.type(x.dtype).expand(x.shape[0], -1, -1)], 1)
         x = visual.ln_pre(x).permute(1, 0, 2)
         x = run_blocks(visual.transformer, x, deep_visual, first)
         return visual.ln_post(x[0]) @ visual.proj

@@ -125,7 +125,8 @@ class PromptedCLIP(nn.Module):
         """
         image_features = image_features / image_features.norm(dim=-1, keepdim=True)
         text_features = text_features / text_features.norm(dim=-1, keepdim=True)
-        return (self.logit_scale.exp() * image_features[:, None] @ text_features.mT)[:, 0]
+        columns = text_features.transpose(-2, -1)  # ONNX does not know mT
+        return (self.logit_scale.exp() * image_features[:, None] @ columns)[:, 0]
 
 
 def embed_prompts(

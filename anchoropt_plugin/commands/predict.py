@@ -4,9 +4,10 @@
     python -m anchoropt_plugin predict --model-dir output/base images/ --top 1 \\
         --classes "red fox" badger
     python -m anchoropt_plugin predict --model-dir output/base output/base/predictions.csv
+    python -m anchoropt_plugin predict --model-dir weights.safetensors images/
 
-The run's trainer must be registered. The command imports the module `trainers` of the working
-directory, or the modules given with --import.
+The trainer of a run must be registered. The command imports the module `trainers` of the working
+directory, or the modules given with --import. Exported class weights need no trainer.
 """
 
 from __future__ import annotations
@@ -38,18 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image, folder, or .csv with a column 'image'")
-    add("--model-dir", required=True, help="output folder of the run")
+    add_model_arguments(parser)
+    add("--top", type=int, default=5, help="number of classes to print per image (default: 5)")
+    add("--json", action="store_true", help="print json: a list with one entry per image")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``loaded_predictor``."""
+    add = parser.add_argument
+    add("--model-dir", required=True, help="output folder of the run, or exported class weights")
     names = parser.add_mutually_exclusive_group()
     names.add_argument(
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="replace the run's class names; takes all words after it, so give the images first",
+        help="replace the run's class names; takes all words after it, so give it last",
     )
     names.add_argument("--classes-file", metavar="FILE", help="file of class names, one per line")
     add("--load-epoch", type=int, help="epoch of the checkpoint (default: the one the run tests)")
-    add("--top", type=int, default=5, help="number of classes to print per image (default: 5)")
-    add("--json", action="store_true", help="print json: a list with one entry per image")
+    add("--backbone", help="name or file of the CLIP of class weights, if it is elsewhere now")
     add(
         "--import",
         action="append",
@@ -71,9 +79,7 @@ def run(args: argparse.Namespace) -> int:
     for path in map(Path, args.images):
         if not path.exists():
             raise UserError(f"there is no image {path}")
-    with contextlib.redirect_stdout(sys.stderr):  # hosts print while they build the model
-        _import_trainers(args.modules)
-        predictor = load_predictor(args.model_dir, _class_names(args), args.load_epoch)
+    predictor = loaded_predictor(args)
     entries = []
     for path, probabilities in _predicted(predictor, args.images):
         found = dict(islice(predictor.by_name(probabilities).items(), args.top))
@@ -85,6 +91,24 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(entries, indent=1, ensure_ascii=False))
     return 0
+
+
+def loaded_predictor(args: argparse.Namespace, device: str | None = None) -> Predictor:
+    """Return the predictor that the arguments of ``add_model_arguments`` name.
+
+    Raises:
+        UserError: see ``load_predictor``.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # hosts print while they build the model
+        if Path(args.model_dir).is_dir():
+            _import_trainers(args.modules)
+        return load_predictor(
+            args.model_dir,
+            _class_names(args),
+            args.load_epoch,
+            backbone=args.backbone,
+            device=device,
+        )
 
 
 def _import_trainers(modules: list[str] | None) -> None:

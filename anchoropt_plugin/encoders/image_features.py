@@ -191,7 +191,7 @@ def is_transformer(encoder: nn.Module) -> bool:
 def image_tokens(visual: Any, images: Tensor) -> Tensor:
     """Return the class token and the patches, (B, 1 + P, v), that CLIP's image transformer gets."""
     x = visual.conv1(images).flatten(2).permute(0, 2, 1)
-    start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    start = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     return torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
 
 

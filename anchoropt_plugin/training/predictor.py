@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.record import CLASSES, RECORD, final_epoch, merge_record
 from ..encoders.clip_models import first_twins, words_of
 from ..errors import UserError, nearest
+from ..files.class_weights import SUFFIXES, write_class_weights
 from ..files.images import read_image, to_rgb
 from ..files.readers import read_json
+from .onnx_file import import_onnx, write_onnx
+from .portable import Portable, check_transform, portable_from, portable_of, transform_of
 from .run_record import RUN_RECORD, read_record
 from .settings import extend_cfg
 from .trainer_registry import two_stages_on_demand
@@ -23,23 +28,98 @@ from .without_data import without_data
 
 ImageLike = str | Path | Image.Image
 
+BATCH_SIZE = 100
+"""Images that exported class weights encode at once."""
+
 
 class Predictor:
     """A trained model and its class names; ``load_predictor`` makes one.
 
+    It can be pickled: the pickle holds the model, and needs neither the run's folder nor the code
+    of its trainer.
+
     Attributes:
         classes: C class names in the order of their labels; classes may share a name.
         batch_size: images encoded at once, ``DATALOADER.TEST.BATCH_SIZE``.
+        transform: of a test, from a PIL image in RGB to a tensor (3, R, R).
     """
 
-    def __init__(self, trainer: Any) -> None:
+    _trainer: Any = None
+
+    def __init__(self, classes: Sequence[str], batch_size: int, transform: Any) -> None:
+        self.classes = list(classes)
+        self.batch_size = batch_size
+        self.transform = transform
+
+    @classmethod
+    def _of_trainer(cls, trainer: Any) -> Predictor:
         from dassl.data.transforms import build_transform
 
-        self.classes: list[str] = list(trainer.dm.dataset.classnames)
-        self.batch_size: int = trainer.cfg.DATALOADER.TEST.BATCH_SIZE
-        self._trainer = trainer
-        self._transform = build_transform(trainer.cfg, is_train=False)
+        names, batch_size = trainer.dm.dataset.classnames, trainer.cfg.DATALOADER.TEST.BATCH_SIZE
+        predictor = cls(names, batch_size, build_transform(trainer.cfg, is_train=False))
+        predictor._trainer = trainer
         trainer.set_model_mode("eval")
+        return predictor
+
+    @classmethod
+    def _of_file(cls, path: Path, backbone: str | None, device: str | None) -> Predictor:
+        portable = portable_from(path, backbone)
+        assert not isinstance(portable.weights, str)
+        portable.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        predictor = cls(portable.weights.classes, BATCH_SIZE, transform_of(portable.images))
+        predictor._portable = portable
+        return predictor
+
+    @cached_property
+    def _portable(self) -> Portable:
+        return portable_of(self._trainer, self.classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: value for name, value in vars(self).items() if name != "_trainer"}
+        return {**own, "_portable": self._portable}
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in plain PyTorch: images (B, 3, R, R) of ``transform`` → probabilities (B, C).
+
+        Made at the first use. ``torch.export.export(model, (images,), strict=False)`` and
+        ``torch.jit.trace(model, images)`` take it, for batches of any size.
+
+        Raises:
+            UserError: the model draws a position matrix at each test (SAMPLE_AT_EVAL).
+        """
+        model: nn.Module = self._portable.model
+        return model
+
+    def export(self, path: str | Path) -> None:
+        """Write the model to a file that is used without this package.
+
+        Args:
+            path: a file that ends in ``.safetensors`` or ``.npz``, for class weights, or in
+                ``.onnx``, for a program from images to probabilities, in batches of any size. The
+                page "Use it elsewhere" of the documentation has the content of both.
+
+        Raises:
+            UserError: another suffix; a predictor on a GPU; class weights of a model that has none,
+                as its prompts depend on the image (CoCoOp) or its image tower is prompted (MaPLe);
+                or a program that does not give the probabilities of this predictor.
+        """
+        path = Path(path)
+        check_suffix(path)
+        if self._device.type != "cpu":
+            raise UserError("export needs a predictor on the CPU: load_predictor(…, device='cpu')")
+        portable = self._portable
+        check_transform(portable.images, self.transform)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".onnx":
+            generator = torch.Generator().manual_seed(0)
+            images = torch.randn(3, 3, *portable.images.size, generator=generator)
+            texts = {"classes": json.dumps(self.classes), **portable.images.texts()}
+            write_onnx(portable.model, self._tested, images, texts, path)
+        elif isinstance(portable.weights, str):
+            raise UserError(f"{portable.weights}; export to .onnx")
+        else:
+            write_class_weights(portable.weights, path)
 
     def __call__(self, image: ImageLike) -> dict[str, float]:
         """Return the probabilities of an image by class name, the most likely class first.
@@ -75,9 +155,12 @@ class Predictor:
             to_rgb(x, upright=True) if isinstance(x, Image.Image) else read_image(x, upright=True)
             for x in images
         ]
+        pixels = torch.stack([self.transform(image) for image in rgb])
+        if self._trainer is None:
+            return self._tested(pixels.to(self._device)).cpu()
         zeros = torch.zeros(len(rgb), dtype=torch.long)
         batch = {
-            "img": torch.stack([self._transform(image) for image in rgb]),
+            "img": pixels,
             "label": zeros,
             "domain": zeros,
             "impath": [""] * len(rgb),
@@ -86,25 +169,60 @@ class Predictor:
         inputs = self._trainer.parse_batch_test(batch)[0]
         return self._trainer.model_inference(inputs).float().softmax(-1).cpu()
 
+    def _tested(self, images: Tensor) -> Tensor:
+        """Return probabilities (B, C) of images (B, 3, R, R), as a test computes them."""
+        if self._trainer is None:
+            probabilities: Tensor = self.model(images)
+            return probabilities
+        return self._trainer.model_inference(images).float().softmax(-1)
+
+    @property
+    def _device(self) -> torch.device:
+        if self._trainer is None:
+            return next(self.model.parameters()).device
+        return torch.device(self._trainer.device)
+
+
+def check_suffix(path: Path) -> None:
+    """Check that ``Predictor.export`` can write ``path``.
+
+    Raises:
+        UserError: another suffix, or missing packages.
+    """
+    if path.suffix not in (*SUFFIXES, ".onnx"):
+        raise UserError(f"{path}: give a file that ends in {', '.join(SUFFIXES)} or .onnx")
+    if path.suffix == ".onnx":
+        import_onnx()
+
 
 def load_predictor(
-    model_dir: str | Path, classes: Sequence[str] | None = None, epoch: int | None = None
+    model_dir: str | Path,
+    classes: Sequence[str] | None = None,
+    epoch: int | None = None,
+    *,
+    backbone: str | None = None,
+    device: str | None = None,
 ) -> Predictor:
     """Load the model that a run trained.
 
     Args:
-        model_dir: the run's output folder, with ``config.yaml`` and checkpoints.
+        model_dir: the run's output folder, with ``config.yaml`` and checkpoints; or class weights
+            that ``Predictor.export`` wrote, a file that ends in ``.safetensors`` or ``.npz`` and
+            needs no trainer.
         classes: class names to choose from; None takes those of the run, from ``classes.json``.
             They may differ from the run's: as at test, ``_AnchorOPT`` averages with the anchor
             logits if a class was not trained.
         epoch: epoch of the checkpoint; None takes the one that the run tests at its end.
+        backbone: name or file of the CLIP of class weights, if it is elsewhere now.
+        device: "cpu" or "cuda"; None takes a GPU if there is one, and if the run may use it.
 
     Returns:
         The predictor, its model in eval mode.
 
     Raises:
         UserError: the folder holds no such run or checkpoint, its trainer is not registered (import
-            its module first), or the classes do not fit.
+            its module first), or the classes do not fit. Class weights are damaged, belong to
+            another CLIP, or were asked for other classes.
 
     Example::
 
@@ -117,7 +235,19 @@ def load_predictor(
     if isinstance(classes, str):  # a sequence of letters
         raise UserError(f"the class names are the str {classes!r}: give a list of names")
     folder = Path(model_dir).expanduser()
-    cfg = _recorded_cfg(folder)
+    _check_device(device)
+    if folder.suffix in SUFFIXES and not folder.is_dir():
+        if classes is not None or epoch is not None:
+            raise UserError(
+                f"{folder} holds the weights of its own classes and epoch alone: give the output "
+                "folder of the run, or export again"
+            )
+        return Predictor._of_file(folder, backbone, device)
+    if backbone is not None:
+        raise UserError(
+            f"{folder} is not a file of class weights: backbone (--backbone) is for these alone"
+        )
+    cfg = _recorded_cfg(folder, device)
     names = _named(_recorded_classes(folder) if classes is None else list(classes))
     twins = None if classes is None else first_twins(names)  # ImageNet has two of one name
     if twins:
@@ -136,17 +266,24 @@ def load_predictor(
             f"the checkpoint in {folder} has no anchors, it belongs to the plain host: give the "
             f"output folder of a run of {cfg.TRAINER.NAME}"
         )
-    return Predictor(trainer)
+    return Predictor._of_trainer(trainer)
 
 
-def _recorded_cfg(folder: Path) -> Any:
+def _check_device(device: str | None) -> None:
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(f"device is {device!r}: give 'cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is 'cuda', but torch finds no GPU: give 'cpu'")
+
+
+def _recorded_cfg(folder: Path, device: str | None = None) -> Any:
     """Return the configuration that a run was trained with."""
     from dassl.config import get_cfg_default
 
     if not (folder / RECORD).is_file():
         raise UserError(
             f"{folder} has no {RECORD}: give the output folder of a run of this repository's "
-            "train.py, or of an _AnchorOPT trainer"
+            "train.py, or of an _AnchorOPT trainer; or a file of exported class weights"
         )
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -158,6 +295,8 @@ def _recorded_cfg(folder: Path) -> Any:
         record = read_record(folder / RUN_RECORD)
         for name, value in record["settings"].items():
             cfg.TRAINER.ANCHOROPT[name.upper()] = value
+    if device is not None:
+        cfg.USE_CUDA = device == "cuda"
     cfg.freeze()
     return cfg
 

@@ -97,7 +97,7 @@ class AnchorOPT:
         distributed.copy_from_main(self.position.anchors.copy_(anchors.values))
 
     @torch.no_grad()
-    def _class_features(self) -> Tensor:
+    def class_features(self) -> Tensor:
         """Return L2-normalised features (C, e) of the anchor prompts in float32; encoded once."""
         anchors = self.position.anchors
         # A tensor's version counts its in-place changes: loading weights is one of them.
@@ -111,7 +111,7 @@ class AnchorOPT:
     def condition(self) -> None:
         """Give the position matrix the task, if POSITION_TASK conditions it on the task."""
         if self.settings.position_task and self.has_anchors:
-            self.position.task.copy_(self._class_features().mean(0))
+            self.position.task.copy_(self.class_features().mean(0))
 
     def _plain_features(
         self, encoder: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
@@ -137,7 +137,7 @@ class AnchorOPT:
             )
         with torch.autocast(images.device.type, enabled=False):
             scale = self.tower.clip.logit_scale.exp().float()
-            return scale * images @ self._class_features().t()
+            return scale * images @ self.class_features().t()
 
     def note_labels(self, parsed: Any) -> None:
         """Note the labels in the results of ``parse_batch_train``; the first ones are compared."""
@@ -212,18 +212,19 @@ class AnchorOPT:
         logits, *others = output if isinstance(output, (tuple, list)) else (output,)
         shape = tuple(getattr(logits, "shape", ()))
         images = images if isinstance(images, Tensor) and images.dim() == 4 else None
-        n = len(logits if images is None else images)
+        # Not len, which torch.export would take for a constant.
+        n = next(iter(shape if images is None else images.shape), 0)
         if shape != (n, len(self.classes)):
             return output
         self.is_in_test = True
         if self.settings.ensemble == "anchors":
-            logits = self.logits(self._tested_features(n, images))
+            logits = self.logits(self.tested_features(n, images))
         elif self.averages(subsample):
-            logits = average(as_logits(logits), self.logits(self._tested_features(n, images)))
+            logits = average(as_logits(logits), self.logits(self.tested_features(n, images)))
         self.features.clear()
         return (logits, *others) if others else logits
 
-    def _tested_features(self, n: int, images: Tensor | None) -> Tensor:
+    def tested_features(self, n: int, images: Tensor | None) -> Tensor:
         """Return plain features (n, e) of the images of a test, which may be known.
 
         The host may encode them in parts or in several views, and other images too.
@@ -238,6 +239,25 @@ class AnchorOPT:
                 "the images with parse_batch_test, or test through model_inference"
             )
         return call.features
+
+    def tested_weights(self, prompts: Tensor | None, subsample: str) -> Tensor | None:
+        """Return class weights (C, e) in float32 whose scaled cosines are the logits of ``tested``.
+
+        The mean of two logits of the same features is the logit of the mean of both weights, which
+        therefore is not normalised again.
+
+        Args:
+            prompts: L2-normalised features (C, e) of the prompts, or None if there are none.
+            subsample: see ``averages``.
+
+        Returns:
+            The weights, or None if the rule needs ``prompts`` and they are None.
+        """
+        if self.settings.ensemble == "anchors":
+            return self.class_features()
+        if prompts is None or not self.averages(subsample):
+            return prompts
+        return average(prompts, self.class_features())
 
     def averages(self, subsample: str) -> bool:
         """Whether test logits are averaged with l_a: "auto" does so if a class was not trained.

@@ -86,7 +86,7 @@ REFUSED = {
     ),
     "features of the anchor prompts are on the CPU": (
         "fp32",
-        replaced(stage_two.AnchorOPT, "_class_features", result(torch.Tensor.cpu)),
+        replaced(stage_two.AnchorOPT, "class_features", result(torch.Tensor.cpu)),
     ),
     "the distillation goes through numpy": (
         "fp32",

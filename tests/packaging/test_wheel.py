@@ -101,6 +101,21 @@ def test_the_wheel_works_outside_the_repository(installed: Path, tmp_path: Path)
     assert printed.startswith(str(installed))
 
 
+def test_exported_class_weights_need_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
+    weights = torch.nn.functional.normalize(torch.eye(2, 128), dim=-1)
+    visual = load_clip("tiny").visual
+    images = ImageInput([32, 32], "bicubic", [0.5, 0.4, 0.3], [0.2, 0.2, 0.2])
+    texts = ["cat", "dog"], "tiny", digest_of(visual)
+    write_class_weights(ClassWeights(weights, 100.0, *texts, images), tmp_path / "w.safetensors")
+    Image.linear_gradient("L").save(tmp_path / "image.png")
+    words = "anchoropt_plugin", "predict", "--model-dir", "w.safetensors", "--json", "image.png"
+    (found,) = json.loads(run(*words, cwd=tmp_path, PYTHONPATH=str(installed)))
+    pixels = torch.linspace(0, 1, 32)  # the test below is coarse: a gradient from black to white
+    batch = (pixels.view(1, 1, 32, 1).expand(1, 3, 32, 32) - 0.4) / 0.2
+    assert found["probabilities"].keys() == {"cat", "dog"} and batch.shape == (1, 3, 32, 32)
+    assert sum(found["probabilities"].values()) == pytest.approx(1)
+
+
 def test_mypy_sees_the_types_in_a_users_project(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER_CODE)
     # --strict, with nothing of this repository's configuration; MYPYPATH is as site-packages.
