@@ -100,7 +100,7 @@ def loaded_predictor(args: argparse.Namespace, device: str | None = None) -> Pre
         UserError: see ``load_predictor``.
     """
     with contextlib.redirect_stdout(sys.stderr):  # hosts print while they build the model
-        if Path(args.model_dir).is_dir():
+        if Path(args.model_dir).expanduser().is_dir():
             _import_trainers(args.modules)
         return load_predictor(
             args.model_dir,
