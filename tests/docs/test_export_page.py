@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -62,12 +63,14 @@ def test_examples_that_need_no_other_clip(folder, monkeypatch, capsys, example):
 def test_the_example_of_open_clip(folder, monkeypatch, capsys):
     open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
 
-    def create(name, *, pretrained):
+    def create(name, *, pretrained, force_quick_gelu):
         """Return the tiny CLIP, as no weights can be downloaded here."""
-        assert pretrained == "openai" and name.endswith("tiny.pt")
+        assert pretrained == "openai" and force_quick_gelu and name.endswith("tiny.pt")
         model = open_clip.openai.load_openai_model(str(folder[0] / "tiny.pt"), device="cpu")
         return model, None, clip.load(str(folder[0] / "tiny.pt"), "cpu")[1]
 
+    arguments = inspect.signature(open_clip.create_model_and_transforms).parameters
+    assert {"pretrained", "force_quick_gelu"} <= arguments.keys()
     monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
     same_as(printed_by("With open_clip", folder[0], monkeypatch, capsys), folder[1])
 
