@@ -93,9 +93,15 @@ def _in_place_of_python(script: Path, arguments: list[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keep_anchoropt_keys() -> Iterator[None]:
-    """Let ``clean_cfg``, which keeps one trainer's keys, keep the host's and AnchorOPT's."""
+    """Let ``clean_cfg``, which keeps one trainer's keys, keep the host's and AnchorOPT's.
+
+    The Dassl of some repositories has no ``clean_cfg``.
+    """
     config: Any = importlib.import_module("dassl.config")
-    clean_cfg = config.clean_cfg
+    clean_cfg = getattr(config, "clean_cfg", None)
+    if clean_cfg is None:
+        yield
+        return
 
     def clean_but_keep(cfg: Any, trainer: str) -> None:
         clean_cfg(cfg, trainer.removesuffix(SUFFIX))
@@ -107,9 +113,15 @@ def _keep_anchoropt_keys() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock_output_folder() -> Iterator[None]:
-    """Lock the output folder when the script sets up its log, the first file it writes."""
+    """Lock the output folder when the script sets up its log, the first file it writes.
+
+    Without ``setup_logger``, in a Dassl that lacks it, the training locks the folder.
+    """
     utils: Any = importlib.import_module("dassl.utils")
-    setup_logger = utils.setup_logger
+    setup_logger = getattr(utils, "setup_logger", None)
+    if setup_logger is None:
+        yield
+        return
     with contextlib.ExitStack() as locks:
 
         def lock_and_set_up(output: str | None = None) -> None:

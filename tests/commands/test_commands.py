@@ -488,7 +488,8 @@ def test_check_takes_keys_and_trainers_without_a_train_py(command, repository, t
     result = command(tmp_path, "check", "mine:Usual", "TRAINER.MY.N_CTX", 3, *precision)
     assert "3 soft tokens of width 512" in result.stdout, result.stderr
     line = one_line(command(tmp_path, "check", "mine:Usual"))
-    assert "even without AnchorOPT" in line and "MY" in line and "KEY VALUE" in line
+    assert "without AnchorOPT fails on the random CLIP" in line and "MY" in line
+    assert "KEY VALUE" in line and "--classes" in line
 
 
 def test_flags_after_the_trainer_are_refused(command, repository):
@@ -550,7 +551,7 @@ def test_clean_cfg_keeps_the_keys_of_the_host(repository, tmp_path):
     [
         ("visual:Visual", ["Visual has no prompt learner", "token_prefix", "like CoOp's"]),
         ("odd:Odd", ["Odd computes no F.cross_entropy", "its 8 classes", "(output, label)"]),
-        ("broken:Broken", ["Broken fails even without AnchorOPT", "trainers/broken.py:"]),
+        ("broken:Broken", ["Broken without AnchorOPT fails", "trainers/broken.py:", "stand-ins"]),
         ("unimportable:X", ["importing trainers.unimportable fails", "a_module_that_is_nowhere"]),
         ("usual:Usaul", ["no trainer 'Usaul' (did you mean 'Usual'?)", "it registers Usual"]),
     ],
@@ -560,16 +561,79 @@ def test_check_names_the_missing_part_in_one_line(command, repository, trainer, 
     assert all(words in line for words in wanted), line
 
 
-def test_the_random_clip_has_the_format_of_openai(tmp_path):
+# What public hosts expect of images, data set, class names, backbone, blocks, flags and epochs.
+EXPECTING = """
+import json
+
+import torchvision.transforms as T
+
+from dassl.data import DataManager
+from trainers.usual import *
+
+with open("descriptions.json") as file:
+    DESCRIPTIONS = json.load(file)
+
+
+@TRAINER_REGISTRY.register()
+class Expecting(Usual):
+    def build_data_loader(self):
+        views = [T.Compose([T.Resize((224, 224)), T.ToTensor()])] * 2
+        dm = DataManager(self.cfg, custom_tfm_train=views)
+        self.dm, self.num_classes, self.lab2cname = dm, dm.num_classes, dm.lab2cname
+        self.train_loader_x, self.test_loader = dm.train_loader_x, dm.test_loader
+        self.train_loader_u, self.val_loader = None, dm.val_loader
+
+    def build_model(self):
+        assert [DESCRIPTIONS[name] for name in self.dm.dataset.all_class_names]
+        assert len(self.dm.dataset.train_x) >= 4 and self.train_loader_x.batch_size == 4
+        super().build_model()
+        visual = self.model.image_encoder
+        assert visual.conv1.kernel_size == (16, 16) and len(visual.transformer.resblocks) == 12
+
+    def forward_backward(self, batch):
+        assert batch["img"].shape == batch["img2"].shape == (4, 3, 224, 224)
+        return super().forward_backward(batch)
+
+    def after_epoch(self):
+        super().after_epoch()
+        self.cfg.lambda_value + self.cfg.TRAINER.FLAGS.FACTOR
+"""
+
+
+def test_stand_ins_have_what_hosts_expect(command, repository, tmp_path):
+    for name in ("train.py", "data.py", "trainers/__init__.py", "trainers/usual.py"):
+        write(tmp_path, name, (repository / name).read_text())
+    names = ["tall tree", "low bush", "grass"]
+    write(tmp_path, "descriptions.json", json.dumps(dict.fromkeys(names, "green")))
+    write(tmp_path, "trainers/expecting.py", EXPECTING)
+    words = ["check", "--classes", *names, "--", "trainers.expecting:Expecting"]
+    backbone = ["MODEL.BACKBONE.NAME", "ViT-B/16"]
+    line = one_line(command(tmp_path, *words, *backbone))
+    assert "trainers/expecting.py" in line and "lambda_value" in line, "after_epoch runs"
+    assert line.startswith("Expecting without AnchorOPT fails on the random CLIP and images")
+    flags = ["lambda_value", 0.25, "TRAINER.FLAGS.FACTOR", 1.0]
+    result = command(tmp_path, *words, *backbone, *flags)
+    assert "Expecting works with AnchorOPT" in result.stdout, result.stderr
+    assert "over logits (4, 3)" in result.stdout
+    line = one_line(command(tmp_path, *words, "TRAINER.ANCHOROPT.KD_WIGHT", 1.0))
+    assert "KD_WIGHT" in line and "KD_WEIGHT" in line
+
+
+@pytest.mark.parametrize("backbone", ["ViT-B-32", "RN50"])
+def test_the_random_clip_has_the_format_of_openai(tmp_path, backbone):
     from anchoropt_plugin.encoders.clip_models import load_clip
 
-    path, weights = tmp_path / "random.pt", random_weights()
+    path, weights = tmp_path / "random.pt", random_weights(backbone)
     write_archive(weights, path)
     clip = load_clip(str(path))
     assert clip.visual.input_resolution == 224
     state = clip.state_dict()
     assert state.keys() == weights.keys()
-    assert all(torch.equal(state[name], weights[name].half().float()) for name in weights)
+    for name, value in weights.items():
+        assert torch.equal(state[name], value.half().to(value.dtype))
+    with torch.no_grad():
+        features = clip.visual(torch.randn(1, 3, 224, 224))
+    assert features.shape == (1, clip.text_projection.shape[1]) and features.isfinite().all()
 
 
 def test_clip_modules_load_the_random_clip_and_download_nothing():
@@ -579,7 +643,9 @@ def test_clip_modules_load_the_random_clip_and_download_nothing():
 
     own = clip.clip._download
     with random_clip():
-        assert clip.clip._download("https://nowhere/RN50.pt").endswith("random.pt")
+        assert clip.clip._download("https://nowhere/ViT-B-16.pt").endswith("ViT-B-16.pt")
+        with pytest.raises(UserError, match=r"MODEL\.BACKBONE\.NAME"):
+            clip.clip._download("https://nowhere/RN50x64.pt")
         with pytest.raises(UserError, match="https://nowhere"):
             urllib.request.urlopen("https://nowhere")
     assert clip.clip._download is own

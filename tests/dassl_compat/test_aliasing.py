@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -11,16 +12,21 @@ import textwrap
 from inspect import signature
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch.optim.lr_scheduler import LRScheduler
 
 import anchoropt_plugin
-from anchoropt_plugin import dassl_compat
+from anchoropt_plugin import UserError, dassl_compat
 
 NAMES = {
     "dassl.engine": "TRAINER_REGISTRY TrainerX build_trainer",
     "dassl.engine.trainer": "TrainerX MetricMeter AverageMeter SummaryWriter",
     "dassl.data": "DataManager DatasetWrapper",
+    "dassl.data.data_manager": "DataManager DatasetWrapper build_data_loader build_transform",
+    "dassl.data.samplers": "build_sampler RandomSampler SequentialSampler RandomDomainSampler "
+    "SeqDomainSampler RandomClassSampler",
+    "dassl.modeling": "build_backbone build_head BACKBONE_REGISTRY HEAD_REGISTRY",
     "dassl.data.datasets": "DATASET_REGISTRY Datum DatasetBase build_dataset",
     "dassl.data.datasets.base_dataset": "Datum DatasetBase",
     "dassl.data.transforms": "build_transform INTERPOLATION_MODES",
@@ -77,8 +83,23 @@ def test_a_folder_of_that_name_is_not_an_installed_dassl(tmp_path, monkeypatch):
 
 
 def test_a_module_of_dassl_that_the_runtime_lacks():
-    with pytest.raises(ModuleNotFoundError, match=r"dassl\.modeling"):
-        importlib.import_module("dassl.modeling")
+    with pytest.raises(ModuleNotFoundError, match=r"dassl\.modeling\.ops"):
+        importlib.import_module("dassl.modeling.ops")
+
+
+@pytest.mark.parametrize("kind", ["backbone", "head"])
+def test_networks_are_those_that_a_host_registers(kind, capsys):
+    modeling = importlib.import_module("dassl.modeling")
+    registry = getattr(modeling, f"{kind.upper()}_REGISTRY")
+    build = getattr(modeling, f"build_{kind}")
+    with pytest.raises(UserError, match="'resnet50'"):
+        build("resnet50")
+    registry.register(lambda width: [width])
+    try:
+        assert build("<lambda>", verbose=True, width=3) == [3]
+        assert "<lambda>" in capsys.readouterr().out
+    finally:
+        registry._obj_map.clear()
 
 
 # An imitation of Dassl with nothing but the two parts that today's torch breaks.
@@ -140,6 +161,12 @@ LOOK_ALIKE = {
             return torch.load(fpath)
         """,
     "host.py": "from dassl.utils import load_checkpoint, read_image\n",
+    "train.py": """
+        import numpy as np
+        from dassl.config import get_cfg_default
+
+        print("whole numbers", np.arange(2.5).astype(np.int), get_cfg_default().TRAINER.ANCHOROPT)
+        """,
     "script.py": """
         import json, logging, sys
 
@@ -203,25 +230,52 @@ LOOK_ALIKE = {
 }
 
 
-def test_an_installed_dassl_wins_and_is_repaired(tmp_path):
+REGISTRY = """
+class Registry:
+    def get(self, name): ...
+    def registered_names(self): return []
+
+TRAINER_REGISTRY = Registry()
+"""
+
+
+def look_alike(folder, *words):
+    """Run python in a folder with the imitation of Dassl."""
     for name, text in LOOK_ALIKE.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(textwrap.dedent(text))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(textwrap.dedent(text))
     package = Path(anchoropt_plugin.__file__).parents[1]
     run = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(package), "PATH": "", "HOME": str(tmp_path)},
+        [sys.executable, *words],
+        cwd=folder,
+        env={"PYTHONPATH": f"{folder}{os.pathsep}{package}", "PATH": "", "HOME": str(folder)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
+    return run
+
+
+def test_run_needs_no_name_that_an_old_dassl_lacks(tmp_path):
+    # Neither clean_cfg nor setup_logger is there, and np.int is removed from numpy.
+    (tmp_path / "dassl/engine").mkdir(parents=True)
+    (tmp_path / "dassl/engine/__init__.py").write_text(
+        "from dassl.registry import TRAINER_REGISTRY\n"
+    )
+    (tmp_path / "dassl/registry.py").write_text(REGISTRY)
+    run = look_alike(tmp_path, "-m", "anchoropt_plugin", "run", "train.py")
+    assert "whole numbers [0 1 2]" in run.stdout and "POSITION: sinkhorn" in run.stdout
+
+
+def test_an_installed_dassl_wins_and_is_repaired(tmp_path):
+    run = look_alike(tmp_path, "script.py")
     report = json.loads(run.stdout.splitlines()[-1])
     assert report["file"] == str(tmp_path / "dassl" / "__init__.py")
     # The schedulers are broken since torch 2.7.
     broken = ["dassl.optim.lr_scheduler"] * ("verbose" not in signature(LRScheduler).parameters)
     broken += ["dassl.utils.load_checkpoint", "dassl.utils.read_image"]
+    broken += ["numpy for dassl"] * (np.lib.NumpyVersion(np.__version__) >= "1.24.0")
     named = [message.removeprefix("repaired ").partition(":")[0] for message in report["messages"]]
     assert named == broken, "each repair is named once"
     assert report["same"]

@@ -19,7 +19,9 @@ from PIL import Image
 from anchoropt_plugin import UserError
 from anchoropt_plugin.dassl_compat.data import data_manager, image_cache
 from dassl.data import DataManager, DatasetWrapper
+from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
+from dassl.data.samplers import build_sampler
 from dassl.utils import set_random_seed
 
 
@@ -70,6 +72,73 @@ def test_batches(cfg):
         assert dm.dataset.train_x[index].label == label
     assert (dm.num_classes, dm.num_source_domains, dm.lab2cname[1]) == (3, 0, "middle")
     assert dm.train_loader_u is None
+
+
+def test_a_loader_of_a_hosts_own(cfg):
+    dm = DataManager(cfg)
+    few = dm.dataset.train_x[::3]
+    arguments = {"data_source": few, "batch_size": 4, "tfm": T.ToTensor()}
+    batches = list(build_data_loader(cfg, "SequentialSampler", **arguments, is_train=False))
+    assert [path for batch in batches for path in batch["impath"]] == [x.impath for x in few]
+    assert [len(batch["img"]) for batch in batches] == [4, 2]
+    for image, path in zip(torch.cat([batch["img"] for batch in batches]), few, strict=True):
+        assert torch.equal(image, T.ToTensor()(Image.open(path.impath).convert("RGB")))
+    assert [len(batch["img"]) for batch in build_data_loader(cfg, **arguments)] == [4]
+    with pytest.raises(UserError, match="list of images is empty"):
+        build_data_loader(cfg)
+
+
+def domains_and_classes():
+    return [Datum(f"{i}", label=i % 5, domain=i % 3) for i in range(36)]
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "groups"),
+    [
+        ("RandomDomainSampler", "domain", 2),
+        ("SeqDomainSampler", "domain", 3),
+        ("RandomClassSampler", "label", 3),
+    ],
+)
+def test_batches_of_equal_parts(name, attribute, groups):
+    source = domains_and_classes()
+    set_random_seed(1)
+    sampler = build_sampler(name, None, source, batch_size=6, n_domain=2, n_ins=2)
+    order = list(sampler)
+    assert len(order) % 6 == len(sampler) % 6 == 0
+    assert len(set(order)) == len(order) >= 24, "no image twice, and not many left over"
+    seen = [[getattr(source[i], attribute) for i in order[s : s + 6]] for s in range(0, 24, 6)]
+    for batch in seen:
+        parts = [batch[s : s + 6 // groups] for s in range(0, 6, 6 // groups)]
+        assert all(len(set(part)) == 1 for part in parts)
+        assert len({part[0] for part in parts}) == groups
+    if name == "SeqDomainSampler":
+        assert seen[0] == [0, 0, 1, 1, 2, 2]
+    else:
+        assert len({tuple(batch) for batch in seen}) > 1
+    set_random_seed(1)
+    again = list(build_sampler(name, None, source, batch_size=6, n_domain=2, n_ins=2))
+    assert again == order
+
+
+def test_a_class_with_too_few_images_repeats_them():
+    source = [Datum("0", label=0), *[Datum("1", label=1)] * 4]
+    order = list(build_sampler("RandomClassSampler", None, source, batch_size=4, n_ins=2))
+    assert sorted(order[:4]).count(0) == 2 and len(set(order[:4]) - {0}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "message"),
+    [
+        ("RandomClassSampler", {"n_ins": 4}, "N_INS is 4"),
+        ("RandomClassSampler", {"n_ins": 1}, "parts of 6 labels; the images have 5"),
+        ("RandomDomainSampler", {"n_domain": 4}, "parts of 4 domains; the images have 3"),
+        ("NoSuchSampler", {}, "'NoSuchSampler'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(name, numbers, message):
+    with pytest.raises(UserError, match=message):
+        build_sampler(name, None, domains_and_classes(), batch_size=6, **numbers)
 
 
 @pytest.mark.parametrize("limit", [60, 20])

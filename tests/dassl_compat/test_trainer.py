@@ -391,6 +391,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg):
     assert torch.equal(weights(trainer), before)
 
 
+@pytest.mark.parametrize("angle", [-1.0, 1.0])
+def test_prograd_drops_what_raises_the_other_loss(cfg, angle):
+    trainer = build_trainer(cfg)
+    first, second, unused = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(3))
+    model = nn.ParameterList([first, second, unused])
+    trainer._models = {"m": model}
+    trainer._optims = {"m": torch.optim.SGD(model.parameters(), lr=1.0)}
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([angle, 0.0])
+    trainer.prograd_backward_and_update((a * first + a * second).sum(), (b * first).sum(), 0.5)
+    # Only the first gradient has a part against the other loss: (3, 0), half of which goes.
+    wanted = a - torch.tensor([1.5, 0.0]) * (angle < 0)
+    assert first.tolist() == (torch.tensor([1.0, 2.0]) - wanted).tolist()
+    assert second.tolist() == [-2.0, -2.0] and unused.tolist() == [1.0, 2.0]
+
+
 def test_models_by_name(cfg):
     trainer = build_trainer(cfg)
     trainer.register_model("frozen", nn.Linear(1, 1))

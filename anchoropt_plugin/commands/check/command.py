@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from .reload import loads_again, save
 from .small_trainer import (
     BATCH,
     CLASSES,
+    OTHER_CLASSES,
     HostError,
     build,
     find_trainer,
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("trainer", metavar="MODULE:TRAINER", help="such as trainers.coop:CoOp")
     add("--config-file", metavar="FILE", help="yaml file of the method")
+    add("--classes", nargs="+", metavar="NAME", help="class names (default: some of Caltech101)")
     add("--learner", default="", help="attribute name of the prompt learner (default: searched)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values")
 
@@ -62,12 +64,16 @@ def run(args: argparse.Namespace) -> int:
         # A GPU runs the host as its users do, in its default precision; on a CPU half precision
         # is slow or missing. Some hosts work only in one precision.
         first, second = (None, "fp32") if torch.cuda.is_available() else ("fp32", None)
-        cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, first)
+        given = host, keys, Path(folder), args.config_file, args.opts
         try:
-            found = _trial(host, with_anchoropt, cfg)
-        except HostError:
-            cfg = trial_cfg(host, keys, Path(folder), args.config_file, args.opts, second)
-            found = _trial(host, with_anchoropt, cfg)
+            found = _trial(host, with_anchoropt, trial_cfg(*given, first), args.classes)
+        except HostError as error:
+            try:
+                with quiet():
+                    cfg = trial_cfg(*given, second)
+                found = _trial(host, with_anchoropt, cfg, args.classes)
+            except HostError:
+                raise error from None  # the second precision may be missing on this machine
         _report(host.__name__, found)
     return 0
 
@@ -93,12 +99,18 @@ class Found(NamedTuple):
     loads: str
 
 
-def _trial(host: type, with_anchoropt: type, cfg: Any) -> Found:
+def _trial(host: type, with_anchoropt: type, cfg: Any, given: Sequence[str] | None) -> Found:
     """Build the host trainer, plain and with AnchorOPT, and let both take a step."""
     name = host.__name__
-    give = "fix the trainer, or give its missing keys as KEY VALUE or with --config-file"
-    with host_errors(f"{name} fails even without AnchorOPT: ", give):
-        alone = build(host, cfg)
+    trained, others = (given, given[len(given) // 2 :]) if given else (CLASSES, OTHER_CLASSES)
+    give = (
+        "this may be due to the stand-ins: give the missing keys as KEY VALUE or with "
+        "--config-file, another MODEL.BACKBONE.NAME, or class names that the trainer knows "
+        "(--classes, with DATASET.NAME)"
+    )
+    stand_ins = f"{name} without AnchorOPT fails on the random CLIP and images of `check`: "
+    with host_errors(stand_ins, give):
+        alone = build(host, cfg, trained)
         learners = learners_of(alone)
         if learners:
             take_step(alone)
@@ -109,10 +121,10 @@ def _trial(host: type, with_anchoropt: type, cfg: Any) -> Found:
             "a PromptHook for the learner (register_hook)"
         )
     with host_errors(f"{name} works, but not with AnchorOPT: ", "please report this error"):
-        trainer, losses, calls = _step(name, build(with_anchoropt, cfg))
+        trainer, losses, calls = _step(name, build(with_anchoropt, cfg, trained))
         folder = Path(cfg.OUTPUT_DIR)
         checkpoints = save(alone, folder / "alone"), save(trainer, folder / "ours")
-        loads = loads_again(host, with_anchoropt, *checkpoints, cfg)
+        loads = loads_again(host, with_anchoropt, *checkpoints, cfg, trained, others)
     return Found(trainer, losses, calls, loads)
 
 
@@ -132,13 +144,17 @@ def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
         )
     logits = logits_at_test(trainer)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (BATCH, len(CLASSES)):
+    if shape != _shape_of_logits(trainer):
         raise UserError(
             f"in a test, {name} gives its evaluator {shape}, but must give the logits "
             "(images, classes)"
         )
     calls.stop()
     return trainer, losses, calls
+
+
+def _shape_of_logits(trainer: Any) -> tuple[int, int]:
+    return BATCH, trainer.num_classes
 
 
 def _fast_forwards(trainer: Any) -> list[FastForward]:
@@ -159,7 +175,7 @@ def _report(name: str, found: Found) -> None:
         size = f"{hook.n_ctx(learner)} soft tokens of width {hook.dim(learner)}"
         table.add_row("learner", f"{path} ({kind}): {size}, read by {type(hook).__name__}")
     table.add_row("deep prompts", _deep_prompts(trainer))
-    used = next(x for x in losses if x.shape == (BATCH, len(CLASSES)))
+    used = next(x for x in losses if x.shape == _shape_of_logits(trainer))
     table.add_row("loss", f"F.cross_entropy at {used.place}, over logits {used.shape}")
     others = [x for x in losses if x is not used]
     if others:
@@ -202,6 +218,6 @@ def _fast_branch(trainer: Any, calls: TextCalls) -> list[str]:
             f"{gain.tokens[0]:,} → {gain.tokens[1]:,} tokens, "
             f"{gain.seconds[0] / gain.seconds[1]:.1f} times faster, "
             f"{gain.memory[0] / gain.memory[1]:.1f} times less memory "
-            f"(one run, {len(CLASSES)} classes, {LAYERS} layers)"
+            f"(one run, {trainer.num_classes} classes, {LAYERS} layers)"
         )
     return lines or ["none: no text encoder was found"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,8 @@ from torch import Tensor
 from ...errors import UserError
 from ...files.checkpoint_folder import CHILD
 from ...process.user_code import error_in_one_line
-from .small_trainer import CLASSES, HostError, build, host_errors, logits_at_test, quiet, trained_by
+from .small_trainer import HostError, build, host_errors, logits_at_test, quiet, trained_by
 
-OTHER_CLASSES = ["dog", "grey whale", "tram", "mountain path", "steam engine"]
 _REPORT = "please report this error"
 
 
@@ -38,7 +38,15 @@ def save(trainer: Any, folder: Path) -> Saved:
     return Saved(folder, {name: state[name].clone() for name in names})
 
 
-def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg: Any) -> str:
+def loads_again(
+    host: type,
+    with_anchoropt: type,
+    alone: Saved,
+    ours: Saved,
+    cfg: Any,
+    trained: Sequence[str],
+    others: Sequence[str],
+) -> str:
     """Load both checkpoints as a user does, and return the result as a sentence.
 
     If the plain host cannot load its checkpoint for other classes, cannot load it at all, or
@@ -50,15 +58,21 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
         alone: the checkpoint of ``host``.
         ours: the checkpoint of ``with_anchoropt``.
         cfg: the configuration of both.
+        trained: the class names of both checkpoints.
+        others: further class names.
 
     Raises:
         UserError: with AnchorOPT, a lost value that the plain host does not lose.
     """
-    name, classes, where = host.__name__, OTHER_CLASSES, "for other classes: yes"
+    name, classes, where = host.__name__, others, "for other classes: yes"
+    new = cfg.clone()
+    new.defrost()
+    new.DATASET.SUBSAMPLE_CLASSES = "new"
+    new.freeze()
     try:
-        lost = _lost(alone, _loaded(host, cfg, alone, classes))
+        lost = _lost(alone, _loaded(host, new, alone, classes))
     except UserError:
-        classes = CLASSES
+        classes, new = trained, cfg
         try:
             lost = _lost(alone, _loaded(host, cfg, alone, classes))
         except HostError as error:
@@ -70,48 +84,44 @@ def loads_again(host: type, with_anchoropt: type, alone: Saved, ours: Saved, cfg
             "token_prefix and token_suffix)"
         )
     found = [where]
-    again = _loaded(with_anchoropt, cfg, ours, classes)
+    again = _loaded(with_anchoropt, new, ours, classes)
     _require(name, "does not load its own checkpoint", _lost(ours, again), lost)
     logits = logits_at_test(again)
     if logits.shape[-1] != len(classes):
         raise UserError(
             f"{name}, loaded for {len(classes)} classes, gives logits of {logits.shape[-1]}"
         )
-    again = _loaded(with_anchoropt, cfg, alone, classes)
+    again = _loaded(with_anchoropt, new, alone, classes)
     _require(name, "does not load a checkpoint of the plain host", _lost(alone, again), lost)
     found.append("of the plain host: yes")
-    (path, *others) = sorted(alone.folder.rglob("model*.pth.tar*"))
-    if not others:
+    (path, *more) = sorted(alone.folder.rglob("model*.pth.tar*"))
+    if not more:
         try:
-            lost = _lost(alone, _started(host, cfg, path))
+            lost = _lost(alone, _started(host, cfg, path, trained))
         except HostError:
             lost = list(alone.values)
         if len(lost) < len(alone.values):
-            started = _started(with_anchoropt, cfg, path)
+            started = _started(with_anchoropt, cfg, path, trained)
             _require(name, "does not load MODEL.INIT_WEIGHTS", _lost(alone, started), lost)
             found.append("as MODEL.INIT_WEIGHTS: yes")
     return "; ".join(found)
 
 
-def _loaded(trainer: type, cfg: Any, saved: Saved, classes: list[str]) -> Any:
-    new = cfg.clone()
-    new.defrost()
-    new.DATASET.SUBSAMPLE_CLASSES = "new" if classes is OTHER_CLASSES else "base"
-    new.freeze()
+def _loaded(trainer: type, cfg: Any, saved: Saved, classes: Sequence[str]) -> Any:
     with host_errors(f"{trainer.__name__} does not load its checkpoint: ", _REPORT):
-        again = build(trainer, new, classes)
+        again = build(trainer, cfg, classes)
         with quiet():
             again.load_model(str(saved.folder), epoch=1)
     return again
 
 
-def _started(trainer: type, cfg: Any, path: Path) -> Any:
+def _started(trainer: type, cfg: Any, path: Path, classes: Sequence[str]) -> Any:
     new = cfg.clone()
     new.defrost()
     new.MODEL.INIT_WEIGHTS = str(path)
     new.freeze()
     with host_errors(f"{trainer.__name__} does not load MODEL.INIT_WEIGHTS: ", _REPORT):
-        return build(trainer, new)
+        return build(trainer, new, classes)
 
 
 def _state(trainer: Any) -> dict[str, Tensor]:

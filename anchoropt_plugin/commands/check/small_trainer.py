@@ -1,4 +1,4 @@
-"""Build a host trainer on the random CLIP and random images, plain and with AnchorOPT."""
+"""Build a host trainer on a random CLIP and random images, plain and with AnchorOPT."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from PIL import Image
 from torch import nn
 from yacs.config import CfgNode
 
@@ -24,12 +25,15 @@ from ...prompts.hooks import is_prompt_learner
 from ...training.decorators import anchoropt
 from ...training.settings import extend_cfg
 from ...training.two_stages import SUFFIX, TwoStages
-from ...training.without_data import without_data
 
 Keys = Callable[[Any], None]
 
+_KEYS_BY_HAND = "let it use nothing but cfg, or try the trainer with `run`"
+
 PUBLIC_KEYS = Path(__file__).parents[2] / "assets" / "trainer_keys.yaml"
-CLASSES = ["cat", "red fox", "bus", "sea or lake", "lamp", "hot air balloon", "tree", "bicycle"]
+CLASSES = ["face", "leopard", "accordion", "airplane", "anchor", "ceiling_fan", "barrel", "bonsai"]
+OTHER_CLASSES = ["joshua_tree", "lotus", "sea_horse", "windsor_chair", "yin_yang"]
+"""Of Caltech101: hosts look up descriptions by data set and class name."""
 BATCH = 4
 
 SMALL: dict[str, Any] = {
@@ -37,8 +41,12 @@ SMALL: dict[str, Any] = {
         "NAME": "Caltech101",  # hosts look up templates by data set name
         "SUBSAMPLE_CLASSES": "base",  # the trained classes: some hosts test "new" differently
     },
-    "MODEL": {"BACKBONE": {"NAME": "ViT-B/16"}},
-    "INPUT": {"SIZE": (224, 224)},
+    "MODEL": {"BACKBONE": {"NAME": "ViT-B/32"}},
+    "INPUT": {
+        "SIZE": (224, 224),
+        "INTERPOLATION": "bicubic",
+        "TRANSFORMS": ("random_resized_crop", "random_flip", "normalize"),
+    },
     "OPTIM": {"NAME": "sgd", "LR": 0.002, "MAX_EPOCH": 1},
     "DATALOADER": {"NUM_WORKERS": 0},
     "TRAINER": {"ANCHOROPT": {"ANCHOR_EPOCHS": 1}},
@@ -118,11 +126,10 @@ def trial_cfg(
 
     Args:
         trainer: the host trainer.
-        keys: a function that adds the host's keys; None adds the keys of public trainers and all
-            keys in ``opts``.
+        keys: a function that adds the host's keys; None adds the keys of public trainers.
         folder: the folder for outputs.
         config_file: yaml file of the method.
-        opts: KEY VALUE pairs.
+        opts: KEY VALUE pairs; unknown keys are added.
         precision: a value that replaces the default of ``PREC``.
 
     Raises:
@@ -133,13 +140,8 @@ def trial_cfg(
     cfg = get_cfg_default()
     if keys is None:
         merge_or_add(cfg, read_yaml(PUBLIC_KEYS), str(PUBLIC_KEYS))
-        for key in opts[::2]:
-            _make_room(cfg, key)
     else:
-        with host_errors(
-            "extend_cfg of train.py fails: ",
-            "let it use nothing but cfg, or try the trainer with `run`",
-        ):
+        with host_errors("extend_cfg of train.py fails: ", _KEYS_BY_HAND):
             keys(cfg)
     extend_cfg(cfg)
     merge_or_add(cfg, SMALL, "the trial")
@@ -150,46 +152,75 @@ def trial_cfg(
             section.PREC = precision
     if config_file:
         merge_file(cfg, config_file)
+    for key in opts[::2]:
+        if not key.startswith("TRAINER.ANCHOROPT.") and _make_room(cfg, key):
+            print(f"{key}: a new key, as a train.py adds by flags of its own")
     merge_list(cfg, opts)
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = cfg.DATALOADER.TEST.BATCH_SIZE = BATCH
+    cfg.DATALOADER.NUM_WORKERS = 0
     cfg.freeze()
     return cfg
 
 
-def _make_room(cfg: CfgNode, full_key: str) -> None:
-    """Add a key of any type to ``cfg``, if the key is missing."""
+def _make_room(cfg: CfgNode, full_key: str) -> bool:
+    """Add a key of any type to ``cfg``; return whether the key was missing."""
     *sections, name = full_key.split(".")
     for section in sections:
         cfg = cfg.setdefault(section, CfgNode())
+    is_missing = name not in cfg
     cfg.setdefault(name, None)
+    return is_missing
 
 
-def generated_batch(cfg: Any) -> dict[str, Any]:
-    """Return a batch of random images in the form of Dassl's loaders."""
+def _data_set(class_names: Sequence[str], folder: Path) -> type:
+    """Return a data set class of random images: one of each class, and at least ``BATCH``.
+
+    Args:
+        class_names: C class names, in the order of their labels.
+        folder: where the images are written.
+    """
+    from dassl.data.datasets import DatasetBase, Datum
+
+    folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
-    size = tuple(cfg.INPUT.SIZE)
-    return {
-        "img": torch.randn(BATCH, 3, *size, generator=generator),
-        "label": torch.arange(BATCH) % len(CLASSES),
-        "domain": torch.zeros(BATCH, dtype=torch.long),
-        "impath": [f"{i}.jpg" for i in range(BATCH)],
-        "index": torch.arange(BATCH),
-    }
+    items = []
+    for label, name in enumerate(class_names):
+        path = folder / f"{label}.png"
+        pixels = torch.randint(0, 256, (64, 64, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(path)
+        items.append(Datum(impath=str(path), label=label, classname=name))
+
+    class RandomImages(DatasetBase):
+        dataset_dir = str(folder)
+
+        def __init__(self, cfg: Any) -> None:
+            self.image_dir, self.all_class_names = str(folder), list(class_names)
+            several = [*items, *items * BATCH]
+            n_train = max(len(items), BATCH)
+            super().__init__(several[:n_train], val=several[:BATCH], test=several[:BATCH])
+
+    return RandomImages
 
 
-def build(trainer: type, cfg: Any, classes: Sequence[str] = CLASSES) -> Any:
-    """Build a trainer on the generated data; its output is dropped."""
+def build(trainer: type, cfg: Any, classes: Sequence[str]) -> Any:
+    """Build a trainer with its own loaders on random images of ``classes``; drop its output."""
+    from dassl.data.datasets import DATASET_REGISTRY
+
     torch.manual_seed(0)
-    with quiet():
-        return without_data(trainer, classes, [generated_batch(cfg)])(cfg)
+    data_set = _data_set(classes, Path(cfg.OUTPUT_DIR, "images"))
+    registered = {cfg.DATASET.NAME: data_set}
+    with quiet(), mock.patch.dict(DATASET_REGISTRY._obj_map, registered):
+        return trainer(cfg)
 
 
 def take_step(trainer: Any) -> None:
-    """Take a training step on the generated batch, as the last step of an epoch."""
+    """Train an epoch of one batch."""
     with quiet():
         trainer.set_model_mode("train")
         trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
         trainer.before_epoch()
-        trainer.forward_backward(trainer.train_loader_x[0])
+        trainer.forward_backward(next(iter(trainer.train_loader_x)))
+        trainer.after_epoch()
 
 
 def logits_at_test(trainer: Any) -> Any:

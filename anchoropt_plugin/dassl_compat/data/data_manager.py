@@ -28,6 +28,45 @@ from .transforms import build_transform, interpolation_mode
 Transform = Callable[[Any], Any]
 
 
+def build_data_loader(
+    cfg: CfgNode,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence[Datum] | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Transform | Sequence[Transform] | None = None,
+    is_train: bool = True,
+    dataset_wrapper: type[Dataset[Any]] | None = None,
+) -> DataLoader[Any]:
+    """Return a loader of images, as Dassl's function of this name does.
+
+    Args:
+        cfg: the configuration.
+        sampler_type, n_domain, n_ins: see :func:`build_sampler`.
+        data_source: the images.
+        batch_size: images per batch.
+        tfm: one transform, or a list of transforms.
+        is_train: whether the images are training images; then a last, smaller batch is dropped.
+        dataset_wrapper: a class that replaces :class:`DatasetWrapper`.
+
+    Raises:
+        UserError: there is no image.
+    """
+    if not data_source:
+        raise UserError("a loader needs images, but its list of images is empty")
+    wrapper: Any = dataset_wrapper or DatasetWrapper
+    return _Loader(
+        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
+        is_train=is_train,
+    )
+
+
 class DataManager:
     """The data set of a run, and a loader for each of its parts.
 
@@ -62,21 +101,14 @@ class DataManager:
             )
         train = custom_tfm_train or build_transform(cfg, is_train=True)
         test = custom_tfm_test or build_transform(cfg, is_train=False)
-        wrapper: Any = dataset_wrapper or DatasetWrapper
 
-        def loader(part: str, section: CfgNode, transform: Any, is_train: bool) -> _Loader:
+        def loader(part: str, section: CfgNode, transform: Any, is_train: bool) -> Any:
             source = getattr(self.dataset, part)
             if not source:
                 raise UserError(f"{cfg.DATASET.NAME} has no images in its part {part!r}")
-            return _Loader(
-                wrapper(cfg, source, transform=transform, is_train=is_train),
-                batch_size=section.BATCH_SIZE,
-                sampler=build_sampler(section.SAMPLER, source),
-                num_workers=cfg.DATALOADER.NUM_WORKERS,
-                drop_last=is_train and len(source) >= section.BATCH_SIZE,
-                pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
-                is_train=is_train,
-            )
+            n_domain, n_ins = section.get("N_DOMAIN", 0), section.get("N_INS", 0)
+            order = section.SAMPLER, source, section.BATCH_SIZE, n_domain, n_ins
+            return build_data_loader(cfg, *order, transform, is_train, dataset_wrapper)
 
         sections = cfg.DATALOADER
         section_u = sections.TRAIN_X if sections.TRAIN_U.SAME_AS_X else sections.TRAIN_U

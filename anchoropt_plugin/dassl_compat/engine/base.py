@@ -288,3 +288,26 @@ class TrainerBase:
         self.model_zero_grad(names)
         self.model_backward(loss)
         self.model_update(names)
+
+    def prograd_backward_and_update(
+        self, loss_a: Tensor, loss_b: Tensor, lambda_: float = 1, names: Names = None
+    ) -> None:
+        """Step along the gradient of ``loss_a`` where it does not raise ``loss_b``.
+
+        A method of the Dassl that ProGrad's repository ships (arXiv 2205.14865). For each
+        parameter, if its gradients a of ``loss_a`` and b of ``loss_b`` point apart (a·b < 0), a
+        becomes a − λ (a·b / |b|²) b. A parameter that ``loss_b`` does not reach keeps its a.
+        """
+        models = [self._models[name] for name in self.get_model_names(names)]
+        parameters = [parameter for model in models for parameter in model.parameters()]
+        self.model_zero_grad(names)
+        self.detect_anomaly(loss_b)
+        loss_b.backward(retain_graph=True)
+        of_b = [None if p.grad is None else p.grad.clone() for p in parameters]
+        self.model_zero_grad(names)
+        self.model_backward(loss_a)
+        for parameter, b in zip(parameters, of_b, strict=True):
+            a = parameter.grad
+            if a is not None and b is not None and (along := (a * b).sum()) < 0:
+                parameter.grad = a - lambda_ * along / b.square().sum() * b
+        self.model_update(names)
