@@ -64,8 +64,11 @@ def _same_settings(run: Run) -> bool:
 def _recorded(path: Path, changed: int) -> str:
     """Return the digest of a config.yaml; the cache reads a file again after it ``changed``."""
     # The C loader, if there is one: experiments read thousands of these files several times.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    recorded = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8"))
+    try:
+        recorded = loader.get_single_data()
+    finally:
+        loader.dispose()
     return _digest(dict(flattened(recorded))) if isinstance(recorded, dict) else ""
 
 
