@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     for path, probabilities in _predicted(predictor, args.images):
         found = dict(islice(predictor.by_name(probabilities).items(), args.top))
         if args.json:
-            entries.append({"picture": str(path), "probabilities": found})
+            entries.append({"image": str(path), "probabilities": found})
         else:
             print(path)
             print("\n".join(f"  {100 * p:5.1f} %  {name}" for name, p in found.items()))

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from ..errors import UserError, nearest
 from ..method.anchors import StageOne
-from ..method.position import RELAXATIONS
+from ..method.relaxations import RELAXATIONS
 from ..prompts.hooks import POOLINGS
 
 ENSEMBLES = ("auto", "always", "never", "anchors")

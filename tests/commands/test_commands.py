@@ -716,7 +716,7 @@ def test_the_arguments_of_the_decorator_are_those_of_the_run(trained, command, r
     result = command(repository, *words)
     assert result.returncode == 0, result.stderr
     (entry,) = json.loads(result.stdout)
-    assert entry["picture"] == "red.png" and len(entry["probabilities"]) == 4
+    assert entry["image"] == "red.png" and len(entry["probabilities"]) == 4
     assert sum(entry["probabilities"].values()) == pytest.approx(1)
     line = one_line(command(repository, *words[:4]))
     assert "trainer 'Usual_AnchorOPT' is not registered" in line
@@ -797,7 +797,7 @@ def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, c
     capsys.readouterr()
     assert main(words) == 0
     entries = json.loads(capsys.readouterr().out)
-    assert [entry["picture"] for entry in entries] == written.images
+    assert [entry["image"] for entry in entries] == written.images
     for entry, top, probability in zip(entries, written.top, written.probability, strict=True):
         assert list(entry["probabilities"]) == top
         assert entry["probabilities"][top[0]] == pytest.approx(probability, rel=1e-5)
@@ -822,7 +822,7 @@ def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, c
 def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     Path("cut.png").write_bytes(b"no image")
-    Path("cut.csv").write_text("picture\na.png\n")
+    Path("cut.csv").write_text("path\na.png\n")
     Path("list.csv").write_text("image\nnone.png\n")
     Path("empty").mkdir()
     assert main(["predict", "--import", "trainers", "--model-dir", str(runs / "CoOp"), *words]) == 2

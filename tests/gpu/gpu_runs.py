@@ -10,7 +10,7 @@ from PIL import Image
 
 import train
 from anchoropt_plugin import load_predictor
-from anchoropt_plugin.method.position import RELAXATIONS, AnchorPositionModule
+from anchoropt_plugin.method.relaxations import RELAXATIONS, AnchorPositionModule
 from benchmarks.pretend_gpu import GPUTensor, pretend_gpu
 
 from .short_runs import (

@@ -10,7 +10,7 @@ import torch
 
 from anchoropt_plugin import AnchorPositionModule
 from anchoropt_plugin.method.order import UNCHANGED, in_words
-from anchoropt_plugin.method.position import RELAXATIONS
+from anchoropt_plugin.method.relaxations import RELAXATIONS
 
 NAMES = ["v1", "v2", "v3", "A1", "A2"]
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from anchoropt_plugin import AnchorPositionModule
-from anchoropt_plugin.method.position import RELAXATIONS
+from anchoropt_plugin.method.relaxations import RELAXATIONS
 
 DISCRETE = ("gumbel", "sinkhorn", "identity")
 
@@ -85,7 +85,7 @@ def test_sinkhorn_and_its_gradient_are_those_of_autograd(n):
 
 
 def test_sinkhorn_soft_part_is_nearly_doubly_stochastic():
-    from anchoropt_plugin.method.position import _sinkhorn
+    from anchoropt_plugin.method.relaxations import _sinkhorn
 
     soft = torch.from_numpy(_sinkhorn(torch.randn(6, 6, dtype=torch.float64).numpy())[0])
     assert (soft.sum(0) - 1).abs().max() < 1e-6 and (soft.sum(1) - 1).abs().max() < 1e-3
