@@ -25,6 +25,7 @@ from anchoropt_plugin.files.checkpoint_folder import (
     is_of_classes,
     last_checkpoint_name,
     tensor_of_other_classes,
+    without_module,
 )
 from anchoropt_plugin.training.released_files import (
     LEARNER_FOLDER,
@@ -164,7 +165,7 @@ class PromptTrainer(TrainerX):
             if not path.exists():
                 raise UserError(f"there is no checkpoint {path}; {_advice(path.parent)}")
             checkpoint = load_checkpoint(str(path))
-            state, model = _without_module(checkpoint["state_dict"]), self._models[name]
+            state, model = without_module(checkpoint["state_dict"]), self._models[name]
             check_classes(state, model, str(path))
             state = self.loadable(state)
             check_fits(state, model, str(path))
@@ -173,7 +174,7 @@ class PromptTrainer(TrainerX):
 
 
 def _load_initial_weights(model: nn.Module, path: str) -> None:
-    state = _without_module(checkpoints.load(path).get("state_dict", {}))
+    state = without_module(checkpoints.load(path).get("state_dict", {}))
     own = model.state_dict()
     check_classes(state, model, path)
     # Otherwise the soft tokens would be skipped, as other tensors of another shape are.
@@ -185,11 +186,6 @@ def _load_initial_weights(model: nn.Module, path: str) -> None:
     check_shapes(state, own, path)
     model.load_state_dict(state, strict=False)
     print(f"Loaded the soft tokens and position logits of the released code from {path}")
-
-
-def _without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``state`` without the prefix that DataParallel puts before names."""
-    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def _checkpoint(folder: Path, epoch: int | None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,15 @@ def is_of_anchoropt(name: str) -> bool:
     (True, False)
     """
     return bool({CHILD, POSITION_LOGITS} & set(name.split(".")))
+
+
+def without_module(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict without the prefix that DataParallel puts before names.
+
+    >>> without_module({"module.ctx": 1})
+    {'ctx': 1}
+    """
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
 def tensor_of_other_classes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str:

@@ -18,6 +18,7 @@ from ...files.checkpoint_folder import (
     is_of_classes,
     last_checkpoint_name,
     tensor_of_other_classes,
+    without_module,
 )
 from ...process import distributed
 from ...process.randomness import restore_random_state
@@ -41,7 +42,7 @@ def save_checkpoint(
     """
     state = dict(state)
     if remove_module_from_keys:
-        state["state_dict"] = _without_module(state["state_dict"])
+        state["state_dict"] = without_module(state["state_dict"])
     if distributed.is_main():
         folder = Path(save_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
         UserError: an unreadable file, or a file of which nothing fits.
     """
     checkpoint = checkpoints.load(weight_path)
-    weights = _without_module(checkpoint.get("state_dict", checkpoint))
+    weights = without_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
     fitting = {
         name: value
@@ -191,7 +192,3 @@ def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None
     return sum(
         item.numel() if isinstance(item, Tensor) else count_num_param(params=item) for item in items
     )
-
-
-def _without_module(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name).removeprefix("module."): value for name, value in state_dict.items()}
