@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import train
-from anchoropt_plugin import load_predictor
-from anchoropt_plugin.method.relaxations import RELAXATIONS, AnchorPositionModule
+from anchoropt_plugin import AnchorPositionModule, load_predictor
+from anchoropt_plugin.method.relaxations import RELAXATIONS
 from benchmarks.pretend_gpu import GPUTensor, pretend_gpu
 
 from .short_runs import (
