@@ -588,6 +588,7 @@ class Expecting(Usual):
         assert len(self.dm.dataset.train_x) >= 4 and self.train_loader_x.batch_size == 4
         super().build_model()
         visual = self.model.image_encoder
+        self.model.cuda(), self.model.logit_scale.to("cuda:0")
         assert visual.conv1.kernel_size == (16, 16) and len(visual.transformer.resblocks) == 12
 
     def forward_backward(self, batch):

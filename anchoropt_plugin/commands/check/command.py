@@ -18,6 +18,7 @@ from torch import Tensor
 from ...encoders.fast_forward import FastForward
 from ...errors import UserError
 from ...prompts.hooks import attached, hook_for
+from .cpu_for_gpu import CpuForGpu
 from .probes import SeenLoss, TextCalls, gain_of, record_losses
 from .random_clip import LAYERS, random_clip
 from .reload import loads_again, save
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """
     keys = own_keys()  # first: a train.py may register trainers named X_AnchorOPT
     host, with_anchoropt = find_trainer(args.trainer, args.learner)
-    with tempfile.TemporaryDirectory() as folder, random_clip(), _only_errors():
+    gpu = contextlib.nullcontext() if torch.cuda.is_available() else CpuForGpu()
+    with tempfile.TemporaryDirectory() as folder, random_clip(), _only_errors(), gpu:
         # A GPU runs the host as its users do, in its default precision; on a CPU half precision
         # is slow or missing. Some hosts work only in one precision.
         first, second = (None, "fp32") if torch.cuda.is_available() else ("fp32", None)
