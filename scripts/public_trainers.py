@@ -4,7 +4,8 @@
 
 Each argument is the folder of a git checkout, named owner/name at its end. For every trainer that
 a checkout registers, `python -m anchoropt_plugin check` runs in the folder of its train.py, with
-the keys that configs/public_trainers.yaml gives for its repository. Nothing in a checkout changes.
+the keys that configs/public_trainers.yaml gives for its repository. It compares a step with the
+definition of AnchorOPT, computed apart in float64. Nothing in a checkout changes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from anchoropt_plugin.files.readers import read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ROOT / "configs" / "public_trainers.yaml"
-RIGHT, PACKAGE = "passes `check`", "anchoropt_plugin"
+RIGHT, PACKAGE = "right by the probe of `check`", "anchoropt_plugin"
 
 
 class Row(NamedTuple):
@@ -111,7 +112,7 @@ def as_table(rows: Sequence[Row]) -> str:
     >>> print(as_table([Row("a/b", "123", "X", RIGHT), Row("a/b", "123", "Y", RIGHT)]))
     | repository | commit | trainers | result |
     | --- | --- | --- | --- |
-    | a/b | 123 | X, Y | passes `check` |
+    | a/b | 123 | X, Y | right by the probe of `check` |
     <BLANKLINE>
     """
     groups: dict[tuple[str, str, str], list[str]] = {}
