@@ -460,6 +460,7 @@ def test_the_report_of_check(command, repository, trainer, learner):
         "deep prompts none",
         f"F.cross_entropy at trainers/{module}.py:{line + 1}, over logits (4, 8)",
         "2,073 numbers in 2 tensors",
+        "objective as computed apart in float64: image features to",
         f"{learner}.ctx (4, 512)",
         f"{learner}.anchoropt.logits (5, 5)",
         # The look-alike leaves loading to Dassl, which knows of no other classes.
@@ -469,6 +470,23 @@ def test_the_report_of_check(command, repository, trainer, learner):
     ):
         assert found in text, text
     assert not list(Path.home().rglob("*clip*")), "the user's cache was touched"
+
+
+@pytest.mark.parametrize(
+    ("fault", "part"),
+    [
+        ("s.distillation = lambda *a: 2 * one(*a)", "image features [0-9.e-]+, loss [0-9]"),
+        ("s.AnchorOPT._plain_features = lambda self, e, a, k, out: 2 * out + 1", "image features "),
+    ],
+)
+def test_check_compares_the_objective_with_its_definition(command, repository, fault, part):
+    module = "import anchoropt_plugin.training.stage_two as s\nfrom trainers.usual import Usual\n"
+    text = f"{module}one = s.distillation\n{fault}\n"
+    (repository / "trainers/faulty.py").write_text(text)
+    result = command(repository, "check", "trainers.faulty:Usual")
+    assert result.returncode == 2
+    wanted = rf"error: AnchorOPT's objective differs from its definition \(plain {part}"
+    assert re.search(wanted, result.stderr), result.stderr
 
 
 def test_check_finds_learners_of_another_name(command, repository):
@@ -588,6 +606,7 @@ class Expecting(Usual):
         assert len(self.dm.dataset.train_x) >= 4 and self.train_loader_x.batch_size == 4
         super().build_model()
         visual = self.model.image_encoder
+        self.model.cuda(), self.model.logit_scale.to("cuda:0")
         assert visual.conv1.kernel_size == (16, 16) and len(visual.transformer.resblocks) == 12
 
     def forward_backward(self, batch):

@@ -18,6 +18,8 @@ from torch import Tensor
 from ...encoders.fast_forward import FastForward
 from ...errors import UserError
 from ...prompts.hooks import attached, hook_for
+from .cpu_for_gpu import CpuForGpu
+from .independent import Differences, compare, record_steps
 from .probes import SeenLoss, TextCalls, gain_of, record_losses
 from .random_clip import LAYERS, random_clip
 from .reload import loads_again, save
@@ -60,18 +62,19 @@ def run(args: argparse.Namespace) -> int:
     """
     keys = own_keys()  # first: a train.py may register trainers named X_AnchorOPT
     host, with_anchoropt = find_trainer(args.trainer, args.learner)
-    with tempfile.TemporaryDirectory() as folder, random_clip(), _only_errors():
+    gpu = contextlib.nullcontext() if torch.cuda.is_available() else CpuForGpu()
+    with tempfile.TemporaryDirectory() as folder, random_clip() as weights, _only_errors(), gpu:
         # A GPU runs the host as its users do, in its default precision; on a CPU half precision
         # is slow or missing. Some hosts work only in one precision.
         first, second = (None, "fp32") if torch.cuda.is_available() else ("fp32", None)
         given = host, keys, Path(folder), args.config_file, args.opts
         try:
-            found = _trial(host, with_anchoropt, trial_cfg(*given, first), args.classes)
+            found = _trial(host, with_anchoropt, trial_cfg(*given, first), args.classes, weights)
         except HostError as error:
             try:
                 with quiet():
                     cfg = trial_cfg(*given, second)
-                found = _trial(host, with_anchoropt, cfg, args.classes)
+                found = _trial(host, with_anchoropt, cfg, args.classes, weights)
             except HostError:
                 raise error from None  # the second precision may be missing on this machine
         _report(host.__name__, found)
@@ -91,16 +94,35 @@ def _only_errors() -> Iterator[None]:
 
 
 class Found(NamedTuple):
-    """The result of a trial: the trainer, its losses, its text encoder calls, its reloading."""
+    """The result of a trial.
+
+    Attributes:
+        trainer: with AnchorOPT, after a step.
+        losses: of the step.
+        calls: of the text encoders.
+        differences: from the objective in float64; None if the hook has plain features of its own.
+        loads: which checkpoints load.
+    """
 
     trainer: Any
     losses: list[SeenLoss]
     calls: TextCalls
+    differences: Differences | None
     loads: str
 
 
-def _trial(host: type, with_anchoropt: type, cfg: Any, given: Sequence[str] | None) -> Found:
-    """Build the host trainer, plain and with AnchorOPT, and let both take a step."""
+def _trial(
+    host: type, with_anchoropt: type, cfg: Any, given: Sequence[str] | None, weights: Path
+) -> Found:
+    """Build the host trainer, plain and with AnchorOPT, and let both take a step.
+
+    Args:
+        host: the trainer alone.
+        with_anchoropt: the trainer with AnchorOPT.
+        cfg: of the trial.
+        given: class names, or None.
+        weights: the folder of the random CLIPs.
+    """
     name = host.__name__
     trained, others = (given, given[len(given) // 2 :]) if given else (CLASSES, OTHER_CLASSES)
     give = (
@@ -121,14 +143,17 @@ def _trial(host: type, with_anchoropt: type, cfg: Any, given: Sequence[str] | No
             "a PromptHook for the learner (register_hook)"
         )
     with host_errors(f"{name} works, but not with AnchorOPT: ", "please report this error"):
-        trainer, losses, calls = _step(name, build(with_anchoropt, cfg, trained))
+        trainer = build(with_anchoropt, cfg, trained)
+        with record_steps(trainer.anchoropt) as steps:
+            losses, calls = _step(name, trainer)
+        differences = compare(trainer.anchoropt, steps, sorted(weights.iterdir()))
         folder = Path(cfg.OUTPUT_DIR)
         checkpoints = save(alone, folder / "alone"), save(trainer, folder / "ours")
         loads = loads_again(host, with_anchoropt, *checkpoints, cfg, trained, others)
-    return Found(trainer, losses, calls, loads)
+    return Found(trainer, losses, calls, differences, loads)
 
 
-def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
+def _step(name: str, trainer: Any) -> tuple[list[SeenLoss], TextCalls]:
     """Run stage 1, a step of stage 2 and a test, as in a real run."""
     calls = TextCalls([forward.encoder for forward in _fast_forwards(trainer)])
     with quiet():
@@ -150,7 +175,7 @@ def _step(name: str, trainer: Any) -> tuple[Any, list[SeenLoss], TextCalls]:
             "(images, classes)"
         )
     calls.stop()
-    return trainer, losses, calls
+    return losses, calls
 
 
 def _shape_of_logits(trainer: Any) -> tuple[int, int]:
@@ -164,7 +189,7 @@ def _fast_forwards(trainer: Any) -> list[FastForward]:
 
 # ---------------------------------------------------------------------- the printed report
 def _report(name: str, found: Found) -> None:
-    trainer, losses, calls, loads = found
+    trainer, losses, calls, differences, loads = found
     console = Console()
     console = Console(width=console.width if console.is_terminal else 120, highlight=False)
     learners = {n: module for n, module in learners_of(trainer).items() if attached(module)}
@@ -180,6 +205,7 @@ def _report(name: str, found: Found) -> None:
     others = [x for x in losses if x is not used]
     if others:
         table.add_row("", f"{len(others)} more stay unchanged: {others[0].place}")
+    table.add_row("objective", _objective(differences))
     anchors = trainer.anchoropt.position.anchors
     table.add_row("stage 1 learns", f"{len(anchors)} anchor token of width {anchors.shape[1]}")
     trained = trained_by(trainer)
@@ -190,6 +216,15 @@ def _report(name: str, found: Found) -> None:
     table.add_row("checkpoints load", loads)
     table.add_row("fast text branch", "\n".join(_fast_branch(trainer, calls)))
     console.print(table)
+
+
+def _objective(differences: Differences | None) -> str:
+    if differences is None:
+        return "not compared with float64: the hook gives plain image features of its own"
+    return (
+        f"as computed apart in float64: image features to {differences.features:.0e}, "
+        f"loss to {differences.loss:.0e}, gradient of the logits to {differences.gradient:.0e}"
+    )
 
 
 def _deep_prompts(trainer: Any) -> str:

@@ -167,8 +167,11 @@ def write_archive(state: dict[str, Tensor], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def random_clip() -> Iterator[None]:
+def random_clip() -> Iterator[Path]:
     """Give every imported ``clip`` module a random CLIP in place of a file that it downloads.
+
+    Yields:
+        The folder of the files that were given.
 
     Nothing is downloaded, and the user's cache stays untouched. A ``clip`` module imported later
     gets a ``UserError`` instead of a download.
@@ -190,7 +193,7 @@ def random_clip() -> Iterator[None]:
             if _is_of_clip(vars(module).get("_download")):
                 patches.enter_context(mock.patch.object(module, "_download", download))
         patches.enter_context(mock.patch.object(urllib.request, "urlopen", _refuse))
-        yield
+        yield Path(folder)
 
 
 def _is_of_clip(function: Any) -> bool:
