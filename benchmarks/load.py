@@ -32,11 +32,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.experiments.worker import peak_memory
 from anchoropt_plugin.process.command_line import status_of
 from benchmarks.command import parser_of
 from benchmarks.load_cases import LOADS, MB, Load
 from benchmarks.printing import markdown_table
-from experiments.worker import peak_memory
 
 STEEPEST = 1.2
 """The largest allowed exponent of time."""

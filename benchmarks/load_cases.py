@@ -20,6 +20,10 @@ import train
 from anchoropt_plugin.config.record import RECORD
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.experiments import compare
+from anchoropt_plugin.experiments.plan import Run, plan
+from anchoropt_plugin.experiments.protocols import Protocol, read_protocol
+from anchoropt_plugin.experiments.results import write_facts
 from anchoropt_plugin.files.run_events import EVENTS, read_results, write_results
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens, StageOne
@@ -29,10 +33,6 @@ from benchmarks.plain import class_names
 from dassl.data.datasets import build_dataset
 from dassl.engine import TRAINER_REGISTRY
 from datasets.table import TABLE
-from experiments import compare
-from experiments.plan import Run, plan
-from experiments.protocols import Protocol, read_protocol
-from experiments.results import write_facts
 
 Parts = Generator[str, None, int | None]
 MB = 1_000_000

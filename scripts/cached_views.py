@@ -17,12 +17,13 @@ VIEWS = (16, 4, 1)
 
 def main() -> int:
     """Run the command line; return its exit status."""
-    from experiments.command import build_parser, parse, protocol_of, run_experiment
-    from experiments.experiment import Experiment
-    from experiments.factors import varied
-    from experiments.plan import host_method
+    from anchoropt_plugin.experiments.command import protocol_of, run_experiment
+    from anchoropt_plugin.experiments.experiment import Experiment
+    from anchoropt_plugin.experiments.factors import varied
+    from anchoropt_plugin.experiments.flags import build_parser
+    from anchoropt_plugin.experiments.plan import host_method
 
-    args = parse(build_parser("cached_views.py", __doc__), None)
+    args = build_parser("python scripts/cached_views.py", __doc__).parse_args()
     protocol = protocol_of(args, datasets=["digits"], seeds=[1, 2, 3, 4, 5])
     methods = []
     for trainer, anchoropt in (("CoOp", False), ("CoOp_AnchorOPT", True)):

@@ -24,13 +24,20 @@ TINY = str(ROOT / "configs/trainers/CoOp/tiny.yaml")
 
 COMPARE = ["scripts/compare.py", "--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
 EXPORT = ["anchoropt_plugin", "export", "--model-dir", "x", "--output"]
+REPORT = "for their report: pip install 'anchoropt-plugin[report]'"
 FEATURES = {
-    "pandas": (COMPARE, "experiments need pandas for their report: pip install -e '.[report]'"),
+    "pandas": (
+        COMPARE,
+        f"experiments need pandas {REPORT}",
+    ),
     "matplotlib": (
         ["scripts/demo.py"],
-        "experiments need matplotlib for their report: pip install -e '.[report]'",
+        f"experiments need matplotlib {REPORT}",
     ),
-    "jinja2": (COMPARE, "experiments need jinja2 for their report: pip install -e '.[report]'"),
+    "jinja2": (
+        COMPARE,
+        f"experiments need jinja2 {REPORT}",
+    ),
     "submitit": (
         [*COMPARE, "--executor", "slurm"],
         "--executor slurm needs submitit: pip install -e '.[slurm]'",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -15,20 +17,37 @@ from ..errors import UserError, nearest
 from .distributed import is_main, rank, world_size
 from .open_files import TOO_MANY, is_too_many
 
+KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
+"""The form of a config key."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ``UserError`` for a wrong command line.
 
     A leading ``~`` of a value is the home folder: no shell replaces it in ``--flag=~/folder``, nor
     in a command that runs without a shell.
+
+    Attributes:
+        takes_pairs: whether KEY VALUE pairs may follow all flags. They are the arguments' ``opts``,
+            and the whole command line is ``command_line``.
     """
 
+    takes_pairs = False
+
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        words = map(_at_home, sys.argv[1:] if args is None else args)
-        parsed, unknown = super().parse_known_args(list(words), namespace)
+        words = [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
+        at = len(words)
+        if self.takes_pairs:  # a flag with several values would take the pairs too
+            at = next((at for at, word in enumerate(words) if KEY.fullmatch(word)), at)
+        parsed, unknown = super().parse_known_args(words[:at], namespace)
         if unknown:
             hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
             self.error(f"there is no flag {unknown[0]}{hint}")
+        if self.takes_pairs:
+            if parsed.opts:
+                first = parsed.opts[0]
+                raise UserError(f"{first!r} is neither a flag nor a config key; see --help")
+            parsed.opts, parsed.command_line = words[at:], f"{self.prog} {shlex.join(words)}"
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:

@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
 from anchoropt_plugin.__main__ import main
-from anchoropt_plugin.commands.report import measures, page
-from anchoropt_plugin.commands.report.figures import reliability_diagram
 from anchoropt_plugin.files.predictions import PREDICTIONS, Predictions, write_predictions
+from anchoropt_plugin.report import measures, page
+from anchoropt_plugin.report.figures import reliability_diagram
 from tests.browsing import found_browser, opened
 
 NAMES = [*"abcdefg", "<i>&", "狐 with a long name of many words"]

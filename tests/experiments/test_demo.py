@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import averaging, demo
-from experiments.averaging import averaged_with_zero_shot, name_of
-from experiments.plan import plan
+from anchoropt_plugin.experiments import averaging, demo
+from anchoropt_plugin.experiments.averaging import averaged_with_zero_shot, name_of
+from anchoropt_plugin.experiments.plan import plan
 
 SHORT = ["OPTIM.MAX_EPOCH", "3", "USE_CUDA", "False"]
 

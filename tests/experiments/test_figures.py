@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 
-from anchoropt_plugin.commands.report.figures import FORMATS, position_matrices
-from experiments.figures import write_figure
+from anchoropt_plugin.experiments.figures import write_figure
+from anchoropt_plugin.report.figures import FORMATS, position_matrices
 
 N_EPOCHS = 7
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 
-import experiments
 import train
 from anchoropt_plugin import UserError
+from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.config.merge import read_yaml
+from anchoropt_plugin.experiments import ablate, compare
+from anchoropt_plugin.experiments.command import with_preset
+from anchoropt_plugin.experiments.factors import parse_grid, varied
+from anchoropt_plugin.experiments.files import ASSETS
+from anchoropt_plugin.experiments.flags import add_ablate
+from anchoropt_plugin.experiments.plan import host_method, plan, zero_shot_method
+from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.experiments.published import (
+    check_anchors,
+    published_numbers,
+    published_settings,
+)
+from anchoropt_plugin.experiments.repository import CHECKOUT, Checkout
+from anchoropt_plugin.process.command_line import Parser
 from anchoropt_plugin.training.host_cfg import host_cfg
 from dassl.engine import TRAINER_REGISTRY
-from experiments import ablate, compare
-from experiments.command import build_parser, parse
-from experiments.factors import parse_grid, varied
-from experiments.files import CONFIGS
-from experiments.plan import host_method, plan, zero_shot_method
-from experiments.protocols import read_protocol
-from experiments.published import check_anchors, published_numbers, published_settings
 
 
 def planned(tmp_path, protocol, methods, opts=(), **changes):
@@ -70,7 +75,7 @@ def test_cross_dataset_tests_lie_in_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((CONFIGS / "protocols").glob("*.yaml")), ids=lambda p: p.stem
+    "path", sorted((ASSETS / "protocols").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_protocol_can_be_read(path):
     protocol = read_protocol(path.stem)
@@ -134,10 +139,9 @@ def test_changes_together_follow_the_changes_of_one_factor():
 
 
 def words_of(module, *words):
-    parser = build_parser("x", "")
-    for name in ("--host", "--hosts", "--config"):
-        parser.add_argument(name)
-    return parse(parser, list(words), module.PRESETS, module.KEYS)
+    parser = Parser()
+    add_ablate(parser)
+    return with_preset(parser.parse_args(words), module.PRESETS, module.KEYS)
 
 
 def test_settings_of_a_preset_come_before_those_of_the_command_line():
@@ -200,7 +204,7 @@ def test_a_cell_of_the_published_settings():
 @pytest.mark.parametrize("host", PUBLISHED)
 def test_no_published_run_starts_from_words(tmp_path, host, monkeypatch, capsys, clip):
     """Neither a file nor a run does so, whatever the yaml of the plain host has."""
-    assert "CTX_INIT" not in (CONFIGS / "published" / f"{host}.yaml").read_text()
+    assert "CTX_INIT" not in (CHECKOUT.configs / "published" / f"{host}.yaml").read_text()
     config, settings = published_settings(host)
     monkeypatch.setattr("train.check", lambda *args: None)
     method = host_method(host, config, anchoropt=True, of_dataset=settings)
@@ -299,9 +303,9 @@ def test_what_the_command_changes_of_the_released_method_is_told(tmp_path, capsy
 
 
 def test_presets_name_existing_files(tmp_path):
-    for path in sorted((CONFIGS / "presets" / "compare").glob("*.yaml")):
+    for path in sorted((CHECKOUT.configs / "presets" / "compare").glob("*.yaml")):
         for host in read_yaml(path)["hosts"]:
-            folder = CONFIGS / "trainers" / host
+            folder = CHECKOUT.configs / "trainers" / host
             assert folder.is_dir() and (path.stem != "embedded" or (folder / "tiny.yaml").is_file())
 
 
@@ -310,7 +314,7 @@ def test_presets_name_existing_files(tmp_path):
     [(compare, "splits"), (compare, "embedded"), (ablate, "embedded"), (ablate, "embedded_all")],
 )
 def test_presets_can_be_planned(tmp_path, capsys, monkeypatch, script, preset):
-    monkeypatch.setattr("experiments.command.estimate", lambda *args: "")
+    monkeypatch.setattr("anchoropt_plugin.experiments.command.estimate", lambda *args: "")
     places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
     assert script.main("", ["--preset", preset, *places, "--dry-run"]) == 0
     assert "0 of them finished" in capsys.readouterr().out
@@ -369,6 +373,16 @@ def test_compare_refuses(tmp_path, words, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_experiments_are_commands_of_the_package(tmp_path, capsys):
+    for command, flag in (("compare", "--hosts"), ("ablate", "--host")):
+        words = [command, flag, "CoOp", "--config", "tiny", "--root", str(tmp_path)]
+        words += ["--grid", "position=soft"] if command == "ablate" else []
+        words += ["--datasets", "digits", "OPTIM.MAX_EPOCH", "0"]
+        assert main(words) == 2
+        assert "OPTIM.MAX_EPOCH is 0, but must be positive" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 ABLATE = ["--host", "CoOp", "--config", "tiny", "--datasets", "digits"]
 
 
@@ -401,15 +415,17 @@ def test_a_folder_of_another_run_is_refused_at_once(tmp_path):
         planned(tmp_path, "base2new", coop()[:1], datasets=["digits"])
 
 
-def test_an_installed_dassl_is_refused(monkeypatch):
+def test_an_installed_dassl_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "train.py").touch()
+    (tmp_path / "trainers").mkdir()
     theirs = type("TrainerX", (), {"__module__": "dassl.engine.trainer"})
     monkeypatch.setattr("dassl.engine.TrainerX", theirs)
     with pytest.raises(UserError, match=r"the installed Dassl does not write: pip uninstall dassl"):
-        importlib.reload(experiments)
+        _ = Checkout(tmp_path).train
 
 
 def test_zero_shot_is_tested_once_and_never_trained(tmp_path):
-    method = zero_shot_method(CONFIGS / "trainers/CoOp/tiny.yaml")
+    method = zero_shot_method(CHECKOUT.configs / "trainers/CoOp/tiny.yaml")
     jobs = planned(tmp_path, "base2new", [method], datasets=["digits"], seeds=[1, 2])
     assert [(run.score, run.trains) for job in jobs for run in job.runs] == [
         *(("base", False), ("new", False))

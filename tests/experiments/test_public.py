@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from experiments import compare
+from anchoropt_plugin.experiments import compare
 from tests.datasets.small_datasets import NAMES, published_split, write_small
 
 

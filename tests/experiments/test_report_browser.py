@@ -7,14 +7,14 @@ import json
 import pandas as pd
 import pytest
 
-from anchoropt_plugin.commands.report.figures import position_matrices, training_curves
+from anchoropt_plugin.experiments.execution import Event
+from anchoropt_plugin.experiments.experiment import Experiment
+from anchoropt_plugin.experiments.plan import host_method, plan
+from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.experiments.report import write_report
+from anchoropt_plugin.experiments.tables import tables
 from anchoropt_plugin.files.run_events import append_event
-from experiments.execution import Event
-from experiments.experiment import Experiment
-from experiments.plan import host_method, plan
-from experiments.protocols import read_protocol
-from experiments.report import write_report
-from experiments.tables import tables
+from anchoropt_plugin.report.figures import position_matrices, training_curves
 from tests.browsing import found_browser, opened
 
 

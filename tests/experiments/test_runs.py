@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import train
-from experiments import ablate, compare, execution, worker
-from experiments.files import REPOSITORY
-from experiments.plan import host_method, plan
-from experiments.protocols import read_protocol
-from experiments.results import outcome
+from anchoropt_plugin.experiments import ablate, compare, execution, worker
+from anchoropt_plugin.experiments.plan import host_method, plan
+from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.experiments.repository import CHECKOUT
+from anchoropt_plugin.experiments.results import outcome
 
 SHORT = ["OPTIM.MAX_EPOCH", "2", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]
 HOST = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits", "--shots", "2"]
@@ -155,7 +155,7 @@ def test_train_py_alone_gives_the_same(compared, root, tmp_path):
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "train.py", *words]
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    subprocess.run(command, cwd=CHECKOUT.folder, env=environment, check=True, capture_output=True)
     ours = train_folder(compared, "CoOp_AnchorOPT", 2)
     assert_same_weights(ours, tmp_path / "out")
     for number in ("correct", "macro_f1"):
@@ -254,7 +254,7 @@ def start(root, out):
     words = [*HOST, "--seeds", "1", "2", "3", "--root", str(root), "--output-dir", str(out)]
     words += ["--jobs", "2", *SHORT, CACHE, str(out / "cache")]
     return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "scripts/compare.py"), *words],
+        [sys.executable, str(CHECKOUT.folder / "scripts/compare.py"), *words],
         stdout=subprocess.DEVNULL,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

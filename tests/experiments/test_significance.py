@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.formats import frame_of
-from experiments.protocols import read_protocol
-from experiments.significance import holm
-from experiments.tables import tables
+from anchoropt_plugin.experiments.formats import frame_of
+from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.experiments.significance import holm
+from anchoropt_plugin.experiments.tables import tables
 
 
 def rejected(ps, level):

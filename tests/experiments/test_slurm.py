@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from anchoropt_plugin import UserError
-from experiments import compare, executors, slurm
-from experiments.files import REPOSITORY
+from anchoropt_plugin.experiments import compare, executors, slurm
+from anchoropt_plugin.experiments.repository import CHECKOUT
 
 pytest.importorskip("submitit", reason="submitit is not installed: pip install -e '.[slurm]'")
 
@@ -38,7 +38,7 @@ def cluster(tmp_path_factory):
     if os.geteuid():
         pytest.skip("only root can start a Slurm cluster")
     folder = tmp_path_factory.mktemp("slurm")
-    words = ["bash", str(REPOSITORY / "scripts/start_slurm.sh"), str(folder)]
+    words = ["bash", str(CHECKOUT.folder / "scripts/start_slurm.sh"), str(folder)]
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(words, stdout=said, stderr=said)
     try:

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.formats import csv_of, latex_table, markdown_table
-from experiments.plan import Method
-from experiments.protocols import read_protocol
-from experiments.tables import tables
+from anchoropt_plugin.experiments.formats import csv_of, latex_table, markdown_table
+from anchoropt_plugin.experiments.plan import Method
+from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.experiments.tables import tables
 
 BASE = {"CoOp": [80.0, 82.0, 84.0], "CoOp_AnchorOPT": [81.0, 85.0, 85.5]}
 NEW = {"CoOp": [60.0, 61.0, 59.0], "CoOp_AnchorOPT": [70.0, 74.0, 66.0]}

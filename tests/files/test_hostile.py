@@ -442,7 +442,7 @@ def test_a_corrupt_image_ends_the_run_in_one_line(own, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------ the code itself
-SOURCES = ("anchoropt_plugin", "datasets", "trainers", "experiments", "train.py")
+SOURCES = ("anchoropt_plugin", "datasets", "trainers", "train.py")
 
 
 def called(node):

@@ -18,10 +18,10 @@ import dassl.utils
 import train
 from anchoropt_plugin import UserError
 from anchoropt_plugin.__main__ import main as command
+from anchoropt_plugin.experiments.compare import main as compare
 from anchoropt_plugin.process import folder_lock
 from anchoropt_plugin.process.folder_lock import LOCK, locked_folder
 from dassl.engine import build_trainer
-from experiments.compare import main as compare
 
 from ..test_train_cli import DIGITS, TINY, cfg_of
 

@@ -16,6 +16,9 @@ from anchoropt_plugin.encoders import clip_models
 from anchoropt_plugin.encoders.clip_models import clip as openai_clip
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.experiments import compare, results
+from anchoropt_plugin.experiments.plan import plan
+from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.method import anchors
 from anchoropt_plugin.method.anchors import AnchorPrompts
 from benchmarks import load, load_cases
@@ -23,9 +26,6 @@ from benchmarks.load import Measured
 from dassl.config import get_cfg_default
 from dassl.evaluation import build_evaluator
 from datasets.class_folders import read_classnames
-from experiments import compare, results
-from experiments.plan import plan
-from experiments.protocols import read_protocol
 
 
 class Largest(TorchDispatchMode):

@@ -1,12 +1,9 @@
-"""The command line that all experiments share, and the way from a plan to its report."""
+"""What the command lines of experiments share: presets, and the way from a plan to its report."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import re
-import shlex
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -15,27 +12,22 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from anchoropt_plugin import UserError
-from anchoropt_plugin.config.merge import read_yaml
-from anchoropt_plugin.errors import nearest
-from anchoropt_plugin.process.command_line import Parser
-from anchoropt_plugin.process.folder_lock import locked_folder
-
+from ..config.merge import read_yaml
+from ..errors import UserError, nearest
+from ..process.folder_lock import locked_folder
 from .estimate import Estimate, estimate
 from .execution import Event, unfinished
-from .executors import EXECUTORS, add_arguments
+from .executors import EXECUTORS
 from .experiment import Experiment
-from .files import REPOSITORY, find
+from .files import find
 from .formats import markdown, rich_table
 from .plan import Job, plan
 from .progress import follow, print_failures
 from .protocols import Protocol, read_protocol
 from .report import write_report
+from .repository import CHECKOUT
 from .results import results
 from .tables import tables
-
-KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
-"""The form of a config key."""
 
 SETTINGS = "settings"
 """The key of a preset with config keys and values for all runs."""
@@ -44,65 +36,20 @@ MoreRows = Callable[[Sequence[Job], pd.DataFrame], pd.DataFrame]
 """Computes additional rows from the jobs and the rows of their runs."""
 
 
-def build_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the flags of all experiments."""
-    parser = Parser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--protocol", metavar="NAME", help="a file of configs/protocols (default: base2new)")
-    add("--datasets", nargs="+", metavar="NAME", help="files of configs/datasets to train on")
-    add("--shots", nargs="+", type=int, metavar="N", help="training images per class")
-    add("--seeds", nargs="+", type=int, metavar="N", help="random seeds, one training for each")
-    add("--root", type=Path, default=REPOSITORY / "data", help="data folder (default: data)")
-    add("--output-dir", type=Path, help="folder of the runs and the report (default: in output/)")
-    add("--executor", choices=sorted(EXECUTORS), default="local", help="where runs are executed")
-    add("--jobs", type=int, metavar="N", help="jobs at a time (default: one per GPU or CPU core)")
-    add("--dry-run", action="store_true", help="only print the number of runs and their time")
-    add("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
-    add_arguments(parser)
-    return parser
-
-
-def parse(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    presets: Path | None = None,
-    keys: Sequence[str] = (),
+def with_preset(
+    args: argparse.Namespace, presets: Path | None = None, keys: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """Parse the flags and the KEY VALUE pairs after them; a preset sets what no flag sets.
+    """Set what no flag has set to the value of the preset.
 
     Args:
-        parser: the parser of :func:`build_parser`, perhaps with additional flags.
-        argv: the words of the command line; ``sys.argv`` by default.
+        args: the arguments.
         presets: the folder of the presets that ``--preset`` names.
         keys: the keys that a preset may have, besides ``settings``; a key that nothing sets is
             None.
 
-    Returns:
-        The arguments, with the whole command line as ``command``.
-
     Raises:
-        UserError: a word is neither a flag nor a config key, or the preset or one of its keys is
-            unknown.
+        UserError: the preset or one of its keys is unknown.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if presets is not None:
-        about = f"a file of configs/presets/{presets.name}; flags override its values"
-        parser.add_argument("--preset", metavar="NAME", help=about)
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help="config keys and values for all runs, after all flags: OPTIM.MAX_EPOCH 10",
-    )
-    # A flag with several values would take the pairs too.
-    at = next((at for at, word in enumerate(argv) if KEY.fullmatch(word)), len(argv))
-    args = parser.parse_args(argv[:at])
-    if args.opts:
-        raise UserError(f"{args.opts[0]!r} is neither a flag nor a config key; see --help")
-    args.opts = list(argv[at:])
-    args.command = shlex.join(["python", f"scripts/{parser.prog}", *argv])
     path = find(presets, args.preset, "preset") if presets and args.preset else None
     preset = read_yaml(path) if path else {}
     known = [*keys, SETTINGS]
@@ -137,7 +84,7 @@ def run_experiment(
 
     Args:
         experiment: the experiment.
-        args: the arguments that ``parse`` returned.
+        args: the arguments, with the preset's.
         folder: the default of ``--output-dir``, in ``output/``.
         more: computes additional rows of the tables.
 
@@ -148,7 +95,8 @@ def run_experiment(
         UserError: the plan is invalid, or another command uses the folder; nothing is written.
     """
     console = Console()
-    args.output_dir = args.output_dir or REPOSITORY / "output" / folder
+    args.root = args.root or CHECKOUT.folder / "data"
+    args.output_dir = args.output_dir or CHECKOUT.folder / "output" / folder
     executor, at_once = EXECUTORS[args.executor](args)
     workers = at_once if args.jobs is None else args.jobs
     if workers < 1:
@@ -184,7 +132,7 @@ def _run_and_report(
     more: MoreRows | None,
     console: Console,
 ) -> int:
-    started = time.time()
+    started, command = time.time(), args.command_line
     todo = sum(len(unfinished(job)) for job in jobs)
     with contextlib.closing(events):
         failed = follow(events, todo, console) if todo else []
@@ -199,11 +147,18 @@ def _run_and_report(
     for table in made:
         console.print(rich_table(table))
     page = write_report(
-        experiment, jobs, rows, made, failed, args.output_dir, args.command, time.time() - started
+        experiment,
+        jobs,
+        rows,
+        made,
+        failed,
+        args.output_dir,
+        command,
+        time.time() - started,
     )
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(markdown(experiment, made, rows, args.command), encoding="utf-8")
+        args.markdown.write_text(markdown(experiment, made, rows, command), encoding="utf-8")
     console.print(f"Report: {page}", soft_wrap=True)
     return 1 if failed else 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...method.order import token_names
+from ..method.order import token_names
 from .history import read_epochs, read_positions
 from .measures import N_BINS, Calibration
 

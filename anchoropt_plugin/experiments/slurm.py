@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from anchoropt_plugin import UserError
-from anchoropt_plugin.files.atomic import write_text
-
+from ..errors import UserError
+from ..files.atomic import write_text
 from .execution import Event, prepare_server, run_locally, unfinished
 from .plan import Job, Run
+from .repository import Checkout
 from .results import outcome
 
 TIMEOUTS = 100
@@ -50,7 +50,7 @@ class Task:
     events: Path
 
     def __call__(self) -> None:
-        _shield_runs()
+        _shield_runs(self.job.runs[0].repository)
         with self.events.open("a", encoding="utf-8") as file:
             for event in run_locally([self.job], 1):
                 told = {**event._asdict(), "run": str(event.run.folder)}
@@ -63,7 +63,7 @@ class Task:
         return DelayedSubmission(self)
 
 
-def _shield_runs() -> None:
+def _shield_runs(repository: Checkout) -> None:
     """Start the fork server with the cluster's signals ignored, also in the processes of runs.
 
     Slurm sends its signals to all processes of a job. Only the first process has to react: it ends
@@ -73,7 +73,7 @@ def _shield_runs() -> None:
         number: signal.signal(number, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     }
-    prepare_server()
+    prepare_server(repository)
     multiprocessing.forkserver.ensure_running()
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -147,7 +147,7 @@ class Slurm:
         states = _states()
         if states is None:
             raise UserError("squeue fails: check that Slurm is up; nothing was submitted")
-        prepare_server()  # jobs inherit the environment
+        prepare_server(jobs[0].runs[0].repository)  # jobs inherit the environment
         self.folder.mkdir(parents=True, exist_ok=True)
         followed = [submitted for job in todo if (submitted := self._attached(job, states))]
         if followed:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 from .averaging import averaged_with_zero_shot
-from .command import build_parser, parse, protocol_of, run_experiment
+from .command import protocol_of, run_experiment
 from .experiment import Experiment
 from .factors import varied
+from .flags import build_parser
 from .plan import host_method, zero_shot_method
 
 EPOCHS = {"shapes": {"OPTIM.MAX_EPOCH": 20}}
@@ -28,7 +29,7 @@ ABOUT = (
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     """Run the demo; return its exit status."""
-    args = parse(build_parser("demo.py", description), argv)
+    args = build_parser("python scripts/demo.py", description).parse_args(argv)
     host = partial(host_method, "CoOp", "tiny", of_dataset=EPOCHS)
     plain = host(anchoropt=False)
     default = host(anchoropt=True, reference=plain.name)

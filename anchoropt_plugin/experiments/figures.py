@@ -13,9 +13,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from anchoropt_plugin.commands.report.figures import FORMATS, rendered
-from anchoropt_plugin.files.atomic import atomic_write
-
+from ..files.atomic import atomic_write
+from ..report.figures import FORMATS, rendered
 from .factors import number
 from .plan import Run
 from .tables import Cell, Table

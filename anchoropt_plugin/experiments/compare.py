@@ -1,21 +1,23 @@
-"""Hosts with and without AnchorOPT under a protocol: the command line of ``scripts/compare.py``."""
+"""Hosts with and without AnchorOPT under a protocol."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from anchoropt_plugin import UserError
-from anchoropt_plugin.training.settings import PRESETS as METHOD_PRESETS
-
-from .command import build_parser, parse, protocol_of, run_experiment
+from ..errors import UserError
+from ..process.command_line import Parser
+from ..training.settings import PRESETS as METHOD_PRESETS
+from .command import protocol_of, run_experiment, with_preset
 from .experiment import Experiment
-from .files import CONFIGS
+from .flags import add_compare
 from .plan import NODE, Method, Settings, host_method, zero_shot_method
 from .published import RELEASED, check_anchors, published_settings, released_descriptions
+from .repository import CHECKOUT
 
-PRESETS = CONFIGS / "presets" / "compare"
+PRESETS = CHECKOUT.configs / "presets" / "compare"
 KEYS = ("protocol", "hosts", "datasets", "shots", "seeds", "config", "published", "zero_shot")
 ABOUT = (
     "Prompt learners with and without AnchorOPT. On new classes, which training did not see, "
@@ -31,40 +33,27 @@ MARKS = {
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status.
+    """Run the command line of ``scripts/compare.py``; return its exit status.
 
     Raises:
         UserError: an argument is unknown or invalid; nothing is written.
     """
-    parser = build_parser("compare.py", description)
-    add = parser.add_argument
-    add("--hosts", "--host", nargs="+", metavar="NAME", help="trainers that @anchoropt wraps")
-    add("--config", metavar="NAME", help="a file of configs/trainers/<host>, for all hosts")
-    add(
-        "--anchoropt",
-        choices=("both", "with", "without"),
-        default="both",
-        help="hosts with AnchorOPT, without AnchorOPT, or both (default)",
+    parser = Parser(
+        prog="python scripts/compare.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add(
-        "--method",
-        choices=("released", "defaults", "both"),
-        help="AnchorOPT as in the released code, with the defaults of this repository, or both as "
-        "rows of their own (default: released with published settings, otherwise defaults)",
-    )
-    add(
-        "--descriptions",
-        type=Path,
-        metavar="FOLDER",
-        help="the released folder of descriptions (templates): stage 1 learns from the data set's "
-        "file; for one file for all data sets, give the key TRAINER.ANCHOROPT.DESCRIPTIONS",
-    )
-    add(
-        "--templates",
-        action="store_true",
-        help="learn the anchors of published settings from templates, without descriptions",
-    )
-    args = parse(parser, argv, PRESETS, KEYS)
+    add_compare(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the experiment of parsed arguments; return the exit status.
+
+    Raises:
+        UserError: an argument is unknown or invalid; nothing is written.
+    """
+    with_preset(args, PRESETS, KEYS)
     if not (args.datasets or args.preset or args.protocol):
         raise UserError("nothing to compare: give --preset, or --hosts, --config and --datasets")
     protocol = protocol_of(args)

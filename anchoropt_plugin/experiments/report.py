@@ -10,21 +10,21 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from anchoropt_plugin.commands.report.figures import position_matrices, training_curves
-from anchoropt_plugin.commands.report.parts import page_html
-from anchoropt_plugin.files.atomic import write_text
-from anchoropt_plugin.training.two_stages import SUFFIX
-
+from ..files.atomic import write_text
+from ..report.figures import position_matrices, training_curves
+from ..report.parts import page_html
+from ..training.two_stages import SUFFIX
 from . import figures
 from .execution import Event
 from .experiment import Experiment
 from .factors import number
+from .files import ASSETS
 from .formats import caption_of, csv_of, frame_of, latex_table, markdown_table, sources
 from .plan import Job
 from .tables import Table
 
 BODY = Environment(autoescape=True, trim_blocks=True).from_string(
-    (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    (ASSETS / "experiment.html").read_text(encoding="utf-8")
 )
 
 

@@ -1,4 +1,4 @@
-"""The yaml files in ``configs/``: find them by name, read them into dataclasses."""
+"""Yaml files: find them by name, read them into dataclasses."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anchoropt_plugin import UserError
-from anchoropt_plugin.config.merge import read_yaml
-from anchoropt_plugin.errors import nearest
+from ..config.merge import read_yaml
+from ..errors import UserError, nearest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIGS = REPOSITORY / "configs"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+"""The files that are part of the package."""
 
 Record = TypeVar("Record")
 
 
 def find(folder: Path, name: str, what: str) -> Path:
-    """Return the yaml file called ``name`` in a folder of ``configs/``.
+    """Return the yaml file called ``name`` in a folder.
 
     Raises:
         UserError: there is no such file; the message names the nearest one.

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, harmonic_mean
 from typing import Any
 
-from anchoropt_plugin import UserError
-
-from .files import CONFIGS, find, made_of, read_as
+from ..errors import UserError
+from .files import ASSETS, find, made_of, read_as
 
 MEANS: dict[str, Callable[[Sequence[float]], float]] = {
     "arithmetic": fmean,
@@ -65,7 +64,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A file of ``configs/protocols``.
+    """A file of ``assets/protocols``.
 
     Attributes:
         title: the title in reports.
@@ -95,11 +94,12 @@ class Protocol:
 
     def with_changes(self, changes: Mapping[str, Any]) -> Protocol:
         """Return this protocol with other data sets, shots or seeds; None changes nothing."""
-        return replace(self, **{k: tuple(v) for k, v in changes.items() if v is not None})
+        given: dict[str, Any] = {k: tuple(v) for k, v in changes.items() if v is not None}
+        return replace(self, **given)
 
 
 def read_protocol(name: str) -> Protocol:
-    """Read ``configs/protocols/<name>.yaml``.
+    """Read ``assets/protocols/<name>.yaml``.
 
     Raises:
         UserError: there is no such file, or its content is invalid.
@@ -107,7 +107,7 @@ def read_protocol(name: str) -> Protocol:
     >>> read_protocol("base2new").summary.name
     'HM'
     """
-    path = find(CONFIGS / "protocols", name, "protocol")
+    path = find(ASSETS / "protocols", name, "protocol")
     raw = read_as(Protocol, path)
     return replace(
         raw,

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-import train
-from dassl.engine import build_trainer
-
 from .execution import prepare_server, unfinished
 from .plan import Job, Run
 from .results import outcome, read_facts
@@ -76,7 +73,8 @@ def _kind(run: Run) -> Any:
 
 def _timed(runs: dict[Any, Run]) -> dict[Any, float]:
     found = {}
-    with ProcessPoolExecutor(1, prepare_server()) as pool, contextlib.suppress(BrokenProcessPool):
+    server = prepare_server(next(iter(runs.values())).repository)
+    with ProcessPoolExecutor(1, server) as pool, contextlib.suppress(BrokenProcessPool):
         for kind, seconds in zip(runs, pool.map(_seconds_if_built, runs.values()), strict=True):
             if seconds is not None:
                 found[kind] = seconds
@@ -94,11 +92,12 @@ def _seconds(run: Run) -> float:
     """Return the seconds of a run: to build it, to train (each step as the second one), to test."""
     started = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        cfg = train.setup_cfg(train.build_parser().parse_args(list(run.argv)))
+        repository = run.repository
+        cfg = repository.cfg(run.argv)
         cfg.defrost()
         cfg.OUTPUT_DIR = folder
         cfg.freeze()
-        trainer = build_trainer(cfg)
+        trainer = repository.build(cfg)
         built = time.time() - started
         test = _step(trainer, trainer.test_loader, training=False) * len(trainer.test_loader)
         if not run.trains:

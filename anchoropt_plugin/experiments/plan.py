@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,16 +11,11 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-import train
-from anchoropt_plugin import UserError
-from anchoropt_plugin.config.check import flattened
-from anchoropt_plugin.errors import nearest
-from anchoropt_plugin.training.settings import LEARNED, AnchorOPTConfig
-from anchoropt_plugin.training.two_stages import SUFFIX, TwoStages
-from dassl.engine import TRAINER_REGISTRY
-
-from .files import CONFIGS, find
+from ..config.check import flattened
+from ..training.settings import LEARNED
+from ..training.two_stages import SUFFIX
 from .protocols import Part, Protocol
+from .repository import CHECKOUT, Checkout
 
 STAGE_ONE = (
     "MODEL.BACKBONE.NAME",
@@ -60,6 +54,7 @@ class Method:
         defaults: in an ablation, for the unchanged row: the values of all factors.
         trained: whether the method is trained, or only tested.
         templates: whether stage 1 may learn from templates where no descriptions are given.
+        repository: the repository of the trainer.
     """
 
     name: str
@@ -74,6 +69,7 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
     templates: bool = True
+    repository: Checkout = CHECKOUT
 
     @property
     def host(self) -> str:
@@ -119,6 +115,11 @@ class Run:
     reported: bool = True
 
     @property
+    def repository(self) -> Checkout:
+        """Return the repository of the trainer."""
+        return self.method.repository
+
+    @property
     def trains(self) -> bool:
         """Tell whether the run trains, or only tests."""
         return "--eval-only" not in self.argv
@@ -145,18 +146,10 @@ class Job:
 def host_method(host: str, config: str, anchoropt: bool, **rest: Any) -> Method:
     """Return a method: a host with or without AnchorOPT and a file of ``configs/trainers``.
 
-    A host is a trainer that ``@anchoropt`` has wrapped.
-
     Raises:
         UserError: there is no such host or no such file.
     """
-    names = TRAINER_REGISTRY.registered_names()
-    hosts = [name for name in names if name + SUFFIX in names]
-    if host not in hosts:
-        raise UserError(
-            f"unknown host {host!r}{nearest(host, hosts)}: choose from {', '.join(hosts)}"
-        )
-    path = find(CONFIGS / "trainers" / host, config, f"config of {host}")
+    path = CHECKOUT.trainer_config(host, config)
     trainer = host + SUFFIX if anchoropt else host
     return Method(**{"name": trainer, "trainer": trainer, "config": path, **rest})
 
@@ -238,20 +231,20 @@ class _Cell:
         keys = [word for key, value in settings.items() for word in (key, str(value))]
         words = [
             *("--root", str(self.root), "--trainer", method.trainer, "--seed", str(self.seed)),
-            *("--dataset-config-file", str(find(CONFIGS / "datasets", dataset, "data set"))),
+            *("--dataset-config-file", str(method.repository.dataset_config(dataset))),
             *("--config-file", str(method.config)),
         ]
-        cfg = train.setup_cfg(train.build_parser().parse_args([*words, *keys, *self.opts]))
+        cfg = method.repository.cfg([*words, *keys, *self.opts])
         places = {
             "dataset": dataset,
             "shots": self.shots,
             "trainer": method.trainer,
             "config": method.config.stem + method.variant(tested=bool(flags)),
             "seed": self.seed,
-            **_context(cfg),
+            **_context(cfg, method),
         }
         folder = self.output / part.folder.format(**places)
-        _check(cfg, folder, training=not flags)
+        method.repository.check(cfg, folder, training=not flags)
         return Run(
             method,
             self.group,
@@ -273,7 +266,8 @@ def as_in_yaml(value: Any) -> Any:
 
 def _job(runs: list[Run]) -> Job:
     first = runs[0]
-    if not first.trains or not issubclass(TRAINER_REGISTRY.get(first.method.trainer), TwoStages):
+    method = first.method
+    if not first.trains or not method.repository.is_two_stages(method.trainer):
         return Job(runs)
     if any(first.settings[f"{NODE}.{key}"] != value for key, value in _NOT_SHARED.items()):
         return Job(runs)
@@ -285,21 +279,9 @@ _NOT_SHARED = {"ANCHOR": LEARNED, "ANCHOR_WEIGHTS": "", "ANCHOR_CE_WEIGHT": 0.0}
 """With another value of one of these keys, the run has no stage 1 or a stage 1 of its own."""
 
 
-def _check(cfg: CfgNode, folder: Path, training: bool) -> None:
-    """Raise the error with which train.py would refuse a run, before any run is started."""
-    cfg.defrost()
-    cfg.OUTPUT_DIR = str(folder)
-    cfg.freeze()
-    train.check(cfg, Namespace(eval_only=not training, no_train=False, model_dir=""))
-    if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), TwoStages):
-        host = cfg.TRAINER.NAME.removesuffix(SUFFIX)
-        AnchorOPTConfig.from_cfg(cfg, host=host)
-
-
-def _context(cfg: CfgNode) -> dict[str, Any]:
+def _context(cfg: CfgNode, method: Method) -> dict[str, Any]:
     """Return the values of the context that the public folder names contain."""
-    node = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "node", "")
-    host = cfg.TRAINER.get(node, {})
+    host = cfg.TRAINER.get(method.repository.node(method.trainer), {})
     return {
         "n_ctx": cfg.TRAINER.ANCHOROPT.N_CTX or host.get("N_CTX", 0),
         "csc": host.get("CSC", False),

@@ -7,15 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anchoropt_plugin import UserError
-from anchoropt_plugin.config.merge import read_yaml
-from anchoropt_plugin.training.settings import LEARNED
-from dassl.engine import TRAINER_REGISTRY
-
-from .files import CONFIGS, find
+from ..config.merge import read_yaml
+from ..errors import UserError
+from ..training.settings import LEARNED
+from .files import find
 from .plan import NODE, Job, Run, Settings
+from .repository import CHECKOUT
 
-FOLDER = CONFIGS / "published"
+FOLDER = CHECKOUT.configs / "published"
 ANCHORS = "anchors"
 """The file with the settings of stage 1, the same for all hosts."""
 DESCRIPTIONS = "descriptions"
@@ -48,7 +47,7 @@ def published_settings(host: str) -> tuple[str, dict[str, Settings]]:
     if host in (ANCHORS, DESCRIPTIONS, "numbers"):
         raise UserError(f"unknown host with published settings {host!r}")
     of_host, of_anchors = read_yaml(path), read_yaml(FOLDER / f"{ANCHORS}.yaml")
-    drawn = {f"TRAINER.{TRAINER_REGISTRY.get(host).node}.CTX_INIT": ""}
+    drawn = {f"TRAINER.{CHECKOUT.node(host)}.CTX_INIT": ""}
     settings: dict[str, Settings] = {
         dataset: {**drawn, **_row(of_anchors, dataset), **_row(of_host, dataset)}
         for dataset in of_host["datasets"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...files.predictions import Predictions
+from ..files.predictions import Predictions
 
 N_BINS = 15
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ...config.check import flattened
-from ...config.merge import read_yaml
-from ...config.record import RECORD
-from ...errors import UserError
-from ...files.atomic import write_text
-from ...files.images import read_image
-from ...files.predictions import PREDICTIONS, TOP, Predictions, read_predictions
-from ...files.readers import read_json
-from ...files.run_events import RESULTS
+from ..config.check import flattened
+from ..config.merge import read_yaml
+from ..config.record import RECORD
+from ..errors import UserError
+from ..files.atomic import write_text
+from ..files.images import read_image
+from ..files.predictions import PREDICTIONS, TOP, Predictions, read_predictions
+from ..files.readers import read_json
+from ..files.run_events import RESULTS
 from . import figures, measures
 from .parts import figure_html, image_html, page_html
 

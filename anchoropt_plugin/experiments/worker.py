@@ -22,11 +22,9 @@ from typing import Any
 
 import torch
 
-import train
-from anchoropt_plugin.config.record import RECORD
-from anchoropt_plugin.files.atomic import write_text
-from anchoropt_plugin.version import VERSION
-
+from ..config.record import RECORD
+from ..files.atomic import write_text
+from ..version import VERSION
 from .plan import Run
 from .results import newest_log, write_facts
 
@@ -44,7 +42,7 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
     # The fork server may have been started before the variable was set.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]))
     _end_with_parent()
-    record = run.folder / RECORD
+    repository, record = run.repository, run.folder / RECORD
     errors = io.StringIO()
     started = time.time()
     with (
@@ -56,7 +54,7 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
             if not run.trains:  # the record of an earlier test may have other settings
                 with contextlib.suppress(OSError):
                     record.unlink()
-            status = train.main(list(run.argv))
+            status = repository.main(run.argv)
         except Exception:  # a bug: the other runs continue
             traceback.print_exc()
             status = 1
@@ -69,8 +67,7 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
         to_parent.send(said.splitlines()[-1].removeprefix("error: "))
         return
     if not run.trains:  # train.py writes the record of a training only
-        args = train.build_parser().parse_args(list(run.argv))
-        write_text(record, train.setup_cfg(args).dump())
+        write_text(record, repository.cfg(run.argv).dump())
     write_facts(_facts(time.time() - started, commit), run.folder)
 
 

@@ -13,7 +13,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from ...errors import UserError
+from ..errors import UserError
 
 HELP = "write a page about the last test of a run"
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("report needs matplotlib: pip install 'anchoropt-plugin[report]'")
-    from .page import write_page
+    from ..report.page import write_page
 
     print(write_page(args.folder))
     return 0

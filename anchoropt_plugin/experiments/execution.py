@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from anchoropt_plugin.files.run_events import EVENTS, read_events
-
-from .files import REPOSITORY
+from ..files.run_events import EVENTS, read_events
 from .plan import Job, Run
+from .repository import Checkout
 from .results import newest_log, outcome
 from .worker import perform
 
@@ -28,15 +27,15 @@ POLL_SECONDS = 0.2
 """The time between two looks at the events of the runs."""
 
 
-def prepare_server() -> Any:
+def prepare_server(repository: Checkout) -> Any:
     """Return the multiprocessing context that forks from a server with all imports done."""
     # The server reads these when it starts, before anything is computed.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if str(REPOSITORY) not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), *paths]))
+    if str(repository.folder) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(repository.folder), *paths]))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([perform.__module__])
+    context.set_forkserver_preload([perform.__module__, *repository.preload])
     return context
 
 
@@ -80,7 +79,7 @@ def run_locally(jobs: Sequence[Job], workers: int) -> Generator[Event, None, Non
     do not depend on ``workers``. Jobs that share stage 1 wait until one of them has learned the
     anchors. After a failed run the rest of its job is skipped.
     """
-    with _Machine(workers) as machine:
+    with _Machine(workers, jobs[0].runs[0].repository) as machine:
         yield from machine.events(list(jobs))
 
 
@@ -112,14 +111,14 @@ class _RunningJob:
 class _Machine:
     """The processes at work and the jobs that wait for them."""
 
-    def __init__(self, workers: int) -> None:
-        self.context = prepare_server()
+    def __init__(self, workers: int, repository: Checkout) -> None:
+        self.context = prepare_server(repository)
         devices = gpus() or [""]
         self.free = [devices[number % len(devices)] for number in range(workers)]
         self.running: list[_RunningJob] = []
         self.learning: dict[str, _RunningJob] = {}
         self.learned: set[str] = {""}
-        self.commit = commit()
+        self.commit = commit(repository)
 
     def __enter__(self) -> _Machine:
         return self
@@ -235,9 +234,9 @@ def unfinished(job: Job) -> list[Run]:
     return job.runs if runs and runs[0].trains else runs
 
 
-def commit() -> str:
-    """Return the commit of this repository, with ``-dirty`` if files differ from it."""
-    words = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"]
+def commit(repository: Checkout) -> str:
+    """Return the commit of a repository, with ``-dirty`` if files differ from it."""
+    words = ["git", "-C", str(repository.folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -7,7 +7,7 @@ import html
 from pathlib import Path
 from string import Template
 
-FRAME = Path(__file__).parents[2] / "assets" / "page.html"
+FRAME = Path(__file__).parents[1] / "assets" / "page.html"
 
 
 def page_html(title: str, body: str) -> str:

@@ -135,10 +135,11 @@ def _compared(cell: Cell, ours: pd.Series, theirs: pd.Series, their_mean: float)
 def _correct(table: Table) -> None:
     """Add the p-values that are corrected for their number in a column."""
     for column in table.columns:
-        tested = [row for row in table.rows.values() if column in row and row[column].p is not None]
+        cells = [(row, row[column].p) for row in table.rows.values() if column in row]
+        tested = [(row, p) for row, p in cells if p is not None]
         if len(tested) > 1:
-            corrected = holm([row[column].p for row in tested])
-            for row, p_holm in zip(tested, corrected, strict=True):
+            corrected = holm([p for _, p in tested])
+            for (row, _), p_holm in zip(tested, corrected, strict=True):
                 row[column] = row[column]._replace(p_holm=p_holm)
 
 

@@ -1,23 +1,27 @@
-"""AnchorOPT on one host with changed parts: the command line of ``scripts/ablate.py``."""
+"""AnchorOPT on one host with changed parts."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from anchoropt_plugin import UserError
-from anchoropt_plugin.config.merge import read_yaml
-
+from ..config.merge import read_yaml
+from ..errors import UserError
+from ..process.command_line import Parser
 from .averaging import averaged_with_zero_shot
-from .command import build_parser, parse, protocol_of, run_experiment
+from .command import protocol_of, run_experiment, with_preset
 from .experiment import Experiment
 from .factors import parse_grid, varied
-from .files import CONFIGS
+from .flags import add_ablate
 from .plan import host_method, zero_shot_method
+from .repository import CHECKOUT
 
-PRESETS = CONFIGS / "presets" / "ablate"
-KEYS = ("protocol", "host", "datasets", "shots", "seeds", "config", "grid")
-KEYS += ("one_at_a_time", "together")
+PRESETS = CHECKOUT.configs / "presets" / "ablate"
+KEYS = (
+    *("protocol", "host", "datasets", "shots", "seeds", "config", "grid"),
+    *("one_at_a_time", "together"),
+)
 ABOUT = (
     "{host} with AnchorOPT, changed in one or more parts. The tables give the difference of each "
     "row to {default}, and of {default} to {host}. Under base-to-new, the last row is a control "
@@ -27,31 +31,27 @@ ABOUT = (
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status.
+    """Run the command line of ``scripts/ablate.py``; return its exit status.
 
     Raises:
         UserError: an argument is unknown or invalid; nothing is written.
     """
-    parser = build_parser("ablate.py", description)
-    add = parser.add_argument
-    add("--host", metavar="NAME", help="a trainer that @anchoropt wraps")
-    add("--config", metavar="NAME", help="a file of configs/trainers/<host>")
-    add(
-        "--grid",
-        dest="words",
-        action="append",
-        default=[],
-        metavar="KEY=v1,v2",
-        help="values of a factor of configs/factors.yaml or of a config key; may be repeated",
+    parser = Parser(
+        prog="python scripts/ablate.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add("--grid-file", metavar="FILE", help="a yaml file of lines `KEY: [v1, v2]`, as in --grid")
-    add(
-        "--one-at-a-time",
-        action="store_true",
-        default=None,
-        help="vary each factor alone, not all combinations",
-    )
-    args = parse(parser, argv, PRESETS, KEYS)
+    add_ablate(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the experiment of parsed arguments; return the exit status.
+
+    Raises:
+        UserError: an argument is unknown or invalid; nothing is written.
+    """
+    with_preset(args, PRESETS, KEYS)
     protocol = protocol_of(args)
     if args.host is None or args.config is None:
         raise UserError("give --host and --config, or --preset")

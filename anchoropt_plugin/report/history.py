@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...files.run_events import read_events
-from ...training.run_record import HISTORY, RUN_RECORD, read_history, read_record
+from ..files.run_events import read_events
+from ..training.run_record import HISTORY, RUN_RECORD, read_history, read_record
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:

@@ -8,14 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import train
-from anchoropt_plugin import UserError
-from anchoropt_plugin.config.check import flattened
-from anchoropt_plugin.config.merge import read_yaml
-from anchoropt_plugin.errors import nearest
-from dassl.engine import TRAINER_REGISTRY
-
-from .files import CONFIGS, find, made_of
+from ..config.check import flattened
+from ..config.merge import read_yaml
+from ..errors import UserError, nearest
+from .files import ASSETS, made_of
 from .plan import Method
 
 Grid = Mapping[str, Sequence[Any]]
@@ -38,8 +34,8 @@ class Factor:
 
 @cache
 def factors() -> dict[str, Factor]:
-    """Return the factors of ``configs/factors.yaml`` by their short names."""
-    path = CONFIGS / "factors.yaml"
+    """Return the factors of ``assets/factors.yaml`` by their short names."""
+    path = ASSETS / "factors.yaml"
     return {name: made_of(Factor, v, f"{path}: {name}") for name, v in read_yaml(path).items()}
 
 
@@ -132,12 +128,12 @@ def _changed(default: Method, change: Mapping[str, Any]) -> Method:
 
 def _values_of(method: Method, names: Sequence[str], dataset: str) -> dict[str, Any]:
     words = [
-        *("--dataset-config-file", str(find(CONFIGS / "datasets", dataset, "data set"))),
+        *("--dataset-config-file", str(method.repository.dataset_config(dataset))),
         *("--config-file", str(method.config)),
         *(word for pair in method.settings.items() for word in map(str, pair)),
     ]
-    settings = dict(flattened(train.setup_cfg(train.build_parser().parse_args(words))))
-    node = getattr(TRAINER_REGISTRY.get(method.trainer), "node", "")
+    settings = dict(flattened(method.repository.cfg(words)))
+    node = method.repository.node(method.trainer)
     values = {}
     for name in names:
         factor = factor_of(name)

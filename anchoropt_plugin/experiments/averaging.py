@@ -12,10 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-import train
-from anchoropt_plugin.method.objective import average
-from dassl.engine import build_trainer
-
+from ..method.objective import average
 from .plan import Job, Run
 
 
@@ -57,10 +54,11 @@ def name_of(host: str) -> str:
 @torch.no_grad()
 def logits_of(run: Run) -> tuple[Tensor, Tensor]:
     """Return the logits (N, C) of the images of a finished test, and their labels (N,)."""
-    args = train.build_parser().parse_args(list(run.argv))
+    repository = run.repository
+    args = repository.parse(run.argv)
     batches: list[tuple[Any, Any]] = []
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = build_trainer(train.setup_cfg(args))
+        trainer = repository.build(repository.cfg(run.argv))
         if args.model_dir:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.set_model_mode("eval")

@@ -12,13 +12,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-import train
-from anchoropt_plugin.config.check import flattened
-from anchoropt_plugin.config.record import FREE, RECORD
-from anchoropt_plugin.files.atomic import write_text
-from anchoropt_plugin.files.run_events import RESULTS, read_results
-
+from ..config.check import flattened
+from ..config.record import FREE, RECORD
+from ..files.atomic import write_text
+from ..files.run_events import RESULTS, read_results
 from .plan import Job, Run, as_in_yaml
+from .repository import Checkout
 
 FACTS = "run.json"
 """In a run's folder: its time, its memory, its machine and its commit."""
@@ -54,14 +53,14 @@ def outcome(run: Run) -> dict[str, Any]:
 def _same_settings(run: Run) -> bool:
     path = run.folder / RECORD
     try:
-        recorded = _recorded(path, path.stat().st_mtime_ns)
+        recorded = _recorded(path, path.stat().st_mtime_ns, run.repository)
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    return recorded == _digest(run.settings)
+    return recorded == _digest(run.settings, run.repository)
 
 
 @lru_cache(maxsize=100_000)
-def _recorded(path: Path, changed: int) -> str:
+def _recorded(path: Path, changed: int, repository: Checkout) -> str:
     """Return the digest of a config.yaml; the cache reads a file again after it ``changed``."""
     # The C loader, if there is one: experiments read thousands of these files several times.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8"))
@@ -69,15 +68,15 @@ def _recorded(path: Path, changed: int) -> str:
         recorded = loader.get_single_data()
     finally:
         loader.dispose()
-    return _digest(dict(flattened(recorded))) if isinstance(recorded, dict) else ""
+    return _digest(dict(flattened(recorded)), repository) if isinstance(recorded, dict) else ""
 
 
-def _digest(settings: Mapping[str, Any]) -> str:
+def _digest(settings: Mapping[str, Any], repository: Checkout) -> str:
     """Return a short text of the settings that must not change when a run is resumed.
 
     Defaults are left out: the record of an earlier version lacks keys that are new.
     """
-    defaults = _defaults()
+    defaults = _defaults(repository)
     binding = sorted(
         (key, repr(value))
         for key, value in settings.items()
@@ -87,9 +86,8 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 
 @cache
-def _defaults() -> dict[str, str]:
-    cfg = train.setup_cfg(train.build_parser().parse_args([]))
-    return {key: repr(as_in_yaml(value)) for key, value in flattened(cfg)}
+def _defaults(repository: Checkout) -> dict[str, str]:
+    return {key: repr(as_in_yaml(value)) for key, value in repository.defaults().items()}
 
 
 def write_facts(facts: Mapping[str, Any], folder: Path) -> None:
