@@ -10,12 +10,12 @@ from ..config.merge import read_yaml
 from ..errors import UserError
 from ..process.command_line import Parser
 from .averaging import averaged_with_zero_shot
-from .command import protocol_of, run_experiment, with_preset
+from .checkout import CHECKOUT
+from .command import protocol_of, repository_of, run_experiment, with_preset
 from .experiment import Experiment
 from .factors import parse_grid, varied
 from .flags import add_ablate
 from .plan import host_method, zero_shot_method
-from .repository import CHECKOUT
 
 PRESETS = CHECKOUT.configs / "presets" / "ablate"
 KEYS = (
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: an argument is unknown or invalid; nothing is written.
     """
+    repository = repository_of(args)
     with_preset(args, PRESETS, KEYS)
     protocol = protocol_of(args)
     if args.host is None or args.config is None:
@@ -61,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
     if not grid:
         raise UserError("nothing is varied: give --grid KEY=v1,v2, --grid-file or --preset")
     grid = {name: values if isinstance(values, list) else [values] for name, values in grid.items()}
-    plain = host_method(args.host, args.config, anchoropt=False)
-    default = host_method(args.host, args.config, anchoropt=True, reference=plain.name)
+    host = partial(host_method, args.host, args.config, repository=repository)
+    plain = host(anchoropt=False)
+    default = host(anchoropt=True, reference=plain.name)
     methods = [
-        zero_shot_method(default.config),
+        *([zero_shot_method(default.config)] if repository.has_zero_shot else []),
         plain,
         *varied(
             default,
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     about = ABOUT.format(host=args.host, default=default.name)
     experiment = Experiment(f"Ablation of AnchorOPT on {args.host}", about, protocol, methods)
-    has_new = any(part.classes == "new" for part in protocol.tests)
+    has_new = any(part.classes == "new" for part in protocol.tests) and repository.has_zero_shot
     more = partial(averaged_with_zero_shot, host=plain.name, reference=default.name)
     folder = f"ablate/{args.preset or args.host}"
     return run_experiment(experiment, args, folder, more if has_new else None)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..method.objective import average
+from .checkout import Checkout
 from .plan import Job, Run
 
 
@@ -54,6 +55,7 @@ def name_of(host: str) -> str:
 @torch.no_grad()
 def logits_of(run: Run) -> tuple[Tensor, Tensor]:
     """Return the logits (N, C) of the images of a finished test, and their labels (N,)."""
+    assert isinstance(run.repository, Checkout)  # no other repository has a zero-shot row
     repository = run.repository
     args = repository.parse(run.argv)
     batches: list[tuple[Any, Any]] = []

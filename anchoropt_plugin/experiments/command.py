@@ -15,17 +15,19 @@ from rich.console import Console
 from ..config.merge import read_yaml
 from ..errors import UserError, nearest
 from ..process.folder_lock import locked_folder
+from .checkout import CHECKOUT
 from .estimate import Estimate, estimate
 from .execution import Event, unfinished
 from .executors import EXECUTORS
 from .experiment import Experiment
 from .files import find
 from .formats import markdown, rich_table
+from .own_repository import own_repository
 from .plan import Job, plan
 from .progress import follow, print_failures
 from .protocols import Protocol, read_protocol
 from .report import write_report
-from .repository import CHECKOUT
+from .repository import Repository
 from .results import results
 from .tables import tables
 
@@ -66,6 +68,26 @@ def with_preset(
     return args
 
 
+def repository_of(args: argparse.Namespace) -> Repository:
+    """Return the repository that the flags name, by default this package's checkout.
+
+    The data sets that ``--dataset-config`` names are added to ``args.datasets``.
+
+    Raises:
+        UserError: the folder has no ``train.py``, or flags do not belong together.
+    """
+    files = args.dataset_config or []
+    if args.repository is None:
+        if files:
+            raise UserError("--dataset-config belongs to --repository: use --datasets")
+        return CHECKOUT
+    if args.preset:
+        raise UserError("--preset is for the trainers of anchoropt-plugin, not for --repository")
+    repository = own_repository(args.repository, files)
+    args.datasets = [*(args.datasets or []), *(name for name, _ in repository.data_sets)] or None
+    return repository
+
+
 def protocol_of(args: argparse.Namespace, **defaults: Sequence[Any]) -> Protocol:
     """Return the protocol that the flags ask for.
 
@@ -95,8 +117,9 @@ def run_experiment(
         UserError: the plan is invalid, or another command uses the folder; nothing is written.
     """
     console = Console()
-    args.root = args.root or CHECKOUT.folder / "data"
-    args.output_dir = args.output_dir or CHECKOUT.folder / "output" / folder
+    repository = experiment.methods[0].repository
+    args.root = (args.root or repository.folder / "data").absolute()
+    args.output_dir = (args.output_dir or repository.folder / "output" / folder).absolute()
     executor, at_once = EXECUTORS[args.executor](args)
     workers = at_once if args.jobs is None else args.jobs
     if workers < 1:
@@ -143,7 +166,8 @@ def _run_and_report(
         return 1
     if more is not None and not failed:
         rows = pd.concat([rows, more(jobs, rows)], ignore_index=True)
-    made = tables(rows, experiment.protocol)
+    own = experiment.methods[0].repository != CHECKOUT
+    made = tables(rows, experiment.protocol, published=not own)
     for table in made:
         console.print(rich_table(table))
     page = write_report(

@@ -10,12 +10,13 @@ from pathlib import Path
 from ..errors import UserError
 from ..process.command_line import Parser
 from ..training.settings import PRESETS as METHOD_PRESETS
-from .command import protocol_of, run_experiment, with_preset
+from .checkout import CHECKOUT
+from .command import protocol_of, repository_of, run_experiment, with_preset
 from .experiment import Experiment
 from .flags import add_compare
 from .plan import NODE, Method, Settings, host_method, zero_shot_method
 from .published import RELEASED, check_anchors, published_settings, released_descriptions
-from .repository import CHECKOUT
+from .repository import Repository
 
 PRESETS = CHECKOUT.configs / "presets" / "compare"
 KEYS = ("protocol", "hosts", "datasets", "shots", "seeds", "config", "published", "zero_shot")
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: an argument is unknown or invalid; nothing is written.
     """
+    repository = repository_of(args)
     with_preset(args, PRESETS, KEYS)
     if not (args.datasets or args.preset or args.protocol):
         raise UserError("nothing to compare: give --preset, or --hosts, --config and --datasets")
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             which=which,
             templates=args.templates or not args.published,
             descriptions=args.descriptions,
+            repository=repository,
         )
         if _is_wanted(method, args.anchoropt)
     ]
@@ -93,6 +96,7 @@ def methods_of(
     which: str = "defaults",
     templates: bool = True,
     descriptions: Path | None = None,
+    repository: Repository = CHECKOUT,
 ) -> list[Method]:
     """Return each host without and with AnchorOPT, by default after zero-shot CLIP.
 
@@ -105,6 +109,7 @@ def methods_of(
         which: ``released``, ``defaults`` or ``both``: the method that AnchorOPT stands for.
         templates: whether stage 1 may learn from templates.
         descriptions: the released folder of descriptions.
+        repository: the repository of the hosts.
 
     Raises:
         UserError: a host, a config file or published settings are missing.
@@ -129,11 +134,12 @@ def methods_of(
                 name: {**settings.get(name, {}), **released_descriptions(descriptions, name)}
                 for name in datasets
             }
-        plain = host_method(host, own, anchoropt=False)
+        plain = host_method(host, own, anchoropt=False, repository=repository)
         ours = host_method(
             host,
             own,
             anchoropt=True,
+            repository=repository,
             reference=plain.name,
             of_dataset=settings,
             templates=templates,
@@ -150,7 +156,11 @@ def methods_of(
             plain,
             *{"released": [released], "defaults": [ours]}.get(which, [released, ours]),
         ]
-    return [zero_shot_method(methods[0].config), *methods] if zero_shot else methods
+    return (
+        [zero_shot_method(methods[0].config), *methods]
+        if zero_shot and repository.has_zero_shot
+        else methods
+    )
 
 
 def _about(methods: Sequence[Method], opts: Sequence[str]) -> str:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from .execution import prepare_server, unfinished
+from .execution import unfinished
+from .fork_server import in_fork
 from .plan import Job, Run
 from .results import outcome, read_facts
 
@@ -73,37 +70,26 @@ def _kind(run: Run) -> Any:
 
 def _timed(runs: dict[Any, Run]) -> dict[Any, float]:
     found = {}
-    server = prepare_server(next(iter(runs.values())).repository)
-    with ProcessPoolExecutor(1, server) as pool, contextlib.suppress(BrokenProcessPool):
-        for kind, seconds in zip(runs, pool.map(_seconds_if_built, runs.values()), strict=True):
-            if seconds is not None:
-                found[kind] = seconds
+    for kind, run in runs.items():
+        # A run that cannot be built has no estimate; its execution will report the error.
+        with contextlib.suppress(Exception):
+            found[kind] = in_fork(run.repository, _seconds, run)
     return found
-
-
-def _seconds_if_built(run: Run) -> float | None:
-    # A run that cannot be built has no estimate; its execution will report the error.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-        return _seconds(run)
-    return None
 
 
 def _seconds(run: Run) -> float:
     """Return the seconds of a run: to build it, to train (each step as the second one), to test."""
     started = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        repository = run.repository
-        cfg = repository.cfg(run.argv)
-        cfg.defrost()
-        cfg.OUTPUT_DIR = folder
-        cfg.freeze()
-        trainer = repository.build(cfg)
+
+    def timed(trainer: Any) -> float:
         built = time.time() - started
         test = _step(trainer, trainer.test_loader, training=False) * len(trainer.test_loader)
         if not run.trains:
             return built + test
-        steps = cfg.OPTIM.MAX_EPOCH * len(trainer.train_loader_x)
+        steps = run.settings["OPTIM.MAX_EPOCH"] * len(trainer.train_loader_x)
         return built + test + steps * _step(trainer, trainer.train_loader_x, training=True)
+
+    return run.repository.with_trainer(run.argv, timed)
 
 
 def _step(trainer: Any, loader: Any, training: bool) -> float:

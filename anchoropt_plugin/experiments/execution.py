@@ -6,7 +6,6 @@ is used elsewhere.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -18,25 +17,15 @@ from typing import Any, NamedTuple
 import torch
 
 from ..files.run_events import EVENTS, read_events
+from .fork_server import prepare_server
+from .logs import newest_log
 from .plan import Job, Run
-from .repository import Checkout
-from .results import newest_log, outcome
+from .repository import Repository
+from .results import outcome
 from .worker import perform
 
 POLL_SECONDS = 0.2
 """The time between two looks at the events of the runs."""
-
-
-def prepare_server(repository: Checkout) -> Any:
-    """Return the multiprocessing context that forks from a server with all imports done."""
-    # The server reads these when it starts, before anything is computed.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if str(repository.folder) not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(repository.folder), *paths]))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([perform.__module__, *repository.preload])
-    return context
 
 
 class Event(NamedTuple):
@@ -111,7 +100,7 @@ class _RunningJob:
 class _Machine:
     """The processes at work and the jobs that wait for them."""
 
-    def __init__(self, workers: int, repository: Checkout) -> None:
+    def __init__(self, workers: int, repository: Repository) -> None:
         self.context = prepare_server(repository)
         devices = gpus() or [""]
         self.free = [devices[number % len(devices)] for number in range(workers)]
@@ -234,7 +223,7 @@ def unfinished(job: Job) -> list[Run]:
     return job.runs if runs and runs[0].trains else runs
 
 
-def commit(repository: Checkout) -> str:
+def commit(repository: Repository) -> str:
     """Return the commit of a repository, with ``-dirty`` if files differ from it."""
     words = ["git", "-C", str(repository.folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from ..config.check import flattened
 from ..config.merge import read_yaml
 from ..errors import UserError, nearest
 from .files import ASSETS, made_of
@@ -130,9 +129,9 @@ def _values_of(method: Method, names: Sequence[str], dataset: str) -> dict[str, 
     words = [
         *("--dataset-config-file", str(method.repository.dataset_config(dataset))),
         *("--config-file", str(method.config)),
-        *(word for pair in method.settings.items() for word in map(str, pair)),
     ]
-    settings = dict(flattened(method.repository.cfg(words)))
+    pairs = [word for pair in method.settings.items() for word in map(str, pair)]
+    settings = method.repository.settings(words, pairs)
     node = method.repository.node(method.trainer)
     values = {}
     for name in names:

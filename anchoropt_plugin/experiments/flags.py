@@ -52,11 +52,26 @@ def add_shared(parser: Parser) -> None:
     )
 
 
+def _add_repository(parser: Parser) -> None:
+    """Add the flags that name a repository other than this one."""
+    group = parser.add_argument_group("trainers of your own repository, which stays unchanged")
+    group.add_argument(
+        "--repository",
+        type=Path,
+        metavar="DIR",
+        help="the folder of your train.py; --config is then a yaml file",
+    )
+    group.add_argument(
+        "--dataset-config", nargs="+", metavar="FILE", help="yaml files of data sets to train on"
+    )
+
+
 def add_compare(parser: Parser) -> None:
     """Add the flags of ``compare``."""
     add_shared(parser)
     add = parser.add_argument
     add("--preset", metavar="NAME", help=PRESET.format("compare"))
+    _add_repository(parser)
     add("--hosts", "--host", nargs="+", metavar="NAME", help="trainers that @anchoropt wraps")
     add("--config", metavar="NAME", help="a file of configs/trainers/<host>, for all hosts")
     add(
@@ -90,6 +105,7 @@ def add_ablate(parser: Parser) -> None:
     add_shared(parser)
     add = parser.add_argument
     add("--preset", metavar="NAME", help=PRESET.format("ablate"))
+    _add_repository(parser)
     add("--host", metavar="NAME", help="a trainer that @anchoropt wraps")
     add("--config", metavar="NAME", help="a file of configs/trainers/<host>")
     add(

@@ -9,13 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode
-
-from ..config.check import flattened
 from ..training.settings import LEARNED
 from ..training.two_stages import SUFFIX
+from .checkout import CHECKOUT
 from .protocols import Part, Protocol
-from .repository import CHECKOUT, Checkout
+from .repository import Repository
 
 STAGE_ONE = (
     "MODEL.BACKBONE.NAME",
@@ -69,7 +67,7 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
     templates: bool = True
-    repository: Checkout = CHECKOUT
+    repository: Repository = CHECKOUT
 
     @property
     def host(self) -> str:
@@ -115,7 +113,7 @@ class Run:
     reported: bool = True
 
     @property
-    def repository(self) -> Checkout:
+    def repository(self) -> Repository:
         """Return the repository of the trainer."""
         return self.method.repository
 
@@ -143,15 +141,18 @@ class Job:
     anchors: str = ""
 
 
-def host_method(host: str, config: str, anchoropt: bool, **rest: Any) -> Method:
-    """Return a method: a host with or without AnchorOPT and a file of ``configs/trainers``.
+def host_method(
+    host: str, config: str, anchoropt: bool, repository: Repository = CHECKOUT, **rest: Any
+) -> Method:
+    """Return a method: a host with or without AnchorOPT and a configuration file.
 
     Raises:
         UserError: there is no such host or no such file.
     """
-    path = CHECKOUT.trainer_config(host, config)
+    path = repository.trainer_config(host, config)
     trainer = host + SUFFIX if anchoropt else host
-    return Method(**{"name": trainer, "trainer": trainer, "config": path, **rest})
+    own = {"name": trainer, "trainer": trainer, "config": path, "repository": repository}
+    return Method(**{**own, **rest})
 
 
 def zero_shot_method(config: Path) -> Method:
@@ -234,17 +235,18 @@ class _Cell:
             *("--dataset-config-file", str(method.repository.dataset_config(dataset))),
             *("--config-file", str(method.config)),
         ]
-        cfg = method.repository.cfg([*words, *keys, *self.opts])
+        found = method.repository.settings(words, [*keys, *self.opts])
         places = {
             "dataset": dataset,
             "shots": self.shots,
             "trainer": method.trainer,
             "config": method.config.stem + method.variant(tested=bool(flags)),
             "seed": self.seed,
-            **_context(cfg, method),
+            **_context(found, method),
         }
         folder = self.output / part.folder.format(**places)
-        method.repository.check(cfg, folder, training=not flags)
+        argv = (*words, "--output-dir", str(folder), *flags, *keys, *self.opts)
+        method.repository.check(argv, folder)
         return Run(
             method,
             self.group,
@@ -252,16 +254,11 @@ class _Cell:
             part.score.format(**places),
             self.shots,
             self.seed,
-            argv=(*words, "--output-dir", str(folder), *flags, *keys, *self.opts),
+            argv=argv,
             folder=folder,
             model=model,
-            settings={key: as_in_yaml(value) for key, value in flattened(cfg)},
+            settings=found,
         )
-
-
-def as_in_yaml(value: Any) -> Any:
-    """Return a value as a run's config.yaml has it."""
-    return [*map(as_in_yaml, value)] if isinstance(value, (list, tuple)) else value
 
 
 def _job(runs: list[Run]) -> Job:
@@ -271,7 +268,7 @@ def _job(runs: list[Run]) -> Job:
         return Job(runs)
     if any(first.settings[f"{NODE}.{key}"] != value for key, value in _NOT_SHARED.items()):
         return Job(runs)
-    return Job(runs, repr([first.settings[key] for key in STAGE_ONE]))
+    return Job(runs, repr([first.settings.get(key) for key in STAGE_ONE]))
 
 
 NODE = "TRAINER.ANCHOROPT"
@@ -279,11 +276,11 @@ _NOT_SHARED = {"ANCHOR": LEARNED, "ANCHOR_WEIGHTS": "", "ANCHOR_CE_WEIGHT": 0.0}
 """With another value of one of these keys, the run has no stage 1 or a stage 1 of its own."""
 
 
-def _context(cfg: CfgNode, method: Method) -> dict[str, Any]:
+def _context(settings: Settings, method: Method) -> dict[str, Any]:
     """Return the values of the context that the public folder names contain."""
-    host = cfg.TRAINER.get(method.repository.node(method.trainer), {})
+    section = f"TRAINER.{method.repository.node(method.trainer)}"
     return {
-        "n_ctx": cfg.TRAINER.ANCHOROPT.N_CTX or host.get("N_CTX", 0),
-        "csc": host.get("CSC", False),
-        "ctp": host.get("CLASS_TOKEN_POSITION", "end"),
+        "n_ctx": settings[f"{NODE}.N_CTX"] or settings.get(f"{section}.N_CTX", 0),
+        "csc": settings.get(f"{section}.CSC", False),
+        "ctp": settings.get(f"{section}.CLASS_TOKEN_POSITION", "end"),
     }

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from ..config.merge import read_yaml
 from ..errors import UserError
 from ..training.settings import LEARNED
-from .files import find
+from .checkout import CHECKOUT
+from .files import ASSETS, find
 from .plan import NODE, Job, Run, Settings
-from .repository import CHECKOUT
 
 FOLDER = CHECKOUT.configs / "published"
 ANCHORS = "anchors"
 """The file with the settings of stage 1, the same for all hosts."""
-DESCRIPTIONS = "descriptions"
-"""The file with the names of the released descriptions of each data set."""
+DESCRIPTIONS = ASSETS / "descriptions.yaml"
+"""The names of the released descriptions of each data set."""
 RELEASED = " (released)"
 """Behind a trainer's name: the row of the released method, beside which published numbers stand."""
 
@@ -44,7 +44,7 @@ def published_settings(host: str) -> tuple[str, dict[str, Settings]]:
     (10, '')
     """
     path = find(FOLDER, host, "host with published settings")
-    if host in (ANCHORS, DESCRIPTIONS, "numbers"):
+    if host in (ANCHORS, "numbers"):
         raise UserError(f"unknown host with published settings {host!r}")
     of_host, of_anchors = read_yaml(path), read_yaml(FOLDER / f"{ANCHORS}.yaml")
     drawn = {f"TRAINER.{CHECKOUT.node(host)}.CTX_INIT": ""}
@@ -64,7 +64,7 @@ def released_descriptions(folder: Path, dataset: str) -> Settings:
 
     Files of further data sets have the data set's name.
     """
-    names = read_yaml(FOLDER / f"{DESCRIPTIONS}.yaml")["datasets"]
+    names = read_yaml(DESCRIPTIONS)["datasets"]
     return {f"{NODE}.DESCRIPTIONS": str(folder / names.get(dataset, f"{dataset}.json"))}
 
 

@@ -22,9 +22,10 @@ from typing import Any
 
 from ..errors import UserError
 from ..files.atomic import write_text
-from .execution import Event, prepare_server, run_locally, unfinished
+from .execution import Event, run_locally, unfinished
+from .fork_server import prepare_server
 from .plan import Job, Run
-from .repository import Checkout
+from .repository import Repository
 from .results import outcome
 
 TIMEOUTS = 100
@@ -63,7 +64,7 @@ class Task:
         return DelayedSubmission(self)
 
 
-def _shield_runs(repository: Checkout) -> None:
+def _shield_runs(repository: Repository) -> None:
     """Start the fork server with the cluster's signals ignored, also in the processes of runs.
 
     Slurm sends its signals to all processes of a job. Only the first process has to react: it ends

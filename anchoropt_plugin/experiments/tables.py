@@ -60,15 +60,21 @@ class Table:
         return any(cell.published for row in self.rows.values() for cell in row.values())
 
 
-def tables(results: pd.DataFrame, protocol: Protocol) -> list[Table]:
-    """Return a table for each data set of the trainings, and with several their average."""
+def tables(results: pd.DataFrame, protocol: Protocol, published: bool = True) -> list[Table]:
+    """Return a table for each data set of the trainings, and with several their average.
+
+    Args:
+        results: a row for each finished run.
+        protocol: the protocol.
+        published: whether published numbers stand beside those of the same name and setting.
+    """
     if results.empty:
         return []
     groups = dict(list(results.groupby("group", sort=False)))
-    out = [_table(group, [group], part, protocol) for group, part in groups.items()]
+    out = [_table(group, [group], part, protocol, published) for group, part in groups.items()]
     if len(groups) > 1:
         title = f"average of {len(groups)} data sets"
-        out.append(_table(title, list(groups), _averaged(results), protocol))
+        out.append(_table(title, list(groups), _averaged(results), protocol, published))
     return out
 
 
@@ -82,7 +88,9 @@ def _averaged(results: pd.DataFrame) -> pd.DataFrame:
     return means[whole].reset_index()
 
 
-def _table(title: str, datasets: Sequence[str], results: pd.DataFrame, protocol: Protocol) -> Table:
+def _table(
+    title: str, datasets: Sequence[str], results: pd.DataFrame, protocol: Protocol, published: bool
+) -> Table:
     summary = protocol.summary
     scores = list(results["score"].unique())
     over = scores
@@ -111,7 +119,7 @@ def _table(title: str, datasets: Sequence[str], results: pd.DataFrame, protocol:
         reference, is_trained = part[["reference", "trained"]].iloc[0]
         table.seeds[method] = planned if is_trained else 1
         table.rows[method] = row = {}
-        numbers = published_numbers(method, **place)
+        numbers = published_numbers(method, **place) if published else {}
         for column in values[method].dropna(axis="columns", how="all"):
             ours, mean = values[method][column].dropna(), float(means[method][column])
             std = float(ours.std()) if len(ours) > 1 else None

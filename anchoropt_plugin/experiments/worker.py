@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 
-from ..config.record import RECORD
-from ..files.atomic import write_text
 from ..version import VERSION
+from .facts import write_facts
+from .logs import newest_log
 from .plan import Run
-from .results import newest_log, write_facts
 
 
 def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit: str) -> None:
@@ -42,7 +41,6 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
     # The fork server may have been started before the variable was set.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]))
     _end_with_parent()
-    repository, record = run.repository, run.folder / RECORD
     errors = io.StringIO()
     started = time.time()
     with (
@@ -51,10 +49,7 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
         contextlib.redirect_stderr(errors),
     ):
         try:
-            if not run.trains:  # the record of an earlier test may have other settings
-                with contextlib.suppress(OSError):
-                    record.unlink()
-            status = repository.main(run.argv)
+            status = run.repository.run(run.argv, run.folder)
         except Exception:  # a bug: the other runs continue
             traceback.print_exc()
             status = 1
@@ -66,8 +61,6 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
                 file.write(f"{said}\n")
         to_parent.send(said.splitlines()[-1].removeprefix("error: "))
         return
-    if not run.trains:  # train.py writes the record of a training only
-        write_text(record, repository.cfg(run.argv).dump())
     write_facts(_facts(time.time() - started, commit), run.folder)
 
 

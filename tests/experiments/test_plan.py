@@ -9,6 +9,7 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.experiments import ablate, compare
+from anchoropt_plugin.experiments.checkout import CHECKOUT, Checkout
 from anchoropt_plugin.experiments.command import with_preset
 from anchoropt_plugin.experiments.factors import parse_grid, varied
 from anchoropt_plugin.experiments.files import ASSETS
@@ -20,7 +21,6 @@ from anchoropt_plugin.experiments.published import (
     published_numbers,
     published_settings,
 )
-from anchoropt_plugin.experiments.repository import CHECKOUT, Checkout
 from anchoropt_plugin.process.command_line import Parser
 from anchoropt_plugin.training.host_cfg import host_cfg
 from dassl.engine import TRAINER_REGISTRY

@@ -17,9 +17,9 @@ import torch
 
 import train
 from anchoropt_plugin.experiments import ablate, compare, execution, worker
+from anchoropt_plugin.experiments.checkout import CHECKOUT
 from anchoropt_plugin.experiments.plan import host_method, plan
 from anchoropt_plugin.experiments.protocols import read_protocol
-from anchoropt_plugin.experiments.repository import CHECKOUT
 from anchoropt_plugin.experiments.results import outcome
 
 SHORT = ["OPTIM.MAX_EPOCH", "2", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]

@@ -17,7 +17,7 @@ import torch
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.experiments import compare, executors, slurm
-from anchoropt_plugin.experiments.repository import CHECKOUT
+from anchoropt_plugin.experiments.checkout import CHECKOUT
 
 pytest.importorskip("submitit", reason="submitit is not installed: pip install -e '.[slurm]'")
 

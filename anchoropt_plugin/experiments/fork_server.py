@@ -1,0 +1,39 @@
+"""Processes for runs, forked from a server that has imported everything that is slow to import."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from ..errors import UserError
+from .repository import Repository, Value
+
+
+def prepare_server(repository: Repository) -> Any:
+    """Return the multiprocessing context that forks from a server with all imports done."""
+    # The server reads these when it starts, before anything is computed.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder = str(repository.folder)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if folder not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, *paths]))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.worker", *repository.preload])
+    return context
+
+
+def in_fork(repository: Repository, function: Callable[..., Value], *args: Any) -> Value:
+    """Return ``function(*args)``, computed in a new process; its exceptions are raised here.
+
+    Raises:
+        UserError: the process was killed.
+    """
+    with ProcessPoolExecutor(1, prepare_server(repository)) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise UserError("a process ended at once, for example out of memory") from error
