@@ -33,9 +33,8 @@ if __name__ == "__main__":
 
 from yacs.config import CfgNode
 
-import datasets  # noqa: F401  (registers the data sets)
 import trainers  # noqa: F401  (registers the trainers)
-from anchoropt_plugin import UserError  # before dassl: it makes `import dassl` work
+from anchoropt_plugin import UserError, datasets  # before dassl: it makes `import dassl` work
 from anchoropt_plugin.config.check import check_values, flattened
 from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
 from anchoropt_plugin.config.record import (
@@ -52,6 +51,7 @@ from anchoropt_plugin.dassl_compat.utils import (
     withdraw_log,
 )
 from anchoropt_plugin.dassl_compat.validation import check_validation
+from anchoropt_plugin.datasets.splits import check_class_split
 from anchoropt_plugin.process import distributed
 from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.process.randomness import set_random_seed
@@ -59,8 +59,9 @@ from anchoropt_plugin.training.checks import check_anchoropt, check_trainer_name
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from datasets.splits import check_class_split
 from trainers.config import UNUSED_KEYS, extend_cfg
+
+datasets.register()
 
 _KEYS = {
     "root": "DATASET.ROOT",

@@ -18,6 +18,7 @@ from PIL import Image
 
 import train
 from anchoropt_plugin.config.record import RECORD
+from anchoropt_plugin.datasets.table import TABLE
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.experiments import compare
@@ -32,7 +33,6 @@ from benchmarks.many_classes import CHUNK, IMAGENET_21K
 from benchmarks.plain import class_names
 from dassl.data.datasets import build_dataset
 from dassl.engine import TRAINER_REGISTRY
-from datasets.table import TABLE
 
 Parts = Generator[str, None, int | None]
 MB = 1_000_000

@@ -31,9 +31,9 @@ sys.path.insert(0, str(ROOT))
 
 from kills import Reference, is_proper, refer, run, ways
 
+from anchoropt_plugin.datasets.embedded import write_digits
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.process.command_line import Parser, status_of
-from datasets.embedded import write_digits
 
 # Relative paths, because each round has its own working directory.
 _COMMAND = [

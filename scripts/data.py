@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from anchoropt_plugin import UserError
+from anchoropt_plugin.datasets.inventory import check_configured, inventory, show
 from anchoropt_plugin.process.command_line import Parser, status_of
-from datasets.inventory import check_configured, inventory, show
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datasets.synthetic import BENCHMARK, DIGITS, describe_digit, describe_shape
+from anchoropt_plugin.datasets.synthetic import BENCHMARK, DIGITS, describe_digit, describe_shape
 
 
 def main() -> None:

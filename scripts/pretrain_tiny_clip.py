@@ -33,16 +33,21 @@ from torchvision.transforms import InterpolationMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from anchoropt_plugin.encoders.clip_models import CLIP, load_clip, tokenize
-from datasets.embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
-from datasets.synthetic import BENCHMARK, DIGITS, Scenes, caption, vocabulary_text
-from datasets.synthetic.images import benchmark_images, training_images
-from datasets.synthetic.pretraining import (
+from anchoropt_plugin.datasets.embedded import (
+    DIGITS_SPLIT,
+    SHAPES_SPLIT,
+    write_digits,
+    write_shapes,
+)
+from anchoropt_plugin.datasets.synthetic import BENCHMARK, DIGITS, Scenes, caption, vocabulary_text
+from anchoropt_plugin.datasets.synthetic.images import benchmark_images, training_images
+from anchoropt_plugin.datasets.synthetic.pretraining import (
     AttributeHead,
     contrastive_loss,
     text_features,
     with_unknown_tokens,
 )
+from anchoropt_plugin.encoders.clip_models import CLIP, load_clip, tokenize
 
 RECIPE: dict[str, Any] = {
     "resolution": 32,

@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from ..dassl_compat.finite_checks import training_errors
+from ..datasets import DATA_SETS
 from ..errors import UserError
 from ..process import distributed
 from ..process.folder_lock import locked_folder
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with (
         _in_place_of_python(script, args.arguments),
         two_stages_on_demand(),
+        _offer_data_sets(),
         _keep_anchoropt_keys(),
         _lock_output_folder(),
     ):
@@ -88,6 +90,23 @@ def _in_place_of_python(script: Path, arguments: list[str]) -> Iterator[None]:
         mock.patch.object(sys, "argv", [str(script), *arguments]),
         mock.patch.object(sys, "path", [str(folder), *sys.path[1:]]),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def _offer_data_sets() -> Iterator[None]:
+    """Let the registry know this package's data sets too, where their names are free."""
+    registry: Any = importlib.import_module("dassl.data.datasets").DATASET_REGISTRY
+    own_get, own_names = registry.get, registry.registered_names
+
+    def get(name: str) -> Any:
+        return own_get(name) if name in own_names() else DATA_SETS.get(name) or own_get(name)
+
+    def registered_names() -> list[str]:
+        return list(dict.fromkeys([*own_names(), *DATA_SETS]))
+
+    # On the instance: others hold a reference to the registry.
+    with mock.patch.multiple(registry, get=get, registered_names=registered_names):
         yield
 
 

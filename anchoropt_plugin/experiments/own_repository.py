@@ -2,8 +2,8 @@
 
 Nothing is known of such a ``train.py`` but its command line, which is CoOp's, and that it builds
 its trainer with ``dassl.engine.build_trainer``. So the configuration of a run is asked of the
-script: it runs until it builds the trainer. A finished run is known by what it was given: the words of its
-command line and the content of its yaml files, which are recorded before it starts.
+script: it runs until it builds the trainer. A finished run is known by what it was given: the
+words of its command line and the content of its yaml files, which are recorded before it starts.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from anchoropt_plugin.datasets.embedded import SHAPES_SPLIT
+from anchoropt_plugin.datasets.embedded_sets import Digits, Shapes
+from anchoropt_plugin.datasets.synthetic import BENCHMARK, CLASS_SPLITS
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files.readers import read_json
-from datasets.embedded import SHAPES_SPLIT
-from datasets.embedded_sets import Digits, Shapes
-from datasets.synthetic import BENCHMARK, CLASS_SPLITS
 
 PLACES = {"colour": 0, "fill": 1, "shape": 2}
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import datasets  # noqa: F401  (registers the data sets)
-from anchoropt_plugin import UserError
+from anchoropt_plugin import UserError, datasets
+from anchoropt_plugin.datasets.image_folder import ImageFolder
+from anchoropt_plugin.datasets.split_dataset import SplitDataset
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
 from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
-from datasets.image_folder import ImageFolder
-from datasets.split_dataset import SplitDataset
+
+datasets.register()
 
 # The first items of labels are in the order 2, 0, 1; class 1 has few images.
 CLASSES = {2: ("hairy_dog", 6), 0: ("cat", 5), 1: ("bird", 2)}

@@ -11,9 +11,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from anchoropt_plugin.datasets.embedded import (
+    DIGITS_SPLIT,
+    SHAPES_SPLIT,
+    write_digits,
+    write_shapes,
+)
+from anchoropt_plugin.datasets.synthetic import BENCHMARK, DIGITS
 from anchoropt_plugin.errors import UserError
-from datasets.embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
-from datasets.synthetic import BENCHMARK, DIGITS
 
 Split = dict[str, list[tuple[str, int, str]]]
 

@@ -10,10 +10,10 @@ from PIL import Image
 from rich.console import Console
 
 from anchoropt_plugin import UserError
-from datasets import inventory as inventory_module
-from datasets.downloads import DOWNLOADS
-from datasets.inventory import inventory, show
-from datasets.table import TABLE
+from anchoropt_plugin.datasets import inventory as inventory_module
+from anchoropt_plugin.datasets.downloads import DOWNLOADS
+from anchoropt_plugin.datasets.inventory import inventory, show
+from anchoropt_plugin.datasets.table import TABLE
 from scripts import data
 from tests.datasets.small_datasets import write_all, write_small
 

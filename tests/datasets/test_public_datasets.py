@@ -15,14 +15,13 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-import datasets  # noqa: F401  (registers the data sets)
 import train
-from anchoropt_plugin import UserError
+from anchoropt_plugin import UserError, datasets
 from anchoropt_plugin.config.merge import merge_file
+from anchoropt_plugin.datasets.table import TABLE
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
-from datasets.table import TABLE
 from tests.datasets.small_datasets import published_split, write_small
 
 ROOT = Path(__file__).parents[2]
@@ -427,7 +426,8 @@ def test_the_documented_data_set_of_a_user(tmp_path):
     (code,) = (
         code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Birds" in code
     )
-    names = {"__name__": "datasets.birds", "__package__": "datasets"}
+    package = datasets.__name__
+    names = {"__name__": f"{package}.birds", "__package__": package}
     exec(code, names)  # trusted: the documentation of this repository
     try:
         split = {part: [["crow/1.jpg", 0, "crow"]] for part in ("train", "val", "test")}

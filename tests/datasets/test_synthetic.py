@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anchoropt_plugin.encoders.clip_models import load_clip, tokenize, unknown_words
-from datasets.synthetic import (
+from anchoropt_plugin.datasets.synthetic import (
     BENCHMARK,
     DIGITS,
     Scene,
@@ -25,9 +24,10 @@ from datasets.synthetic import (
     sample_shapes,
     vocabulary_text,
 )
-from datasets.synthetic.images import benchmark_images, training_images
-from datasets.synthetic.shapes import signed_distance
-from datasets.synthetic.vocabulary import COLOURS, FILLS, SHAPES, STYLES
+from anchoropt_plugin.datasets.synthetic.images import benchmark_images, training_images
+from anchoropt_plugin.datasets.synthetic.shapes import signed_distance
+from anchoropt_plugin.datasets.synthetic.vocabulary import COLOURS, FILLS, SHAPES, STYLES
+from anchoropt_plugin.encoders.clip_models import load_clip, tokenize, unknown_words
 
 DESCRIPTIONS = Path(__file__).parents[2] / "configs" / "descriptions"
 

@@ -11,10 +11,10 @@ from clip.model import CLIP
 from PIL import Image
 from torchvision import transforms
 
+from anchoropt_plugin.datasets.embedded import write_digits, write_shapes
+from anchoropt_plugin.datasets.synthetic import BENCHMARK
+from anchoropt_plugin.datasets.synthetic.images import benchmark_images
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize, unknown_words
-from datasets.embedded import write_digits, write_shapes
-from datasets.synthetic import BENCHMARK
-from datasets.synthetic.images import benchmark_images
 
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ASSETS = Path(__file__).parents[2] / "anchoropt_plugin" / "assets"

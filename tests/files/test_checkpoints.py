@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.dassl_compat.data.datasets import Datum
+from anchoropt_plugin.datasets.public_pickles import load_fewshot_pickle
 from anchoropt_plugin.files import checkpoints
 from dassl.utils import load_checkpoint
-from datasets.public_pickles import load_fewshot_pickle
 
 ran: list[str] = []
 

@@ -22,6 +22,8 @@ from anchoropt_plugin.config.record import (
 )
 from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.dassl_compat.utils.torchtools import load_checkpoint
+from anchoropt_plugin.datasets.public_pickles import load_fewshot_pickle, read_public_pickle
+from anchoropt_plugin.datasets.splits import check_files, read_split
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.checkpoint_folder import last_checkpoint_name
 from anchoropt_plugin.files.run_events import read_events, read_results
@@ -34,8 +36,6 @@ from anchoropt_plugin.training.predictor import (
     _recorded_classes,
 )
 from anchoropt_plugin.training.run_record import read_history, read_record
-from datasets.public_pickles import load_fewshot_pickle, read_public_pickle
-from datasets.splits import check_files, read_split
 
 fuzz = settings(
     max_examples=40,

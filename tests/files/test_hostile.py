@@ -21,12 +21,12 @@ from PIL import Image
 import train
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.merge import read_yaml
+from anchoropt_plugin.datasets.public_pickles import load_fewshot_pickle
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.images import read_image
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import PUBLISHED_NAME, AnchorTokens
-from datasets.public_pickles import load_fewshot_pickle
 
 from ..test_train_cli import TINY
 
@@ -442,7 +442,7 @@ def test_a_corrupt_image_ends_the_run_in_one_line(own, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------ the code itself
-SOURCES = ("anchoropt_plugin", "datasets", "trainers", "train.py")
+SOURCES = ("anchoropt_plugin", "trainers", "train.py")
 
 
 def called(node):

@@ -84,7 +84,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("anchoropt_plugin", "datasets", "trainers"):
+    for name in ("anchoropt_plugin", "trainers"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     quiet = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-index")
     run("pip", "wheel", *quiet, "--no-build-isolation", "-w", str(folder), ".", cwd=source)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from anchoropt_plugin.datasets.class_folders import read_classnames
 from anchoropt_plugin.encoders import clip_models
 from anchoropt_plugin.encoders.clip_models import clip as openai_clip
 from anchoropt_plugin.encoders.clip_models import tokenize
@@ -25,7 +26,6 @@ from benchmarks import load, load_cases
 from benchmarks.load import Measured
 from dassl.config import get_cfg_default
 from dassl.evaluation import build_evaluator
-from datasets.class_folders import read_classnames
 
 
 class Largest(TorchDispatchMode):

@@ -132,7 +132,7 @@ def _class_names(args: argparse.Namespace) -> list[str]:
 
 
 def _names_of_dataset(config: str, root: str | None) -> list[str]:
-    if not Path("datasets", "__init__.py").is_file() or not Path("train.py").is_file():
+    if not Path("trainers", "config.py").is_file() or not Path("train.py").is_file():
         raise UserError(
             f"{Path.cwd()} is not a checkout of anchoropt-plugin, which defines the data sets: "
             "change into a checkout, or give class names"

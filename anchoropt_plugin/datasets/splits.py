@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anchoropt_plugin.encoders.clip_models import MARKS, first_twins, words_of
-from anchoropt_plugin.errors import UserError, nearest
-from anchoropt_plugin.files.readers import read_json
+from ..encoders.clip_models import MARKS, first_twins, words_of
+from ..errors import UserError, nearest
+from ..files.readers import read_json
 
 
 class Item(NamedTuple):

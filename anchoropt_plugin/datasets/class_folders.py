@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.images import is_image_name
-from anchoropt_plugin.files.readers import read_text
+from ..errors import UserError
+from ..files.images import is_image_name
+from ..files.readers import read_text
 
 _NOT_CLASSES = {"split_fewshot"}
 

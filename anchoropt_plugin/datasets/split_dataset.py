@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.images import UprightPath, check_images
-from anchoropt_plugin.files.readers import read_json, write_json
-from anchoropt_plugin.process.distributed import is_main
 from dassl.data.datasets import DatasetBase, Datum
 
+from ..errors import UserError
+from ..files.images import UprightPath, check_images
+from ..files.readers import read_json, write_json
+from ..process.distributed import is_main
 from .public_pickles import read_public_pickle
 from .splits import (
     Item,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anchoropt_plugin.errors import UserError
-from dassl.data.datasets import DATASET_REGISTRY
-
+from ..errors import UserError
 from .split_dataset import SplitDataset
 from .splits import Split, check_classes, read_split
 from .table import TABLE, PublicSet
@@ -74,7 +72,12 @@ _SAME = (
     "folder", "images", "split_file", "image_folders", "val_is_test", "test_only",
 )  # fmt: skip
 
-for _row in TABLE:
-    _names = {name: getattr(_row, name) for name in _SAME}
-    _names |= {"row": _row, "__doc__": f"{_row.name}, in the folder ``{_row.folder}``."}
-    DATASET_REGISTRY.register()(type(_row.name, (PublicDataset,), _names))
+
+def _data_set(row: PublicSet) -> type[PublicDataset]:
+    names = {name: getattr(row, name) for name in _SAME}
+    names |= {"row": row, "__doc__": f"{row.name}, in the folder ``{row.folder}``."}
+    return type(row.name, (PublicDataset,), names)
+
+
+PUBLIC_SETS = {row.name: _data_set(row) for row in TABLE}
+"""The data sets of the table by their names."""

@@ -6,9 +6,8 @@ import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.checkpoints import PlainUnpickler
-
+from ..errors import UserError
+from ..files.checkpoints import PlainUnpickler
 from .splits import Item
 
 

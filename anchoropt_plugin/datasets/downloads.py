@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchoropt_plugin.config.merge import read_yaml
+from ..config.merge import read_yaml
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dassl.data.datasets import DATASET_REGISTRY
-
 from .embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
 from .split_dataset import SplitDataset
 from .splits import Split
@@ -23,7 +21,6 @@ class _EmbeddedDataset(SplitDataset):
         return super().make_split()
 
 
-@DATASET_REGISTRY.register()
 class Digits(_EmbeddedDataset):
     """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels, in ten classes."""
 
@@ -32,7 +29,6 @@ class Digits(_EmbeddedDataset):
     write = staticmethod(write_digits)
 
 
-@DATASET_REGISTRY.register()
 class Shapes(_EmbeddedDataset):
     """Drawings of 48 combinations of colour, fill and shape, 32 x 32 pixels.
 

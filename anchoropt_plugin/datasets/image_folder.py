@@ -6,12 +6,10 @@ import random
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from anchoropt_plugin.encoders.class_names import as_words
-from anchoropt_plugin.encoders.clip_models import first_twins
-from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.images import files_in
-from dassl.data.datasets import DATASET_REGISTRY
-
+from ..encoders.class_names import as_words
+from ..encoders.clip_models import first_twins
+from ..errors import UserError
+from ..files.images import files_in
 from .class_folders import class_folders, no_images, read_classnames
 from .divisions import divide
 from .split_dataset import SplitDataset
@@ -27,7 +25,6 @@ _PARTS = {
 """The names, in lower case, of the folders of each part."""
 
 
-@DATASET_REGISTRY.register()
 class ImageFolder(SplitDataset):
     """The folder ``DATASET.ROOT``, read in the first of these layouts that matches:
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from anchoropt_plugin.errors import UserError
-
+from ..errors import UserError
 from .class_folders import class_folders, image_names, read_classnames
 from .public_pickles import read_public_pickle
 from .splits import Item, Split

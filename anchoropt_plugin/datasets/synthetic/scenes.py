@@ -11,7 +11,7 @@ from torch import Tensor
 from .sampling import chance, integers
 from .vocabulary import BENCHMARK, COLOURS, DIGITS, FILLS, SHAPES, STYLES, Triple
 
-_COLOURS, _FILLS, _SHAPES, _STYLES = map(list, (COLOURS, FILLS, SHAPES, STYLES))
+_COLOURS, _FILLS, _SHAPES, _STYLES = (list(words) for words in (COLOURS, FILLS, SHAPES, STYLES))
 _WHITE, _BLACK = _COLOURS.index("white"), _COLOURS.index("black")
 _CLEAN, _PIXELATED = _STYLES.index("clean"), _STYLES.index("pixelated")
 

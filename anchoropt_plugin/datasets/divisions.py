@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from anchoropt_plugin.errors import UserError
-
+from ..errors import UserError
 from .splits import Item, Split, by_label
 
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anchoropt_plugin.errors import UserError
-from datasets.synthetic import BENCHMARK, DIGITS, benchmark_scenes, camera
-from datasets.synthetic.drawing import draw_shapes
-from datasets.synthetic.sampling import uniform
+from ..errors import UserError
+from .synthetic import BENCHMARK, DIGITS, benchmark_scenes, camera
+from .synthetic.drawing import draw_shapes
+from .synthetic.sampling import uniform
 
 DIGITS_SPLIT = "split_zhou_Digits.json"
 SHAPES_SPLIT = "split_zhou_Shapes.json"
@@ -55,7 +55,7 @@ def write_digits(folder: Path) -> None:
 def write_shapes(folder: Path) -> None:
     """Write the drawn shapes to ``folder``, unless they exist.
 
-    Classes are the 48 triples of ``datasets.synthetic.BENCHMARK``, in that order. Each class has 20
+    Classes are the 48 triples of ``synthetic.BENCHMARK``, in that order. Each class has 20
     images for training, 8 for validation and 24 for test, of 32 x 32 RGB pixels.
 
     Args:

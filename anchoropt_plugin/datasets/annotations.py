@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.readers import read_json
-
+from ..errors import UserError
+from ..files.readers import read_json
 from .class_folders import class_folders, image_names, numbered_lines
 from .divisions import divide, hold_out
 from .splits import Item, Split
@@ -140,7 +139,7 @@ def read_ucf(dataset_dir: Path, _: Path, rng: random.Random) -> Split:
     lists = dataset_dir / "ucfTrainTestlist"
     labels = {}
     for where, line in numbered_lines(lists / "classInd.txt"):
-        number, _, action = line.partition(" ")
+        number, action = line.partition(" ")[::2]
         if not (number.isdecimal() and action):
             raise _unlike(where, line, "label action")
         labels[action] = int(number) - 1

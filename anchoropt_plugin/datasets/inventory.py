@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from anchoropt_plugin.errors import UserError
-from anchoropt_plugin.files.images import DamagedImages, check_images
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 
+from ..errors import UserError
+from ..files.images import DamagedImages, check_images
 from .downloads import DOWNLOADS, Download
 from .public_sets import where_to_get
 from .table import TABLE, PublicSet
