@@ -22,9 +22,9 @@ from anchoropt_plugin.datasets.table import TABLE
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.experiments import compare
+from anchoropt_plugin.experiments.facts import write_facts
 from anchoropt_plugin.experiments.plan import Run, plan
 from anchoropt_plugin.experiments.protocols import Protocol, read_protocol
-from anchoropt_plugin.experiments.results import write_facts
 from anchoropt_plugin.files.run_events import EVENTS, read_results, write_results
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens, StageOne

@@ -257,7 +257,7 @@ class _Cell:
             argv=argv,
             folder=folder,
             model=model,
-            settings=found,
+            settings={**found, "OUTPUT_DIR": str(folder)},
         )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from anchoropt_plugin.experiments import averaging, demo
 from anchoropt_plugin.experiments.averaging import averaged_with_zero_shot, name_of
+from anchoropt_plugin.experiments.checkout import CHECKOUT
 from anchoropt_plugin.experiments.plan import plan
 
 SHORT = ["OPTIM.MAX_EPOCH", "3", "USE_CUDA", "False"]
@@ -127,10 +128,12 @@ def test_logits_of_a_run_give_its_own_accuracy(page):
         *("--model-dir", row["folder"].replace("test_new", "train_base")),
         *("DATASET.SUBSAMPLE_CLASSES", "new", *SHORT),
     ]
-    logits, labels = averaging.logits_of(type("Run", (), {"argv": argv})())
+    logits, labels = averaging.logits_of(type("Run", (), {"argv": argv, "repository": CHECKOUT})())
     assert int((logits.argmax(-1) == labels).sum()) == row["correct"]
     argv += ["TEST.SPLIT", "val"]
-    _, of_validation = averaging.logits_of(type("Run", (), {"argv": argv})())
+    _, of_validation = averaging.logits_of(
+        type("Run", (), {"argv": argv, "repository": CHECKOUT})()
+    )
     assert 0 < len(of_validation) < len(labels)
 
 

@@ -311,9 +311,9 @@ def test_a_dry_run_estimates_and_writes_nothing(root, tmp_path, capsys):
 def test_workers_share_the_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert execution.default_workers() == 2
-    assert execution._Machine(3).free == ["2", "3", "2"]
+    assert execution._Machine(3, CHECKOUT).free == ["2", "3", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert execution._Machine(2).free == ["", ""]
+    assert execution._Machine(2, CHECKOUT).free == ["", ""]
 
 
 def test_an_ablation_from_training_to_report(root, tmp_path):

@@ -17,7 +17,7 @@ from anchoropt_plugin.encoders import clip_models
 from anchoropt_plugin.encoders.clip_models import clip as openai_clip
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
-from anchoropt_plugin.experiments import compare, results
+from anchoropt_plugin.experiments import checkout, compare, results
 from anchoropt_plugin.experiments.plan import plan
 from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.method import anchors
@@ -133,9 +133,9 @@ def finished(tmp_path):
 
 def test_settings_of_a_run_are_read_once_unless_they_change(finished, monkeypatch):
     runs = [run for job in finished for run in job.runs]
-    parsed, flattened = [], results.flattened
-    results._defaults()  # flattened once in a process
-    monkeypatch.setattr(results, "flattened", lambda there: parsed.append(1) or flattened(there))
+    parsed, flattened = [], checkout.flattened
+    checkout._defaults(checkout.CHECKOUT)  # flattened once in a process
+    monkeypatch.setattr(checkout, "flattened", lambda there: parsed.append(1) or flattened(there))
     for _ in range(3):
         assert all(results.outcome(run) for run in runs)
     assert len(parsed) == len(runs)
@@ -149,7 +149,7 @@ def test_settings_of_a_run_are_read_once_unless_they_change(finished, monkeypatc
 def test_settings_are_those_that_a_record_has(finished):
     for run in (run for job in finished for run in job.runs):
         there = yaml.safe_load((run.folder / "config.yaml").read_text())
-        assert dict(results.flattened(there)) == {**run.settings, "OUTPUT_DIR": str(run.folder)}
+        assert dict(checkout.flattened(there)) == {**run.settings, "OUTPUT_DIR": str(run.folder)}
 
 
 # ---------------------------------------------------------------------- the command

@@ -1,0 +1,163 @@
+"""Experiments with a fork of CoOp: its train.py is unchanged, only the package is installed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import pandas as pd
+import pytest
+
+from anchoropt_plugin.experiments.logs import results_in
+from anchoropt_plugin.experiments.own_repository import own_repository
+from anchoropt_plugin.files.predictions import PREDICTIONS
+
+from .fork_of_coop import command, write_fork
+
+WORDS = ["--repository", "fork", "--config", "configs/my.yaml", "--root", "fork/data"]
+WORDS += ["--shots", "2", "--seeds", "1"]
+COMPARE = ["compare", *WORDS, "--hosts", "MyCoOp"]
+DOTS = ["--dataset-config", "dots.yaml"]
+
+
+def one_line(done):
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout + done.stderr
+    return done.stderr
+
+
+def files_of(folder):
+    ours = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    return {path: path.read_bytes() for path in ours if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A folder with the fork, and what one command made of it in ``out``."""
+    folder = tmp_path_factory.mktemp("own")
+    fork = write_fork(folder / "fork")
+    before = files_of(fork)
+    done = command(folder, *COMPARE, *DOTS, "--output-dir", "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files_of(fork) == before
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+def run_folder(folder, trainer, part):
+    return folder / f"out/base2new/{part}/dots/shots_2/{trainer}/my/seed1"
+
+
+def test_one_command_makes_the_table_and_the_report(compared):
+    rows = pd.read_csv(compared / "out/results.csv").set_index(["method", "score"])
+    assert sorted(rows.index) == [
+        (method, score) for method in ("MyCoOp", "MyCoOp_AnchorOPT") for score in ("base", "new")
+    ]
+    for (method, score), row in rows.iterrows():
+        part = {"base": "train_base", "new": "test_new"}[score]
+        results = json.loads((run_folder(compared, method, part) / "results.json").read_text())
+        assert row["accuracy"] == results["accuracy"] and row["total"] == results["total"] == 10
+        assert row["TRAINER.MYCOOP.N_CTX"] == 4 and row["DATASET.NUM_SHOTS"] == 2
+        assert row["SEED"] == 1 and row["OPTIM.MAX_EPOCH"] == 2 and row["seconds"] > 0
+    said = (compared / "said.txt").read_text()
+    assert "4 runs, 0 of them finished" in said and "MyCoOp_AnchorOPT" in said
+    page = (compared / "out/report.html").read_text()
+    assert "<svg" in page or "data:image/svg" in page
+    assert "python -m anchoropt_plugin compare --repository fork" in page
+
+
+@pytest.mark.parametrize("trainer", ["MyCoOp", "MyCoOp_AnchorOPT"])
+def test_a_run_is_that_of_the_command_run(compared, tmp_path, trainer):
+    given = run_folder(compared, trainer, "train_base")
+    words = json.loads((given / "given.json").read_text())
+    fork = compared / "fork"
+    pairs = [word for pair in words["settings"] for word in pair]
+    done = command(
+        fork,
+        *("run", "train.py", *words["words"], "--root", "data", "--output-dir", tmp_path),
+        *("--config-file", "configs/my.yaml", "--dataset-config-file", "dots.yaml", *pairs),
+        ANCHOROPT_CACHE=str(tmp_path / "anchors"),
+    )
+    shutil.rmtree(fork / ".installed")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (path / PREDICTIONS for path in (given, tmp_path))
+    assert ours.read_text().replace(str(fork), "") == theirs.read_text().replace(str(fork), "")
+
+
+def test_finished_runs_are_found_again_and_those_of_other_settings_are_not(compared):
+    runs = list((compared / "out").rglob("run.json"))
+    then = {path: path.stat().st_mtime_ns for path in runs}
+    done = command(compared, *COMPARE, *DOTS, "--output-dir", "out")
+    assert done.returncode == 0 and "4 runs, 4 of them finished" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in runs} == then and len(runs) == 4
+    other = command(compared, *COMPARE, *DOTS, "--output-dir", "out", "TRAINER.MYCOOP.N_CTX", "2")
+    assert "holds a run with other settings (see given.json there)" in one_line(other)
+    config = compared / "fork/configs/my.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("MAX_EPOCH: 2", "MAX_EPOCH: 3"))
+    assert "holds a run with other settings" in one_line(
+        command(compared, *COMPARE, *DOTS, "--output-dir", "out")
+    )
+    config.write_text(f"# a comment is no setting\n{text}")
+    done = command(compared, *COMPARE, *DOTS, "--output-dir", "out")
+    assert "4 runs, 4 of them finished" in done.stdout
+    config.write_text(text)
+
+
+def test_results_of_a_dassl_that_only_prints_are_read_from_the_log(compared):
+    repository = own_repository(compared / "fork", [])
+    for part, training in (("train_base", True), ("test_new", False)):
+        folder = run_folder(compared, "MyCoOp_AnchorOPT", part)
+        written, _ = repository.results(folder, training)
+        hidden = (folder / "results.json").rename(folder / "hidden.json")
+        logged, path = repository.results(folder, training)
+        hidden.rename(folder / "results.json")
+        assert path.name.startswith("log.txt")
+        assert (logged["total"], logged["correct"]) == (written["total"], written["correct"])
+        assert logged["accuracy"] == pytest.approx(written["accuracy"])
+        assert logged["macro_f1"] == pytest.approx(written["macro_f1"], abs=0.05)
+
+
+RESULT = "=> result\n* total: 2,000\n* correct: 1,537\n* accuracy: 76.8%\n* macro_f1: 70.1%\n"
+
+
+def test_a_validation_is_not_the_result_of_a_training():
+    assert results_in(RESULT, training=True) == {}
+    assert results_in(f"{RESULT}Finish training\n", training=True) == {}
+    found = results_in(f"{RESULT}Finish training\n{RESULT.replace('537', '540')}", training=True)
+    assert found == {"total": 2000, "correct": 1540, "accuracy": 77.0, "macro_f1": 70.1}
+    assert results_in(RESULT, training=False)["accuracy"] == 76.85
+
+
+def test_ablate_varies_a_key_of_the_repository(compared):
+    words = ["ablate", *WORDS, "--host", "MyCoOp", *DOTS, "--grid", "TRAINER.MYCOOP.N_CTX=2,4"]
+    done = command(compared, *words, "--output-dir", "ablated", "--protocol", "few_shot")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pd.read_csv(compared / "ablated/results.csv").set_index("method")
+    assert list(rows.index) == ["MyCoOp", "MyCoOp_AnchorOPT", "TRAINER.MYCOOP.N_CTX=2"]
+    assert list(rows["TRAINER.MYCOOP.N_CTX"]) == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([*DOTS, "--repository", "nowhere"], "nowhere has no train.py"),
+        ([*DOTS, "--hosts", "YourCoOp"], "there is no trainer 'YourCoOp'"),
+        (["--dataset-config", "spots.yaml"], "there is no data set file spots.yaml, here or in"),
+        (["--datasets", "shape"], "unknown data set 'shape' (did you mean 'shapes'?)"),
+        ([*DOTS, "--config", "your.yaml"], "there is no config file your.yaml, here or in"),
+        ([*DOTS, "--preset", "embedded"], "--preset is for the trainers of anchoropt-plugin"),
+        ([*DOTS, "--seeds", "0"], "train.py makes SEED -1 of --seed 0: give another seed"),
+        ([*DOTS, "TRAINER.MYCOOP.N_CONTEXT", "2"], "N_CONTEXT"),
+    ],
+)
+def test_refusals_are_one_line_and_nothing_is_written(compared, words, says):
+    said = one_line(command(compared, *COMPARE, "--output-dir", "refused", *words))
+    assert says in said, said
+    assert not (compared / "refused").exists()
+
+
+def test_a_job_goes_to_another_machine_with_its_repository(compared):
+    repository = own_repository(compared / "fork", ["dots.yaml"])
+    assert pickle.loads(pickle.dumps(repository)) == repository
+    assert repository.dataset_config("dots") == compared / "fork/dots.yaml"
