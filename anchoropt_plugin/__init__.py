@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import importlib
 
+from .process.program import import_from_here as _import_from_here
+
+_import_from_here()  # first: this decides which clip and which Dassl are imported below
+
 from .dassl_compat import install as _install_runtime
 
-_install_runtime()  # first: a repository's own clip, imported below, may import dassl
+_install_runtime()  # second: a repository's own clip, imported below, may import dassl
 
 from .encoders.accelerate import accelerate, fast_text, restore
 from .encoders.clip_models import load_clip, tokenize

@@ -1,31 +1,51 @@
-"""``python -m anchoropt_plugin <command>``."""
+"""``anchoropt <command>``, or ``python -m anchoropt_plugin <command>``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from .commands import all_commands
+from .dassl_compat import is_installed
 from .process.command_line import Parser, status_of
+from .process.program import MODULE, program
+from .version import VERSION
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command-line parser, with one sub-command for each module of ``commands``."""
+    typed = program()
     parser = Parser(
-        prog="python -m anchoropt_plugin", description="AnchorOPT for CLIP prompt learners."
+        prog=typed,
+        description="AnchorOPT for CLIP prompt learners.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in all_commands().items():
         command = commands.add_parser(
             name,
             help=module.HELP,
-            description=module.__doc__,
+            description=(module.__doc__ or "").replace(MODULE, typed),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _versions() -> str:
+    """Return the versions that a report of a bug needs, one per line."""
+    dassl = "not installed; this package's runtime is used"
+    if is_installed():
+        module: Any = importlib.import_module("dassl")
+        dassl = f"{getattr(module, '__version__', 'of unknown version')} in {module.__path__[0]}"
+    return f"anchoropt-plugin {VERSION}\ntorch {torch.__version__}\nDassl {dassl}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

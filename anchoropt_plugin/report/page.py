@@ -20,6 +20,7 @@ from ..files.images import read_image
 from ..files.predictions import PREDICTIONS, TOP, Predictions, read_predictions
 from ..files.readers import read_json
 from ..files.run_events import RESULTS
+from ..process.program import program
 from . import figures, measures
 from .parts import figure_html, image_html, page_html
 
@@ -53,7 +54,7 @@ def write_page(folder: Path) -> Path:
     if not (folder / PREDICTIONS).is_file():
         raise UserError(
             f"{folder} has no {PREDICTIONS}: test the run again (train.py --eval-only), or write "
-            "the file: python -m anchoropt_plugin report --help names its columns"
+            f"the file: {program()} report --help names its columns"
         )
     predictions = read_predictions(folder / PREDICTIONS)
     results = _results(folder, predictions)

@@ -27,6 +27,7 @@ from anchoropt_plugin.commands.check.random_clip import random_clip, random_weig
 from anchoropt_plugin.commands.check.small_trainer import CLASSES
 from anchoropt_plugin.files.images import files_in
 from anchoropt_plugin.files.predictions import PREDICTIONS, read_predictions
+from anchoropt_plugin.version import VERSION
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 
@@ -342,6 +343,22 @@ def test_every_module_of_the_folder_is_a_command(capsys):
         with pytest.raises(SystemExit):
             main([name, "--help"])
         assert f"    python -m anchoropt_plugin {name} " in capsys.readouterr().out, "an example"
+
+
+def test_the_script_is_named_as_it_was_typed(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/anchoropt"])
+    for words, shown in (
+        (["--help"], "usage: anchoropt ["),
+        (["report", "--help"], "usage: anchoropt report "),
+        (["report", "--help"], "    anchoropt report output/base\n"),
+        (["--version"], f"anchoropt-plugin {VERSION}\ntorch {torch.__version__}\nDassl not inst"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        said = capsys.readouterr().out
+        assert end.value.code == 0 and shown in said and "python -m" not in said
+    assert main(["report", str(tmp_path)]) == 2
+    assert ": anchoropt report --help names its columns" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_networks_are_those_that_a_host_registers(kind, capsys):
 
 # An imitation of Dassl with nothing but the two parts that today's torch breaks.
 LOOK_ALIKE = {
-    "dassl/__init__.py": "",
+    "dassl/__init__.py": "__version__ = '0.6.3'\n",
     "dassl/config/__init__.py": """
         from .defaults import _C
 
@@ -266,6 +266,11 @@ def test_run_needs_no_name_that_an_old_dassl_lacks(tmp_path):
     (tmp_path / "dassl/registry.py").write_text(REGISTRY)
     run = look_alike(tmp_path, "-m", "anchoropt_plugin", "run", "train.py")
     assert "whole numbers [0 1 2]" in run.stdout and "POSITION: sinkhorn" in run.stdout
+
+
+def test_the_version_names_an_installed_dassl(tmp_path):
+    run = look_alike(tmp_path, "-m", "anchoropt_plugin", "--version")
+    assert run.stdout.endswith(f"\nDassl 0.6.3 in {tmp_path / 'dassl'}\n")
 
 
 def test_an_installed_dassl_wins_and_is_repaired(tmp_path):
