@@ -1,7 +1,9 @@
 # `make demo` shows the project at work, `make test` checks it, `make bench` measures it.
-# An active virtual environment is used, and missing packages are installed into it; without one,
-# .venv is created.
-ENV    := $(or $(VIRTUAL_ENV),.venv)
+# An active virtual or conda environment is used, and missing packages are installed into it;
+# without one, .venv is created. The environment base is conda's own, and one without Python cannot
+# be used.
+CONDA  := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(wildcard $(CONDA_PREFIX)/bin/python))
+ENV    := $(or $(VIRTUAL_ENV),$(CONDA:/bin/python=),.venv)
 PYTHON := $(ENV)/bin/python
 READY  := $(ENV)/.anchoropt-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
