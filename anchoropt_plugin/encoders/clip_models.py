@@ -21,9 +21,11 @@ from ..errors import UserError, nearest
 from ..files.checkpoints import check_archive
 from ..files.torchscript import is_torchscript, read_torchscript
 from .class_names import as_words
+from .pkg_resources_stand_in import offer_pkg_resources
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # clip imports the deprecated pkg_resources
+    warnings.simplefilter("ignore")  # clip imports pkg_resources, which is deprecated
+    offer_pkg_resources()
     import clip
     import regex
     from clip.model import CLIP, build_model, convert_weights
