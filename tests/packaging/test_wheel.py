@@ -129,6 +129,8 @@ def test_the_wheel_works_outside_the_repository(environment: Environment, tmp_pa
 
 
 def test_the_command_of_the_wheel(environment: Environment, tmp_path: Path) -> None:
+    (metadata,) = environment.packages.glob("anchoropt_plugin-*/METADATA")
+    assert "Project-URL: Paper, https://arxiv.org/abs/2511.21188\n" in metadata.read_text()
     said = run(environment.bin / "anchoropt", "--version", cwd=tmp_path)
     assert said.startswith(f"anchoropt-plugin {VERSION}\ntorch {torch.__version__}\nDassl ")
     # Modules of the working directory come first, as with python -m.
