@@ -54,6 +54,13 @@ FEATURES = {
         [*EXPORT, "x.onnx"],
         "export to .onnx needs onnxruntime: pip install 'anchoropt-plugin[export]'",
     ),
+    "wandb": (
+        [
+            *("train.py", "--root", "data", "--trainer", "CoOp_AnchorOPT", "--config-file", TINY),
+            *("--dataset-config-file", SHAPES, "TRAIN.LOGGERS", "['csv', 'wandb']"),
+        ],
+        "TRAIN.LOGGERS wandb needs wandb: pip install 'anchoropt-plugin[wandb]'",
+    ),
     "sklearn": (
         [
             *("train.py", "--root", "data", "--trainer", "ZeroshotCLIP"),

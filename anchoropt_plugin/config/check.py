@@ -99,6 +99,10 @@ _RULES: dict[str, _Rule] = {
     "OPTIM.WARMUP_CONS_LR": _NOT_NEGATIVE,
     "OPTIM.WARMUP_MIN_LR": _NOT_NEGATIVE,
     "TRAIN.PRINT_FREQ": _POSITIVE,
+    "TRAIN.LOGGERS": (
+        "a list of tensorboard, csv, wandb",
+        lambda x: set(x) <= {"tensorboard", "csv", "wandb"},
+    ),
     "TEST.FINAL_MODEL": _one_of("last_step", "best_val"),
     "TEST.SPLIT": _one_of("val", "test"),
 }

@@ -33,6 +33,7 @@ FREE = {
     "DATASET.ROOT",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.LOGGERS",
 }
 # A validation after each epoch takes random numbers, too.
 _DRAWS = {"TEST.FINAL_MODEL"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from weakref import WeakSet
 
 from torch import Tensor, cuda
@@ -31,6 +33,12 @@ class LateNumber:
             self._event.synchronize()
         self._event = None
         return float(self._copy)
+
+
+def late_numbers(summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the numbers of a step, those of a GPU as copies that are under way."""
+    items = (summary or {}).items()
+    return {name: LateNumber(x) if isinstance(x, Tensor) else x for name, x in items}
 
 
 class LateCheck:

@@ -105,6 +105,8 @@ _DEFAULTS: dict[str, Any] = {
         "CHECKPOINT_FREQ": 0,  # epochs; below 1: only the last epoch
         "PRINT_FREQ": 10,  # batches
         "COUNT_ITER": "train_x",
+        "PATIENCE": 0,  # not Dassl's: epochs without a better validation; below 1: all epochs
+        "LOGGERS": ("tensorboard",),  # not Dassl's: any of tensorboard, csv, wandb
     },
     "TEST": {
         "EVALUATOR": "Classification",

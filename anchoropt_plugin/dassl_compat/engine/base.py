@@ -234,11 +234,17 @@ class TrainerBase:
         self.max_epoch = max_epoch
         self.before_train()  # may set start_epoch, to resume
         for epoch in range(self.start_epoch, self.max_epoch):
+            if self.stops_after(epoch):
+                break
             self.epoch = epoch
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
         self.after_train()
+
+    def stops_after(self, epochs: int) -> bool:
+        """Return whether to end the training, which has finished a number of epochs, early."""
+        return False
 
     def before_train(self) -> None:
         """Run once before the first epoch."""

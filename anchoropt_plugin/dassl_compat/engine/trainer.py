@@ -23,17 +23,18 @@ from ...files.run_events import append_event, rewind, write_results
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.gradients import GradientAverage, trained_parameters
-from ...process.late_checks import LateNumber, settle_all
+from ...process.late_checks import late_numbers, settle_all
 from ...process.randomness import share_randomness
 from ..data import DataManager
 from ..evaluation import build_evaluator
 from ..evaluation.top_classes import TopClasses, paths_of
 from ..finite_checks import check_weights, checked_step
+from ..scalar_writers import check_loggers, open_writers
 from ..utils.meters import AverageMeter, MetricMeter
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint
 from ..utils.writer import SummaryWriter
-from ..validation import check_validation
+from ..validation import EarlyStop, check_validation
 from .base import Names, TrainerBase
 
 __all__ = [
@@ -59,6 +60,7 @@ class SimpleTrainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         self.check_cfg(cfg)
+        check_loggers(cfg)  # now, because a missing package would cost the time of building
         use_cuda = cfg.USE_CUDA and torch.cuda.is_available()
         self.device = torch.device("cuda" if use_cuda else "cpu")
         self.cfg = cfg
@@ -77,7 +79,8 @@ class SimpleTrainer(TrainerBase):
             self._synchronise()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = -math.inf
-        self._is_trained = False
+        self._early_stop = EarlyStop(cfg.TRAIN.PATIENCE)
+        self.is_trained = False
 
     def _synchronise(self) -> None:
         """Give all processes the weights of the main process, and average their gradients."""
@@ -126,9 +129,7 @@ class SimpleTrainer(TrainerBase):
             self._save_missing_checkpoint()
         for name in self.get_model_names():  # now, so that an error here costs no epoch
             mkdir_if_missing(Path(self.output_dir, name))
-        writer_dir = str(Path(self.output_dir, "tensorboard"))
-        mkdir_if_missing(writer_dir)
-        self.init_writer(writer_dir)
+        open_writers(self)
         self.time_start = time.time()
 
     def _restore_best_result(self, directory: str) -> None:
@@ -141,6 +142,7 @@ class SimpleTrainer(TrainerBase):
         epoch, val_result = max(one["epoch"] for one in best), best[0].get("val_result")
         if epoch <= self.start_epoch and isinstance(val_result, float):
             self.best_result = val_result
+            self._early_stop.note(val_result, epoch)
 
     def _save_missing_checkpoint(self) -> None:
         """Write the last epoch's checkpoint after a kill between the best checkpoint and it."""
@@ -154,10 +156,24 @@ class SimpleTrainer(TrainerBase):
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         return done == self.max_epoch or (frequency > 0 and done % frequency == 0)
 
+    def stops_after(self, epochs: int) -> bool:
+        """Return whether the validation has not improved for ``TRAIN.PATIENCE`` epochs.
+
+        The last epoch is saved then, so that the run resumes as finished.
+        """
+        stop = self._early_stop
+        stop.note(self.best_result, epochs)
+        if not stop.is_due(epochs):
+            return False
+        if epochs > self.start_epoch and not self._is_due(epochs):
+            self.save_model(epochs - 1, self.output_dir)
+        print(f"Stop early: no epoch after epoch {stop.best_epoch} was better in validation")
+        return True
+
     def after_train(self) -> None:
         """Test, unless ``TEST.NO_TEST`` is set, and print the time of the run."""
         print("Finish training")
-        self._is_trained = True
+        self.is_trained = True
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
@@ -216,7 +232,7 @@ class SimpleTrainer(TrainerBase):
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         if is_final:
-            test = {"split": split, "after_training": self._is_trained}
+            test = {"split": split, "after_training": self.is_trained}
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
             further = self.further_results()
@@ -290,7 +306,8 @@ class TrainerX(SimpleTrainer):
             data_time.update(time.time() - end)
             summary = checked_step(self, self.forward_backward, batch)
             step = self.epoch * self.num_batches + self.batch_idx
-            unread.append((step, _late(distributed.averaged(summary)), self.get_current_lr()))
+            numbers = late_numbers(distributed.averaged(summary))
+            unread.append((step, numbers, self.get_current_lr()))
             batch_time.update(time.time() - end)
             is_due = (batch_idx + 1) % frequency == 0 or self.num_batches < frequency
             if is_due or self.device.type == "cpu":
@@ -333,9 +350,3 @@ class TrainerX(SimpleTrainer):
         """Return the images, the labels and the domains of a batch, on the device."""
         keys = "img", "label", "domain"
         return tuple(batch[key].to(self.device, non_blocking=True) for key in keys)
-
-
-def _late(summary: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the numbers of a step, those of a GPU as copies that are under way."""
-    items = (summary or {}).items()
-    return {name: LateNumber(x) if isinstance(x, Tensor) else x for name, x in items}
