@@ -47,11 +47,11 @@ def open_writers(trainer: Any) -> None:
         folder = str(Path(trainer.output_dir, "tensorboard"))
         mkdir_if_missing(folder)
         trainer.init_writer(folder)
-    if distributed.is_main() and not isinstance(trainer._writer, Writers):
-        writers = [] if trainer._writer is None else [trainer._writer]
+    if distributed.is_main() and set(loggers) != {"tensorboard"}:
+        writers = [trainer._writer] if "tensorboard" in loggers else []
         writers += [CsvWriter(trainer)] if "csv" in loggers else []
         writers += [WandbWriter(trainer.output_dir, trainer.cfg)] if "wandb" in loggers else []
-        trainer._writer = writers[0] if len(writers) == 1 else Writers(writers)
+        trainer._writer = Writers(writers)
 
 
 class CsvWriter:

@@ -128,6 +128,14 @@ class AnchorTokens:
     losses: list[float] = field(default_factory=list)
     key: str = ""
 
+    def __repr__(self) -> str:
+        count, width = self.values.shape
+        learned = ""
+        if self.losses:
+            first, last = self.losses[0], self.losses[-1]
+            learned = f", {len(self.losses)} epochs, loss {first:.4g} → {last:.4g}"
+        return f"{type(self).__name__}({count} × {width}{learned})"
+
     @classmethod
     def learn(
         cls,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +28,8 @@ from .settings import extend_cfg
 from .trainer_registry import two_stages_on_demand
 from .two_stages import TwoStages
 from .without_data import without_data
+
+log = logging.getLogger("anchoropt_plugin")
 
 ImageLike = str | Path | Image.Image
 
@@ -247,6 +252,16 @@ def load_predictor(
         raise UserError(
             f"{folder} is not a file of class weights: backbone (--backbone) is for these alone"
         )
+    with contextlib.redirect_stdout(io.StringIO()) as printed:  # Dassl and hosts tell what they do
+        predictor = _of_run(folder, classes, epoch, device)
+    log.debug("%s", printed.getvalue())
+    return predictor
+
+
+def _of_run(
+    folder: Path, classes: Sequence[str] | None, epoch: int | None, device: str | None
+) -> Predictor:
+    """Return the predictor of a run's output folder; see ``load_predictor``."""
     cfg = _recorded_cfg(folder, device)
     names = _named(_recorded_classes(folder) if classes is None else list(classes))
     twins = None if classes is None else first_twins(names)  # ImageNet has two of one name

@@ -726,9 +726,11 @@ def evaluated(runs, trainer, classes):
 
 @pytest.mark.parametrize("trainer", ["CoOp", "CoOp_AnchorOPT"])
 @pytest.mark.parametrize("classes", ["base", "new"])
-def test_probabilities_are_those_of_an_evaluation(runs, trainer, classes):
+def test_probabilities_are_those_of_an_evaluation(runs, trainer, classes, capfd):
     paths, logits, names = evaluated(runs, trainer, classes)
+    capfd.readouterr()
     predictor = load_predictor(runs / trainer, None if classes == "base" else names)
+    assert capfd.readouterr() == ("", "")
     assert predictor.classes == names
     found = predictor.probabilities(paths)
     torch.testing.assert_close(found, logits.softmax(-1), rtol=1e-5, atol=1e-7)

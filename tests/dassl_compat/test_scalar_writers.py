@@ -106,6 +106,18 @@ def test_weights_and_biases_continues_its_run(cfg, monkeypatch):
     assert logged[-1]["anchoropt/position"].getpixel((1, 1)) == 255
 
 
+@pytest.mark.parametrize("loggers", [(), ("csv",)])
+def test_images_go_to_the_writers_that_show_images(cfg, loggers):
+    cfg.TRAIN.LOGGERS = loggers
+    trainer = build_trainer(cfg)
+    trainer.before_train()
+    trainer._writer.add_image("anchoropt/position", torch.eye(2), 1, dataformats="HW")
+    trainer.write_scalar("train/loss", 0.5, 0)
+    trainer.close_writer()
+    written = rows(cfg) if Path(cfg.OUTPUT_DIR, SCALARS).exists() else []
+    assert written == [["1", "0", "train/loss", 0.5]] * len(loggers)
+
+
 def test_unknown_loggers(cfg):
     cfg.TRAIN.LOGGERS = ("tensorbord",)
     with pytest.raises(UserError, match="must be a list of tensorboard, csv, wandb"):

@@ -55,6 +55,8 @@ def weights(trainer):
 def test_log(cfg, capsys):
     trainer = trained(cfg)
     lines = capsys.readouterr().out.splitlines()
+    start = lines.index("trainable params: 579 || all params: 579 || trainable%: 100.0000")
+    assert LINE.fullmatch(lines[start + 1]), "3 · 8 · 8 weights and a bias for each of 3 classes"
     found = [match.groups() for match in map(LINE.fullmatch, lines) if match]
     # PRINT_FREQ is 2 of 4 batches; the host steps the schedule in an epoch's last batch.
     cosine = [0.1, 0.08535533905932738, 0.05, 0.014644660940672627]

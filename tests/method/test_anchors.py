@@ -10,7 +10,7 @@ import torch
 from clip.model import convert_weights
 from torch.nn import functional as F
 
-from anchoropt_plugin import AnchorTokens, UserError, load_predictor
+from anchoropt_plugin import AnchorPositionModule, AnchorTokens, UserError, load_predictor
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchors import AnchorPrompts, StageOne
@@ -258,3 +258,12 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("ANCHOROPT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert str(anchor_cache.cache_folder()) == "/cache/anchoropt_plugin/anchors"
+
+
+def test_anchors_are_printed_in_one_short_line():
+    assert str(AnchorTokens(torch.zeros(2, 512))) == "AnchorTokens(2 × 512)"
+    learned = AnchorTokens(torch.zeros(1, 8), [0.75, 0.5, 0.123456])
+    assert repr(learned) == "AnchorTokens(1 × 8, 3 epochs, loss 0.75 → 0.1235)"
+    module = AnchorPositionModule(4, learned.values)
+    shown = "AnchorPositionModule(n_ctx=4, n_anchors=1, relaxation='sinkhorn')"
+    assert repr(module) == shown

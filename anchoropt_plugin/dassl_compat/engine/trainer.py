@@ -32,7 +32,7 @@ from ..finite_checks import check_weights, checked_step
 from ..scalar_writers import check_loggers, open_writers
 from ..utils.meters import AverageMeter, MetricMeter
 from ..utils.tools import mkdir_if_missing
-from ..utils.torchtools import load_checkpoint
+from ..utils.torchtools import load_checkpoint, parameters_in_words
 from ..utils.writer import SummaryWriter
 from ..validation import EarlyStop, check_validation
 from .base import Names, TrainerBase
@@ -130,6 +130,9 @@ class SimpleTrainer(TrainerBase):
         for name in self.get_model_names():  # now, so that an error here costs no epoch
             mkdir_if_missing(Path(self.output_dir, name))
         open_writers(self)
+        parts = itertools.chain(self._models.values(), [self.model])
+        everything = itertools.chain.from_iterable(part.parameters() for part in parts)
+        print(parameters_in_words(trained_parameters(self._optims.values()), everything))
         self.time_start = time.time()
 
     def _restore_best_result(self, directory: str) -> None:

@@ -192,3 +192,23 @@ def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None
     return sum(
         item.numel() if isinstance(item, Tensor) else count_num_param(params=item) for item in items
     )
+
+
+def parameters_in_words(trained: Iterable[Tensor], everything: Iterable[Tensor]) -> str:
+    """Return how many parameters are trained, as peft's ``print_trainable_parameters`` prints it.
+
+    Args:
+        trained: the parameters of the optimisers.
+        everything: all parameters; one that is there twice counts once.
+
+    >>> import torch
+    >>> ctx, others = torch.zeros(16, 512), torch.zeros(1000, 1000)
+    >>> parameters_in_words([ctx], [ctx, others, ctx])
+    'trainable params: 8,192 || all params: 1,008,192 || trainable%: 0.8125'
+    """
+    some, every = (
+        sum({id(tensor): tensor.numel() for tensor in tensors}.values())
+        for tensors in (trained, everything)
+    )
+    share = 100 * some / max(every, 1)
+    return f"trainable params: {some:,} || all params: {every:,} || trainable%: {share:.4f}"
