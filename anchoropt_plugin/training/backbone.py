@@ -37,7 +37,7 @@ def check_images(cfg: Any, clip: CLIP) -> None:
             f"INPUT.SIZE is {tuple(given.SIZE)}, but {name} takes images of {side} x {side}: set "
             f"INPUT.SIZE ({side},{side})"
         )
-    wanted = clip.preparation
+    wanted = getattr(clip, "preparation", None)
     if wanted is None:
         return
     normalises = "normalize" in given.TRANSFORMS

@@ -60,15 +60,18 @@ def new(name: str) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def features(model: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The library's own features of images and texts."""
+def image_features(model: Any, images: Tensor) -> Tensor:
+    """The library's own features of images."""
+    if hasattr(model, "encode_image"):
+        return model.encode_image(images)
+    return model.visual_projection(model.vision_model(pixel_values=images).pooler_output)
+
+
+def text_features(model: Any, tokens: Tensor) -> Tensor:
+    """The library's own features of texts."""
     if hasattr(model, "encode_text"):
-        return model.encode_image(images), model.encode_text(tokens)
-    pooled = (
-        model.vision_model(pixel_values=images).pooler_output,
-        model.text_model(input_ids=tokens).pooler_output,
-    )
-    return model.visual_projection(pooled[0]), model.text_projection(pooled[1])
+        return model.encode_text(tokens)
+    return model.text_projection(model.text_model(input_ids=tokens).pooler_output)
 
 
 def write_folder(name: str, folder: Path, **preparation: Any) -> nn.Module:

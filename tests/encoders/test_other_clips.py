@@ -14,7 +14,17 @@ from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.encoders.weight_files import read_architecture
 from anchoropt_plugin.errors import UserError
 
-from .library_clips import ALL, OPEN_CLIP, TEXT, VIT, features, new, write_config, write_folder
+from .library_clips import (
+    ALL,
+    OPEN_CLIP,
+    TEXT,
+    VIT,
+    image_features,
+    new,
+    text_features,
+    write_config,
+    write_folder,
+)
 from .test_clip_models import Hostile
 
 TOKENS = tokenize(["a photo of a cat.", "red fox", "a long description, of two elephants & a hut"])
@@ -25,7 +35,7 @@ def same(loaded: CLIP, model: Any) -> bool:
     side = loaded.visual.input_resolution
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = features(model, images, TOKENS)
+        wanted = image_features(model, images), text_features(model, TOKENS)
         found = loaded.encode_image(images), loaded.encode_text(TOKENS)
     errors = [(x - y).norm() / y.norm() for x, y in zip(found, wanted, strict=True)]
     return max(errors) < 1e-5
