@@ -163,6 +163,20 @@ def _image_tower(state: Mapping[str, Tensor], heads: int, sizes: Mapping[str, in
     return ModifiedResNet(stages, dim, heads, side, width)
 
 
+def variant_of(tower: nn.Module) -> str:
+    """Return in words what a tower of transformer blocks has other than OpenAI's, or "".
+
+    >>> from anchoropt_plugin import load_clip
+    >>> variant_of(load_clip("tiny").transformer)
+    ''
+    """
+    found = {type(part).__name__ for part in tower.modules() if isinstance(part, nn.GELU)}
+    for part in tower.modules():
+        if isinstance(part, nn.MultiheadAttention) and part.head_dim != OPENAI_HEAD:
+            found.add(f"heads of {part.head_dim}")
+    return ", ".join(sorted(found))
+
+
 def _with_heads(tower: Tower, width: int) -> Tower:
     heads = tower.heads or width // OPENAI_HEAD
     if heads < 1 or width % heads:
