@@ -6,9 +6,9 @@ or QuickGELU, nor the number of attention heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,11 @@ class Tower(NamedTuple):
 
     Attributes:
         activation: a name of ``ACTIVATIONS``; an image tower that is a ResNet has ReLU anyway.
-        heads: attention heads; 0 is OpenAI's number, one for each 64 of the width.
+        heads: attention heads; None is OpenAI's number, one for each 64 of the width.
     """
 
     activation: str = "quick_gelu"
-    heads: int = 0
+    heads: int | None = None
 
 
 class ImagePreparation(NamedTuple):
@@ -48,6 +48,26 @@ class ImagePreparation(NamedTuple):
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     interpolation: str = "bicubic"
     squashed: bool = False
+
+    @classmethod
+    def of(
+        cls, mean: Sequence[Any] | None, std: Sequence[Any] | None, interpolation: str, squash: bool
+    ) -> ImagePreparation:
+        """Return the preparation of a configuration; a mean or std of None is OpenAI's.
+
+        Raises:
+            ValueError: the mean or the std is no three numbers.
+        """
+        default = cls()
+        found = cls(
+            default.mean if mean is None else tuple(map(float, mean)),
+            default.std if std is None else tuple(map(float, std)),
+            interpolation,
+            squash,
+        )
+        if len(found.mean) != 3 or len(found.std) != 3:
+            raise ValueError(f"the mean {mean} or the std {std} is no three numbers")
+        return found
 
 
 @dataclass(frozen=True)
@@ -154,7 +174,9 @@ def build(state: dict[str, Tensor], architecture: Architecture) -> CLIP:
     return model
 
 
-def _image_tower(state: Mapping[str, Tensor], heads: int, sizes: Mapping[str, int]) -> nn.Module:
+def _image_tower(
+    state: Mapping[str, Tensor], heads: int | None, sizes: Mapping[str, int]
+) -> nn.Module:
     width, side, dim = sizes["image width"], sizes["image size"], sizes["embed_dim"]
     if "patch size" in sizes:
         layers = sizes["image layers"]
@@ -178,7 +200,7 @@ def variant_of(tower: nn.Module) -> str:
 
 
 def _with_heads(tower: Tower, width: int) -> Tower:
-    heads = tower.heads or width // OPENAI_HEAD
+    heads = width // OPENAI_HEAD if tower.heads is None else tower.heads
     if heads < 1 or width % heads:
         raise UserError(
             f"{heads} attention heads do not divide the width {width} of the weights: give the "

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import UserError, nearest
 from .architecture import build, sizes_of
 from .class_names import as_words
+from .hub import OPEN_CLIP
 from .openai_clip import CLIP, SimpleTokenizer, basic_clean, convert_weights, whitespace_clean
 from .weight_files import (
     BY_NAME,
@@ -67,10 +68,12 @@ def load_clip(backbone: str, *, download_root: str | None = None, config: str = 
             use; or "tiny", the model in this package; or the path of a file or a folder. A file
             is OpenAI's TorchScript archive, or a state dict of OpenAI, open_clip or transformers
             (also under the key "state_dict", also with the prefix "module."). A folder holds the
-            weights and the configuration of open_clip or transformers.
-        download_root: folder of downloads; None is clip's own ``~/.cache/clip``.
+            weights and the configuration of open_clip or transformers. "hf-hub:OWNER/NAME" is such
+            a folder on the Hugging Face hub, "open_clip:MODEL/TAG" a file in open_clip's list.
+        download_root: folder of downloads; None is ``~/.cache/clip`` for OpenAI's weights, and the
+            libraries' own folder for others.
         config: what a state dict alone does not tell: "openai" for OpenAI's weights, or the json
-            file of open_clip or transformers that describes the model.
+            file of open_clip or transformers that describes the model, or "open_clip:MODEL".
 
     Returns:
         The model. Its attribute ``known_tokens`` is the frozenset of token numbers that it was
@@ -243,8 +246,8 @@ def _ask(path: Path) -> NoReturn:
     raise UserError(
         f"{path} does not tell whether its activation is GELU or QuickGELU, nor how many attention "
         f"heads it has: set config (MODEL.BACKBONE.CONFIG) to {BY_NAME!r} for OpenAI's weights, "
-        "else to the json file of open_clip or transformers that describes the model; or give the "
-        "folder with both"
+        "else to the json file of open_clip or transformers that describes the model, or to "
+        f"{OPEN_CLIP}MODEL; or give the folder with both"
     )
 
 

@@ -20,6 +20,7 @@ from ..files.readers import read_json
 from ..files.torchscript import is_torchscript, read_torchscript
 from . import weights_huggingface, weights_openclip
 from .architecture import OPENAI, Architecture
+from .hub import HUB, OPEN_CLIP, hub_folder, open_clip_config, open_clip_weights
 from .openai_clip import clip
 from .refused_towers import refuse_by_tensors
 
@@ -87,6 +88,11 @@ def find(backbone: str, download_root: str | None) -> WeightFile:
         return WeightFile(_TINY_FILE, OPENAI)
     if backbone in clip.available_models():
         return WeightFile(_download(backbone, download_root), OPENAI)
+    if backbone.startswith(HUB):
+        return _in_folder(hub_folder(backbone, _WEIGHTS, download_root))
+    if backbone.startswith(OPEN_CLIP):
+        file, told = open_clip_weights(backbone, download_root)
+        return WeightFile(file, weights_openclip.architecture_of(told, backbone))
     path = Path(backbone).expanduser()
     if path.is_file():
         return WeightFile(path)
@@ -95,7 +101,7 @@ def find(backbone: str, download_root: str | None) -> WeightFile:
     names = [TINY, *clip.available_models()]
     remedy = (
         "give the path of a file or folder with CLIP weights (OpenAI's, open_clip's or "
-        f"transformers'), or one of {', '.join(names)}"
+        f"transformers'), {HUB}OWNER/NAME, {OPEN_CLIP}MODEL/TAG, or one of {', '.join(names)}"
     )
     if path.suffix or (path.parent != Path() and path.parent.is_dir()):
         raise UserError(f"there is no file {backbone!r}: {remedy}")
@@ -104,13 +110,15 @@ def find(backbone: str, download_root: str | None) -> WeightFile:
 
 def _download(name: str, root: str | None) -> Path:
     target = root or str(Path("~/.cache/clip").expanduser())
+    model = name.replace("/", "-").replace("@336px", "-336")
     try:
         return Path(clip.clip._download(clip.clip._MODELS[name], target))
     except (OSError, RuntimeError) as error:  # no network, no room, a wrong checksum
         raise UserError(
             f"the weights of {name} could not be downloaded to {target} ({one_line(error)}): "
-            "give the path of a file or folder as the backbone instead, with the weights of "
-            "OpenAI, open_clip or transformers"
+            "give a file or folder as the backbone instead, with weights of OpenAI, open_clip or "
+            f"transformers; or a hub name, {OPEN_CLIP}{model}-quickgelu/openai, or for example "
+            f"{HUB}openai/clip-vit-base-patch16"
         ) from error
 
 
@@ -136,11 +144,13 @@ def architecture_of(config: str) -> Architecture:
     """
     if config == BY_NAME:
         return OPENAI
+    if config.startswith(OPEN_CLIP):
+        return weights_openclip.architecture_of(open_clip_config(config), config)
     path = Path(config).expanduser()
     if not path.is_file():
         raise UserError(
             f"the configuration {config!r} of the CLIP weights is neither {BY_NAME!r} nor a file: "
-            "give a json file of open_clip or transformers"
+            f"give a json file of open_clip or transformers, or {OPEN_CLIP}MODEL"
         )
     return read_architecture(path)
 
@@ -156,7 +166,7 @@ def read_architecture(path: Path) -> Architecture:
         if "vision_cfg" in config.get("model_cfg", config):
             return weights_openclip.architecture_of(config, path)
         return weights_huggingface.architecture_of(config, _preparation(path.parent), path)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not describe a CLIP ({one_line(error)}): give a configuration of "
             "open_clip or transformers"
@@ -207,8 +217,11 @@ def in_openai_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_parts(index: Path) -> dict[str, Any]:
     """Return the tensors of all files that an index of transformers names."""
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    parts = [_read(index.parent / Path(name).name) for name in names]
+    try:
+        names = sorted({Path(name).name for name in read_json(index)["weight_map"].values()})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _damaged(index, error) from error
+    parts = [_read(index.parent / name) for name in names]
     return {key: tensor for part in parts for key, tensor in part.items()}
 
 

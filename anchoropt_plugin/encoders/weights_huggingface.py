@@ -113,11 +113,11 @@ def _given(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 
 
 def _images(preparation: Mapping[str, Any]) -> ImagePreparation:
-    default, size = ImagePreparation(), preparation.get("size")
+    size = preparation.get("size")
     normalises = preparation.get("do_normalize", True)
-    return ImagePreparation(
-        tuple(preparation.get("image_mean", default.mean)) if normalises else (0.0,) * 3,
-        tuple(preparation.get("image_std", default.std)) if normalises else (1.0,) * 3,
+    return ImagePreparation.of(
+        preparation.get("image_mean") if normalises else (0, 0, 0),
+        preparation.get("image_std") if normalises else (1, 1, 1),
         _FILTERS.get(preparation.get("resample", 3), "another filter"),
         isinstance(size, Mapping) and "shortest_edge" not in size,
     )

@@ -63,16 +63,16 @@ def architecture_of(config: Mapping[str, Any], where: object) -> Architecture:
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     sizes = {name: model[part].get(key) for name, (part, key) in _SIZES.items()}
     sizes["embed_dim"] = model.get("embed_dim")
-    default, prepared = ImagePreparation(), config.get("preprocess_cfg", {})
+    prepared = config.get("preprocess_cfg") or {}
     return Architecture(
         Tower(activation, text.get("heads", 8)),
         Tower(activation, width // image.get("head_width", OPENAI_HEAD)),
         {name: size for name, size in sizes.items() if isinstance(size, int)},
-        ImagePreparation(
-            tuple(prepared.get("mean", default.mean)),
-            tuple(prepared.get("std", default.std)),
-            prepared.get("interpolation", default.interpolation),
-            prepared.get("resize_mode", "shortest") == "squash",
+        ImagePreparation.of(
+            prepared.get("mean"),
+            prepared.get("std"),
+            prepared.get("interpolation") or "bicubic",
+            prepared.get("resize_mode") == "squash",
         ),
     )
 

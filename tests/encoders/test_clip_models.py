@@ -176,7 +176,7 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(UserError, match="file or folder as the backbone") as caught:
+    with pytest.raises(UserError, match="open_clip:RN50-quickgelu/openai") as caught:
         load_clip("RN50", download_root=str(tmp_path))
     assert "\n" not in str(caught.value)
 
