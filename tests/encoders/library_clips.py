@@ -13,6 +13,7 @@ from torch import Tensor, nn
 open_clip = pytest.importorskip("open_clip", reason="the extra 'open_clip' is not installed")
 transformers = pytest.importorskip("transformers", reason="the extra 'transformers' is missing")
 
+PROCESSOR = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 SIDE = 32
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2}
 VIT = {"image_size": SIDE, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8}
@@ -90,7 +91,7 @@ def write_config(name: str, folder: Path, **preparation: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if name in TRANSFORMERS:
         config(name).save_pretrained(folder)
-        transformers.CLIPImageProcessorPil(**preparation).save_pretrained(folder)
+        PROCESSOR(**preparation).save_pretrained(folder)
         (folder / "model.safetensors").touch()
         return folder / "config.json"
     content = {"model_cfg": model_cfg(name), "preprocess_cfg": preparation}

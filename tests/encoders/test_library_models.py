@@ -112,8 +112,7 @@ def test_the_tower_of_transformers_follows_its_model() -> None:
     with torch.no_grad():
         for parameter in clip.parameters():
             parameter.mul_(1.1)
-        clip.double()
-        assert relative(tower.encode_tokens(TOKENS), text_features(clip, TOKENS)) < 1e-7
+        assert relative(tower.encode_tokens(TOKENS), text_features(clip, TOKENS)) < 1e-5
     assert tower.version() > version
 
 
@@ -123,7 +122,7 @@ def test_the_tower_of_transformers_follows_its_model() -> None:
         ({"text_cfg": {**TEXT, "ls_init_value": 0.5}}, "differ by"),
         ({"text_cfg": {**TEXT, "no_causal_mask": True}}, "differ by"),
         ({"text_cfg": {**TEXT, "pool_type": "last"}}, "differ by"),
-        ({"text_cfg": {**TEXT, "qk_norm": True}}, "differ by|has no attribute"),
+        ({"text_cfg": {**TEXT, "proj_bias": True}}, "Linear"),
     ],
 )
 def test_text_towers_of_another_architecture_are_refused(changes: Any, message: str) -> None:
