@@ -143,7 +143,8 @@ def run(
             *("TRAINER.ANCHOROPT.KEEP_FEATURES", str(side == OURS)),
         )
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(mock.patch.object(prompted_clip, "load_clip", lambda _: BENCH.clip()))
+        loaded = mock.patch.object(prompted_clip, "load_backbone", lambda _: BENCH.clip())
+        stack.enter_context(loaded)
         _replace(stack, side)
         batches = _Batches(BATCHES[host] if is_training else TEST_BATCH, between)
         built = without_data(TRAINER_REGISTRY.get(trainer), class_names(CLASSES), batches)(cfg)

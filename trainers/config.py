@@ -55,6 +55,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     """
     for name, defaults in HOST_KEYS.items():
         cfg.TRAINER[name] = CfgNode(defaults)
+    cfg.MODEL.BACKBONE.CONFIG = ""  # "openai" or a json file, if NAME is a bare file of weights
     cfg.OPTIM.LR_EXP = 6.5  # with STAGED_LR, DePT's NEW_LAYERS learn at LR * LR_EXP
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
     cfg.DATASET.CLASS_SPLIT = ""  # a named split into base and new; "": the data set's own

@@ -9,29 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from anchoropt_plugin.encoders.class_names import as_words
-from anchoropt_plugin.encoders.clip_models import load_clip, to_precision, tokenize, unknown_words
-from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.encoders.clip_models import to_precision, tokenize, unknown_words
+from anchoropt_plugin.training.backbone import check_images, load_backbone
 
 
 def load_host_clip(cfg: Any, precision: str, device: torch.device) -> nn.Module:
     """Return the plain CLIP of ``MODEL.BACKBONE.NAME``, on the CPU, where prompts are embedded.
 
     Args:
-        cfg: the configuration; reads ``MODEL.BACKBONE.NAME`` and ``INPUT.SIZE``.
+        cfg: the configuration; reads ``MODEL.BACKBONE`` and ``INPUT``.
         precision: "fp32", "fp16" or "amp".
         device: the device of the training to come; a CPU takes fp32 only.
 
     Raises:
-        UserError: an unknown backbone, or an INPUT.SIZE other than the backbone's.
+        UserError: an unknown backbone, or images that are prepared otherwise than it needs.
     """
     print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-    clip = load_clip(cfg.MODEL.BACKBONE.NAME)
-    size, wanted = tuple(cfg.INPUT.SIZE), clip.visual.input_resolution
-    if size != (wanted, wanted):
-        raise UserError(
-            f"INPUT.SIZE is {size}, but {cfg.MODEL.BACKBONE.NAME} takes images of "
-            f"{wanted} x {wanted}: set INPUT.SIZE ({wanted},{wanted})"
-        )
+    clip = load_backbone(cfg)
+    check_images(cfg, clip)
     return to_precision(clip, precision, device).cpu()
 
 

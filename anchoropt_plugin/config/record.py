@@ -40,6 +40,7 @@ _DRAWS = {"TEST.FINAL_MODEL"}
 # A test may not change these keys: the outputs of a trained model depend on them.
 _OF_MODEL = {
     "MODEL.BACKBONE.NAME",
+    "MODEL.BACKBONE.CONFIG",
     "INPUT.SIZE",
     "INPUT.INTERPOLATION",
     "INPUT.PIXEL_MEAN",

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..process.data_parallel import refuse_data_parallel
 from .fast_forward import FastForward
 from .feature_cache import CachedFeatures
+from .huggingface_text import is_huggingface
 from .text_tower import blocks_of
 
 log = logging.getLogger("anchoropt_plugin")
@@ -20,6 +21,8 @@ Trainer = TypeVar("Trainer", bound=type)
 
 def is_text_encoder(module: nn.Module) -> bool:
     """Whether ``module`` has the parts that the tower reads, and takes embedded prompts."""
+    if is_huggingface(module):
+        return hasattr(module, "text_projection") and not hasattr(module, "vision_model")
     needed = ("transformer", "positional_embedding", "ln_final", "text_projection")
     if hasattr(module, "visual") or not all(hasattr(module, name) for name in needed):
         return False
@@ -30,10 +33,11 @@ def accelerate(model: nn.Module, *, chunk: int = 0, split: bool = False) -> list
     """Put the fast branch in place of every text encoder in ``model``.
 
     A text encoder is a module with CLIP's ``transformer`` (or the blocks themselves under this
-    name), ``positional_embedding``, ``ln_final`` and ``text_projection``, called with embedded
-    prompts and their tokens, as in every repository of the CoOp family. Its weights, names and type
-    stay; ``restore`` takes the branch off. On the first call the branch is compared with the
-    encoder's own forward; if they differ, a warning says so and the own forward stays.
+    name), ``positional_embedding``, ``ln_final`` and ``text_projection``; or with ``text_model``
+    and ``text_projection`` of transformers. It is called with embedded prompts and their tokens, as
+    in every repository of the CoOp family. Its weights, names and type stay; ``restore`` takes the
+    branch off. On the first call the branch is compared with the encoder's own forward; if they
+    differ, a warning says so and the own forward stays.
 
     Args:
         model: a host's model, or its text encoder.

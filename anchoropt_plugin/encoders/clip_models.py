@@ -1,4 +1,4 @@
-"""Load a CLIP by name, from a file, or the embedded tiny one; tokenise texts; set the precision.
+"""Load a CLIP by name or from a file; tokenise texts; set the precision.
 
 Weights are read as tensors only: no pickle and no TorchScript archive can run code.
 """
@@ -6,30 +6,29 @@ Weights are read as tensors only: no pickle and no TorchScript archive can run c
 from __future__ import annotations
 
 import logging
-import pickle
-import re
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
+import regex
 import torch
 from torch import Tensor
 
 from ..errors import UserError, nearest
-from ..files.checkpoints import check_archive
-from ..files.torchscript import is_torchscript, read_torchscript
+from .architecture import build, sizes_of
 from .class_names import as_words
-from .pkg_resources_stand_in import offer_pkg_resources
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # clip imports pkg_resources, which is deprecated
-    offer_pkg_resources()
-    import clip
-    import regex
-    from clip.model import CLIP, build_model, convert_weights
-    from clip.simple_tokenizer import SimpleTokenizer, basic_clean, whitespace_clean
+from .hub import OPEN_CLIP
+from .openai_clip import CLIP, SimpleTokenizer, basic_clean, convert_weights, whitespace_clean
+from .weight_files import (
+    BY_NAME,
+    TINY,
+    architecture_of,
+    find,
+    in_openai_layout,
+    one_line,
+    read,
+)
 
 __all__ = [
     "CONTEXT_LENGTH",
@@ -49,54 +48,71 @@ CONTEXT_LENGTH = 77
 MARKS = ("<|startoftext|>", "<|endoftext|>")
 """CLIP's own marks. In a text, the first end mark would hide the rest of the text from CLIP."""
 
-TINY = "tiny"
-"""The backbone name of the embedded model."""
-
 PRECISIONS = ("fp16", "fp32", "amp")
 
-_TINY_FILE = Path(__file__).parents[1] / "assets" / "tiny_clip.pt"
 _VOCABULARY = 49408
 _LONGEST_TEXT = 10_000
 """Letters of the longest text that is tokenised: the time grows with their square."""
 _SHOWN = 500
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _log = logging.getLogger("anchoropt_plugin")
 
 
-def load_clip(backbone: str, *, download_root: str | None = None) -> CLIP:
+def load_clip(backbone: str, *, download_root: str | None = None, config: str = "") -> CLIP:
     """Load a CLIP model: fp32, on the CPU, in eval mode, with all parameters frozen.
 
-    Widths, depths and resolution come from the weights.
+    Widths, depths and resolution come from the weights. The activation and the number of attention
+    heads come from the configuration beside them.
 
     Args:
         backbone: one of ``clip.available_models()`` ("RN50", "ViT-B/16", …), downloaded on first
-            use; or the path of a file, OpenAI's TorchScript archive or a state dict (also under
-            the key "state_dict"); or "tiny", the model in this package.
-        download_root: folder of downloads; None is clip's own ``~/.cache/clip``.
+            use; or "tiny", the model in this package; or the path of a file or a folder. A file
+            is OpenAI's TorchScript archive, or a state dict of OpenAI, open_clip or transformers
+            (also under the key "state_dict", also with the prefix "module."). A folder holds the
+            weights and the configuration of open_clip or transformers. "hf-hub:OWNER/NAME" is such
+            a folder on the Hugging Face hub, "open_clip:MODEL/TAG" a file in open_clip's list.
+        download_root: folder of downloads; None is ``~/.cache/clip`` for OpenAI's weights, and the
+            libraries' own folder for others.
+        config: what a state dict alone does not tell: "openai" for OpenAI's weights, or the json
+            file of open_clip or transformers that describes the model, or "open_clip:MODEL".
 
     Returns:
         The model. Its attribute ``known_tokens`` is the frozenset of token numbers that it was
-        trained on, or None for all tokens; see ``unknown_words``.
+        trained on, or None for all tokens; see ``unknown_words``. Its attribute ``preparation``
+        is an ``ImagePreparation``, how images are prepared for it, or None if nothing tells it.
 
     Raises:
-        UserError: the backbone or file does not exist, the download fails, or the file is damaged,
-            is no CLIP, or could only be read by running code in it.
+        UserError: the backbone or file does not exist, the download fails, the file is damaged, is
+            no CLIP of OpenAI's architecture, or could only be read by running code in it; or
+            ``config`` is missing, or contradicts the weights.
 
     >>> model = load_clip("tiny")
     >>> model.visual.input_resolution, model.dtype
     (32, torch.float32)
     """
-    path = _TINY_FILE if backbone == TINY else _find(backbone, download_root)
-    content = _read(path)
+    found = find(backbone, download_root)
+    given = architecture_of(config) if config else None
+    path = found.path
+    weights = read(path)
     try:
-        model = _build(content)
+        state = _checked(in_openai_layout(weights.state), weights.token_ids)
+        own = found.architecture or weights.architecture
+        architecture = own or given or _ask(path)
+        if own and given and own.towers(state) != given.towers(state):
+            raise UserError(
+                f"{config} describes another CLIP than {path}: leave config "
+                "(MODEL.BACKBONE.CONFIG) empty"
+            )
+        model = build(state, architecture)
     except KeyError as error:
-        first = ", ".join(map(str, list(content)[:3])) or "none at all"
+        first = ", ".join(list(weights.state)[:3]) or "none at all"
         raise UserError(
             f"{path} is no CLIP state dict: the key {error} is missing; its first keys are {first}"
         ) from error
     except (RuntimeError, AttributeError, IndexError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no CLIP state dict: {_one_line(error)}") from error
+        raise UserError(f"{path} is no CLIP state dict: {one_line(error)}") from error
+    ids = weights.token_ids
+    model.known_tokens = None if ids is None else frozenset(ids.tolist())
+    model.preparation = architecture.preparation
     return model.requires_grad_(False).eval()
 
 
@@ -226,89 +242,27 @@ def _tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
-def _find(backbone: str, download_root: str | None) -> Path:
-    """Return the file of a backbone other than the embedded one; download it if needed."""
-    if backbone in clip.available_models():
-        return _download(backbone, download_root)
-    path = Path(backbone).expanduser()
-    if path.is_file():
-        return path
-    names = [TINY, *clip.available_models()]
-    remedy = f"give the path of a file with CLIP weights, or one of {', '.join(names)}"
-    if path.suffix or path.is_dir() or (path.parent != Path() and path.parent.is_dir()):
-        raise UserError(f"there is no file {backbone!r}: {remedy}")
-    raise UserError(f"no backbone {backbone!r}{nearest(backbone, names)}: {remedy}")
-
-
-def _download(name: str, root: str | None) -> Path:
-    target = root or str(Path("~/.cache/clip").expanduser())
-    try:
-        return Path(clip.clip._download(clip.clip._MODELS[name], target))
-    except (OSError, RuntimeError) as error:  # no network, no room, a wrong checksum
-        raise UserError(
-            f"the weights of {name} could not be downloaded to {target} ({_one_line(error)}): "
-            "give the path of the file as the backbone instead"
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the dictionary of tensors in a file of either kind."""
-    try:
-        check_archive(path)
-        if is_torchscript(path):
-            return read_torchscript(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)|refused: (\S+)", str(error))
-        if refused:
-            name = refused[1] or refused[2]
-            raise UserError(
-                f"{path} was not read: reading it would run code in it ({name}); save only the "
-                "model's state_dict"
-            ) from error
-        raise _damaged(path, error) from error
-    except Exception as error:  # a damaged file fails in a dozen ways: zip, key, end of file, …
-        raise _damaged(path, error) from error
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path} is not a CLIP model: it holds a {type(content).__name__}, not a state dict"
-        )
-    return content
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} cannot be read as CLIP weights ({_one_line(error)}): "
-        "it is damaged or incomplete, copy it anew"
+def _ask(path: Path) -> NoReturn:
+    raise UserError(
+        f"{path} does not tell whether its activation is GELU or QuickGELU, nor how many attention "
+        f"heads it has: set config (MODEL.BACKBONE.CONFIG) to {BY_NAME!r} for OpenAI's weights, "
+        "else to the json file of open_clip or transformers that describes the model, or to "
+        f"{OPEN_CLIP}MODEL; or give the folder with both"
     )
 
 
-def _one_line(error: Exception) -> str:
-    """Return the message of an exception in one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _build(content: dict[str, Any]) -> CLIP:
-    """Build a CLIP in fp32 from the tensors of a file, with their sizes."""
-    state = content.get("state_dict", content)
-    known: frozenset[int] | None = None
-    if "token_ids" in content:
-        known = frozenset(content["token_ids"].tolist())
-        state = _with_all_tokens(state, content["token_ids"])
-    state = {name: tensor for name, tensor in state.items() if not name.endswith(_NOT_WEIGHTS)}
+def _checked(state: dict[str, Tensor], token_ids: Tensor | None) -> dict[str, Tensor]:
+    """Return the state dict of a whole CLIP, with finite tensors and texts of 77 tokens."""
+    if token_ids is not None:
+        state = _with_all_tokens(state, token_ids)
+    sizes_of(state)  # names a tensor that is missing
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} is not finite")
     length = len(state["positional_embedding"])
     if length != CONTEXT_LENGTH:
         raise ValueError(f"it reads texts of {length} tokens, but CLIP reads {CONTEXT_LENGTH}")
-    # build_model rounds to half precision, so load the fp32 weights once more.
-    model = build_model(dict(state)).float()
-    model.load_state_dict(state)
-    model.known_tokens = known
-    return model
+    return state
 
 
 def _with_all_tokens(state: dict[str, Tensor], token_ids: Tensor) -> dict[str, Tensor]:

@@ -71,7 +71,8 @@ class DeepPromptFinder:
     """Watches a call of a text encoder and finds its deep prompts.
 
     Args:
-        encoder: the text encoder; blocks without CLIP's ``ln_1`` are not watched.
+        encoder: the text encoder; blocks without CLIP's ``ln_1``, or ``layer_norm1`` as in
+            transformers, are not watched.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -82,7 +83,8 @@ class DeepPromptFinder:
     def __enter__(self) -> DeepPromptFinder:
         self._handles = []
         for number, block in enumerate(blocks_of(self.encoder)):
-            if not hasattr(block, "ln_1"):
+            first = getattr(block, "ln_1", None) or getattr(block, "layer_norm1", None)
+            if first is None:
                 continue
 
             def entered(_: Any, args: Any, number: int = number) -> None:
@@ -93,7 +95,7 @@ class DeepPromptFinder:
 
             self._handles += [
                 # By the time ln_1 runs, the host has inserted all deep prompts of this block.
-                block.ln_1.register_forward_pre_hook(entered),
+                first.register_forward_pre_hook(entered),
                 block.register_forward_hook(left),
             ]
         return self

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
+from .clip_models import tokenize
+from .huggingface_text import is_huggingface
 from .text_tower import TextTower
 
 Branch: TypeAlias = Callable[..., Tensor | None]
@@ -82,6 +85,40 @@ def _no_tf32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+@torch.no_grad()
+def tower_of(model: TextTower | nn.Module) -> TextTower:
+    """Return the text tower of a CLIP, or the tower that is given.
+
+    Models of open_clip and transformers have many variants, so the tower's features of a text are
+    compared with those of such a model.
+
+    Raises:
+        UserError: the model's text tower has another architecture than CLIP's.
+    """
+    if isinstance(model, TextTower):
+        return model
+    tower, name = TextTower(model), type(model).__name__
+    if type(model).__module__.partition(".")[0] not in ("open_clip", "transformers"):
+        return tower
+    clip: Any = model
+    tokens = tokenize(["a photo of a cat."])
+    try:
+        tokens = tokens.to(tower.device)
+        if is_huggingface(clip):
+            want = clip.text_projection(clip.text_model(input_ids=tokens).pooler_output)
+        else:
+            want = clip.encode_text(tokens)
+        error = float((tower.encode_tokens(tokens) - want).float().norm() / want.float().norm())
+    except CALL_ERRORS as refusal:
+        raise UserError(f"{name} has another text tower than OpenAI's CLIP: {refusal}") from refusal
+    if not error <= TOLERANCE.get(tower.dtype, HALF_TOLERANCE):
+        raise UserError(
+            f"{name} has another text tower than OpenAI's CLIP: its features of a text differ by "
+            f"{error:.0e}"
+        )
+    return tower
 
 
 def _sample(prompts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .architecture import variant_of
+
 
 class ImageClassifier(nn.Module):
     """Images (B, 3, R, R) → probabilities (B, C).
@@ -41,8 +43,8 @@ class ImageClassifier(nn.Module):
 
 
 def digest_of(module: nn.Module) -> str:
-    """Return a digest of all weights of a module, by their names and values in float32."""
-    digest = hashlib.sha256()
+    """Return a digest of an image tower: its weights in float32, by name, and its variant."""
+    digest = hashlib.sha256(variant_of(module).encode())
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         values = tensor.detach().float().cpu().flatten().contiguous()

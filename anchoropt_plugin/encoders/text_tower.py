@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .attention import attend, attend_eot, eot_rows
 from .clip_models import tokenize
 from .frozen_linear import frozen_linear
+from .huggingface_text import HuggingFaceText, is_huggingface
 from .packing import Packing, pack
 
 Rewrite = Callable[[int, Tensor], Tensor]
@@ -38,7 +39,7 @@ def blocks_of(encoder: Any) -> Any:
     """Return the residual blocks of a text encoder.
 
     They are in ``encoder.transformer``; hosts that run the blocks one by one store only the blocks
-    under this name.
+    under this name. Those of transformers are in ``encoder.text_model``.
 
     >>> from anchoropt_plugin import load_clip
     >>> clip = load_clip("tiny")
@@ -47,6 +48,8 @@ def blocks_of(encoder: Any) -> Any:
     >>> blocks_of(encoder) is blocks_of(clip)
     True
     """
+    if is_huggingface(encoder):
+        return encoder.text_model.encoder.layers
     return getattr(encoder.transformer, "resblocks", encoder.transformer)
 
 
@@ -58,7 +61,8 @@ class TextTower:
 
     Args:
         clip: a model with OpenAI's names: ``token_embedding``, ``positional_embedding``,
-            ``transformer`` as ``blocks_of`` reads it, ``ln_final``, ``text_projection``.
+            ``transformer`` as ``blocks_of`` reads it, ``ln_final``, ``text_projection``; or with
+            ``text_model`` and ``text_projection`` of transformers.
 
     >>> from anchoropt_plugin import load_clip
     >>> clip = load_clip("tiny")
@@ -69,7 +73,7 @@ class TextTower:
     """
 
     def __init__(self, clip: nn.Module) -> None:
-        self.clip: Any = clip
+        self.clip: Any = HuggingFaceText(clip) if is_huggingface(clip) else clip
 
     @classmethod
     def of(cls, model: TextTower | nn.Module) -> TextTower:
@@ -191,10 +195,23 @@ class _QuickGELU(torch.autograd.Function):
 def _mlp(mlp: Any, x: Tensor) -> Tensor:
     """CLIP's MLP."""
     # By name: public repositories carry copies of CLIP, each with a class of its own.
-    if type(mlp.gelu).__name__ != "QuickGELU":
+    activation = _ACTIVATIONS.get(type(mlp.gelu).__name__)
+    if activation is None:
         return mlp(x)
-    hidden = _QuickGELU.apply(frozen_linear(x, mlp.c_fc.weight, mlp.c_fc.bias))
+    hidden = activation(mlp.gelu, frozen_linear(x, mlp.c_fc.weight, mlp.c_fc.bias))
     return frozen_linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)
+
+
+def _quick_gelu(module: nn.Module, x: Tensor) -> Tensor:
+    return _QuickGELU.apply(x)
+
+
+_ACTIVATIONS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "QuickGELU": _quick_gelu,
+    "QuickGELUActivation": _quick_gelu,  # of transformers
+    "GELU": nn.Module.__call__,
+    "GELUActivation": nn.Module.__call__,
+}
 
 
 def _rewritten(rewrite: Rewrite | None, number: int, x: Tensor, packing: Packing) -> Tensor:

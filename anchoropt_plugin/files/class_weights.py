@@ -63,7 +63,8 @@ class ClassWeights:
             and anchors, a row is the mean of two such rows, which gives the mean of the logits.
         logit_scale: the factor of the cosines, CLIP's ``logit_scale.exp()``.
         classes: C class names.
-        backbone: name or file of the CLIP.
+        backbone: name, file or folder of the CLIP.
+        config: what describes the CLIP, if its file does not: "openai", or a json file.
         image_tower: digest of the weights of the CLIP's image tower.
         images: what the image tower gets.
     """
@@ -72,6 +73,7 @@ class ClassWeights:
     logit_scale: float
     classes: list[str]
     backbone: str
+    config: str
     image_tower: str
     images: ImageInput
 
@@ -81,6 +83,7 @@ class ClassWeights:
             "format": FORMAT,
             "classes": json.dumps(self.classes),
             "backbone": self.backbone,
+            "backbone_config": self.config,
             "image_tower": self.image_tower,
             **self.images.texts(),
         }
@@ -107,7 +110,7 @@ def read_class_weights(path: Path) -> ClassWeights:
 
     >>> import tempfile
     >>> given = ClassWeights(
-    ...     *(torch.eye(2), 100.0, ["cat", "dog"], "tiny", "digest of its image tower"),
+    ...     *(torch.eye(2), 100.0, ["cat", "dog"], "tiny", "", "digest of its image tower"),
     ...     ImageInput([32, 32], "bicubic", [0.5] * 3, [0.2] * 3),
     ... )
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -160,9 +163,9 @@ def _checked(tensor: Callable[[str], Tensor], texts: dict[str, str]) -> ClassWei
         _list(texts, "mean", float, 3),
         _list(texts, "std", float, 3),
     )
-    return ClassWeights(
-        weights, float(scale), classes, texts["backbone"], texts["image_tower"], images
-    )
+    # Files of earlier versions do not have the entry: their CLIPs are OpenAI's.
+    clip = texts["backbone"], texts.get("backbone_config", "openai"), texts["image_tower"]
+    return ClassWeights(weights, float(scale), classes, *clip, images)
 
 
 def _list(texts: dict[str, str], key: str, kind: type, length: int | None = None) -> list[Any]:

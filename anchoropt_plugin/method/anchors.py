@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..encoders.class_names import as_words
 from ..encoders.clip_models import tokenize
+from ..encoders.equivalence import tower_of
 from ..encoders.text_tower import TextTower, common_prefix
 from ..errors import UserError
 from ..files import checkpoints
@@ -158,7 +159,8 @@ class AnchorTokens:
         The start is the same for every seed, so that seeds can share anchors.
 
         Args:
-            tower: the plain CLIP, or its text tower.
+            tower: the plain CLIP, or its text tower; also a model of open_clip or a ``CLIPModel``
+                of transformers.
             class_names: C names.
             descriptions: C lists of sentences, of any length, in the order of the names; or a dict
                 of such lists by class name, as in a file of descriptions.
@@ -169,7 +171,8 @@ class AnchorTokens:
         Raises:
             ValueError: the names are not a list, the descriptions are not one list for each class,
                 or a list is empty.
-            UserError: a dict without a class, or a loss that is not finite.
+            UserError: a dict without a class, a loss that is not finite, or a text tower of
+                another architecture than CLIP's.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
 
@@ -181,7 +184,7 @@ class AnchorTokens:
         ((1, 128), True)
         """
         settings = settings or StageOne()
-        tower = TextTower.of(tower)
+        tower = tower_of(tower)
         # A str is a sequence of str, so stage 1 would learn from single letters.
         if isinstance(class_names, str):
             raise ValueError(f"class_names must be a list of names; got the str {class_names!r}")

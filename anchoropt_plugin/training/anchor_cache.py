@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..encoders.architecture import variant_of
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
 from ..method.anchors import AnchorTokens, StageOne
@@ -41,6 +42,9 @@ def content_key(
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     device = clip.text_projection.device.type
     by = [VERSION, torch.__version__, device, torch.get_num_threads()]
+    variant = variant_of(clip.transformer)
+    if variant:  # else the key is that of earlier versions
+        by.append(variant)
     text = [list(class_names), [list(d) for d in descriptions], asdict(settings), by]
     digest.update(json.dumps(text, ensure_ascii=True).encode())
     return digest.hexdigest()[:32]

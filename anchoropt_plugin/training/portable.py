@@ -19,6 +19,7 @@ from ..encoders.clip_models import load_clip
 from ..encoders.image_classifier import ImageClassifier, digest_of
 from ..errors import UserError
 from ..files.class_weights import ClassWeights, ImageInput, read_class_weights
+from .backbone import load_backbone
 from .tested_model import TestedModel
 from .traced import check_program, traced
 
@@ -79,18 +80,18 @@ def portable_of(trainer: Any, classes: Sequence[str]) -> Portable:
     )
     tested = TestedModel(trainer).eval()
     check_program(tested, tested.trainers, tested.random_images(3), tested.tolerance)
-    backbone = trainer.cfg.MODEL.BACKBONE.NAME
-    clip = load_clip(backbone)
+    clip = load_backbone(trainer.cfg)
     weights = _class_weights(trainer, tested)
     refusal = f"{type(trainer).__name__} has no class weights: "
     if weights is None:
         return Portable(tested, images, f"{refusal}its text features depend on the image")
-    path = Path(backbone).expanduser()
+    node = trainer.cfg.MODEL.BACKBONE
     found = ClassWeights(
         weights.cpu(),
         float(clip.logit_scale.exp()),
         list(classes),
-        str(path.resolve()) if path.is_file() else backbone,
+        _absolute(node.NAME),
+        _absolute(node.get("CONFIG", "")),
         digest_of(clip.visual),
         images,
     )
@@ -116,13 +117,19 @@ def portable_from(path: Path, backbone: str | None) -> Portable:
         UserError: a damaged file, or another CLIP than the one of the export.
     """
     weights = read_class_weights(path)
-    clip = load_clip(backbone or weights.backbone)
+    clip = load_clip(backbone or weights.backbone, config=weights.config)
     if digest_of(clip.visual) != weights.image_tower:
         raise UserError(
             f"{path} belongs to another CLIP than {backbone or weights.backbone}: give the weights "
             "that the prompt was trained with as backbone (predict: --backbone)"
         )
     return Portable(_classifier(clip, weights), weights.images, weights)
+
+
+def _absolute(name: str) -> str:
+    """Return the absolute path of a file or folder; other names stay."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name and path.exists() else name
 
 
 def _classifier(clip: Any, given: ClassWeights) -> ImageClassifier:

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     backbone = folder / "tiny.pt"
     torch.save(load_clip("tiny").state_dict(), backbone)
     keys = ("OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "2", "USE_CUDA", "False")
-    keys += ("MODEL.BACKBONE.NAME", str(backbone))
+    keys += ("MODEL.BACKBONE.NAME", str(backbone), "MODEL.BACKBONE.CONFIG", "openai")
     words = command(folder / "data", folder / "run", "CoOp_AnchorOPT", keys=keys)
     assert train.main(words) == 0
     new = ["red fox", "seven", "eight"]  # so the weights are averages

@@ -145,7 +145,7 @@ def test_exported_class_weights_need_the_wheel_alone(
 ) -> None:
     visual = load_clip("tiny").visual
     images = ImageInput([32, 32], "bicubic", [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
-    texts = ["cat", "dog"], "tiny", digest_of(visual)
+    texts = ["cat", "dog"], "tiny", "", digest_of(visual)
     given = ClassWeights(torch.eye(2, 128), 10.0, *texts, images)
     write_class_weights(given, tmp_path / "weights.safetensors")
     grey = Image.effect_noise((32, 32), 90)

@@ -44,12 +44,12 @@ def clip():
 def released(root, out, host, clip, monkeypatch, *keys):
     """Return the trainer of a host under the preset, with anchors and moved initial weights."""
 
-    def loaded(name):
+    def loaded(cfg):
         own = new_clip()
         own.load_state_dict(clip.state_dict())
         return own
 
-    monkeypatch.setattr(prompted_clip, "load_clip", loaded)
+    monkeypatch.setattr(prompted_clip, "load_backbone", loaded)
     settings = {
         "TRAINER.ANCHOROPT.PRESET": "reference",
         "TRAINER.ANCHOROPT.N_CTX": N_CTX,

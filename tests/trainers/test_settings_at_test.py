@@ -46,7 +46,7 @@ def evaluated(runs, root, out, trainer, keys=(), classes="new"):
 def test_other_settings_are_refused(
     runs, root, tmp_path, capsys, monkeypatch, trainer, keys, message
 ):
-    monkeypatch.setattr(prompted_clip, "load_clip", lambda name: load_clip("tiny"))
+    monkeypatch.setattr(prompted_clip, "load_backbone", lambda cfg: load_clip("tiny"))
     assert evaluated(runs, root, tmp_path, trainer, keys) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{runs / trainer} was trained with other settings: {keys[0]} was " in line

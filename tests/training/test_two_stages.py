@@ -450,7 +450,7 @@ def test_a_published_switch_on_a_trainer_without_anchoropt_is_told(root, tmp_pat
 def test_a_checkpoint_that_does_not_fit(
     trained, root, tmp_path, capsys, change, message, monkeypatch
 ):
-    monkeypatch.setattr(prompted_clip, "load_clip", lambda name: load_clip("tiny"))
+    monkeypatch.setattr(prompted_clip, "load_backbone", lambda cfg: load_clip("tiny"))
     flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "3"]
     assert train.main(command(root, tmp_path, flags=flags, keys=change)) == 2
     (line,) = capsys.readouterr().err.splitlines()
