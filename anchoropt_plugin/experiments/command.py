@@ -24,6 +24,7 @@ from .files import find
 from .formats import markdown, rich_table
 from .own_repository import own_repository
 from .plan import Job, plan
+from .preflight import check_parts
 from .progress import follow, print_failures
 from .protocols import Protocol, read_protocol
 from .report import write_report
@@ -130,13 +131,21 @@ def run_experiment(
     console.print(f"[bold]{experiment.title}[/bold]: {experiment.protocol.title}")
     console.print(f"Rows: {', '.join(method.name for method in experiment.methods)}")
     console.print(experiment.about)
-    console.print(_summary(jobs, workers, estimate(jobs, workers, args.dry_run)))
+    cost = estimate(jobs, workers, args.dry_run)
+    console.print(_summary(jobs, workers, cost))
+    todo = [run for job in jobs for run in unfinished(job)]
     if args.dry_run:
+        console.print(cost.table())
+        faults = [f"{kind.run}: {kind.fault}" for kind in cost.kinds if kind.fault]
         try:
             experiment.check(jobs)
         except UserError as error:
-            console.print(f"Without --dry-run this command stops: {error}")
+            faults.insert(0, str(error))
+        if faults:
+            console.print(f"Without --dry-run this command stops: {faults[0]}")
         return 0
+    for note in check_parts(todo):
+        console.print(note)
     is_new = not args.output_dir.exists()
     try:
         with locked_folder(args.output_dir):

@@ -2,40 +2,112 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from rich.table import Table
+
+from ..errors import UserError
+from ..training.stage_one import seconds_of_stage_one
+from ..training.two_stages import TwoStages
 from .execution import unfinished
 from .fork_server import in_fork
 from .plan import Job, Run
 from .results import outcome, read_facts
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The time of all unfinished runs, several at a time.
+class Parts(NamedTuple):
+    """The seconds of the parts of a run."""
+
+    build: float
+    stage_one: float
+    training: float
+    test: float
+
+
+@dataclass
+class Kind:
+    """Unfinished runs that take the same time, and what is known of it.
 
     Attributes:
-        seconds: the time; 0 if it is unknown.
-        unknown: the number of runs that are not counted.
-        timed: whether steps were timed, or finished runs were used.
+        run: one of them.
+        number: their number.
+        anchors: what tells the stages 1 of their jobs apart; each is run once.
+        finished: the seconds of finished runs of the kind.
+        parts: the seconds of the parts, if they were timed.
+        fault: why they could not be timed.
     """
 
-    seconds: float
-    unknown: int
-    timed: bool
+    run: Run
+    number: int = 0
+    anchors: set[Any] = field(default_factory=set)
+    finished: list[float] = field(default_factory=list)
+    parts: Parts | None = None
+    fault: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the seconds of all its runs, one after another; None if they are unknown."""
+        if self.finished:
+            return fmean(self.finished) * self.number
+        if self.parts is None:
+            return None
+        build, stage_one, training, test = self.parts
+        return (build + training + test) * self.number + stage_one * len(self.anchors)
+
+    @property
+    def longest(self) -> float:
+        """Return the seconds of its longest run; 0 if they are unknown."""
+        return max(fmean(self.finished or [0.0]), sum(self.parts or [0.0]))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time of all unfinished runs.
+
+    Attributes:
+        kinds: the kinds of unfinished runs.
+        workers: the number of jobs at a time.
+    """
+
+    kinds: Sequence[Kind]
+    workers: int
 
     def __str__(self) -> str:
-        if not self.seconds:
+        known = [kind.seconds for kind in self.kinds if kind.seconds is not None]
+        if not known:
             return "the time is unknown until a run is finished"
-        minutes, seconds = divmod(round(self.seconds), 60)
-        source = "a step timed now, without stage 1" if self.timed else "finished runs"
-        more = f", {self.unknown} runs not counted" if self.unknown else ""
-        return f"about {minutes} min {seconds:02} s, by {source}{more}"
+        longest = max(kind.longest for kind in self.kinds)
+        unknown = sum(kind.number for kind in self.kinds if kind.seconds is None)
+        timed = any(kind.parts for kind in self.kinds)
+        texts = [f"about {_text(max(sum(known) / self.workers, longest))}"]
+        texts += [f"by {'steps timed now' if timed else 'finished runs'}"]
+        texts += [f"{unknown} runs not counted"] if unknown else []
+        texts += [f"{sum(known) / 3600:.2g} GPU hours"] if timed and _has_gpu() else []
+        return ", ".join(texts)
+
+    def table(self) -> Table:
+        """Return a row for each kind: its runs, and the seconds of one run in parts."""
+        where = torch.cuda.get_device_name() if _has_gpu() else "a CPU"
+        title = f"Seconds of a run, timed now on {where}; stage 1 is run once for equal anchors"
+        columns = ("runs", "n", "stages 1", "build", "stage 1", "training", "test", "all runs")
+        table = Table(*columns, title=title, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for kind in self.kinds:
+            run, seconds = kind.run, kind.seconds
+            doing = f"train, {run.shots} shots" if run.trains else "test"
+            parts = [f"{part:.1f}" for part in kind.parts] if kind.parts else ["–"] * 4
+            if kind.finished:
+                parts = ["finished runs:", "", "", f"{fmean(kind.finished):.1f}"]
+            total = _text(seconds) if seconds is not None else kind.fault or "unknown"
+            name = f"{run.method.name}, {run.dataset} {run.score}: {doing}"
+            table.add_row(name, str(kind.number), str(len(kind.anchors)), *parts, total)
+        return table
 
 
 def estimate(jobs: Sequence[Job], workers: int, time_steps: bool) -> Estimate:
@@ -46,48 +118,58 @@ def estimate(jobs: Sequence[Job], workers: int, time_steps: bool) -> Estimate:
         workers: the number of jobs at a time.
         time_steps: whether to time a few steps of each kind of run that has no finished run.
     """
-    known: dict[Any, list[float]] = {}
-    todo: list[Run] = []
+    kinds: dict[Any, Kind] = {}
     for job in jobs:
         undone = unfinished(job)
-        todo += undone
         for run in job.runs:
-            seconds = read_facts(run.folder).get("seconds")
-            if run not in undone and seconds and outcome(run):
-                known.setdefault(_kind(run), []).append(seconds)
-    unknown = {_kind(run): run for run in todo if _kind(run) not in known}
-    timed = bool(unknown) and time_steps
-    if timed:
-        known |= {kind: [seconds] for kind, seconds in _timed(unknown).items()}
-    sure = [fmean(known[_kind(run)]) for run in todo if _kind(run) in known]
-    longest = max(sure, default=0.0)
-    return Estimate(max(sum(sure) / workers, longest), len(todo) - len(sure), timed)
+            kind = kinds.setdefault(_key(run), Kind(run))
+            if run in undone:
+                kind.number += 1
+                if run.trains and run.repository.is_two_stages(run.method.trainer):
+                    kind.anchors.add(job.anchors or run.folder)
+            elif (seconds := read_facts(run.folder).get("seconds")) and outcome(run):
+                kind.finished.append(seconds)
+    todo = [kind for kind in kinds.values() if kind.number]
+    if time_steps:
+        _time(kind for kind in todo if not kind.finished)
+    return Estimate(todo, workers)
 
 
-def _kind(run: Run) -> Any:
-    return run.method.trainer, run.dataset, run.shots, run.trains
+def _key(run: Run) -> Any:
+    return run.method.name, run.group, run.dataset, run.score, run.shots, run.trains
 
 
-def _timed(runs: dict[Any, Run]) -> dict[Any, float]:
-    found = {}
-    for kind, run in runs.items():
-        # A run that cannot be built has no estimate; its execution will report the error.
-        with contextlib.suppress(Exception):
-            found[kind] = in_fork(run.repository, _seconds, run)
-    return found
+def _time(kinds: Iterable[Kind]) -> None:
+    for kind in kinds:
+        try:
+            kind.parts = in_fork(kind.run.repository, _parts, kind.run)
+        except UserError as error:
+            kind.fault = str(error)
+        except Exception as error:
+            kind.fault = f"{type(error).__name__}: {error}"
 
 
-def _seconds(run: Run) -> float:
-    """Return the seconds of a run: to build it, to train (each step as the second one), to test."""
+def _parts(run: Run) -> Parts:
+    """Return the seconds of the parts of a run; each step takes as long as the second one."""
     started = time.time()
 
-    def timed(trainer: Any) -> float:
+    def timed(trainer: Any) -> Parts:
         built = time.time() - started
         test = _step(trainer, trainer.test_loader, training=False) * len(trainer.test_loader)
         if not run.trains:
-            return built + test
-        steps = run.settings["OPTIM.MAX_EPOCH"] * len(trainer.train_loader_x)
-        return built + test + steps * _step(trainer, trainer.train_loader_x, training=True)
+            return Parts(built, 0.0, 0.0, test)
+        stage_one, steps = 0.0, len(trainer.train_loader_x)
+        if isinstance(trainer, TwoStages):
+            ours = trainer.anchoropt
+            stage_one = seconds_of_stage_one(
+                ours.settings, ours.tower, ours.classes, steps, trainer._image_batches
+            )
+        training = (
+            run.settings["OPTIM.MAX_EPOCH"]
+            * steps
+            * _step(trainer, trainer.train_loader_x, training=True)
+        )
+        return Parts(built, stage_one, training, test)
 
     return run.repository.with_trainer(run.argv, timed)
 
@@ -104,5 +186,25 @@ def _step(trainer: Any, loader: Any, training: bool) -> float:
             trainer.forward_backward(batch)
         else:
             trainer.model_inference(trainer.parse_batch_test(batch)[0])
+        if _has_gpu():
+            torch.cuda.synchronize()
         seconds, started = time.time() - started, time.time()
     return seconds
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def _text(seconds: float) -> str:
+    """Return a time in words.
+
+    >>> _text(65), _text(7260)
+    ('1 min 05 s', '2 h 01 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02} min"
+        if minutes >= 60
+        else f"{minutes} min {rest:02} s"
+    )

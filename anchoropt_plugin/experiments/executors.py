@@ -31,10 +31,10 @@ def _slurm(args: argparse.Namespace) -> tuple[Executor, int]:
     Raises:
         UserError: submitit or a command of Slurm is missing, or an option is invalid.
     """
-    if importlib.util.find_spec("submitit") is None:
+    if not args.dry_run and importlib.util.find_spec("submitit") is None:
         raise UserError("--executor slurm needs submitit: pip install -e '.[slurm]'")
     for program in ("sbatch", "squeue"):
-        if shutil.which(program) is None:
+        if not args.dry_run and shutil.which(program) is None:
             raise UserError(
                 f"--executor slurm: this machine has no {program}; log in to a machine that can "
                 "submit jobs"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -34,6 +36,11 @@ def in_fork(repository: Repository, function: Callable[..., Value], *args: Any) 
     """
     with ProcessPoolExecutor(1, prepare_server(repository)) as pool:
         try:
-            return pool.submit(function, *args).result()
+            return pool.submit(_quietly, function, *args).result()
         except BrokenProcessPool as error:
             raise UserError("a process ended at once, for example out of memory") from error
+
+
+def _quietly(function: Callable[..., Value], *args: Any) -> Value:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return function(*args)

@@ -147,8 +147,8 @@ class OwnRepository(Repository):
                 return reached.value
         last = errors.getvalue().strip().splitlines()[-1:] or [f"exit status {status}"]
         raise UserError(
-            f"{self.folder / 'train.py'} does not reach dassl.engine.build_trainer: "
-            f"{last[0].removeprefix('error: ')}"
+            f"{self.folder / 'train.py'} ends before dassl.engine.build_trainer has built a "
+            f"trainer: {last[0].removeprefix('error: ')}"
         )
 
     def _main(self, argv: Sequence[str]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
@@ -50,6 +52,48 @@ def find_anchors(
     else:
         anchors = _cached_or_learned(settings, tower, class_names, steps, images, on_loss)
     return anchors
+
+
+def check_sources(
+    settings: AnchorOPTConfig, class_names: Sequence[str], data_set: str = ""
+) -> None:
+    """Check that the anchors or the descriptions of a run can be read, before it starts.
+
+    Raises:
+        UserError: they cannot, or they do not fit the classes.
+    """
+    if settings.anchor_weights:
+        AnchorTokens.load(anchors_file(settings.anchor_weights, data_set))
+    elif settings.anchor == LEARNED:
+        _descriptions(settings, class_names)
+
+
+def seconds_of_stage_one(
+    settings: AnchorOPTConfig,
+    tower: TextTower,
+    class_names: Sequence[str],
+    steps: int,
+    images: ImageBatches,
+) -> float:
+    """Return the seconds that :func:`find_anchors` will take, by timing one and two epochs.
+
+    They are 0 if the anchors are cached, or need not be learned.
+    """
+    if settings.anchor_weights or settings.anchor != LEARNED:
+        return 0.0
+    texts, stage = _descriptions(settings, class_names), settings.stage_one(steps)
+    if not settings.anchor_ce_weight:
+        key = anchor_cache.content_key(tower, class_names, texts, stage)
+        folder = anchor_cache.cache_folder(settings.anchor_cache)
+        if anchor_cache.get(folder, key, (stage.length, tower.dim)) is not None:
+            return 0.0
+    seconds = []
+    for epochs in (1, 2):
+        started = time.time()
+        AnchorTokens.learn(tower, class_names, texts, replace(stage, epochs=epochs), images=images)
+        seconds.append(time.time() - started)
+    first, both = seconds
+    return first + (stage.epochs - 1) * max(0.0, both - first)
 
 
 def _made(settings: AnchorOPTConfig, tower: TextTower) -> AnchorTokens:

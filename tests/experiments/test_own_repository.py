@@ -142,7 +142,7 @@ def test_ablate_varies_a_key_of_the_repository(compared):
     ("words", "says"),
     [
         ([*DOTS, "--repository", "nowhere"], "nowhere has no train.py"),
-        ([*DOTS, "--hosts", "YourCoOp"], "there is no trainer 'YourCoOp'"),
+        ([*DOTS, "--hosts", "YourCoOp"], "before any run: YourCoOp_AnchorOPT, dots base"),
         (["--dataset-config", "spots.yaml"], "there is no data set file spots.yaml, here or in"),
         (["--datasets", "shape"], "unknown data set 'shape' (did you mean 'shapes'?)"),
         ([*DOTS, "--config", "your.yaml"], "there is no config file your.yaml, here or in"),
@@ -155,6 +155,33 @@ def test_refusals_are_one_line_and_nothing_is_written(compared, words, says):
     said = one_line(command(compared, *COMPARE, "--output-dir", "refused", *words))
     assert says in said, said
     assert not (compared / "refused").exists()
+
+
+def test_what_is_missing_is_told_before_any_run(compared):
+    (compared / "fork/data/black.png").rename(compared / "black.png")
+    lost = command(compared, *COMPARE, *DOTS, "--output-dir", "refused")
+    (compared / "black.png").rename(compared / "fork/data/black.png")
+    assert "before any run: MyCoOp, dots new, seed 1: test" in one_line(lost)
+    assert "black.png" in lost.stderr
+    words = [*DOTS, "TRAINER.ANCHOROPT.DESCRIPTIONS", "nowhere.json"]
+    said = one_line(command(compared, *COMPARE, "--output-dir", "refused", *words))
+    assert "before any run: MyCoOp_AnchorOPT, dots base" in said and "nowhere.json" in said
+    assert not (compared / "refused").exists()
+
+
+def test_a_dry_run_times_the_parts_of_each_kind_without_slurm(compared):
+    words = [*COMPARE, "--datasets", "digits", "--executor", "slurm", "--gpus", "1", "--dry-run"]
+    done = command(compared, *words, "--seeds", "1", "2", "--output-dir", "dry", PATH="/usr/bin")
+    assert done.returncode == 0, done.stderr
+    kinds = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    assert len(kinds) == 4 and "Without --dry-run" not in done.stdout
+    (learning,) = (line for line in kinds if "MyCoOp_AnchorOPT, digits base: train" in line)
+    cells = [cell.strip() for cell in learning.strip("│").split("│")]
+    name, n, stages, build, stage_one, training, test, _ = cells
+    # Two seeds share the anchors of one stage 1.
+    assert (name, n, stages) == ("MyCoOp_AnchorOPT, digits base: train, 2 shots", "2", "1")
+    assert min(map(float, (build, stage_one, test))) > 0 and float(training) >= 0
+    assert not (compared / "dry").exists()
 
 
 def test_a_job_goes_to_another_machine_with_its_repository(compared):

@@ -11,6 +11,7 @@ from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.experiments import ablate, compare
 from anchoropt_plugin.experiments.checkout import CHECKOUT, Checkout
 from anchoropt_plugin.experiments.command import with_preset
+from anchoropt_plugin.experiments.estimate import Estimate
 from anchoropt_plugin.experiments.factors import parse_grid, varied
 from anchoropt_plugin.experiments.files import ASSETS
 from anchoropt_plugin.experiments.flags import add_ablate
@@ -314,7 +315,9 @@ def test_presets_name_existing_files(tmp_path):
     [(compare, "splits"), (compare, "embedded"), (ablate, "embedded"), (ablate, "embedded_all")],
 )
 def test_presets_can_be_planned(tmp_path, capsys, monkeypatch, script, preset):
-    monkeypatch.setattr("anchoropt_plugin.experiments.command.estimate", lambda *args: "")
+    monkeypatch.setattr(
+        "anchoropt_plugin.experiments.command.estimate", lambda *args: Estimate([], 1)
+    )
     places = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
     assert script.main("", ["--preset", preset, *places, "--dry-run"]) == 0
     assert "0 of them finished" in capsys.readouterr().out

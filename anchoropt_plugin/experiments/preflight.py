@@ -1,0 +1,84 @@
+"""The check before the first run: data, weights, descriptions and trainers, each of them once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..training.stage_one import check_sources
+from ..training.two_stages import TwoStages
+from .execution import default_workers
+from .fork_server import in_fork
+from .plan import Run
+
+
+def check_parts(runs: Iterable[Run]) -> list[str]:
+    """Build the trainers of a few runs that together have all parts of all ``runs``.
+
+    Building reads the data set and the weights; anchors and descriptions are read, too.
+
+    Returns:
+        Notes on what cannot be checked here: a trainer that needs a GPU, on a machine without one.
+
+    Raises:
+        UserError: a part is missing or broken; the message names the first run that needs it.
+    """
+    chosen = list(covering(runs))
+    with ThreadPoolExecutor(default_workers()) as pool:
+        faults = list(pool.map(_fault, chosen))
+    notes = []
+    for run, fault in zip(chosen, faults, strict=True):
+        if fault and not torch.cuda.is_available() and ("CUDA" in fault or "NVIDIA" in fault):
+            notes.append(f"not checked, as this machine has no GPU: {run}: {fault}")
+        elif fault:
+            raise UserError(f"before any run: {run}: {fault}")
+    return notes
+
+
+def covering(runs: Iterable[Run]) -> Iterator[Run]:
+    """Yield the first run that has a part which none before has: a trainer, data, descriptions."""
+    seen: set[Any] = set()
+    # Trainings with AnchorOPT first: they have the most parts.
+    for run in sorted(runs, key=lambda run: not _learns(run)):
+        parts = {
+            ("trainer", run.method.trainer, run.method.config),
+            ("data", run.dataset, run.settings.get("DATASET.SUBSAMPLE_CLASSES")),
+            ("weights", run.settings["MODEL.BACKBONE.NAME"]),
+        }
+        if _learns(run):
+            parts.add(("anchors", run.dataset, *_sources(run)))
+        if not parts <= seen:
+            seen |= parts
+            yield run
+
+
+def _learns(run: Run) -> bool:
+    return run.trains and run.repository.is_two_stages(run.method.trainer)
+
+
+def _sources(run: Run) -> Sequence[Any]:
+    keys = ("ANCHOR", "ANCHOR_WEIGHTS", "DESCRIPTIONS")
+    return [run.settings[f"TRAINER.ANCHOROPT.{key}"] for key in keys]
+
+
+def _fault(run: Run) -> str:
+    try:
+        in_fork(run.repository, _check, run)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _check(run: Run) -> None:
+    def use(trainer: Any) -> None:
+        if run.trains and isinstance(trainer, TwoStages):
+            run_of = trainer.anchoropt
+            check_sources(run_of.settings, run_of.classes, run.settings["DATASET.NAME"])
+
+    run.repository.with_trainer(run.argv, use)
