@@ -1,78 +1,111 @@
-"""Figures of results: bars, few-shot curves, ablation lines."""
+"""Figures of results: accuracies with their seeds, few-shot curves, ablation lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # figures are files: no screen is needed
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from ..files.atomic import atomic_write
-from ..report.figures import FORMATS, rendered
+from ..report.figures import new_figure
 from .factors import number
+from .formats import heading
 from .plan import Run
 from .tables import Cell, Table
 
+WHISKER = "points are means over the seeds, whiskers ± one sample standard deviation"
+PANELS = 4
+"""The most columns of a table that are drawn side by side."""
+_HOST, _CHANGED, _PAIR = "tab:blue", "tab:orange", "0.75"
+_SEED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "none", "ls": "", "alpha": 0.6}
 
-def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
-    """Write a figure as ``<name>.png``, ``.pdf`` and ``.svg``, close it, and return the SVG.
 
-    The same figure gives the same files, byte by byte.
+def accuracies(table: Table) -> Figure:
+    """Draw a panel for each column, with a line of it for each method.
+
+    A line has the accuracy of each seed, their mean and deviation, and the published number. Points
+    of the same seed are joined between a host with AnchorOPT and the host alone.
     """
-    for kind in FORMATS:
-        with atomic_write(folder / f"{name}.{kind}") as file:
-            file.write(rendered(figure, kind))
-    plt.close(figure)
-    return (folder / f"{name}.svg").read_bytes()
-
-
-def bars(table: Table) -> Figure:
-    """Draw a group of bars for each column, a bar for each method, and published numbers."""
-    figure, axis = plt.subplots(figsize=(10, 3.8), layout="constrained")
-    width = 0.85 / max(len(table.rows), 1)
-    lowest = 100.0
-    for index, (method, row) in enumerate(table.rows.items()):
-        shift = (index - (len(table.rows) - 1) / 2) * width
-        x = [table.columns.index(column) + shift for column in row]
-        means = [cell.mean for cell in row.values()]
-        deviations = [cell.std or 0 for cell in row.values()]
-        lowest = min([lowest, *(mean - std for mean, std in zip(means, deviations, strict=True))])
-        color = matplotlib.colormaps["tab20"](index % 20)
-        line = {"elinewidth": 0.8}
-        axis.bar(x, means, width, yerr=deviations, color=color, label=method, error_kw=line)
-        known = {
-            at: c.published.value for at, c in zip(x, row.values(), strict=True) if c.published
-        }
-        if known:
-            axis.scatter([*known], [*known.values()], marker="D", color="black", s=14, zorder=3)
-    axis.set_xticks(range(len(table.columns)), table.columns)
-    axis.set(ylabel="accuracy, %", title=table.title, ylim=(max(0.0, lowest - 5), None))
-    figure.legend(loc="outside right upper", fontsize="small")
+    places = {method: place for place, method in enumerate(table.rows)}
+    across = min(PANELS, len(table.columns))
+    down = -(-len(table.columns) // across)
+    height = down * (0.28 * len(places) + 0.8) + 0.5
+    figure, axes = new_figure(down, across, 2.2 * across + 3, height, sharey=True)
+    panels = [axis for line in axes for axis in line]
+    for axis, column in zip(panels, table.columns, strict=False):
+        for method, place in places.items():
+            if column not in table.rows[method]:
+                continue
+            reference, cell = table.references[method], table.rows[method][column]
+            color = _CHANGED if reference else _HOST
+            above, below = place - 0.16, place + 0.16
+            if _is_paired(table, method):
+                of_both = [table.values[name][column] for name in (reference, method)]
+                pairs = pd.concat(of_both, axis=1).dropna().to_numpy().T
+                ends = [places[reference] + 0.16, below]
+                axis.plot(pairs, ends, color=_PAIR, lw=0.8, zorder=1)
+            seeds = table.values[method][column].dropna()
+            if len(seeds) > 1:
+                axis.plot(seeds, [below] * len(seeds), color=color, **_SEED)
+            axis.errorbar(cell.mean, above, xerr=cell.std, fmt="o", color=color, capsize=3, ms=5)
+            if cell.published:
+                axis.plot(cell.published.value, above, "D", color="black", ms=4)
+        axis.set_title(heading(column), fontsize="medium")
+        axis.set_xlabel("accuracy, %")
+        axis.grid(axis="x", color="0.92")
+        axis.set_axisbelow(True)
+    for axis in panels[len(table.columns) :]:
+        axis.set_axis_off()
+    panels[0].set_yticks([*places.values()], [*places])
+    panels[0].set_ylim(len(places) - 0.4, -0.6)  # the first method at the top
+    figure.suptitle(table.title, fontsize="medium")
+    figure.legend(handles=_legend(table), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
-def _line(axis: Axes, cells: Mapping[int, Cell], label: str, style: str) -> None:
-    means = [cell.mean for cell in cells.values()]
-    deviations = [cell.std or 0 for cell in cells.values()]
-    axis.errorbar(list(cells), means, deviations, fmt=style, label=label, capsize=2)
+def _is_paired(table: Table, method: str) -> bool:
+    """Whether a method is a host with AnchorOPT, and its reference the host alone."""
+    reference = table.references[method]
+    return bool(reference) and not table.references[reference]
+
+
+def _legend(table: Table) -> list[Line2D]:
+    """Return the signs that are in the figure of a table, with their meanings."""
+    grey = "0.3"
+    signs = [
+        Line2D([], [], marker="o", ms=5, ls="", color=grey, label="mean ± standard deviation"),
+        Line2D([], [], color=grey, label="one seed", **_SEED),
+    ]
+    if any(_is_paired(table, method) for method in table.rows):
+        signs.append(Line2D([], [], color=_PAIR, label="the same seed"))
+    if table.published:
+        signs.append(Line2D([], [], marker="D", ls="", ms=4, color="black", label="published"))
+    return signs
+
+
+def _line(axis: Any, cells: Mapping[float, tuple[Cell, pd.Series]], label: str, style: str) -> None:
+    """Draw the cells of a method at their places, with the accuracies of the seeds."""
+    means = [cell.mean for cell, _ in cells.values()]
+    deviations = [cell.std or 0 for cell, _ in cells.values()]
+    (drawn, *_) = axis.errorbar([*cells], means, deviations, fmt=style, label=label, capsize=3)
+    for place, (_, seeds) in cells.items():
+        axis.plot([place] * len(seeds), seeds, color=drawn.get_color(), **_SEED)
 
 
 def few_shot_curves(table: Table) -> Figure:
     """Draw accuracy over the images per class, a line for each method."""
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    *shots, _ = table.columns
-    for method, row in table.rows.items():
-        cells = {int(column): row[column] for column in shots if column in row}
+    figure, ((axis,),) = new_figure(1, 1, 8, 4)
+    shots = [column for column in table.columns if column.isdecimal()]
+    for place, (method, row) in enumerate(table.rows.items()):
+        seeds, beside = table.values[method], 1.03**place  # else whiskers cover each other
+        cells = {int(n) * beside: (row[n], seeds[n].dropna()) for n in shots if n in row}
         _line(axis, cells, method, "o-")
     axis.set_xscale("log", base=2)
-    axis.set_xticks([int(column) for column in shots], shots)
-    axis.set(xlabel="images per class", ylabel="accuracy, %", title=table.title)
+    axis.set_xticks([int(column) for column in shots], [heading(column) for column in shots])
+    axis.set(xlabel="training images per class", ylabel="accuracy, %", title=table.title)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
@@ -85,7 +118,11 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
         factors: for each factor, its values in order and the method with each value.
     """
     last = table.columns[-1]
-    cells_of = {method: row[last] for method, row in table.rows.items() if last in row}
+    cells_of = {
+        method: (row[last], table.values[method][last].dropna())
+        for method, row in table.rows.items()
+        if last in row
+    }
     known = {
         name: {value: cells_of[method] for value, method in of.items() if method in cells_of}
         for name, of in factors.items()
@@ -95,16 +132,15 @@ def ablation_lines(table: Table, factors: Mapping[str, Mapping[str, str]]) -> Fi
         return None
     columns = min(3, len(known))
     rows = -(-len(known) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(10, 2.6 * rows), layout="constrained", squeeze=False
-    )
-    for axis, (name, cells) in zip(axes.flat, known.items(), strict=False):
+    figure, axes = new_figure(rows, columns, 10, 2.6 * rows)
+    panels = [axis for line in axes for axis in line]
+    for axis, (name, cells) in zip(panels, known.items(), strict=False):
         is_ordered = all(number(value) is not None for value in cells)
         _line(axis, dict(enumerate(cells.values())), name, "o-" if is_ordered else "o")
         names = [value or "–" for value in cells]
         axis.set_xticks(range(len(cells)), names, rotation=20 if len(cells) > 3 else 0)
-        axis.set(title=name, ylabel=f"{last}, %")
-    for axis in axes.flat[len(known) :]:
+        axis.set(title=name, ylabel=f"{heading(last)}, %")
+    for axis in panels[len(known) :]:
         axis.set_axis_off()
     return figure
 

@@ -7,22 +7,34 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.table import Table as RichTable
 
+from ..report.parts import without_repeats
 from .experiment import Experiment
 from .tables import Cell, Table, entries
 
 CAPTION = (
-    "Accuracy in per cent: mean ± sample standard deviation over the seeds. {name} is the {mean} "
-    "mean of the accuracies averaged over seeds. Δ is the difference between a host with AnchorOPT "
+    "Accuracy in per cent: mean ± sample standard deviation over the seeds. {summary}"
+    "Δ is the difference between a host with AnchorOPT "
     "and the host alone, or between a changed AnchorOPT or a control and the default; p is from a "
     "two-sided paired t-test over the seeds. Holm is p corrected for the number of tests in the "
     "table. A difference with a large p shows nothing: it is no proof that two methods are equal."
 )
 
 
-def caption_of(experiment: Experiment) -> str:
+def caption_of(experiment: Experiment, made: Sequence[Table]) -> str:
     """Return the caption of an experiment's tables."""
-    summary = experiment.protocol.summary
-    return CAPTION.format(name=summary.name, mean=summary.mean)
+    summary, text = experiment.protocol.summary, ""
+    if any(summary.name in table.columns for table in made):
+        text = f"{summary.name} is the {summary.mean} mean of the accuracies averaged over seeds. "
+    return CAPTION.format(summary=text)
+
+
+def heading(column: str) -> str:
+    """Return the heading of a column; a number is one of training images per class.
+
+    >>> heading("16"), heading("1"), heading("base")
+    ('16 shots', '1 shot', 'base')
+    """
+    return f"{column} shot{'s' * (column != '1')}" if column.isdecimal() else column
 
 
 def cell_text(cell: Cell | None) -> str:
@@ -58,22 +70,29 @@ def _p_text(p: float) -> str:
     return f"{p:.0e}".replace("e-0", "e-")
 
 
-def frame_of(table: Table) -> pd.DataFrame:
-    """Return a table as texts, the method in the first column; Δ is that of the last score."""
+def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
+    """Return a table as texts, and a note.
+
+    The method is in the first column; Δ is that of the last score. Scores that all methods share
+    have no column: the note has them.
+    """
     last = table.columns[-1]
     compared = any(cell.delta is not None for row in table.rows.values() for cell in row.values())
     rows = []
     for method, row in table.rows.items():
         least, wanted = min(cell.seeds for cell in row.values()), table.seeds[method]
         texts = {"method": f"{method} ({least} of {wanted} seeds)" if least < wanted else method}
-        texts |= {column: cell_text(row.get(column)) for column in table.columns}
+        texts |= {heading(column): cell_text(row.get(column)) for column in table.columns}
         if compared:
-            texts[f"Δ {last}"] = delta_text(row.get(last))
+            texts[f"Δ {heading(last)}"] = delta_text(row.get(last))
         if table.published:
             known = [row[c].published for c in table.columns if c in row]
             texts["published"] = " / ".join(f"{number.value:.2f}" for number in known if number)
         rows.append(texts)
-    return pd.DataFrame(rows)
+    header, texts_of, note = without_repeats(
+        [*rows[0]], [[*texts.values()] for texts in rows], always=[heading(last)]
+    )
+    return pd.DataFrame(texts_of, columns=header), note
 
 
 def sources(several: Sequence[Table]) -> list[str]:
@@ -84,8 +103,14 @@ def sources(several: Sequence[Table]) -> list[str]:
 
 def rich_table(table: Table) -> RichTable:
     """Return a table for the terminal."""
-    frame = frame_of(table)
-    out = RichTable(*frame.columns, title=table.title, title_justify="left")
+    frame, note = frame_of(table)
+    out = RichTable(
+        *frame.columns,
+        title=table.title,
+        title_justify="left",
+        caption=note or None,
+        caption_justify="left",
+    )
     for column in out.columns[1:]:
         column.justify = "right"
     for row in frame.to_numpy():
@@ -95,9 +120,10 @@ def rich_table(table: Table) -> RichTable:
 
 def markdown_table(table: Table) -> str:
     """Return a table in Markdown, below its title."""
-    frame = frame_of(table)
+    frame, note = frame_of(table)
     lines = [frame.columns, ["---", *["---:"] * (len(frame.columns) - 1)], *frame.to_numpy()]
-    return f"### {table.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"### {table.title}\n\n{text}" + (f"\n{note}\n" if note else "")
 
 
 def markdown(
@@ -110,7 +136,7 @@ def markdown(
         experiment.about,
         f"```\n{command}\n```",
         *(markdown_table(table).rstrip() for table in made),
-        caption_of(experiment),
+        caption_of(experiment, made),
         *(f"Published numbers: {source}." for source in sources(made)),
         f"Commit {commits}." if commits else "",
     ]
@@ -127,11 +153,12 @@ def _latex_signs(text: str) -> str:
 
 def latex_table(table: Table) -> str:
     """Return a table in LaTeX, for the package booktabs."""
-    frame = frame_of(table)
+    frame, note = frame_of(table)
     style = frame.style.hide(axis="index").format(_latex_signs, escape="latex")
     style = style.format_index(_latex_signs, escape="latex", axis=1)
     columns = "l" + "r" * (len(frame.columns) - 1)
-    return f"% {table.title}\n" + style.to_latex(hrules=True, column_format=columns)
+    remark = f"% {note}\n" if note else ""
+    return f"% {table.title}\n{remark}" + style.to_latex(hrules=True, column_format=columns)
 
 
 def csv_of(several: Sequence[Table]) -> str:

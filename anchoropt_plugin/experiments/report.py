@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..files.atomic import write_text
-from ..report.figures import position_matrices, training_curves
-from ..report.parts import page_html
+from ..report.figures import position_matrices, training_curves, write_figure
+from ..report.parts import figure_html, page_html
 from ..training.two_stages import SUFFIX
 from . import figures
-from .execution import Event
+from .execution import Event, unfinished
 from .experiment import Experiment
 from .factors import number
+from .facts import read_facts
 from .files import ASSETS
 from .formats import caption_of, csv_of, frame_of, latex_table, markdown_table, sources
 from .plan import Job
@@ -63,18 +64,18 @@ def write_report(
     body = BODY.render(
         experiment=experiment,
         failed=failed,
-        tables=[(table, frame_of(table)) for table in made],
+        tables=[(table, *frame_of(table)) for table in made],
         # Controls and changed methods are compared with another row of AnchorOPT.
         bold={name for name, reference in anchored.items() if reference not in anchored},
-        caption=caption_of(experiment),
+        caption=caption_of(experiment, made),
         sources=sources(made),
         figures=[
-            (name, says, b64encode(figures.write_figure(figure, folder, name)).decode())
+            Markup(figure_html(write_figure(figure, folder, name), name, says, name))
             for name, says, figure in _figures(experiment, jobs, made)
         ],
         orders=_orders(results),
         command=command,
-        made=_made(results, seconds),
+        made=_made(jobs, results, seconds),
     )
     write_text(page, page_html(experiment.title, body))
     return page
@@ -89,14 +90,24 @@ def _figures(
         title = table.title.replace(" ", "_")
         lines = figures.ablation_lines(table, factors)
         if lines is not None:
-            says = f"{table.title}: accuracy for the values of one factor, the others at default"
+            says = (
+                f"{table.title}: accuracy for the values of one factor, the others at default; "
+                f"{figures.WHISKER}, circles single seeds."
+            )
             yield f"ablation_{title}", says, lines
-        elif len(table.columns) > 2 and all(name.isdecimal() for name in table.columns[:-1]):
-            says = f"{table.title}: accuracy over the training images per class"
+        elif sum(name.isdecimal() for name in table.columns) > 1:
+            says = (
+                f"{table.title}: accuracy over the training images per class; {figures.WHISKER}, "
+                "circles single seeds."
+            )
             yield f"few_shot_{title}", says, figures.few_shot_curves(table)
         else:
-            says = f"{table.title}: accuracy; black lines show the deviation"
-            yield f"bars_{title}", says, figures.bars(table)
+            says = (
+                f"{table.title}: accuracy; {figures.WHISKER}, circles single seeds. Lines join the "
+                "same seed of a host with AnchorOPT and of the host alone. The scales start at "
+                "different numbers."
+            )
+            yield f"accuracy_{title}", says, figures.accuracies(table)
     group = experiment.protocol.datasets[0]
     runs = figures.folders_of([run for job in jobs for run in job.runs], group)
     curves = None if factors else training_curves(runs)
@@ -150,13 +161,17 @@ def _orders(results: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _made(results: pd.DataFrame, seconds: float) -> str:
+def _made(jobs: Sequence[Job], results: pd.DataFrame, seconds: float) -> str:
     def of(column: str) -> str:
         known = results[column].dropna() if column in results else []
         return ", ".join(sorted({str(value) for value in known if value})) or "unknown"
 
-    total = results["seconds"].sum() if "seconds" in results else 0.0
+    # Not the rows of the results: some are computed from several runs, and some runs have none.
+    runs = [run for job in jobs for run in job.runs]
+    left = sum(len(unfinished(job)) for job in jobs)
+    total = sum(read_facts(run.folder).get("seconds", 0.0) for run in runs)
     return (
-        f"{len(results)} runs of {total:.0f} s in total, this report after {seconds:.0f} s; commit "
+        f"{len(runs) - left} {f'of {len(runs)} ' if left else ''}runs of {total:.0f} s in total, "
+        f"this report after {seconds:.0f} s; commit "
         f"{of('commit')}, torch {of('torch')}, Python {of('python')}, {of('device')}"
     )

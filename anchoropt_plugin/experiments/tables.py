@@ -42,17 +42,23 @@ class Cell(NamedTuple):
 class Table:
     """A row for each method, a column for each score and one for their summary.
 
+    A summary of one score repeats that score, and has no column.
+
     Attributes:
         title: the title.
         columns: the names of the columns.
         rows: the cells by method and column, without cells that have no finished run.
         seeds: the planned number of seeds of each method: one for a method without training.
+        values: the accuracies of each method, by seed and column.
+        references: the method that each method is compared with, or "".
     """
 
     title: str
     columns: Sequence[str]
     rows: dict[str, dict[str, Cell]]
     seeds: dict[str, int]
+    values: dict[str, pd.DataFrame]
+    references: dict[str, str]
 
     @property
     def published(self) -> bool:
@@ -114,13 +120,15 @@ def _table(
         "datasets": " ".join(sorted(datasets)),
     }
     planned = min(len(protocol.seeds_for(dataset)) for dataset in datasets)
-    table = Table(title, [*scores, summary.name], rows={}, seeds={})
+    columns = [*scores, summary.name] if len(over) > 1 else scores
+    table = Table(title, columns, {}, {}, {m: frame[columns] for m, frame in values.items()}, {})
     for method, part in methods.items():
         reference, is_trained = part[["reference", "trained"]].iloc[0]
         table.seeds[method] = planned if is_trained else 1
+        table.references[method] = reference if reference in values else ""
         table.rows[method] = row = {}
         numbers = published_numbers(method, **place) if published else {}
-        for column in values[method].dropna(axis="columns", how="all"):
+        for column in table.values[method].dropna(axis="columns", how="all"):
             ours, mean = values[method][column].dropna(), float(means[method][column])
             std = float(ours.std()) if len(ours) > 1 else None
             cell = Cell(mean, std, len(ours), published=numbers.get(column))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files.atomic import atomic_write
 from ..method.order import token_names
 from .history import read_epochs, read_positions
 from .measures import N_BINS, Calibration
@@ -53,6 +54,18 @@ def rendered(figure: Figure, kind: str) -> bytes:
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format=kind, dpi=110, metadata=FORMATS[kind])
     return buffer.getvalue()
+
+
+def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
+    """Write a figure as ``<name>.png``, ``.pdf`` and ``.svg``, and return the SVG.
+
+    The same figure gives the same files, byte by byte.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in FORMATS:
+        with atomic_write(folder / f"{name}.{kind}") as file:
+            file.write(rendered(figure, kind))
+    return (folder / f"{name}.svg").read_bytes()
 
 
 def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
@@ -126,28 +139,18 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
 
 
 def reliability_diagram(calibration: Calibration) -> Figure:
-    """Draw accuracy over probability, and below how many predictions have the probability."""
+    """Draw the accuracy of each bin over its mean probability, and below its share of images."""
     figure, ((upper,), (lower,)) = new_figure(
         2, 1, 5, 5.2, sharex=True, gridspec_kw={"height_ratios": [3, 1]}
     )
     seen = calibration.count > 0
-    x, width = (np.arange(N_BINS)[seen] + 0.5) / N_BINS, 0.9 / N_BINS
     accuracy, probability = calibration.accuracy[seen], calibration.probability[seen]
-    upper.bar(x, accuracy, width, label="accuracy")
-    upper.bar(
-        x,
-        probability - accuracy,
-        width,
-        bottom=accuracy,
-        label="gap to the mean probability",
-        fill=False,
-        edgecolor="tab:red",
-        hatch="///",
-    )
     upper.plot([0, 1], [0, 1], "--", color="grey", label="perfect calibration")
+    upper.vlines(probability, accuracy, probability, "tab:red", label="gap to it")
+    upper.plot(probability, accuracy, "o", color="tab:blue", label="a bin", clip_on=False)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    figure.legend(loc="outside upper left", fontsize="small", ncols=2)
+    figure.legend(loc="outside upper left", fontsize="small", ncols=3)
     share = calibration.count / calibration.count.sum()
-    lower.bar(x, share[seen], width, color="grey")
+    lower.bar((np.arange(N_BINS) + 0.5) / N_BINS, share, 0.9 / N_BINS, color="grey")
     lower.set(xlabel="probability of the prediction", ylabel="share of images")
     return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from ..files.readers import read_json
 from ..files.run_events import RESULTS
 from ..process.program import program
 from . import figures, measures
-from .parts import figure_html, image_html, page_html
+from .parts import figure_html, image_html, page_html, without_repeats
 
 PAGE = "report.html"
+FIGURES = "figures"
+"""A folder beside the page, with the figures as files."""
 GALLERY = 24
 """The most mistakes that are shown as images."""
 SIDE = 240
@@ -59,7 +61,7 @@ def write_page(folder: Path) -> Path:
     predictions = read_predictions(folder / PREDICTIONS)
     results = _results(folder, predictions)
     config = dict(flattened(read_yaml(folder / RECORD))) if (folder / RECORD).exists() else {}
-    sections = [*_of_the_test(predictions), *_of_the_training(folder, config, results)]
+    sections = [*_of_the_test(folder, predictions), *_of_the_training(folder, config, results)]
     title = f"Test of {folder.resolve().name}"
     known = {key: config[key] for key in _SETTINGS if config.get(key, -1) != -1}  # -1: not set
     facts = [_SETTINGS[key].format(value) for key, value in known.items()]
@@ -92,7 +94,7 @@ def _results(folder: Path, predictions: Predictions) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- of the test
-def _of_the_test(predictions: Predictions) -> Iterator[str]:
+def _of_the_test(folder: Path, predictions: Predictions) -> Iterator[str]:
     names, counts = measures.confusion(predictions)
     calibration = measures.calibration(predictions)
     yield _numbers(predictions, names, counts, calibration)
@@ -100,14 +102,14 @@ def _of_the_test(predictions: Predictions) -> Iterator[str]:
     yield from _confusion(names, counts)
     yield from _classes(predictions, names, counts)
     yield "<h2>Calibration</h2>"
-    yield figure_html(
-        figures.rendered(figures.reliability_diagram(calibration), "svg"),
-        "reliability diagram",
+    says = (
         f"Reliability diagram: {measures.N_BINS} bins of equal width of the probability of the "
-        "prediction; for each bin the accuracy, and below the share of images. The expected "
-        "calibration error (ECE) is the mean over all images of the gap of their bin (Guo et al., "
-        "2017).",
+        "prediction; for each bin that has images the accuracy over the mean probability, and "
+        "below the share of images. The expected calibration error (ECE) is the mean over all "
+        "images of the gap of their bin (Guo et al., 2017)."
     )
+    figure = figures.reliability_diagram(calibration)
+    yield _figure(folder, figure, "calibration", "reliability diagram", says)
 
 
 def _has_top(predictions: Predictions, names: Sequence[str]) -> bool:
@@ -192,10 +194,10 @@ def _confusion(names: Sequence[str], counts: measures.Counts) -> Iterator[str]:
         yield "<h2>The most frequent confusions</h2>"
         yield _table(
             ["class", "prediction", "images", "share of the class"],
-            (
+            [
                 [names[i], names[j], f"{counts[i, j]:,}", f"{counts[i, j] / counts[i].sum():.1%}"]
                 for i, j in pairs
-            ),
+            ],
         )
 
 
@@ -234,10 +236,18 @@ def _classes(
     yield f'<div class="high">{_table(header, rows)}</div>'
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    header, rows, note = without_repeats(header, rows)
     lines = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in header)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{html.escape(x)}</td>' for x in row)}</tr>" for row in rows]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    below = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    return f'<div class="wide"><table>{"".join(lines)}</table>{below}</div>'
+
+
+def _figure(folder: Path, figure: Any, file: str, name: str, says: str) -> str:
+    """Write a figure beside the page, and return it as a part of the page."""
+    svg = figures.write_figure(figure, folder / FIGURES, file)
+    return figure_html(svg, name, says, f"{FIGURES}/{file}")
 
 
 # ---------------------------------------------------------------------- of the training
@@ -250,7 +260,7 @@ def _of_the_training(
     if curves is not None:
         yield "<h2>Training</h2>"
         says = "Loss and accuracy of each epoch of the training: means over its batches."
-        yield figure_html(figures.rendered(curves, "svg"), "training curves", says)
+        yield _figure(folder, curves, "training", "training curves", says)
     matrices = figures.position_matrices({name: folder})
     if matrices is not None:
         yield "<h2>Position matrix</h2>"
@@ -258,6 +268,6 @@ def _of_the_training(
             "The relaxed position matrix during the training. Each row is a slot of the context; "
             "the columns give the probability of each soft token (v) and anchor token (A) in it."
         )
-        yield figure_html(figures.rendered(matrices, "svg"), "position matrix", says)
+        yield _figure(folder, matrices, "positions", "position matrix", says)
     if "order" in results:
         yield f"<p>Order of the tokens at the test: {html.escape(str(results['order']))}</p>"

@@ -76,6 +76,7 @@ def test_the_bins_are_open_below_and_closed_above():
     assert found.count.tolist() == [2] + [1] * 14
     assert found.error == pytest.approx(slow_ece(right, edges), abs=1e-12)
     upper, lower = reliability_diagram(found).axes
+    assert all(bar.get_y() == 0 for axis in (upper, lower) for bar in axis.patches)
     assert upper.get_ylim() == (0, 1) and lower.get_ylim()[0] == 0
 
 
@@ -146,6 +147,9 @@ def test_a_page_has_the_numbers_of_the_table(folder, truth, capsys):
     assert "<i>" not in source, "names are text, not html"
     assert source.count("data:image/jpeg") == 24 and source.count("data:image/svg") == 1
     assert "Training" not in text and "Position matrix" not in text
+    assert "Files: figures/calibration.png, .pdf, .svg." in text
+    names = {path.name for path in (folder / page.FIGURES).iterdir()}
+    assert names == {f"calibration.{kind}" for kind in ("png", "pdf", "svg")}
 
 
 def test_the_same_run_gives_the_same_page(folder):
@@ -187,7 +191,8 @@ def test_of_many_classes_the_most_confused_are_shown(tmp_path):
     assert main(["report", str(tmp_path)]) == 0
     text = shown(tmp_path)
     assert "Confusion matrix of the 30 classes with most mistakes" in text
-    assert "class 119 of a taxonomy 5 100.0%" in text
+    assert "class 119 of a taxonomy 100.0%" in text
+    assert "In all rows: images 5." in text
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,18 @@ def test_the_page_tells_the_orders_of_the_tokens(page):
     assert table[table["method"] == "CoOp"]["order"].isna().all()
 
 
+def test_the_page_counts_runs_and_not_rows(page):
+    n_runs = len([*page.rglob("results.json")])
+    assert f'<p class="note">{n_runs} runs of ' in (page / "report.html").read_text()
+    table = pd.read_csv(page / "results.csv")
+    assert n_runs < len(table), "averages with zero-shot are no runs"
+    seconds = table.drop_duplicates("folder")["seconds"].sum()
+    assert f"{n_runs} runs of {seconds:.0f} s in total" in (page / "report.html").read_text()
+
+
 def test_every_figure_is_there_in_three_formats(page):
     names = {path.stem for path in page.glob("*.png")}
-    assert names == {"bars_digits", "training", "positions"}
+    assert names == {"accuracy_digits", "training", "positions"}
     for kind in ("pdf", "svg"):
         assert {path.stem for path in page.glob(f"*.{kind}")} == names
 

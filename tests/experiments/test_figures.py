@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
-from anchoropt_plugin.experiments.figures import write_figure
-from anchoropt_plugin.report.figures import FORMATS, position_matrices
+from anchoropt_plugin.experiments.figures import accuracies, few_shot_curves
+from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.experiments.tables import tables
+from anchoropt_plugin.report.figures import FORMATS, position_matrices, write_figure
 
 N_EPOCHS = 7
 
@@ -59,3 +64,64 @@ def test_the_first_slot_is_at_the_top_and_every_cell_is_drawn(folder):
         labels = [label.get_text() for label in axis.get_xticklabels()]
         assert labels == ["v1", "v2", "v3", "v4", "A1"]
         assert re.fullmatch(r"[1-5]{5}", "".join(t.get_text() for t in axis.get_yticklabels()))
+
+
+ACCURACIES = {
+    ("CoOp", "base"): {1: 80.0, 2: 82.0, 3: 84.0},
+    ("CoOp_AnchorOPT", "base"): {1: 81.0, 2: 85.0, 4: 88.0},
+    ("a control", "base"): {1: 70.0, 2: 71.0},
+}
+REFERENCES = {"CoOp": "", "CoOp_AnchorOPT": "CoOp", "a control": "CoOp_AnchorOPT"}
+
+
+def table_of(accuracies, protocol="base2new"):
+    rows = [
+        {
+            **{"method": method, "reference": REFERENCES[method], "trainer": method},
+            **{"group": "digits", "score": score, "seed": seed, "accuracy": accuracy},
+            **{"shots": 16, "trained": True, "MODEL.BACKBONE.NAME": "tiny"},
+        }
+        for (method, score), by_seed in accuracies.items()
+        for seed, accuracy in by_seed.items()
+    ]
+    (table,) = tables(pd.DataFrame(rows), read_protocol(protocol))
+    return table
+
+
+def test_each_seed_is_a_point_and_the_same_seed_is_joined():
+    figure = accuracies(table_of(ACCURACIES))
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == [*REFERENCES]
+    lines = [(line.get_color(), line.get_xydata()) for line in axis.lines]
+    joined = [ends[:, 0].tolist() for color, ends in lines if color == "0.75"]
+    assert joined == [[80.0, 81.0], [82.0, 85.0]], "not seed 3 and 4, and not the control"
+    bottom, top = axis.get_ylim()
+    assert bottom > top, "the first method is at the top"
+    circles = [line.get_xdata() for line in axis.lines if line.get_markerfacecolor() == "none"]
+    assert [[*x] for x in circles] == [[*by_seed.values()] for by_seed in ACCURACIES.values()]
+    for place, (container, by_seed) in enumerate(
+        zip(axis.containers, ACCURACIES.values(), strict=True)
+    ):
+        (whisker,) = container.lines[2]
+        ((left, y), (right, _)) = whisker.get_segments()[0]
+        assert round(y) == place
+        values = [*by_seed.values()]
+        assert (left + right) / 2 == pytest.approx(np.mean(values))
+        assert (right - left) / 2 == pytest.approx(np.std(values, ddof=1))
+    assert not axis.patches, "no bars, which would have to start at zero"
+
+
+def test_few_shot_curves_have_the_seeds_and_name_the_shots():
+    of_shots = {
+        (method, shots): {seed: value + int(shots) for seed, value in by_seed.items()}
+        for (method, _), by_seed in ACCURACIES.items()
+        for shots in ("1", "16")
+    }
+    figure = few_shot_curves(table_of(of_shots, "few_shot"))
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1 shot", "16 shots"]
+    circles = [line for line in axis.lines if line.get_markerfacecolor() == "none"]
+    assert [[*line.get_ydata()] for line in circles] == [[*x.values()] for x in of_shots.values()]
+    curves = [container.lines[0] for container in axis.containers]
+    colors = [to_rgba(line.get_color()) for line in circles]
+    assert colors == [to_rgba(curve.get_color()) for curve in curves for _ in range(2)]

@@ -60,10 +60,10 @@ def test_the_tests_of_a_column_are_corrected_together():
         cells = [table.rows[method][column] for method in "bcd"]
         assert [cell.p_holm for cell in cells] == holm([cell.p for cell in cells])
         assert table.rows["a"][column].p_holm is None
-    assert list(frame_of(table)["Δ HM"].str.contains("Holm")) == [False, True, True, True]
+    assert list(frame_of(table)[0]["Δ HM"].str.contains("Holm")) == [False, True, True, True]
 
 
 def test_a_single_test_needs_no_correction():
     table = made({"a": "", "b": "a"})
     assert table.rows["b"]["HM"].p is not None and table.rows["b"]["HM"].p_holm is None
-    assert not frame_of(table)["Δ HM"].str.contains("Holm").any()
+    assert not frame_of(table)[0]["Δ HM"].str.contains("Holm").any()

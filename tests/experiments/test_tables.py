@@ -8,8 +8,16 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from anchoropt_plugin.experiments.formats import csv_of, latex_table, markdown_table
+from anchoropt_plugin.experiments.experiment import Experiment
+from anchoropt_plugin.experiments.formats import (
+    caption_of,
+    csv_of,
+    latex_table,
+    markdown_table,
+    rich_table,
+)
 from anchoropt_plugin.experiments.plan import Method
 from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.experiments.tables import tables
@@ -126,6 +134,32 @@ def test_few_shot_has_a_column_for_each_number_of_images():
     (table,) = made(entries, "few_shot")
     assert table.columns == ["1", "2", "average"]
     assert table.rows["CoOp"]["average"].mean == pytest.approx((82.0 + 60.0) / 2)
+
+
+def test_a_summary_of_one_score_has_no_column():
+    entries = [{**row, "score": "16"} for row in rows() if row["score"] == "base"]
+    (table,) = made(entries, "few_shot")
+    assert table.columns == ["16"]
+    assert "| method | 16 shots | Δ 16 shots |" in markdown_table(table)
+    protocol = read_protocol("few_shot")
+    experiment = Experiment("", "", protocol, [])
+    assert "average" not in caption_of(experiment, [table])
+    assert "HM is the harmonic mean" in caption_of(
+        Experiment("", "", read_protocol("base2new"), []), made(rows())
+    )
+
+
+def test_a_score_that_all_methods_share_is_said_once():
+    base = {"CoOp": [80.0, 82.0, 84.0], "CoOp_AnchorOPT": [80.0, 82.0, 84.0]}
+    (table,) = made(rows(base=base))
+    text = markdown_table(table)
+    assert "| method | new | HM | Δ HM |" in text
+    assert text.endswith("|\n\nIn all rows: base 82.0 ± 2.0.\n")
+    assert "% In all rows: base 82.0" in latex_table(table)
+    console = Console(width=100, file=io.StringIO())
+    console.print(rich_table(table))
+    assert "In all rows: base 82.0 ± 2.0." in console.file.getvalue()
+    assert len(pd.read_csv(io.StringIO(csv_of([table])))) == 6, "the csv file has all"
 
 
 def test_formats():
