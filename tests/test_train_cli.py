@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import train
+from anchoropt_plugin.files.run_events import read_events
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -230,6 +231,43 @@ def base_run(root, tmp_path_factory):
             *("DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "2", "USE_CUDA", "False"),
         ]) == 0  # fmt: skip
     return folder
+
+
+def rates(folder):
+    return {e["epoch"]: e["lr"] for e in read_events(folder) if e["event"] == "epoch"}
+
+
+def test_a_run_is_extended_after_one_word(argv, tmp_path, base_run, capsys):
+    out = shutil.copytree(base_run, tmp_path / "out")
+    longer = ("OPTIM.MAX_EPOCH", "5", "TRAIN.CHECKPOINT_FREQ", "1")
+    words = argv("--seed", "1", opts=longer)
+    said = error_of(capsys, words)
+    assert (
+        "MAX_EPOCH was 2, now 5: give another --output-dir, or OPTIM.EXTEND True to train" in said
+    )
+    words = argv("--seed", "1", opts=(*longer, "OPTIM.EXTEND", "True"))
+    assert train.main(words) == 0
+    assert "Previous epoch: 2" in capsys.readouterr().out
+    whole = argv("--seed", "1", "--output-dir", str(tmp_path / "whole"), opts=longer)
+    assert train.main(whole) == 0
+    extended, long, short = rates(out), rates(tmp_path / "whole"), rates(base_run)
+    assert [extended[e] for e in (3, 4, 5)] == [long[e] for e in (3, 4, 5)]
+    assert [extended[e] for e in (1, 2)] == [short[e] for e in (1, 2)]
+    # Killed in the fourth epoch, and resumed by the same command.
+    (folder,) = (path.parent for path in out.glob("*/checkpoint"))
+    last = (folder / "model.pth.tar-5").read_bytes()
+    (folder / "model.pth.tar-5").unlink()
+    (folder / "model.pth.tar-4").unlink()
+    (folder / "checkpoint").write_text("model.pth.tar-3\n")
+    assert "OPTIM.EXTEND was True, now False" in error_of(capsys, argv("--seed", "1", opts=longer))
+    assert train.main(words) == 0
+    assert (folder / "model.pth.tar-5").read_bytes() == last
+
+
+def test_a_run_is_not_shortened(argv, tmp_path, base_run, capsys):
+    shutil.copytree(base_run, tmp_path / "out")
+    opts = ("OPTIM.MAX_EPOCH", "1", "OPTIM.EXTEND", "True")
+    assert "MAX_EPOCH was 2, now 1" in error_of(capsys, argv("--seed", "1", opts=opts))
 
 
 def test_without_a_record_a_folder_is_resumed_as_dassl_does(argv, tmp_path, base_run, capsys):

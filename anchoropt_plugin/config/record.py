@@ -35,6 +35,7 @@ FREE = {
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.LOGGERS",
 }
+_EPOCHS, _EXTEND = "OPTIM.MAX_EPOCH", "OPTIM.EXTEND"
 # A validation after each epoch takes random numbers, too.
 _DRAWS = {"TEST.FINAL_MODEL"}
 # A test may not change these keys: the outputs of a trained model depend on them.
@@ -116,7 +117,8 @@ def final_epoch(folder: str | Path, model: str) -> int | None:
 def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
     """Check that the checkpoints in an output folder, if any, come from a run with ``cfg``.
 
-    A folder without a ``config.yaml`` is accepted: another repository may have written it.
+    A folder without a ``config.yaml`` is accepted: another repository may have written it. With
+    ``OPTIM.EXTEND`` the run may have had fewer epochs.
 
     Raises:
         UserError: checkpoints of another run; the message names the first keys that differ.
@@ -126,10 +128,19 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
         return
     there = _settings(read_yaml(path))
     here = _settings(yaml.safe_load(cfg.dump()))
+    longer = here.get(_EPOCHS, 0) > there.get(_EPOCHS, 0)
+    if longer and here.get(_EXTEND):
+        there = {key: value for key, value in there.items() if key not in (_EPOCHS, _EXTEND)}
     differing = _differing(there, here)
     if differing:
+        only = [key for key in here if key in there and here[key] != there[key]] == [_EPOCHS]
+        hint = (
+            f", or {_EXTEND} True to train on, with the learning rates of {here[_EPOCHS]} epochs "
+            "from now on"
+        )
         raise UserError(
             f"{folder} holds a run with other settings: {differing}: give another --output-dir"
+            f"{hint if only and longer and _EXTEND in here else ''}"
         )
 
 

@@ -135,7 +135,11 @@ def test_classes_that_are_done_are_not_asked_for_again(server, tmp_path, capsys)
     there = json.loads(out.read_text())
     assert there["Badger"] == existing["Badger"] and there["other"] == existing["other"]
     assert len(there["owl"]) == 3 and len(there) == 3
-    assert "1 classes described, 2 already there" in capsys.readouterr().out
+    first, last = capsys.readouterr().out.splitlines()
+    assert (
+        first.startswith("1 requests, one for each class that is not yet in") and "up to 3" in first
+    )
+    assert last.startswith("1 classes described, 2 already there")
 
 
 def test_temporary_errors_are_retried(server, tmp_path):
@@ -176,6 +180,16 @@ def test_a_permanent_error_ends_the_command_in_one_line(server, tmp_path, capsys
     assert server.asked == ["fox"]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {server.url}") and f"told {status}" in line
+
+
+def test_the_number_of_requests_comes_before_the_first(server, tmp_path, capfd):
+    server.pause = 3.0
+    asking = threading.Thread(target=describe, args=(server, tmp_path / "d.json", "fox", "owl"))
+    asking.start()
+    while not server.asked:
+        time.sleep(0.01)
+    assert capfd.readouterr().out.startswith("2 requests, one for each class")
+    asking.join()
 
 
 def test_an_endpoint_that_is_not_there(tmp_path, monkeypatch, capsys):

@@ -198,6 +198,27 @@ class MyCoOp(TrainerX):
         self._models[name].load_state_dict(state, strict=False)
 """
 
+# The imports and the search of CoOp's parse_test_res.py.
+PARSER = r"""
+import os.path as osp
+import re
+import sys
+
+from dassl.utils import check_isfile, listdir_nohidden
+
+regex = re.compile(r"\* accuracy: ([\.\deE+-]+)%")
+for subdir in listdir_nohidden(sys.argv[1], sort=True):
+    fpath = osp.join(sys.argv[1], subdir, "log.txt")
+    assert check_isfile(fpath)
+    good_to_go = False
+    with open(fpath, "r") as f:
+        for line in f.readlines():
+            good_to_go = good_to_go or line.strip() == sys.argv[2]
+            match = regex.search(line.strip())
+            if match and good_to_go:
+                print(f"file: {fpath}. accuracy: {float(match.group(1)):.2f}%. ")
+"""
+
 CONFIG = """
 MODEL:
   BACKBONE:
@@ -222,6 +243,7 @@ def write_fork(folder: Path) -> Path:
 
     for name, text in {
         "train.py": TRAIN,
+        "parse_test_res.py": PARSER,
         "data.py": DATA,
         "trainers/__init__.py": "",
         "trainers/mycoop.py": TRAINER,

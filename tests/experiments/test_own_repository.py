@@ -118,6 +118,17 @@ def test_results_of_a_dassl_that_only_prints_are_read_from_the_log(compared):
         assert logged["macro_f1"] == pytest.approx(written["macro_f1"], abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("part", "signal"), [("train_base", "Finish training"), ("test_new", "=> result")]
+)
+def test_the_public_log_parser_runs(compared, part, signal):
+    folder = run_folder(compared, "MyCoOp", part)
+    results = json.loads((folder / "results.json").read_text())
+    done = command(compared, "run", "fork/parse_test_res.py", folder.parent, signal)
+    accuracy = f"accuracy: {results['accuracy']:.1f}0%. "
+    assert (done.returncode, done.stdout) == (0, f"file: {folder}/log.txt. {accuracy}\n")
+
+
 RESULT = "=> result\n* total: 2,000\n* correct: 1,537\n* accuracy: 76.8%\n* macro_f1: 70.1%\n"
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from ...errors import UserError
 from ...files.readers import read_names
 from ...process.user_code import import_user_module
-from .client import TEMPLATE, Descriptions, ask_for_all
+from .client import ATTEMPTS, TEMPLATE, Descriptions, ask_for_all
 
 HELP = "ask a language model for class descriptions"
 KEY = "OPENAI_API_KEY"
@@ -66,6 +66,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{KEY} is not set: set it for OpenAI's endpoint, or give a --base-url")
     failed: dict[str, str] = {}
     console = Console(stderr=True)
+    print(
+        f"{len(todo)} requests, one for each class that is not yet in {args.output}; up to "
+        f"{ATTEMPTS * len(todo)} if answers have too few sentences, besides {args.retries} retries "
+        "of each that fails",
+        flush=True,
+    )
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("classes", total=len(todo))
 

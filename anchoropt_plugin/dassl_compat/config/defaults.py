@@ -95,6 +95,7 @@ _DEFAULTS: dict[str, Any] = {
         "STEPSIZE": (-1,),  # below 1: MAX_EPOCH
         "GAMMA": 0.1,
         "MAX_EPOCH": 10,
+        "EXTEND": False,  # resume a run of fewer epochs
         "WARMUP_EPOCH": -1,
         "WARMUP_TYPE": "linear",
         "WARMUP_CONS_LR": 1e-5,

@@ -141,10 +141,17 @@ class TrainerBase:
         print(f"Found checkpoint at {directory} (will resume training)")
         file_name = newest_common_checkpoint(folders.values())
         scaler = getattr(self, "scaler", None)
+        cfg = getattr(self, "cfg", None)  # subclasses have one
+        extend = cfg is not None and cfg.OPTIM.get("EXTEND", False)
+        if extend:
+            print(
+                "OPTIM.EXTEND: the result differs from that of a run of this length, whose first "
+                "epochs have other learning rates"
+            )
         epochs = set()
         for name, folder in folders.items():
             parts = self._models[name], self._optims[name], self._scheds[name]
-            epochs.add(resume_from_checkpoint(folder, *parts, scaler, file_name))
+            epochs.add(resume_from_checkpoint(folder, *parts, scaler, file_name, extend))
         if len(epochs) > 1:
             raise UserError(
                 f"the checkpoints in {directory} are of different epochs {sorted(epochs)}; "

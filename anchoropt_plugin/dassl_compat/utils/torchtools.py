@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def resume_from_checkpoint(
     scheduler: LRScheduler | None = None,
     scaler: Any = None,
     file_name: str = "",
+    extend: bool = False,
 ) -> int:
     """Restore a run from a checkpoint in ``fdir``.
 
@@ -84,6 +86,8 @@ def resume_from_checkpoint(
         model, optimizer, scheduler: the objects to restore.
         scaler: the gradient scaler of amp, if any.
         file_name: the checkpoint's name; by default the name in the text file ``checkpoint``.
+        extend: whether the learning rates go on as ``scheduler`` has them, not as in the
+            checkpoint, whose run had fewer epochs.
 
     Returns:
         The number of finished epochs.
@@ -99,12 +103,17 @@ def resume_from_checkpoint(
         check_classes(checkpoint["state_dict"], model)
         model.load_state_dict(checkpoint["state_dict"])
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        rates = []
+        if extend and scheduler is not None:
+            rates, scheduler = _rates_after(scheduler, checkpoint["epoch"]), None
         parts = ("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)
         for name, part in parts:
             if part is not None and checkpoint.get(name) is not None:
                 _check_kinds(checkpoint[name], part.state_dict(), name)
                 part.load_state_dict(checkpoint[name])
         if optimizer is not None:
+            for group, rate in zip(optimizer.param_groups, rates, strict=False):
+                group["lr"] = rate
             _check_moments(optimizer)
         if "rng" in checkpoint:
             restore_random_state(checkpoint["rng"])
@@ -115,6 +124,15 @@ def resume_from_checkpoint(
         ) from error
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
+
+
+def _rates_after(scheduler: LRScheduler, epochs: int) -> list[float]:
+    """Step a new scheduler over some epochs, and return the learning rate of each group."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the optimiser has not stepped
+        for _ in range(epochs):
+            scheduler.step()
+    return [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
 def check_classes(state: Mapping[str, Tensor], model: nn.Module) -> None:
