@@ -135,7 +135,8 @@ def run_experiment(
     console.print(_summary(jobs, workers, cost))
     todo = [run for job in jobs for run in unfinished(job)]
     if args.dry_run:
-        console.print(cost.table())
+        if cost.kinds:
+            console.print(cost.table())
         faults = [f"{kind.run}: {kind.fault}" for kind in cost.kinds if kind.fault]
         try:
             experiment.check(jobs)
