@@ -72,6 +72,11 @@ def _is_paired(table: Table, method: str) -> bool:
     return bool(reference) and not table.references[reference]
 
 
+def has_pairs(table: Table) -> bool:
+    """Tell whether ``accuracies`` joins seeds."""
+    return any(_is_paired(table, method) for method in table.rows)
+
+
 def _legend(table: Table) -> list[Line2D]:
     """Return the signs that are in the figure of a table, with their meanings."""
     grey = "0.3"
@@ -79,7 +84,7 @@ def _legend(table: Table) -> list[Line2D]:
         Line2D([], [], marker="o", ms=5, ls="", color=grey, label="mean ± standard deviation"),
         Line2D([], [], color=grey, label="one seed", **_SEED),
     ]
-    if any(_is_paired(table, method) for method in table.rows):
+    if has_pairs(table):
         signs.append(Line2D([], [], color=_PAIR, label="the same seed"))
     if table.published:
         signs.append(Line2D([], [], marker="D", ls="", ms=4, color="black", label="published"))

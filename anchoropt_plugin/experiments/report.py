@@ -102,10 +102,10 @@ def _figures(
             )
             yield f"few_shot_{title}", says, figures.few_shot_curves(table)
         else:
+            joined = "Lines join the same seed of a host with AnchorOPT and of the host alone. "
             says = (
-                f"{table.title}: accuracy; {figures.WHISKER}, circles single seeds. Lines join the "
-                "same seed of a host with AnchorOPT and of the host alone. The scales start at "
-                "different numbers."
+                f"{table.title}: accuracy; {figures.WHISKER}, circles single seeds. "
+                f"{joined if figures.has_pairs(table) else ''}The panels have different scales."
             )
             yield f"accuracy_{title}", says, figures.accuracies(table)
     group = experiment.protocol.datasets[0]

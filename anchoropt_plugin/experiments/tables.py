@@ -78,9 +78,10 @@ def tables(results: pd.DataFrame, protocol: Protocol, published: bool = True) ->
         return []
     groups = dict(list(results.groupby("group", sort=False)))
     out = [_table(group, [group], part, protocol, published) for group, part in groups.items()]
-    if len(groups) > 1:
+    averaged = _averaged(results)
+    if len(groups) > 1 and not averaged.empty:
         title = f"average of {len(groups)} data sets"
-        out.append(_table(title, list(groups), _averaged(results), protocol, published))
+        out.append(_table(title, list(groups), averaged, protocol, published))
     return out
 
 

@@ -107,6 +107,12 @@ def test_a_method_that_lacks_a_data_set_has_no_average():
     assert list(average.rows) == ["CoOp"]
 
 
+def test_data_sets_without_a_common_method_have_no_average():
+    one, other = ({name: BASE[name]} for name in BASE)
+    made_of_two = made(rows(base=one, new=one) + rows("shapes", base=other, new=other))
+    assert [table.title for table in made_of_two] == ["digits", "shapes"]
+
+
 def test_the_average_of_the_eleven_has_published_numbers():
     names = read_protocol("base2new").datasets
     *_, average = made([row for n in names for row in rows(n, backbone="ViT-B/16")])
