@@ -18,7 +18,6 @@ from typing import Any
 from unittest import mock
 
 from ..dassl_compat.finite_checks import training_errors
-from ..datasets import DATA_SETS
 from ..errors import UserError
 from ..process import distributed
 from ..process.folder_lock import locked_folder
@@ -96,6 +95,9 @@ def _in_place_of_python(script: Path, arguments: list[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _offer_data_sets() -> Iterator[None]:
     """Let the registry know this package's data sets too, where their names are free."""
+    # Imported here: the other commands do not need what an installed Dassl imports for its data.
+    from ..datasets import DATA_SETS
+
     registry: Any = importlib.import_module("dassl.data.datasets").DATASET_REGISTRY
     own_get, own_names = registry.get, registry.registered_names
 

@@ -235,7 +235,10 @@ class Registry:
     def get(self, name): ...
     def registered_names(self): return []
 
-TRAINER_REGISTRY = Registry()
+TRAINER_REGISTRY = DATASET_REGISTRY = Registry()
+
+class DatasetBase: ...
+class Datum: ...
 """
 
 
@@ -259,10 +262,9 @@ def look_alike(folder, *words):
 
 def test_run_needs_no_name_that_an_old_dassl_lacks(tmp_path):
     # Neither clean_cfg nor setup_logger is there, and np.int is removed from numpy.
-    (tmp_path / "dassl/engine").mkdir(parents=True)
-    (tmp_path / "dassl/engine/__init__.py").write_text(
-        "from dassl.registry import TRAINER_REGISTRY\n"
-    )
+    for name in ("engine", "data", "data/datasets"):
+        (tmp_path / "dassl" / name).mkdir(parents=True)
+        (tmp_path / "dassl" / name / "__init__.py").write_text("from dassl.registry import *\n")
     (tmp_path / "dassl/registry.py").write_text(REGISTRY)
     run = look_alike(tmp_path, "-m", "anchoropt_plugin", "run", "train.py")
     assert "whole numbers [0 1 2]" in run.stdout and "POSITION: sinkhorn" in run.stdout
