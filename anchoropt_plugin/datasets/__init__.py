@@ -8,6 +8,10 @@ from typing import Any
 from .embedded_sets import Digits, Shapes
 from .image_folder import ImageFolder
 from .public_sets import PUBLIC_SETS
+from .split_dataset import SplitDataset
+from .splits import Split
+
+__all__ = ["DATA_SETS", "Digits", "ImageFolder", "Shapes", "Split", "SplitDataset", "register"]
 
 DATA_SETS: dict[str, Any] = {one.__name__: one for one in (Digits, Shapes, ImageFolder)}
 DATA_SETS |= PUBLIC_SETS

@@ -17,7 +17,7 @@ from anchoropt_plugin.commands.check.small_trainer import HostError
 def test_check_tries_the_default_of_the_host_first_on_a_gpu(has_gpu, wanted, monkeypatch, tmp_path):
     tried = []
 
-    def fails(host, with_anchoropt, cfg, classes):
+    def fails(host, with_anchoropt, cfg, *_):
         tried.append(cfg.TRAINER.COOP.PREC)
         raise HostError(f"attempt {len(tried)}")
 

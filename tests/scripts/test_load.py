@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from anchoropt_plugin.datasets.class_folders import read_classnames
 from anchoropt_plugin.encoders import clip_models
-from anchoropt_plugin.encoders.clip_models import clip as openai_clip
 from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.encoders.openai_clip import clip as openai_clip
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.experiments import checkout, compare, results
 from anchoropt_plugin.experiments.plan import plan

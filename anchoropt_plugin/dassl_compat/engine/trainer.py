@@ -130,7 +130,8 @@ class SimpleTrainer(TrainerBase):
         for name in self.get_model_names():  # now, so that an error here costs no epoch
             mkdir_if_missing(Path(self.output_dir, name))
         open_writers(self)
-        parts = itertools.chain(self._models.values(), [self.model])
+        own = (value for value in vars(self).values() if isinstance(value, nn.Module))
+        parts = itertools.chain(self._models.values(), own)
         everything = itertools.chain.from_iterable(part.parameters() for part in parts)
         print(parameters_in_words(trained_parameters(self._optims.values()), everything))
         self.time_start = time.time()
