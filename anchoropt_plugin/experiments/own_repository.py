@@ -133,7 +133,11 @@ class OwnRepository(Repository):
         errors = io.StringIO()
 
         def reach(cfg: Any, *_: Any, **__: Any) -> NoReturn:
-            raise _Reached(use(cfg))
+            try:
+                value = use(cfg)
+            except Exception as error:
+                raise _Reached(None, error) from error
+            raise _Reached(value)
 
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -144,11 +148,16 @@ class OwnRepository(Repository):
             try:
                 status = self._main(["--output-dir", folder, *_without(argv, "--output-dir")])
             except _Reached as reached:
+                if isinstance(reached.error, UserError):
+                    raise reached.error from None
+                if reached.error is not None:  # of a class that may not pass between processes
+                    kind = type(reached.error).__name__
+                    raise UserError(f"{kind}: {reached.error}") from reached.error
                 return reached.value
         last = errors.getvalue().strip().splitlines()[-1:] or [f"exit status {status}"]
         raise UserError(
-            f"{self.folder / 'train.py'} ends before dassl.engine.build_trainer has built a "
-            f"trainer: {last[0].removeprefix('error: ')}"
+            f"{self.folder / 'train.py'} ends before it calls dassl.engine.build_trainer: "
+            f"{last[0].removeprefix('error: ')}"
         )
 
     def _main(self, argv: Sequence[str]) -> int:
@@ -166,9 +175,9 @@ class OwnRepository(Repository):
 class _Reached(BaseException):
     """Raised where the script builds its trainer; ``except Exception`` does not catch it."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, error: Exception | None = None) -> None:
         super().__init__()
-        self.value = value
+        self.value, self.error = value, error
 
 
 def existing(folder: Path, name: str) -> Path | None:

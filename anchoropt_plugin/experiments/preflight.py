@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -77,8 +78,18 @@ def _fault(run: Run) -> str:
 
 def _check(run: Run) -> None:
     def use(trainer: Any) -> None:
+        _check_images(trainer.dm.dataset)
         if run.trains and isinstance(trainer, TwoStages):
             run_of = trainer.anchoropt
             check_sources(run_of.settings, run_of.classes, run.settings["DATASET.NAME"])
 
     run.repository.with_trainer(run.argv, use)
+
+
+def _check_images(data_set: Any) -> None:
+    """Check that all images exist: a data set of the user may find out in the middle of a run."""
+    parts = (data_set.train_x, data_set.val, data_set.test)
+    paths = dict.fromkeys(item.impath for part in parts for item in part or ())
+    missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 (a million)
+    if missing:
+        raise UserError(f"{len(missing)} of {len(paths)} images are missing, such as {missing[0]}")

@@ -9,6 +9,8 @@ import shutil
 import pandas as pd
 import pytest
 
+from anchoropt_plugin import UserError
+from anchoropt_plugin.experiments import compare
 from anchoropt_plugin.experiments.logs import results_in
 from anchoropt_plugin.experiments.own_repository import own_repository
 from anchoropt_plugin.files.predictions import PREDICTIONS
@@ -152,12 +154,26 @@ def test_ablate_varies_a_key_of_the_repository(compared):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([*DOTS, "--repository", "nowhere"], "nowhere has no train.py"),
-        ([*DOTS, "--hosts", "YourCoOp"], "before any run: YourCoOp_AnchorOPT, dots base"),
-        (["--dataset-config", "spots.yaml"], "there is no data set file spots.yaml, here or in"),
-        (["--datasets", "shape"], "unknown data set 'shape' (did you mean 'shapes'?)"),
-        ([*DOTS, "--config", "your.yaml"], "there is no config file your.yaml, here or in"),
+        ([*DOTS, "--repository", "nowhere"], r"nowhere has no train\.py"),
+        (["--dataset-config", "spots.yaml"], r"there is no data set file spots\.yaml, here or in"),
+        (["--datasets", "shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\)"),
+        ([*DOTS, "--config", "your.yaml"], r"there is no config file your\.yaml, here or in"),
         ([*DOTS, "--preset", "embedded"], "--preset is for the trainers of anchoropt-plugin"),
+    ],
+)
+def test_what_is_not_there_is_refused(tmp_path, monkeypatch, words, says):
+    write_fork(tmp_path / "fork")
+    monkeypatch.chdir(tmp_path)
+    before = {*tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=says):
+        compare.main("", [*COMPARE[1:], "--output-dir", "refused", *words])
+    assert {*tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([*DOTS, "--hosts", "YourCoOp"], "before any run: YourCoOp_AnchorOPT, dots base"),
         ([*DOTS, "--seeds", "0"], "train.py makes SEED -1 of --seed 0: give another seed"),
         ([*DOTS, "TRAINER.MYCOOP.N_CONTEXT", "2"], "N_CONTEXT"),
     ],
