@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ...errors import UserError
