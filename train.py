@@ -38,6 +38,7 @@ from anchoropt_plugin import UserError, datasets  # before dassl: it makes `impo
 from anchoropt_plugin.config.check import check_values, flattened
 from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
 from anchoropt_plugin.config.record import (
+    check_same_classes,
     check_same_model,
     check_same_run,
     final_epoch,
@@ -227,6 +228,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 check_same_model(cfg, args.model_dir, node)
         elif not args.no_train:
             check_validation(trainer)
+            for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):
+                check_same_classes(folder, trainer.dm.dataset.classnames)
     except (UserError, UnicodeEncodeError):
         withdraw_log()
         raise

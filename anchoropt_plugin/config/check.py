@@ -101,7 +101,7 @@ _RULES: dict[str, _Rule] = {
     "TRAIN.PRINT_FREQ": _POSITIVE,
     "TRAIN.LOGGERS": (
         "a list of tensorboard, csv, wandb",
-        lambda x: set(x) <= {"tensorboard", "csv", "wandb"},
+        lambda x: all(one in ("tensorboard", "csv", "wandb") for one in x),
     ),
     "TEST.FINAL_MODEL": _one_of("last_step", "best_val"),
     "TEST.SPLIT": _one_of("val", "test"),

@@ -26,6 +26,19 @@ def merge_file(cfg: CfgNode, path: str | Path, unused: Collection[str] = ()) -> 
     merge_dict(cfg, read_yaml(path), source=str(path), unused=unused)
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """The safe loader, which refuses a key that is there twice: yaml would keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the ``KEY: value`` lines of a yaml file as a dict.
 
@@ -33,7 +46,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UserError: an unreadable file, invalid yaml, or yaml that is not a dict.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
     except OSError as error:
         hint = nearest(Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")])
         raise UserError(f"cannot open the config file {path}: {error.strerror}{hint}") from error

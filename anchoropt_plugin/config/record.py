@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from ..errors import UserError
 from ..files.atomic import write_text
 from ..files.checkpoint_folder import last_checkpoint_name
+from ..files.readers import read_json
 from .check import flattened
 from .merge import merge_dict, read_yaml
 
@@ -57,6 +58,22 @@ def write_record(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -
     """Write ``config.yaml`` and ``classes.json`` into an output folder."""
     write_text(Path(folder, RECORD), cfg.dump())
     write_text(Path(folder, CLASSES), json.dumps(list(class_names), indent=1))
+
+
+def check_same_classes(folder: str | Path, class_names: Sequence[str]) -> None:
+    """Check that the checkpoints in an output folder, if any, come from a run with these classes.
+
+    Raises:
+        UserError: they come from a run with other classes.
+    """
+    recorded = Path(folder, CLASSES)
+    if recorded.is_file() and any(Path(folder).glob("*/checkpoint")):
+        others = read_json(recorded)
+        if others != list(class_names):
+            raise UserError(
+                f"{folder} holds a run with other classes ({', '.join(map(str, others[:3]))} …): "
+                "give another --output-dir"
+            )
 
 
 def merge_record(cfg: CfgNode, folder: str | Path) -> None:

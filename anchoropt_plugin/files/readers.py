@@ -40,11 +40,25 @@ def read_json(fpath: str | Path) -> Any:
         UserError: a missing or malformed file; the message names the line.
     """
     try:
-        return json.loads(read_text(fpath))
+        return json.loads(read_text(fpath), object_pairs_hook=each_key_once)
     except json.JSONDecodeError as error:
         raise UserError(f"{fpath}, line {error.lineno}: not valid json: {error.msg}") from error
     except (RecursionError, ValueError) as error:  # too deeply nested, too many digits
         raise UserError(f"{fpath}: not valid json: {error}") from error
+
+
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of an object in a json file; json would keep the last of equal keys.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return content
 
 
 def json_or_none(text: str) -> Any:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ..encoders.class_names import as_words
 from ..errors import UserError
+from ..files.readers import each_key_once
 
 _Sentences = TypeVar("_Sentences", bound=Sequence[str])
 
@@ -53,7 +54,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
         UserError: the file is missing, or of another form.
     """
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_pairs_hook=each_key_once)
     except OSError as error:
         raise UserError(f"cannot read the descriptions {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

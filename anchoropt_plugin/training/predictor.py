@@ -115,16 +115,17 @@ class Predictor:
             raise UserError("export needs a predictor on the CPU: load_predictor(…, device='cpu')")
         portable = self._portable
         check_transform(portable.images, self.transform)
+        weights = portable.weights
+        if path.suffix != ".onnx" and isinstance(weights, str):
+            raise UserError(f"{weights}; export to .onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".onnx":
             generator = torch.Generator().manual_seed(0)
             images = torch.randn(3, 3, *portable.images.size, generator=generator)
             texts = {"classes": json.dumps(self.classes), **portable.images.texts()}
             write_onnx(portable.model, self._tested, images, texts, path)
-        elif isinstance(portable.weights, str):
-            raise UserError(f"{portable.weights}; export to .onnx")
-        else:
-            write_class_weights(portable.weights, path)
+        elif not isinstance(weights, str):
+            write_class_weights(weights, path)
 
     def __call__(self, image: ImageLike) -> dict[str, float]:
         """Return the probabilities of an image by class name, the most likely class first.

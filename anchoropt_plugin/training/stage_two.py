@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..encoders.clip_models import words_of
 from ..encoders.image_features import ImageCall, ImageCalls
 from ..encoders.plain_clip import PlainImages
 from ..encoders.shared_prefix import leaves
@@ -39,7 +40,7 @@ class AnchorOPT:
         settings: checked settings.
         position: the module on the host's prompt learner.
         classes: names of the classes of this run.
-        trained_classes: names of the classes that the prompt was trained on; None if unknown.
+        trained_classes: the words of the classes that the prompt was trained on; None if unknown.
         plain: the host's CLIP as it was loaded.
         tower: of the plain CLIP, for the anchor prompts.
         features: the images that the host encodes, and their features in the plain CLIP.
@@ -60,7 +61,8 @@ class AnchorOPT:
         self.settings = settings
         self.position = parts.position
         self.classes = list(class_names)
-        self.trained_classes: frozenset[str] | None = None
+        self.trained_classes: frozenset[tuple[str, ...]] | None = None
+        self._words = frozenset(map(words_of, class_names))
         self.is_in_training = self.is_in_test = self.told_of_several = False
         self.batch: Batch | None = None
         self.tested_images: Any = None
@@ -269,4 +271,4 @@ class AnchorOPT:
             return self.settings.ensemble == "always"
         if self.trained_classes is None:
             return subsample != "base"
-        return not self.trained_classes.issuperset(self.classes)
+        return not self.trained_classes.issuperset(self._words)

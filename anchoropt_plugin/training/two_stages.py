@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config.record import check_same_model, write_record
 from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
+from ..encoders.clip_models import words_of
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..files.run_events import append_event
@@ -169,7 +170,7 @@ class TwoStages:
                 "freeze parameters with 'prompt_learner' in their name"
             )
         self.anchoropt_stage_one()
-        self.anchoropt.trained_classes = frozenset(self.anchoropt.classes)
+        self.anchoropt.trained_classes = frozenset(map(words_of, self.anchoropt.classes))
         anchors = AnchorTokens(self.anchoropt.position.anchors.detach().float().cpu())
         anchors.save(Path(self.output_dir) / PUBLISHED_FILE)
         append_event(self.output_dir, "anchors")
@@ -279,7 +280,7 @@ class TwoStages:
         run = self.anchoropt
         trained = trained_classes(Path(directory), self.cfg, run.settings) if directory else None
         if trained is not None:
-            run.trained_classes = frozenset(trained)
+            run.trained_classes = frozenset(map(words_of, trained))
             if self._host_node().get("CSC") and trained != run.classes:
                 raise UserError(
                     f"{directory} has one context for each of {len(trained)} other classes (CSC "

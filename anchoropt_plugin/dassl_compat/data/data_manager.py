@@ -108,7 +108,16 @@ class DataManager:
                 raise UserError(f"{cfg.DATASET.NAME} has no images in its part {part!r}")
             n_domain, n_ins = section.get("N_DOMAIN", 0), section.get("N_INS", 0)
             order = section.SAMPLER, source, section.BATCH_SIZE, n_domain, n_ins
-            return build_data_loader(cfg, *order, transform, is_train, dataset_wrapper)
+            made = build_data_loader(cfg, *order, transform, is_train, dataset_wrapper)
+            sampler: Any = made.sampler
+            given = len(made) if is_train else len(sampler) == len(source)
+            if not given:
+                raise UserError(
+                    f"the sampler {section.SAMPLER} with BATCH_SIZE {section.BATCH_SIZE} "
+                    f"{'makes no batch' if is_train else 'leaves out some'} of the {len(source)} "
+                    f"images of {part}: change SAMPLER or BATCH_SIZE in DATALOADER"
+                )
+            return made
 
         sections = cfg.DATALOADER
         section_u = sections.TRAIN_X if sections.TRAIN_U.SAME_AS_X else sections.TRAIN_U

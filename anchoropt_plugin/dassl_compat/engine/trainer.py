@@ -232,6 +232,8 @@ class SimpleTrainer(TrainerBase):
             if is_final:
                 top.add(images, logits, labels)
         settle_all()
+        if is_final:
+            top.check_finite()
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
@@ -245,9 +247,18 @@ class SimpleTrainer(TrainerBase):
         return next(iter(results.values()))
 
     def split_and_loader(self, split: str) -> tuple[str, Any]:
-        """Return the name and the loader of a split: of the test if there is no validation."""
+        """Return the name and the loader of a split: of the test if there is no validation.
+
+        Raises:
+            UserError: ``TEST.SPLIT`` asks for a validation set that does not exist.
+        """
         if split == "val" and self.val_loader is not None:
             return split, self.val_loader
+        if self.cfg.TEST.SPLIT == "val":
+            raise UserError(
+                f"TEST.SPLIT is val, but {self.cfg.DATASET.NAME} has no validation images: add a "
+                "part val, or set it to test"
+            )
         return "test", self.test_loader
 
     def further_results(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from ...files.predictions import TOP, different_names, write_predictions
 
 
@@ -31,6 +32,21 @@ class TopClasses:
         top = logits.float().softmax(dim=1).topk(min(TOP, logits.shape[1]))
         # The evaluator's prediction: of equal probabilities topk may put another one first.
         self._batches.append((labels, logits.argmax(dim=1), top.indices, top.values))
+
+    def check_finite(self) -> None:
+        """Check the probabilities of all images.
+
+        Raises:
+            UserError: those of an image are not numbers, so neither is its prediction.
+        """
+        values = torch.cat([batch[3] for batch in self._batches]).cpu()
+        broken = (~values.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        if broken:
+            raise UserError(
+                f"the logits of {len(broken)} of {len(values)} images are not finite, first those "
+                f"of {self._images[broken[0]] or f'image {broken[0]}'}: check INPUT.PIXEL_STD and "
+                "the weights, or set PREC to fp32"
+            )
 
     def rows(self, names: Mapping[int, str]) -> Iterator[tuple[str, str, list[str], Sequence[Any]]]:
         """Yield for each image its path, its class, the likely classes and their probabilities."""

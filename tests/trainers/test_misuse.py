@@ -1,0 +1,102 @@
+"""Mistakes that once gave a number without a word: each is one line now, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from anchoropt_plugin import UserError
+from anchoropt_plugin.config.merge import read_yaml
+from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses
+from anchoropt_plugin.encoders.clip_models import words_of
+from anchoropt_plugin.files.readers import read_json
+from anchoropt_plugin.method import descriptions
+from anchoropt_plugin.training.stage_two import AnchorOPT
+
+BATCH = ("DATALOADER.TRAIN_X.BATCH_SIZE", "32")
+CLASSES = ["red circle", "blue star", "green heart"]
+
+
+def images(folder, names=CLASSES):
+    for number, name in enumerate(names):
+        for part, n in (("train", 3), ("test", 2)):
+            for image in range(n):
+                path = folder / part / name.replace(" ", "_") / f"{image}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (80 * number, 40 * image, 90)).save(path)
+    return folder
+
+
+def run(root, output, *words, trainer="CoOp"):
+    return train.main(
+        [
+            *("--root", str(root), "--output-dir", str(output), "--trainer", trainer),
+            *("--seed", "1", "--dataset-config-file", "configs/datasets/image_folder.yaml"),
+            *("--config-file", "configs/trainers/CoOp/tiny.yaml"),
+            *("OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0"),
+            *("DATALOADER.TRAIN_X.BATCH_SIZE", "9", *words),
+        ]
+    )
+
+
+def test_a_refused_run_leaves_the_record_of_the_run_in_its_folder(tmp_path, capsys):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    assert run(root, out) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.[jy]*") if path.is_file()}
+    others = images(tmp_path / "b", ["red star", "blue circle", "green oval"])
+    assert run(others, out) == 2
+    assert "holds a run with other classes (blue star, " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert json.loads((out / "classes.json").read_text()) == sorted(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["DATALOADER.TEST.SAMPLER", "RandomDomainSampler"], "leaves out some of the 6 images"),
+        (["DATALOADER.TRAIN_X.SAMPLER", "RandomDomainSampler", *BATCH], "makes no batch of the 9"),
+        (["TRAIN.LOGGERS", '[["csv"]]'], "TRAIN.LOGGERS is "),
+        (["TEST.SPLIT", "val"], "TEST.SPLIT is val, but ImageFolder has no validation images"),
+        (["INPUT.PIXEL_STD", "[1e-44, 1e-44, 1e-44]"], "of 6 images are not finite"),
+    ],
+)
+def test_one_line_and_status_2(tmp_path, capsys, words, message):
+    opts = ["DATALOADER.TEST.BATCH_SIZE", "4", *words]
+    zero_shot = "ZeroshotCLIP" if "PIXEL_STD" in words[0] else "CoOp"
+    assert run(images(tmp_path / "a"), tmp_path / "out", *opts, trainer=zero_shot) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out/results.json").exists()
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("OPTIM:\n  LR: 0.01\nTEST:\n  SPLIT: test\nOPTIM:\n  MAX_EPOCH: 3\n")
+    with pytest.raises(UserError, match="line 5: not valid yaml: the key OPTIM is there twice"):
+        read_yaml(path)
+    path = tmp_path / "mine.json"
+    path.write_text('{"red fox": ["A fox."], "owl": ["An owl."], "red fox": ["Another."]}')
+    for read in (read_json, descriptions.load):
+        with pytest.raises(UserError, match="the key 'red fox' is there twice"):
+            read(path)
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    top = TopClasses()
+    top.add(["a.png"], torch.tensor([[1.0, 2.0]]), torch.tensor([0]))
+    top.check_finite()
+    top.add(["b.png"], torch.tensor([[torch.nan, 2.0]]), torch.tensor([0]))
+    with pytest.raises(UserError, match="1 of 2 images are not finite, first those"):
+        top.check_finite()
+
+
+@pytest.mark.parametrize(("names", "averages"), [(["Red_Circle"], False), (["red oval"], True)])
+def test_classes_that_are_one_to_clip_are_one_to_the_test(names, averages):
+    run = AnchorOPT.__new__(AnchorOPT)
+    run.settings = type("Settings", (), {"ensemble": "auto"})
+    run.trained_classes = frozenset(map(words_of, CLASSES))
+    run._words = frozenset(map(words_of, names))
+    assert run.averages("all") is averages
