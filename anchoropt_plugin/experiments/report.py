@@ -66,7 +66,7 @@ def write_report(
         failed=failed,
         tables=[(table, *frame_of(table)) for table in made],
         # Controls and changed methods are compared with another row of AnchorOPT.
-        bold={name for name, reference in anchored.items() if reference not in anchored},
+        bold={name for name, other in anchored.items() if other and other not in anchored},
         caption=caption_of(experiment, made),
         sources=sources(made),
         figures=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import multiprocessing
 import re
 import shutil
 import signal
@@ -244,7 +245,7 @@ def test_a_bug_is_one_line_with_its_trace_in_the_log(job, tmp_path, monkeypatch)
     (tmp_path / "log.txt").write_text("so far\n")
     monkeypatch.setattr(train, "main", lambda argv: 1 / 0)
     object.__setattr__(run, "folder", tmp_path)
-    receive, send = execution.multiprocessing.Pipe(duplex=False)
+    receive, send = multiprocessing.Pipe(duplex=False)
     worker.perform(run, send, {}, "")
     assert receive.recv() == "ZeroDivisionError: division by zero"
     assert "Traceback (most recent call last)" in (tmp_path / "log.txt").read_text()
@@ -304,7 +305,7 @@ def test_a_dry_run_estimates_and_writes_nothing(root, tmp_path, capsys):
     assert compared_in(out, root, "--seeds", "1", "--anchoropt", "without", "--dry-run") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "4 runs, 0 of them finished; 4 to do" in said
-    assert re.search(r"about \d+ min \d\d s, by a step timed now", said)
+    assert re.search(r"about \d+ min \d\d s, by steps timed now", said)
     assert not out.exists()
 
 

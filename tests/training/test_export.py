@@ -197,7 +197,8 @@ def test_a_backbone_in_a_file_is_found_from_elsewhere_and_compared(runs, tmp_pat
     state = load_clip("tiny").state_dict()
     torch.save(state, "clip.pt")
     keys = ("OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "2", "USE_CUDA", "False")
-    words = command(runs / "data", "out", "CoOp", keys=(*keys, "MODEL.BACKBONE.NAME", "clip.pt"))
+    own = ("MODEL.BACKBONE.NAME", "clip.pt", "MODEL.BACKBONE.CONFIG", "openai")
+    words = command(runs / "data", "out", "CoOp", keys=(*keys, *own))
     assert train.main(words) == 0
     image = Image.effect_noise((40, 60), 90)
     predictor = load_predictor("out")
