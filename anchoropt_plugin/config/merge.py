@@ -31,7 +31,7 @@ class _EachKeyOnce(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 problem = f"the key {key.value} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
@@ -46,7 +46,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UserError: an unreadable file, invalid yaml, or yaml that is not a dict.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
+        loader = _EachKeyOnce(Path(path).read_text(encoding="utf-8"))
+        try:
+            values = loader.get_single_data()
+        finally:
+            loader.dispose()
     except OSError as error:
         hint = nearest(Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")])
         raise UserError(f"cannot open the config file {path}: {error.strerror}{hint}") from error

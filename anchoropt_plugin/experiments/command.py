@@ -145,11 +145,11 @@ def run_experiment(
         if faults:
             console.print(f"Without --dry-run this command stops: {faults[0]}")
         return 0
-    for note in check_parts(todo):
-        console.print(note)
     is_new = not args.output_dir.exists()
     try:
         with locked_folder(args.output_dir):
+            for note in check_parts(todo):
+                console.print(note)
             return _run_and_report(experiment, args, jobs, executor(jobs, workers), more, console)
     finally:
         if is_new:

@@ -366,6 +366,9 @@ def test_splits(cfg, capsys):
     assert "Evaluate on the *val* set" in out
     assert "* total: 6\n" in out
     trainer.val_loader = None
+    with pytest.raises(UserError, match=r"TEST\.SPLIT is val, but .* has no validation images"):
+        trainer.test()
+    cfg.TEST.SPLIT = "test"
     trainer.test(split="val")
     assert "Evaluate on the *test* set" in capsys.readouterr().out
     assert not trainer.model.training
