@@ -10,7 +10,7 @@ import torch
 
 import train
 from anchoropt_plugin import restore
-from tests.encoders.library_clips import new, open_clip, transformers
+from tests.encoders.foreign_clips import new, open_clip, transformers
 
 PAGE = (Path(train.__file__).parent / "docs/other_clips.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -14,7 +14,7 @@ from torch import nn
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.errors import UserError
 
-from .library_clips import model_cfg, new, open_clip, write_folder
+from .foreign_clips import model_cfg, new, open_clip, write_folder
 from .test_other_clips import same
 
 huggingface_hub = pytest.importorskip("huggingface_hub")

@@ -15,7 +15,7 @@ from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.encoders.image_classifier import digest_of
 from anchoropt_plugin.training.anchor_cache import content_key
 
-from .library_clips import ALL, OPEN_CLIP, TEXT, VIT, new, open_clip, text_features, write_folder
+from .foreign_clips import ALL, OPEN_CLIP, TEXT, VIT, new, open_clip, text_features, write_folder
 
 NAMES = ["cat", "red fox", "a grand piano"]
 TEXTS = [[f"a photo of a {name}.", f"a {name} in the snow."] for name in NAMES]

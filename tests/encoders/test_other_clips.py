@@ -14,7 +14,7 @@ from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.encoders.weight_files import read_architecture
 from anchoropt_plugin.errors import UserError
 
-from .library_clips import (
+from .foreign_clips import (
     ALL,
     OPEN_CLIP,
     TEXT,

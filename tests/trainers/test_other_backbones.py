@@ -13,7 +13,7 @@ import train
 from anchoropt_plugin import load_predictor
 from anchoropt_plugin.files.class_weights import read_class_weights
 
-from ..encoders.library_clips import image_features, open_clip, write_folder
+from ..encoders.foreign_clips import image_features, open_clip, write_folder
 from .runs import command
 
 MEAN = ["INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]"]
