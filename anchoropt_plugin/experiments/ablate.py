@@ -8,13 +8,12 @@ from functools import partial
 
 from ..config.merge import read_yaml
 from ..errors import UserError
-from ..process.command_line import Parser
 from .averaging import averaged_with_zero_shot
 from .checkout import CHECKOUT
 from .command import protocol_of, repository_of, run_experiment, with_preset
 from .experiment import Experiment
 from .factors import parse_grid, varied
-from .flags import add_ablate
+from .flags import add_ablate, build_parser
 from .plan import host_method, zero_shot_method
 
 PRESETS = CHECKOUT.configs / "presets" / "ablate"
@@ -36,13 +35,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: an argument is unknown or invalid; nothing is written.
     """
-    parser = Parser(
-        prog="python scripts/ablate.py",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_ablate(parser)
-    return run(parser.parse_args(argv))
+    return run(build_parser("python scripts/ablate.py", description, add_ablate).parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
-from ..process.command_line import Parser
 from ..training.settings import PRESETS as METHOD_PRESETS
 from .checkout import CHECKOUT
 from .command import protocol_of, repository_of, run_experiment, with_preset
 from .experiment import Experiment
-from .flags import add_compare
+from .flags import add_compare, build_parser
 from .plan import NODE, Method, Settings, host_method, zero_shot_method
 from .published import RELEASED, check_anchors, published_settings, released_descriptions
 from .repository import Repository
@@ -39,13 +38,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: an argument is unknown or invalid; nothing is written.
     """
-    parser = Parser(
-        prog="python scripts/compare.py",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_compare(parser)
-    return run(parser.parse_args(argv))
+    return run(build_parser("python scripts/compare.py", description, add_compare).parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> int:

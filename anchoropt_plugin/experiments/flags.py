@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from ..process.command_line import Parser
@@ -18,15 +19,6 @@ SLURM_FLAGS: dict[str, tuple[str, type, str, str]] = {
 
 
 PRESET = "a file of configs/presets/{}; flags override its values"
-
-
-def build_parser(prog: str, description: str | None) -> Parser:
-    """Return a parser with the flags of all experiments."""
-    parser = Parser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_shared(parser)
-    return parser
 
 
 def add_shared(parser: Parser) -> None:
@@ -137,3 +129,14 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="another option of sbatch, for example account=me; may be repeated",
     )
+
+
+def build_parser(
+    prog: str, description: str | None, add: Callable[[Parser], None] = add_shared
+) -> Parser:
+    """Return a parser with the flags that ``add`` adds: by default, those of all experiments."""
+    parser = Parser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add(parser)
+    return parser

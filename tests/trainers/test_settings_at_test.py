@@ -40,7 +40,7 @@ def evaluated(runs, root, out, trainer, keys=(), classes="new"):
         ("CoOp", ["INPUT.INTERPOLATION", "nearest"], "now 'nearest'"),
         ("CoOp", ["INPUT.TRANSFORMS", "['random_flip']"], "was ['normalize'], now []"),
         ("CoOp_AnchorOPT", ["INPUT.PIXEL_STD", "[1, 1, 1]"], "now [1, 1, 1]"),
-        ("MaPLe", ["TRAINER.MAPLE.CTX_INIT", "a picture of a"], "now 'a picture of a'"),
+        ("MaPLe", ["TRAINER.MAPLE.CTX_INIT", "an image of a"], "now 'an image of a'"),
     ],
 )
 def test_other_settings_are_refused(
