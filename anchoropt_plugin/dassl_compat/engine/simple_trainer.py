@@ -1,0 +1,288 @@
+"""A run of CoOp and its relatives: loaders, checkpoints and tests."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from ...errors import UserError
+from ...files.checkpoint_folder import BEST_MODEL
+from ...files.run_events import rewind, write_results
+from ...process import distributed
+from ...process.data_parallel import refuse_data_parallel, without_data_parallel
+from ...process.gradients import GradientAverage, trained_parameters
+from ...process.late_checks import settle_all
+from ...process.randomness import share_randomness
+from ..data import DataManager
+from ..evaluation import build_evaluator
+from ..evaluation.top_classes import TopClasses, paths_of
+from ..scalar_writers import check_loggers, open_writers
+from ..utils.tools import mkdir_if_missing
+from ..utils.torchtools import load_checkpoint, parameters_in_words
+from ..validation import EarlyStop, check_validation
+from .base import Names, TrainerBase
+
+
+class SimpleTrainer(TrainerBase):
+    """A run on one data set: loaders, model, evaluator, checkpoints and test.
+
+    A subclass (here called a host) overrides two methods: :meth:`build_model` sets ``self.model``
+    and calls :meth:`register_model`; :meth:`forward_backward` trains on a batch. For other programs
+    a run writes ``events.jsonl`` and ``results.json``: see ``files/run_events.py``.
+    """
+
+    model: Any
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.check_cfg(cfg)
+        check_loggers(cfg)  # now, because a missing package would cost the time of building
+        use_cuda = cfg.USE_CUDA and torch.cuda.is_available()
+        self.device = torch.device("cuda" if use_cuda else "cpu")
+        self.cfg = cfg
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        if distributed.is_launched() and cfg.SEED < 0:
+            raise UserError(
+                "give --seed: without a seed each process would choose different training images"
+            )
+        distributed.start(cfg.USE_CUDA)
+        with distributed.main_first():  # the main process may write the few-shot images it draws
+            self.build_data_loader()
+        share_randomness()
+        self.build_model()
+        if distributed.is_started():
+            self._synchronise()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.best_result = -math.inf
+        self._early_stop = EarlyStop(cfg.TRAIN.PATIENCE)
+        self.is_trained = False
+
+    def _synchronise(self) -> None:
+        """Give all processes the weights of the main process, and average their gradients."""
+        self.model = without_data_parallel(self.model)
+        for name, model in self._models.items():
+            self._models[name] = model = without_data_parallel(model)
+            refuse_data_parallel(model, type(self).__name__)
+            for tensor in itertools.chain(model.parameters(), model.buffers()):
+                distributed.copy_from_main(tensor)
+        GradientAverage(trained_parameters(self._optims.values()))
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Check that the configuration suits this trainer."""
+
+    def build_data_loader(self) -> None:
+        """Set ``dm``, the loaders and the attributes of the classes."""
+        self.dm = DataManager(self.cfg)
+        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_u = self.dm.train_loader_u
+        self.val_loader = self.dm.val_loader
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+
+    def build_model(self) -> None:
+        """Set ``self.model`` and register its trained part."""
+        raise NotImplementedError
+
+    def train(self) -> None:  # type: ignore[override]
+        """Train for ``OPTIM.MAX_EPOCH`` epochs; resume from the last checkpoint, if any."""
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self) -> None:
+        """Resume from the last checkpoint, if there is one, and open the writer."""
+        check_validation(self)
+        directory = self.cfg.RESUME or self.output_dir
+        self.start_epoch = self.resume_model_if_exist(directory)
+        if len(set(distributed.gathered(self.start_epoch))) > 1:
+            raise UserError(
+                f"some processes do not see the checkpoints in {directory}: use a shared folder"
+            )
+        rewind(self.output_dir, self.start_epoch)
+        self._restore_best_result(directory)
+        if directory == self.output_dir:
+            self._save_missing_checkpoint()
+        for name in self.get_model_names():  # now, so that an error here costs no epoch
+            mkdir_if_missing(Path(self.output_dir, name))
+        open_writers(self)
+        own = (value for value in vars(self).values() if isinstance(value, nn.Module))
+        parts = itertools.chain(self._models.values(), own)
+        everything = itertools.chain.from_iterable(part.parameters() for part in parts)
+        print(parameters_in_words(trained_parameters(self._optims.values()), everything))
+        self.time_start = time.time()
+
+    def _restore_best_result(self, directory: str) -> None:
+        # Without this the first epoch after resuming would always count as the best. A best
+        # checkpoint of a later epoch, or of some models only, will be written again.
+        paths = [Path(directory, name, BEST_MODEL) for name in self.get_model_names()]
+        if not all(path.is_file() for path in paths):
+            return
+        best = [load_checkpoint(path) for path in paths]
+        epoch, val_result = max(one["epoch"] for one in best), best[0].get("val_result")
+        if epoch <= self.start_epoch and isinstance(val_result, float):
+            self.best_result = val_result
+            self._early_stop.note(val_result, epoch)
+
+    def _save_missing_checkpoint(self) -> None:
+        """Write the last epoch's checkpoint after a kill between the best checkpoint and it."""
+        done = self.start_epoch
+        name = f"model.pth.tar-{done}"
+        paths = [Path(self.output_dir, model, name) for model in self.get_model_names()]
+        if done and self._is_due(done) and not all(path.exists() for path in paths):
+            self.save_model(done - 1, self.output_dir)
+
+    def _is_due(self, done: int) -> bool:
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        return done == self.max_epoch or (frequency > 0 and done % frequency == 0)
+
+    def stops_after(self, epochs: int) -> bool:
+        """Return whether the validation has not improved for ``TRAIN.PATIENCE`` epochs.
+
+        The last epoch is saved then, so that the run resumes as finished.
+        """
+        stop = self._early_stop
+        stop.note(self.best_result, epochs)
+        if not stop.is_due(epochs):
+            return False
+        if epochs > self.start_epoch and not self._is_due(epochs):
+            self.save_model(epochs - 1, self.output_dir)
+        print(f"Stop early: no epoch after epoch {stop.best_epoch} was better in validation")
+        return True
+
+    def after_train(self) -> None:
+        """Test, unless ``TEST.NO_TEST`` is set, and print the time of the run."""
+        print("Finish training")
+        self.is_trained = True
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
+        print(f"Elapsed: {elapsed}")
+        self.close_writer()
+
+    def after_epoch(self) -> None:
+        """Save a checkpoint if one is due; with ``best_val``, validate and save the best one."""
+        done = self.epoch + 1
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(
+                    self.epoch, self.output_dir, val_result=result, model_name=BEST_MODEL
+                )
+        if self._is_due(done):
+            self.save_model(self.epoch, self.output_dir)
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on a split and print the results.
+
+        Args:
+            split: ``"val"`` or ``"test"``. None takes ``TEST.SPLIT`` and writes ``predictions.csv``
+                and ``results.json``. A data set without a validation split is evaluated on its
+                test split.
+
+        Returns:
+            The evaluator's first result, the accuracy in per cent.
+        """
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        is_final = split is None
+        split, loader = self.split_and_loader(split or self.cfg.TEST.SPLIT)
+        print(f"Evaluate on the *{split}* set")
+        progress, top = Console(stderr=True), TopClasses()
+        for logits, labels, images in track(
+            self._outputs(loader),
+            "evaluate",
+            total=len(loader),
+            console=progress,
+            transient=True,
+            disable=not (sys.stderr.isatty() and distributed.is_main()),
+        ):
+            self.evaluator.process(logits, labels)
+            if is_final:
+                top.add(images, logits, labels)
+        settle_all()
+        if is_final:
+            top.check_finite()
+        results = self.evaluator.evaluate()
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        if is_final:
+            test = {"split": split, "after_training": self.is_trained}
+            counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
+            numbers = {name: float(value) for name, value in results.items()}
+            further = self.further_results()
+            top.write(self.output_dir, self.lab2cname)
+            write_results(self.output_dir, {**test, **counts, **numbers, **further})
+        return next(iter(results.values()))
+
+    def split_and_loader(self, split: str) -> tuple[str, Any]:
+        """Return the name and the loader of a split: of the test if there is no validation.
+
+        Raises:
+            UserError: ``TEST.SPLIT`` asks for a validation set that does not exist.
+        """
+        if split == "val" and self.val_loader is not None:
+            return split, self.val_loader
+        if self.cfg.TEST.SPLIT == "val":
+            raise UserError(
+                f"TEST.SPLIT is val, but {self.cfg.DATASET.NAME} has no validation images: add a "
+                "part val, or set it to test"
+            )
+        return "test", self.test_loader
+
+    def further_results(self) -> dict[str, Any]:
+        """Return further entries of ``results.json``: values that JSON can hold."""
+        return {}
+
+    def _outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        """Yield logits, labels and paths of each batch.
+
+        Several processes share the work, and get all.
+        """
+        if not (distributed.is_started() and hasattr(loader, "in_turns")):
+            for batch in loader:
+                images, labels = self.parse_batch_test(batch)
+                yield self.model_inference(images), labels, paths_of(batch, len(labels))
+            return
+        for batch in loader.in_turns():
+            output = None
+            if batch is not None:
+                images, labels = self.parse_batch_test(batch)
+                logits, paths = self.model_inference(images), paths_of(batch, len(labels))
+                output = logits.cpu(), labels.cpu(), paths
+            yield from (other for other in distributed.gathered(output) if other is not None)
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Return the logits (B, C) of images (B, 3, H, W)."""
+        return self.model(input)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the images and the labels of a batch, on the device."""
+        images = batch["img"].to(self.device, non_blocking=True)
+        return images, batch["label"].to(self.device, non_blocking=True)
+
+    def get_current_lr(self, names: Names = None) -> float:
+        """Return the learning rate of the first model's first parameter group."""
+        optim = self._optims[self.get_model_names(names)[0]]
+        if optim is None:
+            raise ValueError("the model has no optimiser, so it has no learning rate")
+        return optim.param_groups[0]["lr"]
