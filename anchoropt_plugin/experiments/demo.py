@@ -34,8 +34,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     plain = host(anchoropt=False)
     default = host(anchoropt=True, reference=plain.name)
     _, alone = varied(default, {"averaging": ["anchors"]}, True, "digits")
-    # The anchors are the same for all seeds, so one test without a training says it all.
-    alone = replace(alone, name="anchor prompt alone", reference="", trained=False)
+    alone = replace(alone, name="anchor prompt alone")
     methods = [zero_shot_method(plain.config), plain, default, alone]
     protocol = protocol_of(args, datasets=list(SEEDS))
     if not args.seeds:
