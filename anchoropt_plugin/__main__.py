@@ -12,6 +12,7 @@ import torch
 
 from .commands import all_commands
 from .dassl_compat import is_installed
+from .encoders.pkg_resources_stand_in import offered_pkg_resources
 from .process.command_line import Parser, status_of
 from .process.program import MODULE, program
 from .version import VERSION
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         return int(args.run(args))
 
-    return status_of(command)
+    with offered_pkg_resources():  # a repository's own clip may import it
+        return status_of(command)
 
 
 if __name__ == "__main__":

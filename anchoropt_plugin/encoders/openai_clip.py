@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-from .pkg_resources_stand_in import offer_pkg_resources
+from .pkg_resources_stand_in import offered_pkg_resources
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), offered_pkg_resources():
     warnings.simplefilter("ignore")  # clip imports pkg_resources, which is deprecated
-    offer_pkg_resources()
     import clip
     from clip.model import (
         CLIP,

@@ -13,7 +13,7 @@ import packaging.version
 import pytest
 
 import anchoropt_plugin
-from anchoropt_plugin.encoders.pkg_resources_stand_in import offer_pkg_resources
+from anchoropt_plugin.encoders.pkg_resources_stand_in import offered_pkg_resources
 
 HIDE = """
 import sys
@@ -67,19 +67,35 @@ def test_run_serves_a_repository_with_its_own_clip_without_pkg_resources(tmp_pat
     assert done.returncode == 0
 
 
+def test_other_programs_see_no_stand_in(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HIDE)
+    package = Path(anchoropt_plugin.__file__).parents[1]
+    statements = "import anchoropt_plugin, sys; print('pkg_resources' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", statements],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{package}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False\n"
+
+
 def test_an_installed_pkg_resources_is_used_and_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = ModuleType("pkg_resources")  # that of setuptools 70
     monkeypatch.setitem(sys.modules, "pkg_resources", installed)
-    offer_pkg_resources()
+    with offered_pkg_resources():
+        assert sys.modules["pkg_resources"] is installed
+        assert installed.packaging.version is packaging.version
     assert sys.modules["pkg_resources"] is installed
-    assert installed.packaging.version is packaging.version
     own = installed.packaging = ModuleType("packaging")
-    offer_pkg_resources()
-    assert installed.packaging is own
+    with offered_pkg_resources():
+        assert installed.packaging is own
 
 
 def test_the_stand_in_can_be_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pkg_resources", None)
-    offer_pkg_resources()
-    assert importlib.util.find_spec("pkg_resources")
-    assert getattr(sys.modules["pkg_resources"], "__path__", None) is None
+    with offered_pkg_resources():
+        assert importlib.util.find_spec("pkg_resources")
+        assert getattr(sys.modules["pkg_resources"], "__path__", None) is None
+    assert "pkg_resources" not in sys.modules
