@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from anchoropt_plugin.encoders.packing import ALIGNED
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -71,12 +73,13 @@ def fast_text(
 ) -> Cost:
     """Return the cost of the fast text branch: a prefix once per set, each prompt up to its EOT.
 
-    In the last block, only the rows of EOT are computed beyond keys and values.
+    Rows of padding make their number a multiple of ``ALIGNED``. In the last block, only the rows of
+    EOT are computed beyond keys and values.
     """
-    work = Work(
-        n_prefix + sum(end + 1 - n_prefix for end in eot),
-        n_prefix**2 + sum((end + 1 - n_prefix) * (end + 1) for end in eot),
-    )
+    rows = n_prefix + sum(end + 1 - n_prefix for end in eot)
+    padding = -rows % ALIGNED
+    pairs = n_prefix**2 + sum((end + 1 - n_prefix) * (end + 1) for end in eot)
+    work = Work(rows + padding, pairs + padding * (n_prefix + 1))
     last = Work(len(eot), sum(end + 1 for end in eot))
     flops = _transformer(sizes.width, sizes.layers, work, last, backward)
     return Cost(work.tokens, flops + _projection(sizes, len(eot), backward)).times(sets)

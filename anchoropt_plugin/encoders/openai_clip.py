@@ -6,18 +6,19 @@ import warnings
 
 from .pkg_resources_stand_in import offered_pkg_resources
 
-with warnings.catch_warnings(), offered_pkg_resources():
+with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # clip imports pkg_resources, which is deprecated
-    import clip
-    from clip.model import (
-        CLIP,
-        ModifiedResNet,
-        QuickGELU,
-        VisionTransformer,
-        build_model,
-        convert_weights,
-    )
-    from clip.simple_tokenizer import SimpleTokenizer, basic_clean, whitespace_clean
+    with offered_pkg_resources():
+        import clip
+        from clip.model import (
+            CLIP,
+            ModifiedResNet,
+            QuickGELU,
+            VisionTransformer,
+            build_model,
+            convert_weights,
+        )
+        from clip.simple_tokenizer import SimpleTokenizer, basic_clean, whitespace_clean
 
 __all__ = [
     "CLIP",

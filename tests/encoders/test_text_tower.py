@@ -118,13 +118,17 @@ def test_a_packing_holds_every_token_once_and_keeps_prompts_apart(n_prompts, n_s
     packing = pack(tuple(n_prefix - 1 + length for length in lengths), n_prefix, n_sets)
     prefix = [(None, at) for at in range(n_prefix)]
     suffixes = [(i, n_prefix + j) for i, length in enumerate(lengths) for j in range(length)]
-    assert list(zip(packing.prompt.tolist(), packing.position.tolist(), strict=True)) == suffixes
-    of_set = [*prefix, *suffixes]  # the prompt and the position of each row
+    n_padding = -(n_prefix + len(suffixes)) % 8
+    padding = [(i, n_prefix) for i in range(n_prompts, n_prompts + n_padding)]
+    of_set = [*prefix, *suffixes, *padding]  # the prompt and the position of each row
+    taken = [*suffixes, *[(0, n_prefix)] * n_padding]
+    assert list(zip(packing.prompt.tolist(), packing.position.tolist(), strict=True)) == taken
     assert [of_set[row] for row in packing.eot[:n_prompts]] == [
         (i, n_prefix + length - 1) for i, length in enumerate(lengths)
     ]
     size = packing.rows.shape[1]
-    assert len(packing.slots) == n_sets * len(of_set) and size % 8 == 0
+    assert len(packing.slots) == n_sets * len(of_set)
+    assert size % 8 == len(of_set) % 8 == 0
     # Each row is read in one slot, which holds it, and which attends to what a causal prompt sees.
     assert packing.rows.flatten()[packing.slots].tolist() == list(range(n_sets * len(of_set)))
     for row, slot in enumerate(packing.slots.tolist()):
@@ -137,6 +141,7 @@ def test_a_packing_holds_every_token_once_and_keeps_prompts_apart(n_prompts, n_s
     assert sorted(set(packing.row_or_zero.tolist()))[-1] <= n_sets * len(of_set)
     # The last block attends for the rows of EOT alone.
     slots = packing.slots[packing.eot]
+    assert len(packing.eot) == len(packing.eot_order) == n_sets * n_prompts
     for prompt, order in enumerate(packing.eot_order.tolist()):
         tile, place = divmod(order, packing.eot_slots.shape[1])
         assert packing.eot_slots[tile, place] == prompt and tile == slots[prompt] // size
