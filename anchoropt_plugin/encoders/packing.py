@@ -119,8 +119,8 @@ def pack(
     in_tile = slots[eot_row][eot_slots] - size * torch.arange(len(tiles))[:, None]
     eot_sees = sees.gather(1, in_tile.clamp(0, size - 1)[..., None].expand(-1, -1, size))
     eot_order = torch.empty(len(eot), dtype=torch.long)
-    for tile, members in enumerate(ending):
-        eot_order[members] = tile * eot_slots.shape[1] + torch.arange(len(members))
+    for tile, ended in enumerate(ending):
+        eot_order[ended] = tile * eot_slots.shape[1] + torch.arange(len(ended))
 
     def of_all_sets(tensor: Tensor, stride: int) -> Tensor:
         """Repeat indices for each set, each time ``stride`` higher."""
