@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import reprlib
 import sys
 from ast import literal_eval
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UserError: an unreadable file, invalid yaml, or yaml that is not a dict.
     """
     try:
-        loader = _EachKeyOnce(Path(path).read_text(encoding="utf-8"))
-        try:
-            values = loader.get_single_data()
-        finally:
-            loader.dispose()
+        values = copy.deepcopy(_parsed(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         hint = nearest(Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")])
         raise UserError(f"cannot open the config file {path}: {error.strerror}{hint}") from error
@@ -67,6 +65,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config file holds `KEY: value` lines, not a {_kind(values)}")
     return values
+
+
+@lru_cache(maxsize=32)
+def _parsed(text: str) -> Any:
+    """Return the value of a yaml text; experiments read the same few files for each of their runs.
+
+    The C loader would be faster, but ends the process if yaml is nested too deeply.
+    """
+    loader = _EachKeyOnce(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 _LARGEST = 100_000

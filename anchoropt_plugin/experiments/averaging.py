@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from ..method.objective import average
 from .checkout import Checkout
+from .execution import default_workers
+from .fork_server import in_fork
 from .plan import Job, Run
 
 
@@ -35,14 +38,16 @@ def averaged_with_zero_shot(
     rows = results[results["method"] == host].drop(columns=facts, errors="ignore")
     zero_shot = results[results["method"] == "ZeroshotCLIP"].set_index(["group", "score"])["folder"]
     rows["method"], rows["reference"], rows["does"] = name_of(host), reference, "test"
-    of_zero_shot: dict[str, Tensor] = {}
-    for index, row in rows[rows["score"] == "new"].iterrows():
-        group = row["group"]
-        if group not in of_zero_shot:
-            of_zero_shot[group], _ = logits_of(runs[Path(zero_shot[group, "new"])])
-        prompt, labels = logits_of(runs[Path(row["folder"])])
-        averaged = average(prompt, of_zero_shot[group])
-        correct = int((averaged.argmax(-1) == labels).sum())
+    on_new = rows[rows["score"] == "new"]
+    tested = dict.fromkeys([*on_new["folder"], *zero_shot[:, "new"]])
+    with ThreadPoolExecutor(default_workers()) as pool:
+        found = pool.map(lambda folder: _in_fork(runs[Path(folder)]), tested)
+        of_folder = dict(zip(tested, found, strict=True))
+    for index, row in on_new.iterrows():
+        prompt, labels = of_folder[row["folder"]]
+        of_clip, _ = of_folder[zero_shot[row["group"], "new"]]
+        averaged = average(torch.from_numpy(prompt), torch.from_numpy(of_clip))
+        correct = int((averaged.argmax(-1).numpy() == labels).sum())
         rows.loc[index, ["correct", "accuracy"]] = correct, 100 * correct / len(labels)
     return rows
 
@@ -52,8 +57,12 @@ def name_of(host: str) -> str:
     return f"{host}, averaged with zero-shot on new"
 
 
+def _in_fork(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    return in_fork(run.repository, logits_of, run)
+
+
 @torch.no_grad()
-def logits_of(run: Run) -> tuple[Tensor, Tensor]:
+def logits_of(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Return the logits (N, C) of the images of a finished test, and their labels (N,)."""
     assert isinstance(run.repository, Checkout)  # no other repository has a zero-shot row
     repository = run.repository
@@ -69,4 +78,4 @@ def logits_of(run: Run) -> tuple[Tensor, Tensor]:
             images, labels = trainer.parse_batch_test(batch)
             batches.append((trainer.model_inference(images), labels))
     logits, labels = zip(*batches, strict=True)
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits).cpu().numpy(), torch.cat(labels).cpu().numpy()

@@ -34,7 +34,8 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     plain = host(anchoropt=False)
     default = host(anchoropt=True, reference=plain.name)
     _, alone = varied(default, {"averaging": ["anchors"]}, True, "digits")
-    alone = replace(alone, name="anchor prompt alone")
+    # Stage 1 does not depend on the seed, so the anchors of the first seed are those of all.
+    alone = replace(alone, name="anchor prompt alone", reference="", has_seeds=False)
     methods = [zero_shot_method(plain.config), plain, default, alone]
     protocol = protocol_of(args, datasets=list(SEEDS))
     if not args.seeds:

@@ -51,6 +51,7 @@ class Method:
         factors_at_test: in an ablation, the changed factors that only matter in tests.
         defaults: in an ablation, for the unchanged row: the values of all factors.
         trained: whether the method is trained, or only tested.
+        has_seeds: whether the accuracy depends on the seed; otherwise the first seed is enough.
         templates: whether stage 1 may learn from templates where no descriptions are given.
         repository: the repository of the trainer.
     """
@@ -66,6 +67,7 @@ class Method:
     factors_at_test: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
+    has_seeds: bool = True
     templates: bool = True
     repository: Repository = CHECKOUT
 
@@ -157,7 +159,7 @@ def host_method(
 
 def zero_shot_method(config: Path) -> Method:
     """Return zero-shot CLIP as a method, with the backbone of a yaml file."""
-    return Method("ZeroshotCLIP", "ZeroshotCLIP", config, trained=False)
+    return Method("ZeroshotCLIP", "ZeroshotCLIP", config, trained=False, has_seeds=False)
 
 
 def plan(
@@ -178,7 +180,7 @@ def plan(
     jobs: dict[Path, dict[Path, Run]] = {}
     for group, shots, method in itertools.product(protocol.datasets, protocol.shots, methods):
         seeds = protocol.seeds_for(group)
-        for seed in seeds if method.trained else seeds[:1]:
+        for seed in seeds if method.has_seeds else seeds[:1]:
             cell = _Cell(protocol, root, output, opts, method, group, shots, seed)
             for run in cell.runs():
                 runs = jobs.setdefault(run.model or run.folder, {})

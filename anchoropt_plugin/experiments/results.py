@@ -54,7 +54,7 @@ def results(jobs: Iterable[Job]) -> pd.DataFrame:
                     "score": run.score,
                     "shots": run.shots,
                     "seed": run.seed,
-                    "trained": run.method.trained,
+                    "has_seeds": run.method.has_seeds,
                     **{key: numbers[key] for key in _NUMBERS if key in numbers},
                     "does": "train" if run.trains else "test",
                     **read_facts(run.folder),

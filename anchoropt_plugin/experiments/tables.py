@@ -88,7 +88,7 @@ def tables(results: pd.DataFrame, protocol: Protocol, published: bool = True) ->
 def _averaged(results: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over all groups for each method, score and seed that has all groups."""
     keys = ["method", "reference", "trainer", "score", "seed"]
-    same = ["shots", "trained", "MODEL.BACKBONE.NAME"]
+    same = ["shots", "has_seeds", "MODEL.BACKBONE.NAME"]
     groups = results.groupby(keys, sort=False)
     whole = groups["group"].nunique() == results["group"].nunique()
     means = groups["accuracy"].mean().to_frame().join(groups[same].first())
@@ -124,8 +124,8 @@ def _table(
     columns = [*scores, summary.name] if len(over) > 1 else scores
     table = Table(title, columns, {}, {}, {m: frame[columns] for m, frame in values.items()}, {})
     for method, part in methods.items():
-        reference, is_trained = part[["reference", "trained"]].iloc[0]
-        table.seeds[method] = planned if is_trained else 1
+        reference, has_seeds = part[["reference", "has_seeds"]].iloc[0]
+        table.seeds[method] = planned if has_seeds else 1
         table.references[method] = reference if reference in values else ""
         table.rows[method] = row = {}
         numbers = published_numbers(method, **place) if published else {}

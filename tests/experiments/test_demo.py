@@ -6,6 +6,7 @@ import base64
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -77,6 +78,10 @@ def test_shapes_are_trained_for_twenty_epochs_and_with_more_seeds(tmp_path):
     trained = [(run.group, run.seed) for job in jobs for run in job.runs if run.trains]
     seeds = {"shapes": [1, 2, 3, 4, 5, 6], "digits": [1, 2, 3]}
     assert sorted(trained) == sorted((g, seed) for g, of in seeds.items() for seed in of * 2)
+    alone = [run for job in jobs for run in job.runs if run.method.name == "anchor prompt alone"]
+    assert {(run.group, run.score, run.seed) for run in alone if run.reported} == {
+        (group, score, 1) for group in seeds for score in ("base", "new")
+    }
 
 
 def test_given_seeds_are_those_of_both_data_sets(tmp_path, monkeypatch):
@@ -102,7 +107,7 @@ def test_averaging_with_zero_shot_by_hand(page, monkeypatch):
     }
 
     def of(run):
-        return logits[run.folder.name], torch.tensor([0, 1])
+        return logits[run.folder.name].numpy(), np.array([0, 1])
 
     class Run:
         def __init__(self, name):
@@ -121,7 +126,7 @@ def test_averaging_with_zero_shot_by_hand(page, monkeypatch):
             "accuracy": [100.0, 50.0],
         }
     )
-    monkeypatch.setattr(averaging, "logits_of", of)
+    monkeypatch.setattr(averaging, "_in_fork", of)
     (row,) = averaged_with_zero_shot([job], results, reference="other").itertuples()
     assert (row.method, row.correct, row.accuracy) == (name_of("CoOp"), 1, 50.0)
     assert row.reference == "other"

@@ -79,7 +79,7 @@ def table_of(accuracies, protocol="base2new"):
         {
             **{"method": method, "reference": REFERENCES[method], "trainer": method},
             **{"group": "digits", "score": score, "seed": seed, "accuracy": accuracy},
-            **{"shots": 16, "trained": True, "MODEL.BACKBONE.NAME": "tiny"},
+            **{"shots": 16, "has_seeds": True, "MODEL.BACKBONE.NAME": "tiny"},
         }
         for (method, score), by_seed in accuracies.items()
         for seed, accuracy in by_seed.items()

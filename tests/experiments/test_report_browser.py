@@ -48,7 +48,7 @@ def page(tmp_path_factory):
                 **{"method": run.method.name, "reference": run.method.reference},
                 **{"host": run.method.host, "trainer": run.method.trainer, "group": run.group},
                 **{"dataset": run.dataset, "score": run.score, "shots": 2, "seed": run.seed},
-                **{"trained": True, "accuracy": accuracy, "macro_f1": accuracy},
+                **{"has_seeds": True, "accuracy": accuracy, "macro_f1": accuracy},
                 **{"correct": int(accuracy), "total": 100, "does": "train", "seconds": 1.0},
                 **{"commit": "0" * 40, "torch": "2", "python": "3", "device": "cpu"},
                 **{"folder": str(run.folder), **run.settings},

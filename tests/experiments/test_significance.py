@@ -43,7 +43,7 @@ def made(methods):
     rows = [
         {
             **{"method": method, "reference": reference, "trainer": method, "group": "digits"},
-            **{"score": score, "shots": 16, "seed": seed, "trained": True},
+            **{"score": score, "shots": 16, "seed": seed, "has_seeds": True},
             **{"accuracy": 50 + 10 * rng.uniform(), "MODEL.BACKBONE.NAME": "tiny"},
         }
         for score in ("base", "new")

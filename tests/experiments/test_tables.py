@@ -36,7 +36,7 @@ def rows(group="digits", base=BASE, new=NEW, backbone="tiny"):
             "score": score,
             "shots": 16,
             "seed": seed,
-            "trained": True,
+            "has_seeds": True,
             "accuracy": value,
             "MODEL.BACKBONE.NAME": backbone,
         }
