@@ -148,6 +148,8 @@ def run_experiment(
     is_new = not args.output_dir.exists()
     try:
         with locked_folder(args.output_dir):
+            if todo:
+                console.print("Before the first run: checking data, weights and trainers …")
             for note in check_parts(todo):
                 console.print(note)
             return _run_and_report(experiment, args, jobs, executor(jobs, workers), more, console)
