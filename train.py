@@ -225,7 +225,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
             trainer.load_model(args.model_dir, epoch=epoch)
             if args.model_dir:  # after the checkpoint, whose shapes tell more faults
                 node = getattr(trainer, "node", cfg.TRAINER.NAME)
-                check_same_model(cfg, args.model_dir, node)
+                nodes = [node, *getattr(trainer, "further_nodes", ())]
+                check_same_model(cfg, args.model_dir, nodes)
         elif not args.no_train:
             check_validation(trainer)
             for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):

@@ -130,6 +130,8 @@ class DePT(CoOp):
     (AnchorOPT's code) all parts learn at ``LR``.
     """
 
+    further_nodes = ("LINEAR_PROBE", "FILM")
+
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
         settings = cfg.TRAINER.LINEAR_PROBE

@@ -50,11 +50,13 @@ class PromptTrainer(TrainerX):
 
     Attributes:
         node: the host's node in ``cfg.TRAINER``.
+        further_nodes: other nodes there whose keys change the outputs of a trained model.
         learner: the class of the host's prompt learner.
         prompted_clip: the class of the host's model, which takes the learner and CLIP.
     """
 
     node: str
+    further_nodes: tuple[str, ...] = ()
     learner: type[ContextLearner]
     prompted_clip = PromptedCLIP
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +161,16 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
         )
 
 
-def check_same_model(cfg: CfgNode, folder: str | Path, node: str) -> None:
+def check_same_model(cfg: CfgNode, folder: str | Path, nodes: Iterable[str]) -> None:
     """Check that a test has the settings on which the outputs of a trained model depend.
 
-    These are the backbone, the way from an image to a tensor, and the keys of ``TRAINER.<node>``.
+    These are the backbone, the way from an image to a tensor, and the keys of the host.
     A folder without a ``config.yaml`` is accepted: another repository may have written it.
 
     Args:
         cfg: the configuration of the test.
         folder: the output folder of the trained model.
-        node: name of the host's node in ``cfg.TRAINER``, in any case.
+        nodes: names of the host's nodes in ``cfg.TRAINER``, in any case.
 
     Raises:
         UserError: the model was trained with other settings; the message names the first ones.
@@ -178,8 +178,10 @@ def check_same_model(cfg: CfgNode, folder: str | Path, node: str) -> None:
     path = Path(folder, RECORD)
     if not path.is_file():
         return
+    of_host = {f"TRAINER.{node}".upper() for node in nodes}
     there, here = (
-        _settings_of_model(values, node) for values in (read_yaml(path), yaml.safe_load(cfg.dump()))
+        _settings_of_model(values, of_host)
+        for values in (read_yaml(path), yaml.safe_load(cfg.dump()))
     )
     differing = _differing(there, here)
     if differing:
@@ -189,15 +191,13 @@ def check_same_model(cfg: CfgNode, folder: str | Path, node: str) -> None:
         )
 
 
-def _settings_of_model(values: dict[str, Any], node: str) -> dict[str, Any]:
+def _settings_of_model(values: dict[str, Any], of_host: Collection[str]) -> dict[str, Any]:
     found = {}
     for key, value in _flattened(values):
         section, _, name = key.rpartition(".")
         if key == "INPUT.TRANSFORMS" and isinstance(value, list):  # the others are for training
             found[key] = [one for one in value if one in ("normalize", "instance_norm")]
-        elif key in _OF_MODEL or (
-            section.upper() == f"TRAINER.{node}".upper() and name not in _FREE_AT_TEST
-        ):
+        elif key in _OF_MODEL or (section.upper() in of_host and name not in _FREE_AT_TEST):
             found[key] = value
     return found
 

@@ -290,7 +290,8 @@ class TwoStages:
         with run.plain.unchanged(self._models.values()):
             super().load_model(directory, epoch)  # type: ignore[misc]
         if directory:
-            check_same_model(self.anchoropt_cfg, directory, self.anchoropt_node)
+            nodes = [self.anchoropt_node, *getattr(self, "further_nodes", ())]
+            check_same_model(self.anchoropt_cfg, directory, nodes)
         if trained is not None and not run.position.is_loaded:
             raise UserError(
                 f"load_model of {self.anchoropt_host.__name__} does not load the position logits "

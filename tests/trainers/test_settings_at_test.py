@@ -14,7 +14,7 @@ from trainers import host, prompted_clip
 
 from .runs import ROOT, command
 
-HOSTS = ["CoOp", "CoOp_AnchorOPT", "MaPLe"]
+HOSTS = ["CoOp", "CoOp_AnchorOPT", "MaPLe", "DePT", "DePT_AnchorOPT"]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,8 @@ def evaluated(runs, root, out, trainer, keys=(), classes="new"):
         ("CoOp", ["INPUT.TRANSFORMS", "['random_flip']"], "was ['normalize'], now []"),
         ("CoOp_AnchorOPT", ["INPUT.PIXEL_STD", "[1, 1, 1]"], "now [1, 1, 1]"),
         ("MaPLe", ["TRAINER.MAPLE.CTX_INIT", "an image of a"], "now 'an image of a'"),
+        ("DePT", ["TRAINER.LINEAR_PROBE.WEIGHT", "0.1"], "was 0.7, now 0.1"),
+        ("DePT_AnchorOPT", ["TRAINER.LINEAR_PROBE.TEST_TIME_FUSION", "False"], "now False"),
     ],
 )
 def test_other_settings_are_refused(
