@@ -25,6 +25,7 @@ def find_anchors(
     class_names: Sequence[str],
     steps: int,
     images: ImageBatches,
+    before: Callable[[], None],
     on_loss: OnLoss,
     data_set: str = "",
 ) -> AnchorTokens:
@@ -36,6 +37,7 @@ def find_anchors(
         class_names: C names.
         steps: steps an epoch.
         images: one epoch of image features and labels; read only if ANCHOR_CE_WEIGHT asks.
+        before: called before anchors are learned.
         on_loss: called after each epoch if anchors are learned.
         data_set: its name, if ANCHOR_WEIGHTS is a folder of anchors of several data sets.
 
@@ -50,7 +52,7 @@ def find_anchors(
         anchors = _made(settings, tower)
         print(f"Stage 1: skipped, the anchors are {settings.anchor}")
     else:
-        anchors = _cached_or_learned(settings, tower, class_names, steps, images, on_loss)
+        anchors = _cached_or_learned(settings, tower, class_names, steps, images, before, on_loss)
     return anchors
 
 
@@ -111,6 +113,7 @@ def _cached_or_learned(
     class_names: Sequence[str],
     steps: int,
     images: ImageBatches,
+    before: Callable[[], None],
     on_loss: OnLoss,
 ) -> AnchorTokens:
     texts = _descriptions(settings, class_names)
@@ -129,6 +132,7 @@ def _cached_or_learned(
         f"Stage 1: learning {stage.length} anchor token(s) from the descriptions of "
         f"{len(class_names)} classes"
     )
+    before()
     every = max(1, stage.epochs // 10)
 
     def report(epoch: int, loss: float) -> None:

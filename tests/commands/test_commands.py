@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import clip
@@ -23,6 +24,7 @@ import train
 from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.commands import all_commands, predict
+from anchoropt_plugin.commands.check import small_trainer
 from anchoropt_plugin.commands.check.random_clip import random_clip, random_weights, write_archive
 from anchoropt_plugin.commands.check.small_trainer import CLASSES
 from anchoropt_plugin.files.images import files_in
@@ -536,12 +538,25 @@ def test_flags_after_the_trainer_are_refused(command, repository):
 def test_a_train_py_whose_keys_cannot_be_read_is_one_line(command, repository, tmp_path):
     usual = (repository / "trainers/usual.py").read_text()
     write(tmp_path, "mine.py", usual)
-    write(tmp_path, "train.py", "def extend_cfg(cfg):\n    cfg.SHOTS = args.shots\n")
+    write(tmp_path, "train.py", "def extend_cfg(cfg):\n    cfg.SHOTS = shots\n")
     line = one_line(command(tmp_path, "check", "mine:Usual"))
     assert line.startswith("extend_cfg of train.py fails: ") and "train.py:2: NameError" in line
     write(tmp_path, "train.py", "import a_module_that_is_nowhere\ndef extend_cfg(cfg): pass\n")
     line = one_line(command(tmp_path, "check", "mine:Usual"))
     assert line.startswith("importing train fails: ") and line.count("fails") == 1
+
+
+@pytest.mark.parametrize("arguments", ["cfg", "cfg, args", "cfg, args, *, more=()"])
+def test_keys_that_a_train_py_sets_by_its_flags(monkeypatch, tmp_path, arguments):
+    text = f"def extend_cfg({arguments}):\n    cfg.SHOTS = args.shots\n"
+    write(tmp_path, "train.py", text)
+    script = ModuleType("train")
+    exec(text, vars(script))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(small_trainer, "import_user_module", lambda name: script)
+    given = small_trainer.own_keys(), tmp_path, None
+    assert small_trainer.trial_cfg(object, *given, []).SHOTS is None
+    assert small_trainer.trial_cfg(object, *given, ["SHOTS", "4"]).SHOTS == 4
 
 
 def test_loading_is_not_required_of_a_host_that_cannot_load(command, repository, tmp_path):
