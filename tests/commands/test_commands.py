@@ -884,6 +884,18 @@ def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, wor
     assert message in error
 
 
+def test_predict_prints_an_entry_for_each_line_of_a_csv(runs, tmp_path, capsys):
+    for number in range(2):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    lines = [str(tmp_path / f"{number}.png") for number in (0, 1, 0, 0)]
+    file = tmp_path / "list.csv"
+    file.write_text("\n".join(["image", *lines]))
+    given = ["--import", "trainers", "--model-dir", str(runs / "CoOp"), "--json"]
+    assert main(["predict", *given, str(file)]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["image"] for entry in entries] == lines
+
+
 def test_the_report_of_a_training_shows_its_course_and_its_order(runs):
     for trainer, n_figures in (("CoOp", 2), ("CoOp_AnchorOPT", 3)):
         assert main(["report", str(runs / trainer)]) == 0
