@@ -61,7 +61,11 @@ from anchoropt_plugin.files.training_images import (
 from anchoropt_plugin.process import distributed
 from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.process.randomness import set_random_seed
-from anchoropt_plugin.training.checks import check_anchoropt, check_trainer_name
+from anchoropt_plugin.training.checks import (
+    check_anchor_sources,
+    check_anchoropt,
+    check_trainer_name,
+)
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -206,6 +210,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
             what = "folder of the data sets" if flag == "--root" else "output folder of a run"
             raise UserError(f"{flag} {folder} is not a folder: give the {what}")
     if training:
+        if cfg.RESUME and not any(Path(cfg.RESUME).glob("*/checkpoint")):
+            raise UserError(f"--resume {cfg.RESUME} holds no checkpoint: give the folder of a run")
         for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):
             check_same_run(cfg, folder)
 
@@ -238,6 +244,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 check_same_model(cfg, args.model_dir, node)
         elif not args.no_train:
             check_validation(trainer)
+            check_anchor_sources(trainer)
             images = digest(trainer.dm.dataset.train_x)
             for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):
                 check_same_classes(folder, trainer.dm.dataset.classnames)

@@ -47,8 +47,9 @@ def trainers_in(checkout: Path) -> Iterator[tuple[Path, str]]:
     for folder in sorted(path.parent for path in checkout.rglob("train.py")):
         for path in sorted(folder.glob("*/**/*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
-            is_hidden = any(part.startswith(".") for part in parts)
-            if not is_hidden and not _has_train_py(path.parent, folder):
+            # A copy of Dassl has trainers of its own, without prompts.
+            is_left_out = any(part.startswith(".") or part == "dassl" for part in parts)
+            if not is_left_out and not _has_train_py(path.parent, folder):
                 module = ".".join(part for part in parts if part != "__init__")
                 yield from ((folder, f"{module}:{name}") for name in _registered(path))
 

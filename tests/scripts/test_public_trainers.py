@@ -30,6 +30,7 @@ def checkout(tmp_path):
         "trainers/one.py": TRAINER.format(name="One", body="self.model = None"),
         "trainers/broken.py": "def f(:",
         "trainers/.hidden/one.py": TRAINER.format(name="One", body="self.model = None"),
+        "Dassl.pytorch/dassl/engine/own.py": TRAINER.format(name="Own", body="self.model = None"),
         "older/train.py": "def extend_cfg(cfg): ...\n",
         "older/trainers/two.py": TRAINER.format(name="Two", body="self.cfg.NO_SUCH_KEY"),
     }

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import train
-from anchoropt_plugin import UserError
+from anchoropt_plugin import AnchorTokens, UserError
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses
 from anchoropt_plugin.encoders.clip_models import words_of
@@ -130,6 +130,39 @@ def test_flags_that_would_change_nothing_are_refused(tmp_path, capsys):
     assert "--load-epoch is -5" in capsys.readouterr().err
     assert run(root, tmp_path / "b", flags=(*tested, "-1")) == 0
     assert run(root, tmp_path / "c", trainer="ZeroshotCLIP", flags=["--eval-only"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "file", "message"),
+    [
+        ("ANCHOR_WEIGHTS", (2, 128), "(2, 128), this run needs (1, 128): they were learned with"),
+        ("ANCHOR_WEIGHTS", (1, 64), "(1, 64), this run needs (1, 128): they were learned with"),
+        ("DESCRIPTIONS", '{"red circle": ["A circle."]}', "has no description of 2 classes"),
+        ("ANCHOR", "a photo", "'a photo' is 2 tokens: give the length 2, not 1"),
+        ("PATIENCE", "-1", "TRAIN.PATIENCE is -1, but must be 0 or more"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path, capsys, key, file, message):
+    value = str(tmp_path / "file")
+    if isinstance(file, tuple):
+        AnchorTokens(torch.randn(file)).save(value)
+    elif key == "DESCRIPTIONS":
+        (tmp_path / "file").write_text(file)
+    else:
+        value = file
+    words = f"TRAIN.{key}" if key == "PATIENCE" else f"TRAINER.ANCHOROPT.{key}", value
+    assert run(images(tmp_path / "a"), tmp_path / "out", *words, trainer="CoOp_AnchorOPT") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_without_checkpoints_is_not_resumed(tmp_path, capsys):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    assert run(root, out, "TRAIN.CHECKPOINT_FREQ", "1") == 0
+    inner = out / "prompt_learner"
+    assert run(root, tmp_path / "b", flags=["--resume", str(inner)]) == 2
+    assert f"--resume {inner} holds no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
