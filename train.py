@@ -53,10 +53,19 @@ from anchoropt_plugin.dassl_compat.utils import (
 )
 from anchoropt_plugin.dassl_compat.validation import check_validation
 from anchoropt_plugin.datasets.splits import check_class_split
+from anchoropt_plugin.files.training_images import (
+    check_same_images,
+    digest,
+    write_training_images,
+)
 from anchoropt_plugin.process import distributed
 from anchoropt_plugin.process.command_line import Parser, status_of
 from anchoropt_plugin.process.randomness import set_random_seed
-from anchoropt_plugin.training.checks import check_anchoropt, check_trainer_name
+from anchoropt_plugin.training.checks import (
+    check_anchor_sources,
+    check_anchoropt,
+    check_trainer_name,
+)
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -179,6 +188,11 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     str(cfg).encode()  # a path that cannot be encoded ends the run here, not halfway
     training = not (args.eval_only or args.no_train)
+    if training and args.model_dir:
+        raise UserError(
+            "--model-dir has no effect on a training: add --eval-only to test that run, or give "
+            "MODEL.INIT_WEIGHTS, a checkpoint, to train on from its weights"
+        )
     check_values(cfg, training)
     check_trainer_name(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "--trainer")
@@ -196,6 +210,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
             what = "folder of the data sets" if flag == "--root" else "output folder of a run"
             raise UserError(f"{flag} {folder} is not a folder: give the {what}")
     if training:
+        if cfg.RESUME and not any(Path(cfg.RESUME).glob("*/checkpoint")):
+            raise UserError(f"--resume {cfg.RESUME} holds no checkpoint: give the folder of a run")
         for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):
             check_same_run(cfg, folder)
 
@@ -229,8 +245,12 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 check_same_model(cfg, args.model_dir, nodes)
         elif not args.no_train:
             check_validation(trainer)
+            check_anchor_sources(trainer)
+            images = digest(trainer.dm.dataset.train_x)
             for folder in filter(None, (cfg.RESUME, cfg.OUTPUT_DIR)):
                 check_same_classes(folder, trainer.dm.dataset.classnames)
+                if cfg.SEED >= 0:  # without a seed, each start draws few-shot images of its own
+                    check_same_images(folder, images)
     except (UserError, UnicodeEncodeError):
         withdraw_log()
         raise
@@ -238,6 +258,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer.test()
     elif not args.no_train:
         write_record(cfg, cfg.OUTPUT_DIR, trainer.dm.dataset.classnames)
+        write_training_images(cfg.OUTPUT_DIR, images)
         trainer.train()
 
 

@@ -30,6 +30,17 @@ from anchoropt_plugin.files.readers import read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ROOT / "configs" / "public_trainers.yaml"
+PAGE = """# Public trainers
+
+All trainers of fetched checkouts of public repositories, unmodified, with AnchorOPT: each is right by the probe
+of `check`, or refused with the line that `check` prints. [Hooks](../hooks.md#public-trainers-that-were-tried) says
+what the probe compares.
+
+```
+python scripts/public_trainers.py checkouts/*/* --markdown docs/results/public_trainers.md
+```
+
+"""
 RIGHT, PACKAGE = "right by the probe of `check`", "anchoropt_plugin"
 
 
@@ -47,8 +58,9 @@ def trainers_in(checkout: Path) -> Iterator[tuple[Path, str]]:
     for folder in sorted(path.parent for path in checkout.rglob("train.py")):
         for path in sorted(folder.glob("*/**/*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
-            is_hidden = any(part.startswith(".") for part in parts)
-            if not is_hidden and not _has_train_py(path.parent, folder):
+            # A copy of Dassl has trainers of its own, without prompts.
+            is_left_out = any(part.startswith(".") or part == "dassl" for part in parts)
+            if not is_left_out and not _has_train_py(path.parent, folder):
                 module = ".".join(part for part in parts if part != "__init__")
                 yield from ((folder, f"{module}:{name}") for name in _registered(path))
 
@@ -133,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("checkouts", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--only", nargs="+", default=[], metavar="TRAINER", help="these trainers")
     parser.add_argument("--limit", type=float, default=600, help="seconds for one trainer")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write a page with the table there")
     args = parser.parse_args(arguments)
     words = yaml.safe_load(read_text(WORDS)) or {}
     rows: list[Row] = []
@@ -143,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(" | ".join(row), flush=True)
         rows += found
     if args.markdown:
-        write_text(args.markdown, as_table(rows))
+        write_text(args.markdown, PAGE + as_table(rows))
     return 0
 
 

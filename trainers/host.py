@@ -193,6 +193,8 @@ def _load_initial_weights(model: nn.Module, path: str) -> None:
 def _checkpoint(folder: Path, epoch: int | None) -> Path:
     if epoch is None:
         return folder / "model-best.pth.tar"
+    if epoch < -1:
+        raise UserError(f"--load-epoch is {epoch}: give an epoch from 1, or -1 for the last one")
     last = folder / "checkpoint"  # a text file with the name of the last checkpoint
     if epoch < 0 and last.exists():
         return folder / last_checkpoint_name(folder)

@@ -142,17 +142,17 @@ def _predicted(predictor: Predictor, named: list[str]) -> Iterator[tuple[Path, T
         elif path.suffix == ".csv":  # such as the predictions.csv of a test
             inside = [Path(image) for image in read_images(path)]
         for start in range(0, len(inside), predictor.batch_size):
-            images: dict[Path, Image.Image] = {}
+            images: list[tuple[Path, Image.Image]] = []  # a csv file may repeat an image
             for file in inside[start : start + predictor.batch_size]:
                 try:
-                    images[file] = read_image(file, upright=True)
+                    images.append((file, read_image(file, upright=True)))
                 except UserError as error:
                     if not path.is_dir():
                         raise
                     skip(str(error))
             found += len(images)
-            rows = predictor.probabilities(list(images.values()))
-            yield from zip(images, rows, strict=True)
+            rows = predictor.probabilities([image for _, image in images])
+            yield from zip((file for file, _ in images), rows, strict=True)
         if not found:
             raise UserError(f"there is no image in the folder {path}")
     if skipped:

@@ -99,6 +99,7 @@ _RULES: dict[str, _Rule] = {
     "OPTIM.WARMUP_CONS_LR": _NOT_NEGATIVE,
     "OPTIM.WARMUP_MIN_LR": _NOT_NEGATIVE,
     "TRAIN.PRINT_FREQ": _POSITIVE,
+    "TRAIN.PATIENCE": _NOT_NEGATIVE,
     "TRAIN.LOGGERS": (
         "a list of tensorboard, csv, wandb",
         lambda x: all(one in ("tensorboard", "csv", "wandb") for one in x),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -79,6 +80,9 @@ def _part_folders(root: Path) -> dict[str, Path]:
                         f"{root} has two folders for {part}, {other.name} and {folder.name}: join "
                         "them, or rename one"
                     )
+    for first, second in itertools.combinations(found.values(), 2):
+        if first.samefile(second):
+            raise UserError(f"{first} and {second} are the same folder: give each part its own")
     for part in ("train", "test"):
         if found and part not in found:
             raise UserError(

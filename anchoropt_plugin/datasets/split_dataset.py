@@ -20,6 +20,7 @@ from .splits import (
     check_class_split,
     check_drawn,
     check_files,
+    check_parts,
     digest,
     draw_shots,
     in_order,
@@ -77,6 +78,9 @@ class SplitDataset(DatasetBase):
         self._drawn: tuple[dict[str, Any], Path] | None = None
         split = self.make_split()
         if not self.test_only:
+            if self.are_own:  # published splits are used as they are
+                whole = split._replace(val=[]) if self.val_is_test else split
+                check_parts(whole, str(self.dataset_dir))
             if cfg.DATASET.NUM_SHOTS >= 1:
                 split = self._few_shots(split, cfg.DATASET.NUM_SHOTS)
             if class_split:  # after the draw: all splits have the same few-shot images

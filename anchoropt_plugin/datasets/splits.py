@@ -142,6 +142,25 @@ def check_classes(split: Split, where: str) -> None:
             raise UserError(f"{where}: label {label}{name} has no image for training")
 
 
+def check_parts(split: Split, where: str) -> None:
+    """Check that no image is in two parts of a split, or has two labels.
+
+    Raises:
+        UserError: an image is; the message begins with ``where``.
+    """
+    known: dict[str, tuple[str, int]] = {}
+    for part, items in split._asdict().items():
+        for item in items:
+            name = os.path.normpath(item.path)
+            other, label = known.setdefault(name, (part, item.label))
+            if other != part:
+                raise UserError(f"{where}: {name} is in {other} and in {part}: leave it in one")
+            if label != item.label:
+                raise UserError(
+                    f"{where}: {name} has the labels {label} and {item.label}: leave one of them"
+                )
+
+
 def by_label(items: Iterable[Item]) -> list[list[Item]]:
     """Return the items of each label, in the order of each label's first item."""
     groups: dict[int, list[Item]] = {}

@@ -44,11 +44,22 @@ class ImageCall:
 
     @property
     def features(self) -> Tensor:
-        """L2-normalised features (N, e) in float32."""
+        """L2-normalised features (N, e) in float32.
+
+        Raises:
+            UserError: they have another shape.
+        """
         if not isinstance(self._plain, Tensor):
             enabled, dtype = self._autocast
             with torch.no_grad(), torch.autocast(self.images.device.type, dtype, enabled):
                 self._plain = _normalised(self._plain())
+        if self._plain.dim() != 2 or len(self._plain) != len(self):
+            raise UserError(
+                f"the image encoder returns features of the shape {tuple(self._plain.shape)} for "
+                f"{len(self)} images, where AnchorOPT needs CLIP's feature of each image, "
+                f"({len(self)}, width): give the learner a PromptHook (register_hook) whose "
+                "plain_features returns them"
+            )
         return self._plain
 
     def is_used(self, rows: range) -> bool:

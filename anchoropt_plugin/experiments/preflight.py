@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..training.stage_one import check_sources
-from ..training.two_stages import TwoStages
+from ..training.checks import check_anchor_sources
 from .execution import default_workers
 from .fork_server import in_fork
 from .plan import Run
@@ -79,9 +78,8 @@ def _fault(run: Run) -> str:
 def _check(run: Run) -> None:
     def use(trainer: Any) -> None:
         _check_images(trainer.dm.dataset)
-        if run.trains and isinstance(trainer, TwoStages):
-            run_of = trainer.anchoropt
-            check_sources(run_of.settings, run_of.classes, run.settings["DATASET.NAME"])
+        if run.trains:
+            check_anchor_sources(trainer)
 
     run.repository.with_trainer(run.argv, use)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from .released_files import anchors_file
+from .stage_one import check_sources
 from .two_stages import SUFFIX, TwoStages
 
 STAGE_ONE_TRAINER = re.compile(r"(.*?)_?pretrain_?anchors?", re.IGNORECASE)
@@ -65,3 +66,14 @@ def check_anchoropt(cfg: Any, trainer: type, training: bool = True) -> None:
                 f"TRAINER.ANCHOROPT.ANCHOR_WEIGHTS {weights} does not exist: give a file of "
                 "anchors, or the released folder anchor_weights"
             )
+
+
+def check_anchor_sources(trainer: Any) -> None:
+    """Check that anchors or descriptions fit a trainer, before its run writes anything.
+
+    Raises:
+        UserError: they do not; a trainer without AnchorOPT has none.
+    """
+    if isinstance(trainer, TwoStages):
+        run = trainer.anchoropt
+        check_sources(run.settings, run.tower, run.classes, trainer.anchoropt_cfg.DATASET.NAME)

@@ -25,6 +25,7 @@ def find_anchors(
     class_names: Sequence[str],
     steps: int,
     images: ImageBatches,
+    before: Callable[[], None],
     on_loss: OnLoss,
     data_set: str = "",
 ) -> AnchorTokens:
@@ -36,6 +37,7 @@ def find_anchors(
         class_names: C names.
         steps: steps an epoch.
         images: one epoch of image features and labels; read only if ANCHOR_CE_WEIGHT asks.
+        before: called before anchors are learned.
         on_loss: called after each epoch if anchors are learned.
         data_set: its name, if ANCHOR_WEIGHTS is a folder of anchors of several data sets.
 
@@ -43,29 +45,31 @@ def find_anchors(
         UserError: a file cannot be read, words do not fit ANCHOR_LEN, or the loss is not finite.
     """
     if settings.anchor_weights:
-        file = anchors_file(settings.anchor_weights, data_set)
-        anchors = AnchorTokens.load(file)
-        print(f"Stage 1: anchors loaded from {file}")
+        anchors = _loaded(settings, tower, data_set)
+        print(f"Stage 1: anchors loaded from {anchors_file(settings.anchor_weights, data_set)}")
     elif settings.anchor != LEARNED:
         anchors = _made(settings, tower)
         print(f"Stage 1: skipped, the anchors are {settings.anchor}")
     else:
-        anchors = _cached_or_learned(settings, tower, class_names, steps, images, on_loss)
+        anchors = _cached_or_learned(settings, tower, class_names, steps, images, before, on_loss)
     return anchors
 
 
 def check_sources(
-    settings: AnchorOPTConfig, class_names: Sequence[str], data_set: str = ""
+    settings: AnchorOPTConfig, tower: TextTower, class_names: Sequence[str], data_set: str = ""
 ) -> None:
     """Check that the anchors or the descriptions of a run can be read, before it starts.
 
     Raises:
-        UserError: they cannot, or they do not fit the classes.
+        UserError: they cannot, or they do not fit the classes, ANCHOR_LEN or the backbone.
     """
     if settings.anchor_weights:
-        AnchorTokens.load(anchors_file(settings.anchor_weights, data_set))
+        _loaded(settings, tower, data_set)
     elif settings.anchor == LEARNED:
-        _descriptions(settings, class_names)
+        if settings.descriptions:
+            _descriptions(settings, class_names)
+    elif settings.anchor != RANDOM:
+        _made(settings, tower)
 
 
 def seconds_of_stage_one(
@@ -96,6 +100,18 @@ def seconds_of_stage_one(
     return first + (stage.epochs - 1) * max(0.0, both - first)
 
 
+def _loaded(settings: AnchorOPTConfig, tower: TextTower, data_set: str) -> AnchorTokens:
+    file = anchors_file(settings.anchor_weights, data_set)
+    anchors = AnchorTokens.load(file)
+    found, wanted = tuple(anchors.values.shape), (settings.anchor_len, tower.dim)
+    if found != wanted:
+        raise UserError(
+            f"the anchors in {file} are {found}, this run needs {wanted}: they were learned with "
+            "another ANCHOR_LEN or on another backbone"
+        )
+    return anchors
+
+
 def _made(settings: AnchorOPTConfig, tower: TextTower) -> AnchorTokens:
     if settings.anchor == RANDOM:
         return AnchorTokens.random(tower, settings.anchor_len)
@@ -111,6 +127,7 @@ def _cached_or_learned(
     class_names: Sequence[str],
     steps: int,
     images: ImageBatches,
+    before: Callable[[], None],
     on_loss: OnLoss,
 ) -> AnchorTokens:
     texts = _descriptions(settings, class_names)
@@ -129,6 +146,7 @@ def _cached_or_learned(
         f"Stage 1: learning {stage.length} anchor token(s) from the descriptions of "
         f"{len(class_names)} classes"
     )
+    before()
     every = max(1, stage.epochs // 10)
 
     def report(epoch: int, loss: float) -> None:

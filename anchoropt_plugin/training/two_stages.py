@@ -31,6 +31,7 @@ from .batch import Batch, views
 from .host_cfg import host_cfg
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
+from .rehearsal import rehearse
 from .released_files import anchors_file, is_released, renamed
 from .run_record import check_trained_as_released, trained_classes, write_history
 from .settings import AnchorOPTConfig
@@ -121,6 +122,7 @@ class TwoStages:
                 run.classes,
                 len(self.train_loader_x),
                 self._image_batches,
+                partial(rehearse, self, super().model_inference),  # type: ignore[misc]
                 lambda epoch, loss: self.write_scalar("anchoropt/stage_1_loss", loss, epoch),
                 data_set=self.cfg.DATASET.NAME,
             )

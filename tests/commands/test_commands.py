@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import clip
@@ -23,6 +24,7 @@ import train
 from anchoropt_plugin import UserError, load_predictor
 from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.commands import all_commands, predict
+from anchoropt_plugin.commands.check import small_trainer
 from anchoropt_plugin.commands.check.random_clip import random_clip, random_weights, write_archive
 from anchoropt_plugin.commands.check.small_trainer import CLASSES
 from anchoropt_plugin.files.images import files_in
@@ -536,12 +538,25 @@ def test_flags_after_the_trainer_are_refused(command, repository):
 def test_a_train_py_whose_keys_cannot_be_read_is_one_line(command, repository, tmp_path):
     usual = (repository / "trainers/usual.py").read_text()
     write(tmp_path, "mine.py", usual)
-    write(tmp_path, "train.py", "def extend_cfg(cfg):\n    cfg.SHOTS = args.shots\n")
+    write(tmp_path, "train.py", "def extend_cfg(cfg):\n    cfg.SHOTS = shots\n")
     line = one_line(command(tmp_path, "check", "mine:Usual"))
     assert line.startswith("extend_cfg of train.py fails: ") and "train.py:2: NameError" in line
     write(tmp_path, "train.py", "import a_module_that_is_nowhere\ndef extend_cfg(cfg): pass\n")
     line = one_line(command(tmp_path, "check", "mine:Usual"))
     assert line.startswith("importing train fails: ") and line.count("fails") == 1
+
+
+@pytest.mark.parametrize("arguments", ["cfg", "cfg, args", "cfg, args, *, more=()"])
+def test_keys_that_a_train_py_sets_by_its_flags(monkeypatch, tmp_path, arguments):
+    text = f"def extend_cfg({arguments}):\n    cfg.SHOTS = args.shots\n"
+    write(tmp_path, "train.py", text)
+    script = ModuleType("train")
+    exec(text, vars(script))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(small_trainer, "import_user_module", lambda name: script)
+    given = small_trainer.own_keys(), tmp_path, None
+    assert small_trainer.trial_cfg(object, *given, []).SHOTS is None
+    assert small_trainer.trial_cfg(object, *given, ["SHOTS", "4"]).SHOTS == 4
 
 
 def test_loading_is_not_required_of_a_host_that_cannot_load(command, repository, tmp_path):
@@ -867,6 +882,18 @@ def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, wor
     assert main(["predict", "--import", "trainers", "--model-dir", str(runs / "CoOp"), *words]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error
+
+
+def test_predict_prints_an_entry_for_each_line_of_a_csv(runs, tmp_path, capsys):
+    for number in range(2):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    lines = [str(tmp_path / f"{number}.png") for number in (0, 1, 0, 0)]
+    file = tmp_path / "list.csv"
+    file.write_text("\n".join(["image", *lines]))
+    given = ["--import", "trainers", "--model-dir", str(runs / "CoOp"), "--json"]
+    assert main(["predict", *given, str(file)]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["image"] for entry in entries] == lines
 
 
 def test_the_report_of_a_training_shows_its_course_and_its_order(runs):

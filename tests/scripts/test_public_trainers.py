@@ -30,6 +30,7 @@ def checkout(tmp_path):
         "trainers/one.py": TRAINER.format(name="One", body="self.model = None"),
         "trainers/broken.py": "def f(:",
         "trainers/.hidden/one.py": TRAINER.format(name="One", body="self.model = None"),
+        "Dassl.pytorch/dassl/engine/own.py": TRAINER.format(name="Own", body="self.model = None"),
         "older/train.py": "def extend_cfg(cfg): ...\n",
         "older/trainers/two.py": TRAINER.format(name="Two", body="self.cfg.NO_SUCH_KEY"),
     }
@@ -47,7 +48,7 @@ def test_each_trainer_is_tried_in_the_folder_of_its_train_py(checkout, tmp_path,
     assert public_trainers.main([str(checkout), "--markdown", str(table)]) == 0
     head = ["git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
-    first, second = table.read_text().splitlines()[2:]
+    first, second = table.read_text().partition("| --- |\n")[2].splitlines()
     assert first.startswith(f"| owner/name | {commit} | One | One has no prompt learner: ")
     assert second.startswith(f"| owner/name | {commit} | Two | Two without AnchorOPT fails")
     assert "trainers/two.py:7: AttributeError: NO_SUCH_KEY" in second

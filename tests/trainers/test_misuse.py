@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import train
-from anchoropt_plugin import UserError
+from anchoropt_plugin import AnchorTokens, UserError
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses
 from anchoropt_plugin.encoders.clip_models import words_of
@@ -31,12 +31,12 @@ def images(folder, names=CLASSES):
     return folder
 
 
-def run(root, output, *words, trainer="CoOp"):
+def run(root, output, *words, trainer="CoOp", flags=()):
     return train.main(
         [
             *("--root", str(root), "--output-dir", str(output), "--trainer", trainer),
             *("--seed", "1", "--dataset-config-file", "configs/datasets/image_folder.yaml"),
-            *("--config-file", "configs/trainers/CoOp/tiny.yaml"),
+            *("--config-file", "configs/trainers/CoOp/tiny.yaml", *flags),
             *("OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0"),
             *("DATALOADER.TRAIN_X.BATCH_SIZE", "9", *words),
         ]
@@ -52,6 +52,21 @@ def test_a_refused_run_leaves_the_record_of_the_run_in_its_folder(tmp_path, caps
     assert "holds a run with other classes (blue star, " in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
     assert json.loads((out / "classes.json").read_text()) == sorted(CLASSES)
+
+
+def test_other_images_of_the_same_names_do_not_resume_a_run(tmp_path, capsys):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    assert run(root, out) == 0
+    root = root.rename(tmp_path / "moved")
+    assert run(root, out) == 0
+    Image.effect_noise((32, 32), 90).convert("RGB").save(root / "train/red_circle/1.png")
+    before = (out / "training_images.json").read_bytes()
+    capsys.readouterr()
+    assert run(root, out) == 2
+    assert "holds a run with other training images" in capsys.readouterr().err
+    assert (out / "training_images.json").read_bytes() == before
+    (out / "training_images.json").unlink()  # of an earlier version
+    assert run(root, out) == 0
 
 
 @pytest.mark.parametrize(
@@ -70,6 +85,84 @@ def test_one_line_and_status_2(tmp_path, capsys, words, message):
     assert run(images(tmp_path / "a"), tmp_path / "out", *opts, trainer=zero_shot) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out/results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"test": [["a/0.png", 0, "a"]]}, "a/0.png is in train and in test"),
+        ({"val": [["./a/0.png", 0, "a"]]}, "a/0.png is in train and in val"),
+        ({"train": [["a/0.png", 0, "a"], ["a/0.png", 1, "b"]]}, "a/0.png has the labels 0 and 1"),
+    ],
+)
+def test_a_split_with_one_image_twice_is_refused(tmp_path, capsys, changed, message):
+    rows = {part: [[f"{name}/{n}.png", label, name] for label, name in enumerate("ab")]
+            for n, part in enumerate(("train", "val", "test"))}  # fmt: skip
+    root = tmp_path / "data"
+    for path, _, _ in (row for part in rows.values() for row in part):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(root / path)
+    (root / "split.json").write_text(json.dumps(rows | changed))
+    assert run(root, tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out/log.txt").exists()
+    rows["train"] *= 2  # an image may be there twice
+    (root / "split.json").write_text(json.dumps(rows))
+    assert run(root, tmp_path / "out", "DATALOADER.TRAIN_X.BATCH_SIZE", "2") == 0
+
+
+def test_two_parts_in_one_folder_are_refused(tmp_path, capsys):
+    root = images(tmp_path / "a")
+    (root / "val").symlink_to(root / "test")
+    assert run(root, tmp_path / "out") == 2
+    assert "are the same folder" in capsys.readouterr().err
+
+
+def test_flags_that_would_change_nothing_are_refused(tmp_path, capsys):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    assert run(root, out) == 0
+    flags = "--model-dir", str(out)
+    assert run(root, tmp_path / "b", flags=flags) == 2
+    assert "--model-dir has no effect on a training" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    tested = "--eval-only", *flags, "--load-epoch"
+    assert run(root, tmp_path / "b", flags=(*tested, "-5")) == 2
+    assert "--load-epoch is -5" in capsys.readouterr().err
+    assert run(root, tmp_path / "b", flags=(*tested, "-1")) == 0
+    assert run(root, tmp_path / "c", trainer="ZeroshotCLIP", flags=["--eval-only"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "file", "message"),
+    [
+        ("ANCHOR_WEIGHTS", (2, 128), "(2, 128), this run needs (1, 128): they were learned with"),
+        ("ANCHOR_WEIGHTS", (1, 64), "(1, 64), this run needs (1, 128): they were learned with"),
+        ("DESCRIPTIONS", '{"red circle": ["A circle."]}', "has no description of 2 classes"),
+        ("ANCHOR", "a photo", "'a photo' is 2 tokens: give the length 2, not 1"),
+        ("PATIENCE", "-1", "TRAIN.PATIENCE is -1, but must be 0 or more"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path, capsys, key, file, message):
+    value = str(tmp_path / "file")
+    if isinstance(file, tuple):
+        AnchorTokens(torch.randn(file)).save(value)
+    elif key == "DESCRIPTIONS":
+        (tmp_path / "file").write_text(file)
+    else:
+        value = file
+    words = f"TRAIN.{key}" if key == "PATIENCE" else f"TRAINER.ANCHOROPT.{key}", value
+    assert run(images(tmp_path / "a"), tmp_path / "out", *words, trainer="CoOp_AnchorOPT") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_without_checkpoints_is_not_resumed(tmp_path, capsys):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    assert run(root, out, "TRAIN.CHECKPOINT_FREQ", "1") == 0
+    inner = out / "prompt_learner"
+    assert run(root, tmp_path / "b", flags=["--resume", str(inner)]) == 2
+    assert f"--resume {inner} holds no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import inspect
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +98,8 @@ def find_trainer(spec: str, learner: str) -> tuple[type, type]:
 def own_keys() -> Keys | None:
     """Return ``extend_cfg`` of the working directory's train.py, which adds the host's keys.
 
-    A train.py without that function is not imported: it might start a training.
+    A train.py without that function is not imported: it might start a training. If the function
+    reads flags of the command line, from an argument or from ``args``, each flag is None.
 
     Raises:
         UserError: a train.py whose import fails.
@@ -105,13 +108,24 @@ def own_keys() -> Keys | None:
     if not path.is_file() or not re.search(r"^def extend_cfg\b", read_text(path), re.MULTILINE):
         return None
     try:
-        keys: Keys = import_user_module("train").extend_cfg
+        script = import_user_module("train")
     except SystemExit as error:
         raise UserError(
             f"importing train.py for its extend_cfg fails ({error_in_one_line(error)}): move the "
             'code that runs it under `if __name__ == "__main__"`'
         ) from error
-    return keys
+    flags = _NoFlags()
+    vars(script).setdefault("args", flags)
+    given = inspect.signature(script.extend_cfg).parameters.values()
+    needed = [x for x in given if x.kind <= x.POSITIONAL_OR_KEYWORD and x.default is x.empty]
+    return lambda cfg: script.extend_cfg(cfg, *[flags for _ in needed[1:]])
+
+
+class _NoFlags(argparse.Namespace):
+    """The flags of a train.py, none of them given."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 def trial_cfg(
