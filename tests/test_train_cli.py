@@ -367,6 +367,7 @@ def error_of(capsys, words):
         (["--config-file", "none.yaml"], r"config file none\.yaml: No such file"),
         (["OPTIM.RL", "1"], r"unknown config key OPTIM\.RL \(did you mean 'OPTIM\.LR'\?\)"),
         (["OPTIM.LR", "fast"], "takes a float, but 'fast' is a str"),
+        (["TRAIN.LOGGERS", "csv"], r"takes a list, not one word: write \"\['csv'\]\""),
         (["OPTIM.LR"], "has no value"),
         (["OPTIM.LR", "1", "--seed", "1"], "flags come before KEY VALUE pairs: move --seed"),
         (["OPTIM.LR", "-1", "TEST.SPLIT", "x"], r"OPTIM\.LR is -1\.0, .*; TEST\.SPLIT is 'x'"),

@@ -40,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image, folder, or .csv with a column 'image'")
     add_model_arguments(parser)
-    add("--top", type=int, default=5, help="number of classes to print per image (default: 5)")
+    add(
+        "--top",
+        type=int,
+        default=5,
+        help="number of classes per image, in the json too (default: 5)",
+    )
     add("--json", action="store_true", help="print json: a list with one entry per image")
 
 

@@ -33,5 +33,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("report needs matplotlib: pip install 'anchoropt-plugin[report]'")
     from ..report.page import write_page
 
+    runs = sorted(path.parent for path in args.folder.glob("*/**/predictions.csv"))
+    if runs and not (args.folder / "predictions.csv").is_file():
+        raise UserError(f"{args.folder} holds {len(runs)} runs: give the folder of one, {runs[0]}")
     print(write_page(args.folder))
     return 0

@@ -209,6 +209,8 @@ def _coerced(value: Any, old: Any, where: str) -> Any:
         return float(value)
     if isinstance(value, (list, tuple)) and isinstance(old, (list, tuple)):
         return type(old)(value)
+    if isinstance(value, str) and isinstance(old, (list, tuple)):
+        raise UserError(f"{where} takes a list, not one word: write \"['{value}']\"")
     raise UserError(f"{where} takes {_a(old)}, but {reprlib.repr(value)} is a {_kind(value)}")
 
 

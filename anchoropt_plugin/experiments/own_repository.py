@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -41,6 +42,8 @@ from .repository import Repository, Value, as_in_yaml
 
 GIVEN = "given.json"
 """In a run's folder: the words and the yaml files that the run was given."""
+NAMED_AT_MOST = 3
+"""The number of differing settings that a message names."""
 _FILES = ("--dataset-config-file", "--config-file")
 
 
@@ -97,11 +100,12 @@ class OwnRepository(Repository):
     def check(self, argv: Sequence[str], folder: Path) -> None:
         if "--eval-only" in argv or not any(folder.glob("*/checkpoint")):
             return
-        if _recorded(folder) != _given(argv):
-            raise UserError(
-                f"{folder} holds a run with other settings (see {GIVEN} there), or one that "
-                "another command started: give another --output-dir"
+        there, here = _recorded(folder), _given(argv)
+        if there != here:
+            what = (
+                f"with other settings: {_changes(there, here)}" if there else "of another command"
             )
+            raise UserError(f"{folder} holds a run {what}: give another --output-dir")
 
     def run(self, argv: Sequence[str], folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,6 +241,22 @@ def _given(argv: Sequence[str]) -> str:
     ]
     given = {"words": words, "settings": binding, "files": files}
     return json.dumps(given, indent=1, sort_keys=True, default=str)
+
+
+def _changes(there: str, here: str) -> str:
+    """Return the first settings that differ between two texts of ``_given``, in words."""
+
+    def settings(text: str) -> dict[str, Any]:
+        given = json.loads(text)
+        of_files = (pair for content in given["files"].values() for pair in flattened(content))
+        return {**dict(of_files), **dict(given["settings"])}
+
+    was, now = settings(there), settings(here)
+    keys = [key for key in {**now, **was} if now.get(key) != was.get(key)]
+    named = (
+        f"{key} was {was.get(key, 'not given')}, now {now.get(key, 'not given')}" for key in keys
+    )
+    return "; ".join(islice(named, NAMED_AT_MOST)) or f"see {GIVEN} there"
 
 
 @lru_cache(maxsize=10_000)

@@ -47,6 +47,9 @@ class Parser(argparse.ArgumentParser):
             if parsed.opts:
                 first = parsed.opts[0]
                 raise UserError(f"{first!r} is neither a flag nor a config key; see --help")
+            late = [word for word in words[at:] if word.startswith("--")]
+            if late:
+                raise UserError(f"{late[0]} comes after KEY VALUE pairs: give flags first")
             parsed.opts, parsed.command_line = words[at:], f"{self.prog} {shlex.join(words)}"
         return parsed, unknown
 

@@ -33,6 +33,7 @@ log = logging.getLogger("anchoropt_plugin")
 
 ImageLike = str | Path | Image.Image
 
+_WARNING = "Warning: "
 BATCH_SIZE = 100
 """Images that exported class weights encode at once."""
 
@@ -249,6 +250,11 @@ def load_predictor(
                 "folder of the run, or export again"
             )
         return Predictor._of_file(folder, backbone, device)
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is neither the output folder of a run nor class weights "
+            f"({', '.join(SUFFIXES)}): onnxruntime runs an exported .onnx file"
+        )
     if backbone is not None:
         raise UserError(
             f"{folder} is not a file of class weights: backbone (--backbone) is for these alone"
@@ -256,6 +262,10 @@ def load_predictor(
     with contextlib.redirect_stdout(io.StringIO()) as printed:  # Dassl and hosts tell what they do
         predictor = _of_run(folder, classes, epoch, device)
     log.debug("%s", printed.getvalue())
+    if classes is not None:  # the training told them of its own classes
+        told = (line for line in printed.getvalue().splitlines() if line.startswith(_WARNING))
+        for line in dict.fromkeys(told):
+            log.warning("%s", line.removeprefix(_WARNING))
     return predictor
 
 

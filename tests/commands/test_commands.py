@@ -362,6 +362,11 @@ def test_the_script_is_named_as_it_was_typed(capsys, tmp_path, monkeypatch):
         assert end.value.code == 0 and shown in said and "python -m" not in said
     assert main(["report", str(tmp_path)]) == 2
     assert ": anchoropt report --help names its columns" in capsys.readouterr().err
+    run = tmp_path / "base/seed1"
+    run.mkdir(parents=True)
+    (run / "predictions.csv").touch()
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"holds 1 runs: give the folder of one, {run}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -868,6 +873,7 @@ def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, c
         (["cut.png", "--top", "0"], "--top is 0"),
         (["cut.png", "--load-epoch", "7"], "model.pth.tar-2"),
         (["cut.png", "--model-dir", "empty"], "empty has no config.yaml"),
+        (["cut.png", "--model-dir", "cut.csv"], "cut.csv is neither the output folder of a run"),
         (["cut.png", "--classes", "cat", "cat"], "'cat' and 'cat' are one to CLIP"),
         (["cut.png", "--classes", "Red_Fox", "red  fox"], "'Red_Fox' and 'red  fox' are one"),
         (["cut.png", "--import", "no_such"], "there is no module 'no_such'"),
@@ -882,6 +888,16 @@ def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, wor
     assert main(["predict", "--import", "trainers", "--model-dir", str(runs / "CoOp"), *words]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error
+
+
+def test_predict_tells_that_the_backbone_never_saw_a_class_name(runs, tmp_path, caplog):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    given = ["--import", "trainers", "--model-dir", str(runs / "CoOp"), str(tmp_path / "a.png")]
+    assert main(["predict", *given, "--classes", "star", "badger"]) == 0
+    assert caplog.text.count("never saw 1 word(s) of the class names (badger)") == 1
+    caplog.clear()
+    assert main(["predict", *given]) == 0
+    assert "never saw" not in caplog.text
 
 
 def test_predict_prints_an_entry_for_each_line_of_a_csv(runs, tmp_path, capsys):

@@ -93,11 +93,11 @@ def test_finished_runs_are_found_again_and_those_of_other_settings_are_not(compa
     assert done.returncode == 0 and "4 runs, 4 of them finished" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in runs} == then and len(runs) == 4
     other = command(compared, *COMPARE, *DOTS, "--output-dir", "out", "TRAINER.MYCOOP.N_CTX", "2")
-    assert "holds a run with other settings (see given.json there)" in one_line(other)
+    assert "other settings: TRAINER.MYCOOP.N_CTX was not given, now 2: give" in one_line(other)
     config = compared / "fork/configs/my.yaml"
     text = config.read_text()
     config.write_text(text.replace("MAX_EPOCH: 2", "MAX_EPOCH: 3"))
-    assert "holds a run with other settings" in one_line(
+    assert "holds a run with other settings: OPTIM.MAX_EPOCH was 2, now 3: give" in one_line(
         command(compared, *COMPARE, *DOTS, "--output-dir", "out")
     )
     config.write_text(f"# a comment is no setting\n{text}")

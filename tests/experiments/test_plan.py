@@ -357,6 +357,7 @@ TINY = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
         ([*TINY, "OPTIM.MAX_EPOCH", "0"], "OPTIM.MAX_EPOCH is 0, but must be positive"),
         ([*TINY, "TRAINER.ANCHOROPT.POSITION", "sof"], "POSITION is 'sof'"),
         ([*TINY, "--jobs", "0"], "--jobs is 0"),
+        ([*TINY, "OPTIM.MAX_EPOCH", "3", "--seeds", "1"], "--seeds comes after KEY VALUE pairs"),
         ([*TINY, "--sedes", "1"], "there is no flag --sedes"),
         ([*TINY, "--seeds", "1", "--anchoropt", "both", "digits"], "'digits' is neither a flag"),
         ([], "nothing to compare"),
