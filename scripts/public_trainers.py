@@ -32,9 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = ROOT / "configs" / "public_trainers.yaml"
 PAGE = """# Public trainers
 
-All trainers of fetched checkouts of public repositories, unmodified, with AnchorOPT: each is right by the probe
-of `check`, or refused with the line that `check` prints. [Hooks](../hooks.md#public-trainers-that-were-tried) says
-what the probe compares.
+The trainers of fetched checkouts of public repositories, unmodified, with AnchorOPT: each is right
+by the probe of `check`, or refused with the line that `check` prints.
+[Hooks](../hooks.md#public-trainers-that-were-tried) says what the probe compares.
 
 ```
 python scripts/public_trainers.py checkouts/*/* --markdown docs/results/public_trainers.md
@@ -145,7 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("checkouts", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--only", nargs="+", default=[], metavar="TRAINER", help="these trainers")
     parser.add_argument("--limit", type=float, default=600, help="seconds for one trainer")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write a page with the table there")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="also write a page with the table there"
+    )
     args = parser.parse_args(arguments)
     words = yaml.safe_load(read_text(WORDS)) or {}
     rows: list[Row] = []

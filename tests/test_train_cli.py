@@ -272,7 +272,8 @@ def test_a_run_is_not_shortened(argv, tmp_path, base_run, capsys):
 
 def test_without_a_record_a_folder_is_resumed_as_dassl_does(argv, tmp_path, base_run, capsys):
     shutil.copytree(base_run, tmp_path / "out")
-    (tmp_path / "out" / "config.yaml").unlink()
+    for name in ("config.yaml", "training_images.json"):
+        (tmp_path / "out" / name).unlink()
     assert train.main(argv("--seed", "2")) == 0
     assert "Previous epoch: 2" in capsys.readouterr().out
     assert "SEED: 2\n" in (tmp_path / "out" / "config.yaml").read_text()

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from anchoropt_plugin import PromptHook, UserError, register_hook
+from anchoropt_plugin.commands.check.independent import record_steps
 from anchoropt_plugin.encoders.plain_clip import PlainCLIP, PlainImages
 
 from .lookalikes import BATCHES, CE, SUPPORT, Biases, Host, Learner, Model, ProGrad
@@ -66,6 +67,24 @@ class OwnPrompts(Host):
 def test_prompts_in_another_order_whose_logits_are_in_the_usual_one(tmp_path):
     trainer, _ = step(OwnPrompts, tmp_path)
     assert trainer.anchoropt.is_in_training
+
+
+class AddsInPlace(Host):
+    """LASP: its other losses are added to the first in place."""
+
+    def loss(self, image, label):
+        loss = super().loss(image, label)
+        loss += 5
+        return loss
+
+
+def test_the_probe_sees_the_objective_before_a_host_adds_to_it(tmp_path):
+    trainer = build(AddsInPlace, tmp_path)
+    trainer.set_model_mode("train")
+    trainer.batch_idx = 0
+    with record_steps(trainer.anchoropt) as steps:
+        summary = trainer.forward_backward(trainer.train_loader_x[0])
+    assert summary["loss"] == pytest.approx(5 + steps[0].loss.item())
 
 
 class OnlyWithin(Host):

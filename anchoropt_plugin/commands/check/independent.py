@@ -57,8 +57,9 @@ def record_steps(run: Any) -> Iterator[list[Step]]:
             torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (value, loss)
         )
         calls = [(call.images, call.features) for call in run.features.calls]
-        value, logits = value.detach(), logits.detach()
-        steps.append(Step(value, own, logits, images, reduction, loss.detach(), whole, calls))
+        # Copies: a host may add its other losses to this loss in place.
+        value, logits, found = (x.detach().clone() for x in (value, logits, loss))
+        steps.append(Step(value, own, logits, images, reduction, found, whole, calls))
         return loss
 
     with mock.patch.object(run, "loss", recording):
