@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MOMENTS = 5
 """The number of epochs at which a position matrix is drawn."""
+LABELS = 8
+"""About the most labels on a side of a position matrix; of more slots, every k-th has one."""
 MATRICES = 8
 """The number of methods, the first ones, whose position matrices are drawn."""
 FORMATS = {
@@ -32,7 +34,7 @@ _STYLE: Any = {
     "pdf.fonttype": 42,  # publishers refuse matplotlib's default, Type 3 fonts
     "svg.hashsalt": "anchoropt",  # ids of elements are random without it
 }
-_SHOWN = {"loss": "loss", "acc": "accuracy"}
+_SHOWN = {"loss": "loss", "acc": "accuracy, %"}
 """The numbers of an epoch that are drawn, with their names."""
 
 
@@ -95,7 +97,8 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
             axis.fill_between(epochs, [*map(min, values)], [*map(max, values)], alpha=0.2)
         axis.set(xlabel="epoch", ylabel=f"training {_SHOWN[key]}")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if key == "loss":
+        seen = [value for of_run in drawn[key].values() for of in of_run.values() for value in of]
+        if key == "loss" and 0 < 10 * min(seen) <= max(seen):  # a short log axis has odd ticks
             axis.set_yscale("log")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
@@ -112,12 +115,15 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
     if not histories:
         return None
     columns = min(MOMENTS, max(len(history) for history, _ in histories.values()))
-    figure, axes = new_figure(len(histories), columns, 2 * columns, 2.3 * len(histories) + 0.4)
+    size = 2 * columns + 0.9, 2.2 * len(histories) + 0.2  # with room for the colour bar
+    figure, axes = new_figure(len(histories), columns, *size)
     for row, (name, (history, n_soft)) in zip(axes, histories.items(), strict=True):
         steps = max(columns - 1, 1)
         moments = sorted({round(i * (len(history) - 1) / steps) for i in range(columns)})
         n_slots = len(history[0]["P"])
         tokens = token_names(n_soft, n_slots - n_soft)
+        step = -(-n_slots // LABELS)
+        labelled = [*range(0, n_soft - step + 1, step), *range(n_soft, n_slots, step)]
         for axis, moment in zip(row, moments, strict=False):
             # Cells as vectors; imshow would put a bitmap into the PDF and the SVG.
             image = axis.pcolormesh(
@@ -126,14 +132,15 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
             axis.set_aspect("equal")
             axis.invert_yaxis()  # slot 1 at the top
             axis.set_title(f"epoch {history[moment]['epoch']}", fontsize="small")
-            middles = [slot + 0.5 for slot in range(n_slots)]
-            numbers = [str(slot + 1) for slot in range(n_slots)]
-            axis.set_xticks(middles, tokens, fontsize="x-small")
+            middles = [slot + 0.5 for slot in labelled]
+            names, numbers = [tokens[slot] for slot in labelled], [slot + 1 for slot in labelled]
+            axis.set_xticks(middles, names, fontsize="x-small")
             axis.set_yticks(middles, numbers, fontsize="x-small")
         for axis in row[len(moments) :]:
             axis.set_axis_off()
         row[0].set_ylabel(name, fontsize="small")
-    scale: Any = figure.colorbar(image, ax=[axis for row in axes for axis in row], shrink=0.6)
+    panels = [axis for row in axes for axis in row]
+    scale: Any = figure.colorbar(image, ax=panels, shrink=0.6, label="probability")
     scale.solids.set_rasterized(False)
     return figure
 

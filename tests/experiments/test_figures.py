@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -14,7 +15,13 @@ from matplotlib.colors import to_rgba
 from anchoropt_plugin.experiments.figures import accuracies, few_shot_curves
 from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.experiments.tables import tables
-from anchoropt_plugin.report.figures import FORMATS, position_matrices, write_figure
+from anchoropt_plugin.files.run_events import append_event
+from anchoropt_plugin.report.figures import (
+    FORMATS,
+    position_matrices,
+    training_curves,
+    write_figure,
+)
 
 N_EPOCHS = 7
 
@@ -22,8 +29,13 @@ N_EPOCHS = 7
 @pytest.fixture
 def folder(tmp_path):
     """Return the output folder of a run with a history of its position matrix."""
+    return with_history(tmp_path, 5, N_EPOCHS)
+
+
+def with_history(tmp_path, n_slots, n_epochs):
     generator = torch.Generator().manual_seed(0)
-    matrices = [torch.randn(5, 5, generator=generator).softmax(-1) for _ in range(N_EPOCHS)]
+    size = n_slots, n_slots
+    matrices = [torch.randn(size, generator=generator).softmax(-1) for _ in range(n_epochs)]
     lines = [
         json.dumps({"epoch": epoch + 1, "temperature": 1.0, "P": matrix.tolist()})
         for epoch, matrix in enumerate(matrices)
@@ -64,6 +76,38 @@ def test_the_first_slot_is_at_the_top_and_every_cell_is_drawn(folder):
         labels = [label.get_text() for label in axis.get_xticklabels()]
         assert labels == ["v1", "v2", "v3", "v4", "A1"]
         assert re.fullmatch(r"[1-5]{5}", "".join(t.get_text() for t in axis.get_yticklabels()))
+
+
+@pytest.mark.parametrize("n_epochs", [1, 7])
+@pytest.mark.parametrize("n_soft", [4, 16, 17, 32])
+def test_labels_of_many_tokens_do_not_overlap(tmp_path, n_soft, n_epochs):
+    figure = position_matrices({"CoOp_AnchorOPT": with_history(tmp_path, n_soft + 1, n_epochs)})
+    figure.draw_without_rendering()  # places the labels
+    *panels, bar = figure.axes
+    assert bar.get_ylabel() == "probability"
+    for axis in panels:
+        labels = axis.get_xticklabels()
+        names = [label.get_text() for label in labels]
+        assert (names[0], names[-1]) == ("v1", "A1") and len(names) >= 5
+        for name, slot, x in zip(names, axis.get_yticklabels(), axis.get_xticks(), strict=True):
+            number = int(name[1:]) if name != "A1" else n_soft + 1
+            assert int(slot.get_text()) == number == x + 0.5
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+        boxes = [label.get_window_extent() for label in axis.get_yticklabels()]
+        assert all(a.y0 > b.y1 for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [([0.6, 0.98], "linear"), ([2.0, 0.1], "log"), ([1.0, 0.0], "linear")],
+)
+def test_the_axis_of_the_loss_is_logarithmic_over_a_decade(tmp_path, losses, scale):
+    for epoch, loss in enumerate(losses, start=1):
+        append_event(tmp_path, "epoch", epoch=epoch, epochs=2, loss=loss, acc=50.0)
+    loss, accuracy = training_curves({"one": [tmp_path]}).axes
+    assert (loss.get_yscale(), accuracy.get_yscale()) == (scale, "linear")
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("training loss", "training accuracy, %")
 
 
 ACCURACIES = {
