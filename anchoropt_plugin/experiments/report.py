@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from ..files.atomic import write_text
 from ..report.figures import position_matrices, training_curves, write_figure
 from ..report.parts import figure_html, page_html
-from ..training.two_stages import SUFFIX
 from . import figures
 from .execution import Event, unfinished
 from .experiment import Experiment
@@ -59,14 +58,11 @@ def write_report(
     write_text(folder / "tables.csv", csv_of(made))
     write_text(folder / "tables.md", "\n".join(map(markdown_table, made)))
     write_text(folder / "tables.tex", "\n".join(map(latex_table, made)))
-    anchored = {m.name: m.reference for m in experiment.methods if m.trainer.endswith(SUFFIX)}
     page = folder / "report.html"
     body = BODY.render(
         experiment=experiment,
         failed=failed,
         tables=[(table, *frame_of(table)) for table in made],
-        # Controls and changed methods are compared with another row of AnchorOPT.
-        bold={name for name, other in anchored.items() if other and other not in anchored},
         caption=caption_of(experiment, made),
         sources=sources(made),
         figures=[

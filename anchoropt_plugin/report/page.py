@@ -35,12 +35,14 @@ MATRIX = 30
 """The most classes of a confusion matrix that is shown."""
 PAIRS = 15
 """The most confusions that are listed."""
+_TEXTS = ("prediction", "most often taken for")
+"""The columns of texts, which are aligned left; the first column of a table always is."""
 _SETTINGS = {
     "TRAINER.NAME": "{}",
     "MODEL.BACKBONE.NAME": "{}",
     "DATASET.NAME": "{}",
     "DATASET.SUBSAMPLE_CLASSES": "classes: {}",
-    "DATASET.NUM_SHOTS": "{} images per class",
+    "DATASET.NUM_SHOTS": "up to {} training images per class",
     "SEED": "seed {}",
 }
 """The settings below the title, and how they are written."""
@@ -238,10 +240,16 @@ def _classes(
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     header, rows, note = without_repeats(header, rows)
-    lines = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in header)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{html.escape(x)}</td>' for x in row)}</tr>" for row in rows]
+    kinds = [' class="text"' if name in _TEXTS else "" for name in header]
+    lines = [
+        "".join(
+            f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+            for kind, text in zip(kinds, row, strict=True)
+        )
+        for tag, row in [("th", header), *(("td", row) for row in rows)]
+    ]
     below = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f'<div class="wide"><table>{"".join(lines)}</table>{below}</div>'
+    return f'<div class="wide"><table><tr>{"</tr><tr>".join(lines)}</tr></table>{below}</div>'
 
 
 def _figure(folder: Path, figure: Any, file: str, name: str, says: str) -> str:

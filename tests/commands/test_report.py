@@ -129,6 +129,7 @@ def test_a_page_has_the_numbers_of_the_table(folder, truth, capsys):
     labels, probabilities = truth
     right = probabilities.argmax(1) == labels
     text = shown(folder)
+    source = (folder / page.PAGE).read_text(encoding="utf-8")
     assert f"{100 * right.mean():.1f} % top-1 accuracy" in text
     recalls = recall_score(labels, probabilities.argmax(1), labels=sorted({*labels}), average=None)
     assert f"{100 * recalls.mean():.1f} % mean over the classes" in text
@@ -142,8 +143,11 @@ def test_a_page_has_the_numbers_of_the_table(folder, truth, capsys):
         of_class = labels == label
         share = right[of_class].mean()
         assert f" {NAMES[label]} {of_class.sum()} {share:.1%} " in text
+    head = re.findall(r"<tr><th>class</th>(.+?)</tr>", source)
+    texts = [re.findall(r'<th class="text">(.+?)</th>', names) for names in head]
+    assert texts == [["prediction"], ["most often taken for"]], "other columns are numbers"
+    assert re.search(r'<td class="text">[a-h]</td><td>\d+</td><td>[\d.]+%</td></tr>', source)
     assert text.count("<i>&") > 3
-    source = (folder / page.PAGE).read_text(encoding="utf-8")
     assert "<i>" not in source, "names are text, not html"
     assert source.count("data:image/jpeg") == 24 and source.count("data:image/svg") == 1
     assert "Training" not in text and "Position matrix" not in text

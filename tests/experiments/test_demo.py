@@ -92,11 +92,6 @@ def test_given_seeds_are_those_of_both_data_sets(tmp_path, monkeypatch):
     assert [list(protocol.seeds_for(name)) for name in protocol.datasets] == [[4, 5], [4, 5]]
 
 
-def test_controls_are_not_bold(page):
-    report = (page / "report.html").read_text()
-    assert re.findall(r'<tr class="strong"><td>(.+?)</td>', report) == ["CoOp_AnchorOPT"]
-
-
 def test_averaging_with_zero_shot_by_hand(page, monkeypatch):
     table = pd.read_csv(page / "results.csv").set_index(["method", "score"])
     base = table.loc[[(m, "base") for m in ("CoOp", name_of("CoOp"))], "correct"]
