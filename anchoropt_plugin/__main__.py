@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
             description=(module.__doc__ or "").replace(MODULE, typed),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        command.set_defaults(interrupted="interrupted")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
@@ -52,12 +53,13 @@ def _versions() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: see ``status_of``."""
 
-    def command() -> int:
-        args = build_parser().parse_args(argv)
-        return int(args.run(args))
+    args = argparse.Namespace()
+
+    def parse() -> None:
+        build_parser().parse_args(argv, args)
 
     with offered_pkg_resources():  # a repository's own clip may import it
-        return status_of(command)
+        return status_of(parse) or status_of(lambda: args.run(args), interrupted=args.interrupted)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ KEYS = (
 )
 ABOUT = (
     "{host} with AnchorOPT, changed in one or more parts. The tables give the difference of each "
-    "row to {default}, and of {default} to {host}. Under base-to-new, the last row is a control "
-    "without AnchorOPT: {host}, with its logits on new classes averaged with those of zero-shot "
-    "CLIP."
+    "row to {default}, and of {default} to {host}."
+)
+CONTROL = (
+    " Under base-to-new, the last row is a control without AnchorOPT: {host}, with its logits on "
+    "new classes averaged with those of zero-shot CLIP."
 )
 
 
@@ -69,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
             () if given else args.together or (),
         ),
     ]
-    about = ABOUT.format(host=args.host, default=default.name)
+    has_control = any(part.classes == "new" for part in protocol.tests) and repository.has_zero_shot
+    about = (ABOUT + CONTROL * has_control).format(host=args.host, default=default.name)
     experiment = Experiment(f"Ablation of AnchorOPT on {args.host}", about, protocol, methods)
-    has_new = any(part.classes == "new" for part in protocol.tests) and repository.has_zero_shot
     more = partial(averaged_with_zero_shot, host=plain.name, reference=default.name)
     folder = f"ablate/{args.preset or args.host}"
-    return run_experiment(experiment, args, folder, more if has_new else None)
+    return run_experiment(experiment, args, folder, more if has_control else None)

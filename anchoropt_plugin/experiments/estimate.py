@@ -86,16 +86,23 @@ class Estimate:
         timed = any(kind.parts for kind in self.kinds)
         texts = [f"about {_text(max(sum(known) / self.workers, longest))}"]
         texts += [f"by {'steps timed now' if timed else 'finished runs'}"]
-        texts += [f"{unknown} runs not counted"] if unknown else []
         texts += [f"{sum(known) / 3600:.2g} GPU hours"] if timed and _has_gpu() else []
+        if unknown:
+            counted = sum(kind.number for kind in self.kinds) - unknown
+            texts[0] += f" for {counted} of them"
+            texts[-1] += f"; the time of the other {unknown} is unknown: " + (
+                "their steps cannot be timed" if timed else "no run of their kinds is finished yet"
+            )
         return ", ".join(texts)
 
     def table(self) -> Table:
         """Return a row for each kind: its runs, and the seconds of one run in parts."""
         where = torch.cuda.get_device_name() if _has_gpu() else "a CPU"
         title = f"Seconds of a run, timed now on {where}; stage 1 is run once for equal anchors"
-        columns = ("runs", "n", "stages 1", "build", "stage 1", "training", "test", "all runs")
+        columns = ("runs", "n", "stage-1 runs", "build", "stage 1", "training", "test", "all runs")
         table = Table(*columns, title=title, title_justify="left")
+        for column in table.columns:
+            column.overflow = "fold"
         for column in table.columns[1:]:
             column.justify = "right"
         for kind in self.kinds:

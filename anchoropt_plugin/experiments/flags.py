@@ -18,12 +18,15 @@ SLURM_FLAGS: dict[str, tuple[str, type, str, str]] = {
 """Flags, and for each flag submitit's parameter, the type, the metavar and the help."""
 
 
+INTERRUPTED = "interrupted; the same command goes on with the unfinished runs"
+"""The message after ctrl-C or SIGTERM."""
 PRESET = "a file of configs/presets/{}; flags override its values"
 
 
 def add_shared(parser: Parser) -> None:
     """Add the flags of all experiments, and KEY VALUE pairs after them."""
     parser.takes_pairs = True
+    parser.set_defaults(interrupted=INTERRUPTED)
     add = parser.add_argument
     add("--protocol", metavar="NAME", help="a protocol (default: base2new)")
     add("--datasets", nargs="+", metavar="NAME", help="files of configs/datasets to train on")

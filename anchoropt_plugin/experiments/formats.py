@@ -11,21 +11,30 @@ from ..report.parts import without_repeats
 from .experiment import Experiment
 from .tables import Cell, Table, entries
 
-CAPTION = (
-    "Accuracy in per cent: mean ± sample standard deviation over the seeds. {summary}"
-    "Δ is the difference between a host with AnchorOPT "
-    "and the host alone, or between a changed AnchorOPT or a control and the default; p is from a "
-    "two-sided paired t-test over the seeds. Holm is p corrected for the number of tests in the "
-    "table. A difference with a large p shows nothing: it is no proof that two methods are equal."
+CAPTION = "Accuracy in per cent: mean ± sample standard deviation over the seeds."
+DELTA = (
+    "Δ is the difference between a host with AnchorOPT and the host alone, or between a changed "
+    "AnchorOPT or a control and the default"
 )
+P = "p is from a two-sided paired t-test over the seeds."
+HOLM = "Holm is p corrected for the number of tests in the table."
+LARGE_P = "A difference with a large p shows nothing: it is no proof that two methods are equal."
 
 
 def caption_of(experiment: Experiment, made: Sequence[Table]) -> str:
-    """Return the caption of an experiment's tables."""
-    summary, text = experiment.protocol.summary, ""
+    """Return the caption of an experiment's tables, about what is in them."""
+    summary, texts = experiment.protocol.summary, [CAPTION]
     if any(summary.name in table.columns for table in made):
-        text = f"{summary.name} is the {summary.mean} mean of the accuracies averaged over seeds. "
-    return CAPTION.format(summary=text)
+        mean = f"{summary.mean} mean of the accuracies averaged over seeds"
+        texts.append(f"{summary.name} is the {mean}.")
+    of_methods = [(table.columns[-1], row) for table in made for row in table.rows.values()]
+    compared = [row[last] for last, row in of_methods if last in row]  # the cells with a Δ
+    has_p = any(cell.p is not None for cell in compared)
+    if any(cell.delta is not None for cell in compared):
+        texts.append(f"{DELTA}; {P}" if has_p else f"{DELTA}.")
+    if any(cell.p_holm is not None for cell in compared):
+        texts.append(HOLM)
+    return " ".join([*texts, *([LARGE_P] if has_p else [])])
 
 
 def heading(column: str) -> str:
@@ -56,12 +65,15 @@ def delta_text(cell: Cell | None) -> str:
     '−1.2 (p 0.03)'
     >>> delta_text(Cell(80.0, 1.0, 3, delta=1.25, p=0.0000204, p_holm=0.00012))
     '+1.2 (p 2e-5, Holm 1e-4)'
+    >>> delta_text(Cell(80.0, 1.0, 3, delta=-0.04))
+    '0.0'
     """
     if cell is None or cell.delta is None:
         return ""
     values = {"p": cell.p, "Holm": cell.p_holm}
     texts = [f"{name} {_p_text(p)}" for name, p in values.items() if p is not None]
-    return f"{cell.delta:+.1f}".replace("-", "−") + (f" ({', '.join(texts)})" if texts else "")
+    delta = f"{cell.delta:+.1f}".replace("-", "−") if round(cell.delta, 1) else "0.0"
+    return delta + (f" ({', '.join(texts)})" if texts else "")
 
 
 def _p_text(p: float) -> str:
@@ -111,6 +123,8 @@ def rich_table(table: Table) -> RichTable:
         caption=note or None,
         caption_justify="left",
     )
+    for column in out.columns:
+        column.overflow = "fold"  # keys that are cut off look the same
     for column in out.columns[1:]:
         column.justify = "right"
     for row in frame.to_numpy():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 import train
 from anchoropt_plugin import UserError
@@ -11,7 +14,7 @@ from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.experiments import ablate, compare
 from anchoropt_plugin.experiments.checkout import CHECKOUT, Checkout
 from anchoropt_plugin.experiments.command import with_preset
-from anchoropt_plugin.experiments.estimate import Estimate
+from anchoropt_plugin.experiments.estimate import Estimate, Kind, Parts
 from anchoropt_plugin.experiments.factors import parse_grid, varied
 from anchoropt_plugin.experiments.files import ASSETS
 from anchoropt_plugin.experiments.flags import add_ablate
@@ -25,6 +28,8 @@ from anchoropt_plugin.experiments.published import (
 from anchoropt_plugin.process.command_line import Parser
 from anchoropt_plugin.training.host_cfg import host_cfg
 from dassl.engine import TRAINER_REGISTRY
+
+from .fork_of_coop import write_fork
 
 
 def planned(tmp_path, protocol, methods, opts=(), **changes):
@@ -385,6 +390,56 @@ def test_experiments_are_commands_of_the_package(tmp_path, capsys):
         assert main(words) == 2
         assert "OPTIM.MAX_EPOCH is 0, but must be positive" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["compare", "ablate"])
+def test_after_ctrl_c_the_command_says_how_to_go_on(monkeypatch, capsys, command):
+    def stopped(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"anchoropt_plugin.experiments.{command}.run", stopped)
+    assert main([command, "--config", "tiny"]) == 130
+    wanted = "interrupted; the same command goes on with the unfinished runs\n"
+    assert capsys.readouterr().err == wanted
+
+
+def test_an_estimate_says_for_how_many_runs_the_time_is_unknown(tmp_path):
+    (run, *_) = planned(tmp_path, "base2new", coop(), datasets=["digits"])[0].runs
+    finished, new = Kind(run, 1, finished=[6.0, 8.0]), Kind(run, 6)
+    assert str(Estimate([finished], 1)) == "about 0 min 07 s, by finished runs"
+    assert str(Estimate([finished, new], 1)) == (
+        "about 0 min 07 s for 1 of them, by finished runs; the time of the other 6 is unknown: "
+        "no run of their kinds is finished yet"
+    )
+    timed = Kind(run, 2, parts=Parts(1.0, 0.0, 1.0, 1.0))
+    assert str(Estimate([timed, new], 1)).endswith("is unknown: their steps cannot be timed")
+
+
+def test_a_table_of_times_is_not_cut_off(tmp_path):
+    (run, *_) = planned(tmp_path, "base2new", coop(), datasets=["digits"])[1].runs
+    console = Console(width=80, file=io.StringIO())
+    console.print(Estimate([Kind(run, 2, parts=Parts(1.0, 0.0, 1.0, 1.0))], 1).table())
+    said = console.file.getvalue()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines()]
+    names = "".join(line[0] for line in cells if line).replace(" ", "")
+    assert "…" not in said and names == "CoOp_AnchorOPT,digitsbase:train,16shots"
+    assert "stage-1 ┃" in said
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+@pytest.mark.parametrize("of", ["base2new", "few_shot"])
+def test_the_control_is_announced_where_it_is_a_row(tmp_path, monkeypatch, is_own, of):
+    plans = []
+    monkeypatch.setattr(ablate, "run_experiment", lambda *args: plans.append(args) or 0)
+    words = ["--host", "MyCoOp" if is_own else "CoOp", "--protocol", of, "--datasets", "digits"]
+    words += ["--grid", "OPTIM.MAX_EPOCH=2,3"]
+    if is_own:
+        fork = write_fork(tmp_path / "fork")
+        words += ["--repository", str(fork), "--config", "configs/my.yaml"]
+    assert ablate.main("", [*words, *([] if is_own else ["--config", "tiny"])]) == 0
+    ((experiment, *_, more),) = plans
+    assert (more is not None) == (of == "base2new" and not is_own)
+    assert ("the last row is a control without" in experiment.about) == (more is not None)
 
 
 ABLATE = ["--host", "CoOp", "--config", "tiny", "--datasets", "digits"]

@@ -168,6 +168,36 @@ def test_a_score_that_all_methods_share_is_said_once():
     assert len(pd.read_csv(io.StringIO(csv_of([table])))) == 6, "the csv file has all"
 
 
+def test_the_caption_explains_what_the_tables_show():
+    experiment = Experiment("", "", read_protocol("base2new"), [])
+    entries = rows()
+    one_test = caption_of(experiment, made(entries))
+    assert "Δ is" in one_test and "; p is from" in one_test and "large p" in one_test
+    assert "Holm" not in one_test
+    third = [{**row, "method": "x", "accuracy": row["accuracy"] - row["seed"]} for row in entries]
+    third = [{**row, "reference": "CoOp"} for row in third if row["reference"]]
+    tables_of_three = made([*entries, *third])
+    assert "Holm is p corrected" in caption_of(experiment, tables_of_three)
+    one_seed = caption_of(experiment, made([row for row in entries if row["seed"] == 1]))
+    assert one_seed.endswith("and the default.") and "p is" not in one_seed
+    alone = caption_of(experiment, made([row for row in entries if row["method"] == "CoOp"]))
+    assert "Δ" not in alone and alone.endswith("over seeds.")
+
+
+def test_keys_are_folded_and_not_cut_off_in_a_narrow_terminal():
+    names = {"CoOp": "CoOp"} | {
+        name: f"TRAINER.SMOOTH.EPS={value}"
+        for name, value in {"CoOp_AnchorOPT": "0.05", "other": "0.025"}.items()
+    }
+    entries = rows() + [{**r, "method": "other"} for r in rows() if r["method"] != "CoOp"]
+    (table,) = made([{**row, "method": names[row["method"]]} for row in entries])
+    console = Console(width=60, file=io.StringIO())
+    console.print(rich_table(table))
+    said = console.file.getvalue()
+    cells = [line.strip("│").split("│")[0].strip() for line in said.splitlines() if "│" in line]
+    assert "…" not in said and "".join(cells) == "".join(names.values())
+
+
 def test_formats():
     entries = rows()
     (table,) = made(entries)
