@@ -98,7 +98,7 @@ def loads_again(
     if not more:
         try:
             lost = _lost(alone, _started(host, cfg, path, trained))
-        except HostError:
+        except UserError:  # also: the host loads it into a module that nothing in it fits (LASP)
             lost = list(alone.values)
         if len(lost) < len(alone.values):
             started = _started(with_anchoropt, cfg, path, trained)
