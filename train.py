@@ -42,6 +42,7 @@ from anchoropt_plugin.config.record import (
     check_same_model,
     check_same_run,
     final_epoch,
+    trained_among,
     write_record,
 )
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
@@ -243,6 +244,10 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 node = getattr(trainer, "node", cfg.TRAINER.NAME)
                 nodes = [node, *getattr(trainer, "further_nodes", ())]
                 check_same_model(cfg, args.model_dir, nodes)
+                names = trainer.dm.dataset.classnames
+                trained = trained_among(args.model_dir, names)
+                if cfg.DATASET.SUBSAMPLE_CLASSES == "new" and trained:
+                    print(f"Note: {trained} of these {len(names)} new classes were trained")
         elif not args.no_train:
             check_validation(trainer)
             check_anchor_sources(trainer)

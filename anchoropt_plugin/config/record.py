@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from ..files.checkpoint_folder import last_checkpoint_name
 from ..files.readers import read_json
 from .check import flattened
 from .merge import merge_dict, read_yaml
+
+log = logging.getLogger("anchoropt_plugin")
 
 RECORD = "config.yaml"
 CLASSES = "classes.json"
@@ -123,12 +126,22 @@ def final_epoch(folder: str | Path, model: str) -> int | None:
     record, last = Path(folder, RECORD), Path(folder, model, "checkpoint")
     if not record.is_file() or not last.is_file():
         return None
-    if dict(flattened(read_yaml(record))).get("TEST.FINAL_MODEL") == "best_val":
-        return None
+    settings = dict(flattened(read_yaml(record)))
+    of_last = settings.get("TEST.FINAL_MODEL") != "best_val"
     number = re.search(r"-(\d{1,9})$", last_checkpoint_name(last.parent))
-    if number is None:
+    if number is None and of_last:
         raise UserError(f"{last} names no checkpoint of an epoch: give the epoch (--load-epoch)")
-    return int(number[1])
+    done, epochs = int(number[1]) if number else None, settings.get(_EPOCHS)
+    stops_early = settings.get("TRAIN.PATIENCE", 0) > 0
+    if done is not None and isinstance(epochs, int) and done < epochs and not stops_early:
+        log.warning("%s: the training stopped after epoch %d of %d", folder, done, epochs)
+    return done if of_last else None
+
+
+def trained_among(folder: str | Path, class_names: Sequence[str]) -> int:
+    """Return how many of ``class_names`` the run in an output folder was trained on."""
+    recorded = Path(folder, CLASSES)
+    return len({*class_names} & {*read_json(recorded)}) if recorded.is_file() else 0
 
 
 def check_same_run(cfg: CfgNode, folder: str | Path) -> None:

@@ -65,6 +65,8 @@ def write_page(folder: Path) -> Path:
     config = dict(flattened(read_yaml(folder / RECORD))) if (folder / RECORD).exists() else {}
     sections = [*_of_the_test(folder, predictions), *_of_the_training(folder, config, results)]
     title = f"Test of {folder.resolve().name}"
+    # A test in the folder of a training has settings of its own.
+    config |= results.get("settings", {})
     known = {key: config[key] for key in _SETTINGS if config.get(key, -1) != -1}  # -1: not set
     facts = [_SETTINGS[key].format(value) for key, value in known.items()]
     facts += [f"{results['split']} split"] if "split" in results else []

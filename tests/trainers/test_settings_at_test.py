@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 import train
 from anchoropt_plugin import UserError, load_predictor
+from anchoropt_plugin.config.record import final_epoch
 from anchoropt_plugin.encoders.clip_models import load_clip
+from anchoropt_plugin.report.page import write_page
 from trainers import host, prompted_clip
 
 from .runs import ROOT, command
@@ -62,6 +65,36 @@ def test_settings_of_training_alone_may_differ(runs, root, tmp_path):
     (runs / "CoOp" / "config.yaml").rename(tmp_path / "config.yaml")  # another repository's run
     assert evaluated(runs, root, tmp_path / "b", "CoOp", ["INPUT.INTERPOLATION", "nearest"]) == 0
     (tmp_path / "config.yaml").rename(runs / "CoOp" / "config.yaml")
+
+
+def test_new_classes_that_were_trained_are_told(runs, root, tmp_path, capsys):
+    copy = tmp_path / "runs"
+    shutil.copytree(runs / "CoOp", copy / "CoOp")
+    assert evaluated(copy, root, tmp_path / "a", "CoOp") == 0
+    assert "Note: " not in capsys.readouterr().out
+    names = json.loads((copy / "CoOp/classes.json").read_text())
+    truths = {line.split(",")[1] for line in (tmp_path / "a/predictions.csv").read_text().split()}
+    new = sorted(truths - {"truth"})
+    (copy / "CoOp/classes.json").write_text(json.dumps([*names[:-1], new[0]]))
+    assert evaluated(copy, root, tmp_path / "b", "CoOp") == 0
+    assert f"Note: 1 of these {len(new)} new classes were trained" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_is_told(runs, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "CoOp", folder)
+    assert final_epoch(folder, "prompt_learner") == 2 and not caplog.text
+    record = folder / "config.yaml"
+    record.write_text(record.read_text().replace("MAX_EPOCH: 2", "MAX_EPOCH: 7"))
+    assert final_epoch(folder, "prompt_learner") == 2
+    assert f"{folder}: the training stopped after epoch 2 of 7" in caplog.text
+
+
+def test_a_report_has_the_settings_of_its_test(runs, root, tmp_path):
+    shutil.copytree(runs / "CoOp_AnchorOPT", tmp_path / "CoOp_AnchorOPT")
+    assert evaluated(tmp_path, root, tmp_path / "CoOp_AnchorOPT", "CoOp_AnchorOPT") == 0
+    text = write_page(tmp_path / "CoOp_AnchorOPT").read_text()
+    assert "CoOp_AnchorOPT, tiny" in text and "classes: new" in text
 
 
 # ---------------------------------------------------------------------- contexts of single classes

@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ...config.check import flattened
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind, write_results
@@ -33,6 +34,9 @@ from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint, parameters_in_words
 from ..validation import EarlyStop, check_validation
 from .base import Names, TrainerBase
+
+OF_TEST = ("MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES")
+"""Keys that ``results.json`` records: a test may be written into the folder of another run."""
 
 
 class SimpleTrainer(TrainerBase):
@@ -226,7 +230,9 @@ class SimpleTrainer(TrainerBase):
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         if is_final:
-            test = {"split": split, "after_training": self.is_trained}
+            of = {key: value for key, value in flattened(self.cfg) if key in OF_TEST}
+            of["TRAINER.NAME"] = type(self).__name__
+            test = {"split": split, "after_training": self.is_trained, "settings": of}
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
             further = self.further_results()
