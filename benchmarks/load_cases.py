@@ -121,13 +121,14 @@ def many_images(n: int, folder: Path) -> Parts:
     """Test ``n`` images, each a file of its own; no two have the same features."""
     root, draw = folder / "data", random.Random(0)
     rows = [
-        [f"{number % 100}/{number}.png", number % TEN, str(number % TEN)] for number in range(n)
+        [f"{number % 100}/{number}.png", number % TEN, str(number % TEN)]
+        for number in range(n + 4 * TEN)
     ]
     for number in range(100):
         (root / "images" / str(number)).mkdir(parents=True)
     for path, *_ in rows:
         Image.frombytes("RGB", (32, 32), draw.randbytes(3 * 32 * 32)).save(root / "images" / path)
-    split = {"train": rows[: 4 * TEN], "test": rows}
+    split = {"train": rows[n:], "test": rows[:n]}
     (root / "split.json").write_text(json.dumps(split))
     (folder / "out").mkdir()
     keys = ["TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "1", "TEST.PER_CLASS_RESULT", "True"]

@@ -430,10 +430,11 @@ def test_the_documented_data_set_of_a_user(tmp_path):
     names = {"__name__": f"{package}.birds", "__package__": package}
     exec(code, names)  # trusted: the documentation of this repository
     try:
-        split = {part: [["crow/1.jpg", 0, "crow"]] for part in ("train", "val", "test")}
-        image = tmp_path / "birds" / names["Birds"].images / "crow" / "1.jpg"
-        image.parent.mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(image)
+        split = {part: [[f"crow/{part}.jpg", 0, "crow"]] for part in ("train", "val", "test")}
+        images = tmp_path / "birds" / names["Birds"].images
+        (images / "crow").mkdir(parents=True)
+        for ((path, *_),) in split.values():
+            Image.new("RGB", (4, 4)).save(images / path)
         (tmp_path / "birds" / "split.json").write_text(json.dumps(split))
         cfg = make_cfg(tmp_path, "ImageNet")
         cfg.DATASET.NAME = "Birds"

@@ -97,6 +97,7 @@ def test_both_stages_leave_what_their_users_expect(trained):
             "config.yaml",
             "log.txt",
             "position.jsonl",
+            "training_images.json",
         ),
         *("prompt_learner", "tensorboard"),
     }
