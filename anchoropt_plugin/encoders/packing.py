@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 ALIGNED = 8
 """Tiles have a multiple of this many slots, as attention kernels on GPUs want it. So do the rows of
-a set: for some other numbers of rows, oneDNN's products take up to 1.4 times as long."""
+a set: for some other numbers of rows, oneDNN's products are slower."""
 TRIED = 4
 """Tile sizes that are tried, from the smallest possible on."""
 ROW_COST = 64
