@@ -194,6 +194,11 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
             "--model-dir has no effect on a training: add --eval-only to test that run, or give "
             "MODEL.INIT_WEIGHTS, a checkpoint, to train on from its weights"
         )
+    if args.eval_only and not args.model_dir and any(Path(cfg.OUTPUT_DIR).glob("*/checkpoint")):
+        raise UserError(
+            f"{cfg.OUTPUT_DIR} holds a training: add --model-dir {cfg.OUTPUT_DIR} to test it, or "
+            "test an untrained prompt in another --output-dir"
+        )
     check_values(cfg, training)
     check_trainer_name(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "--trainer")

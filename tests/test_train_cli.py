@@ -287,6 +287,15 @@ def test_a_test_may_write_to_the_folder_of_its_run(argv, tmp_path, base_run):
     assert (folder / "config.yaml").read_text() == before
 
 
+def test_an_untrained_prompt_does_not_replace_the_results_of_a_training(argv, base_run, capsys):
+    before = (base_run / "results.json").read_text()
+    words = argv("--eval-only")
+    words[words.index("--output-dir") + 1] = str(base_run)
+    assert train.main(words) == 2
+    assert f"holds a training: add --model-dir {base_run}" in capsys.readouterr().err
+    assert (base_run / "results.json").read_text() == before
+
+
 def test_the_home_folder_behind_a_flag(argv, tmp_path, monkeypatch, capsys):
     """No shell replaces ~ in ``--flag=~/folder``, or in a command without a shell."""
     monkeypatch.setenv("HOME", str(tmp_path))

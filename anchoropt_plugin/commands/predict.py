@@ -38,7 +38,7 @@ USUAL_MODULE = "trainers"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image, folder, or .csv with a column 'image'")
+    add("images", nargs="*", metavar="IMAGE", help="image, folder, or .csv with a column 'image'")
     add_model_arguments(parser)
     add(
         "--top",
@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.top < 1:
         raise UserError(f"--top is {args.top}, but must be 1 or more")
+    if not args.images:
+        raise UserError("no image is given: images come before --classes, which takes all words")
     for path in map(Path, args.images):
         if not path.exists():
             raise UserError(f"there is no image {path}")

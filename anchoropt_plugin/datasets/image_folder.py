@@ -156,7 +156,10 @@ def _from_classes(root: Path) -> Split:
     for folder in class_folders(root):
         items = [Item(path, *classes[folder.name]) for path in _images(folder, root)]
         if len(items) < 4:
-            raise UserError(f"the class folder {folder} has {len(items)} images; 4 are needed")
+            raise UserError(
+                f"the class folder {folder} needs at least 4 images, but has {len(items)}: add "
+                "images, or give as --root the folder that holds the class folders"
+            )
         # With a seed for each class, further classes do not change the division of the others.
         of_class = divide(items, random.Random(f"{_SEED} {folder.name}"))
         for part, more in zip(split, of_class, strict=True):

@@ -84,6 +84,10 @@ def find(backbone: str, download_root: str | None) -> WeightFile:
     Raises:
         UserError: they do not exist, cannot be downloaded, or are of another architecture.
     """
+    if not backbone:
+        raise UserError(
+            "no CLIP is named: give MODEL.BACKBONE.NAME (by --config-file or --backbone)"
+        )
     if backbone == TINY:
         return WeightFile(_TINY_FILE, OPENAI)
     if backbone in clip.available_models():

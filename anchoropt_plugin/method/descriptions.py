@@ -111,7 +111,8 @@ def of_classes(
     missing = [name for name in class_names if not sentences_of.get(plain(name))]
     if missing:
         raise UserError(
-            f"{source} has no description of {len(missing)} classes ({', '.join(missing)}): add "
-            "them, or use templates for all classes (no descriptions file)"
+            f"{source} has no description of {len(missing)} of {len(class_names)} classes "
+            f"({', '.join(missing)}): add them, or use templates for all classes (no descriptions "
+            "file)"
         )
     return [sentences_of[plain(name)] for name in class_names]

@@ -55,10 +55,12 @@ def write_page(folder: Path) -> Path:
         UserError: a folder without a readable ``predictions.csv``, or one of another test than
             ``results.json``.
     """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give the output folder of a run")
     if not (folder / PREDICTIONS).is_file():
         raise UserError(
-            f"{folder} has no {PREDICTIONS}: test the run again (train.py --eval-only), or write "
-            f"the file: {program()} report --help names its columns"
+            f"{folder} has no {PREDICTIONS}: test the run again (train.py --eval-only --model-dir "
+            f"{folder}), or write the file: {program()} report --help names its columns"
         )
     predictions = read_predictions(folder / PREDICTIONS)
     results = _results(folder, predictions)

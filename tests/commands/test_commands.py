@@ -375,6 +375,8 @@ def test_the_script_is_named_as_it_was_typed(capsys, tmp_path, monkeypatch):
         ([], "required: COMMAND"),
         (["predcit"], "'predcit'"),
         (["predict", "--model-dri", "x", "a.jpg"], "--model-dir"),
+        (["predict", "--model-dir", "x", "--classes", "a", "b.jpg"], "images come before --c"),
+        (["report", "no_folder"], "there is no folder no_folder"),
         (["run", "no/train.py"], "there is no script no/train.py"),
         (["check", "trainers.coop"], "not of the form module:Trainer"),
         (["check", "no_such_module:CoOp"], "there is no module 'no_such_module'"),

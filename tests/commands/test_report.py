@@ -202,7 +202,7 @@ def test_of_many_classes_the_most_confused_are_shown(tmp_path):
 @pytest.mark.parametrize(
     ("results", "says"),
     [
-        (None, "has no predictions.csv: test the run again (train.py --eval-only)"),
+        (None, "has no predictions.csv: test the run again (train.py --eval-only --model-dir "),
         ({"total": N_IMAGES, "correct": 1}, "are of two tests: test again"),
         ({"total": 3}, "are of two tests: test again"),
         ([], "does not hold the results of a test"),

@@ -500,7 +500,7 @@ def test_faults_in_own_image_folders(tmp_path):
     (tmp_path / "own").mkdir()
     refused("has no class folders")
     folders(tmp_path / "own", {"a": 3})
-    refused("own/a has 3 images; 4 are needed")
+    refused("own/a needs at least 4 images, but has 3")
     (tmp_path / "own" / "b").mkdir()
     folders(tmp_path / "own", {"a": 1}, start=3)
     refused("own/b has no images")

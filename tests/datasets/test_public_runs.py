@@ -46,7 +46,7 @@ def test_descriptions_of_other_spelling_are_used(root, tmp_path, capsys):
     file.write_text(json.dumps(described))
     keys = ["TRAINER.ANCHOROPT.DESCRIPTIONS", str(file)]
     assert run(root, tmp_path / "a", "ucf101", keys=keys) == 2
-    assert "no description of 1 classes (Yo_Yo)" in capsys.readouterr().err
+    assert "no description of 1 of 4 classes (Yo_Yo)" in capsys.readouterr().err
     file.write_text(json.dumps(described | {"yo yo": ["four"]}))
     assert run(root, tmp_path / "b", "ucf101", keys=keys) == 0
     assert "templates" not in (tmp_path / "b" / "log.txt").read_text()

@@ -186,6 +186,7 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ("ViT-B16", r"no backbone 'ViT-B16' \(did you mean 'ViT-B/16'\?\)"),
         ("Tiny", r"did you mean 'tiny'"),
+        ("", "no CLIP is named: give MODEL.BACKBONE.NAME"),
         ("nothing like it", r"no backbone 'nothing like it': .*RN50"),
         ("weights/ViT-B-16.pt", r"there is no file 'weights/ViT-B-16.pt'"),
         (str(ASSETS), "has no open_clip_config.json and no config.json; it has tiny_clip.pt"),

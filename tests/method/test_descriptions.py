@@ -43,7 +43,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
 def test_every_class_without_a_sentence_is_named_as_the_data_set_has_it(tmp_path):
     names = [f"Class_{number}" for number in range(300)]
     file = write(tmp_path / "d.json", {"class 7": ["a"], "CLASS_8": []})
-    with pytest.raises(UserError, match="no description of 299 classes") as error:
+    with pytest.raises(UserError, match="no description of 299 of 300 classes") as error:
         read(file, names, 10)
     listed = str(error.value).partition("(")[2].partition(")")[0].split(", ")
     assert listed == [name for name in names if name != "Class_7"]
@@ -58,8 +58,8 @@ def test_templates_are_filled_with_plain_names():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"cat": ["a"]}, r"no description of 2 classes \(dog, red panda\)"),
-        ({"cat": ["a"], "dog": [], "red panda": ["a"]}, r"1 classes \(dog\)"),
+        ({"cat": ["a"]}, r"no description of 2 of 3 classes \(dog, red panda\)"),
+        ({"cat": ["a"], "dog": [], "red panda": ["a"]}, r"1 of 3 classes \(dog\)"),
         ({"cat": ["a"], "Red_Panda": ["a"], "red panda": ["b"]}, "'Red_Panda' and 'red panda'"),
         ("[" * 100000, "not valid json"),
         ("{not json", "not valid json"),

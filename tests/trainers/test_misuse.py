@@ -137,7 +137,7 @@ def test_flags_that_would_change_nothing_are_refused(tmp_path, capsys):
     [
         ("ANCHOR_WEIGHTS", (2, 128), "(2, 128), this run needs (1, 128): they were learned with"),
         ("ANCHOR_WEIGHTS", (1, 64), "(1, 64), this run needs (1, 128): they were learned with"),
-        ("DESCRIPTIONS", '{"red circle": ["A circle."]}', "has no description of 2 classes"),
+        ("DESCRIPTIONS", '{"red circle": ["A circle."]}', "has no description of 2 of 3 classes"),
         ("ANCHOR", "a photo", "'a photo' is 2 tokens: give the length 2, not 1"),
         ("PATIENCE", "-1", "TRAIN.PATIENCE is -1, but must be 0 or more"),
     ],

@@ -39,10 +39,11 @@ class PixelTable:
     def __call__(self, image: Any) -> Tensor:
         if not isinstance(image, Image.Image) or image.mode != "RGB":
             return self.steps(image)
+        pixels = np.asarray(image)
         out = np.empty((3, image.height, image.width), np.float32)
-        for row, band, numbers in zip(self.table, image.split(), out, strict=True):
+        for channel, row in enumerate(self.table):
             # "clip" writes into ``out`` directly; no value is outside of the table.
-            np.take(row, np.asarray(band), out=numbers, mode="clip")
+            np.take(row, pixels[..., channel], out=out[channel], mode="clip")
         return torch.from_numpy(out)
 
 
