@@ -306,6 +306,7 @@ def test_the_home_folder_behind_a_flag(argv, tmp_path, monkeypatch, capsys):
     words[2] = "--output-dir=~/again"
     assert train.main([*words[:3], "--resume=~/out", *words[3:]]) == 0
     assert "Previous epoch: 2" in capsys.readouterr().out
+    assert [*(tmp_path / "again").glob("*/model.pth.tar-2")], "nothing was left to train"
     words[2:3] = ["--output-dir", "~/test", "--eval-only", "--model-dir=~/out", "--load-epoch=2"]
     assert train.main(words) == 0
     (tmp_path / "method.yaml").write_text("OUTPUT_DIR: ~/of_yaml")

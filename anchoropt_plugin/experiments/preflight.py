@@ -68,11 +68,18 @@ def _sources(run: Run) -> Sequence[Any]:
 def _fault(run: Run) -> str:
     try:
         in_fork(run.repository, _check, run)
+        return ""
     except UserError as error:
-        return str(error)
+        fault = str(error)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+        fault = f"{type(error).__name__}: {error}"
+    name = run.settings["MODEL.BACKBONE.NAME"]
+    if fault == f"KeyError: {name!r}":  # a fork's loader looks it up among OpenAI's
+        fault = (
+            f"the trainer's loader does not know the CLIP {name!r}: let it return "
+            "anchoropt_plugin.load_clip(name) for names that it does not know"
+        )
+    return fault
 
 
 def _check(run: Run) -> None:

@@ -25,7 +25,7 @@ def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]
     failed: list[Event] = []
     bars: dict[Path, TaskID] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    times = TimeElapsedColumn(), TimeRemainingColumn()
+    times = TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left")
     with Progress(*columns, *times, console=console, refresh_per_second=4) as progress:
         everything = progress.add_task("[bold]all runs", total=total)
         for event in events:

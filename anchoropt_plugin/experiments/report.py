@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..files.atomic import write_text
-from ..report.figures import position_matrices, training_curves, write_figure
+from ..report.figures import FORMATS, position_matrices, training_curves, write_figure
 from ..report.parts import figure_html, page_html
 from . import figures
 from .execution import Event, unfinished
@@ -59,6 +59,8 @@ def write_report(
     write_text(folder / "tables.md", "\n".join(map(markdown_table, made)))
     write_text(folder / "tables.tex", "\n".join(map(latex_table, made)))
     page = folder / "report.html"
+    drawn = list(_figures(experiment, jobs, made))
+    _remove_figures(folder, except_of={name for name, _, _ in drawn})
     body = BODY.render(
         experiment=experiment,
         failed=failed,
@@ -67,7 +69,7 @@ def write_report(
         sources=sources(made),
         figures=[
             Markup(figure_html(write_figure(figure, folder, name), name, says, name))
-            for name, says, figure in _figures(experiment, jobs, made)
+            for name, says, figure in drawn
         ],
         orders=_orders(results),
         command=command,
@@ -75,6 +77,18 @@ def write_report(
     )
     write_text(page, page_html(experiment.title, body))
     return page
+
+
+_OF_TABLES = ("ablation_", "few_shot_", "accuracy_")
+"""How the names of figures begin that there is one of for each table."""
+
+
+def _remove_figures(folder: Path, except_of: set[str]) -> None:
+    """Remove figures of tables that an earlier report had: they would show other runs."""
+    for path in folder.iterdir():
+        kind = path.suffix.removeprefix(".")
+        if kind in FORMATS and path.stem.startswith(_OF_TABLES) and path.stem not in except_of:
+            path.unlink()
 
 
 def _figures(
@@ -88,7 +102,7 @@ def _figures(
         if lines is not None:
             says = (
                 f"{table.title}: accuracy for the values of one factor, the others at default; "
-                f"{figures.WHISKER}, circles single seeds."
+                f"{figures.WHISKER}, circles single seeds. The panels have different scales."
             )
             yield f"ablation_{title}", says, lines
         elif sum(name.isdecimal() for name in table.columns) > 1:
@@ -138,10 +152,10 @@ def _factors(experiment: Experiment) -> dict[str, dict[str, str]]:
     return {name: dict(sorted(of.items(), key=_by_number)) for name, of in found.items()}
 
 
-def _by_number(item: tuple[str, str]) -> tuple[bool, float, str]:
-    """Put numbers in front, in their order, and words behind."""
+def _by_number(item: tuple[str, str]) -> tuple[bool, float]:
+    """Put numbers in front, in their order, and words behind, the default first."""
     value = number(item[0])
-    return value is None, value or 0.0, item[0]
+    return value is None, value or 0.0
 
 
 def _orders(results: pd.DataFrame) -> list[str]:
@@ -167,7 +181,7 @@ def _made(jobs: Sequence[Job], results: pd.DataFrame, seconds: float) -> str:
     left = sum(len(unfinished(job)) for job in jobs)
     total = sum(read_facts(run.folder).get("seconds", 0.0) for run in runs)
     return (
-        f"{len(runs) - left} {f'of {len(runs)} ' if left else ''}runs of {total:.0f} s in total, "
-        f"this report after {seconds:.0f} s; commit "
+        f"{len(runs) - left} {f'of {len(runs)} ' if left else ''}runs, which took {total:.0f} s "
+        f"together; this command took {seconds:.0f} s; commit "
         f"{of('commit')}, torch {of('torch')}, Python {of('python')}, {of('device')}"
     )

@@ -74,6 +74,8 @@ def _host_of(name: str, registered: list[str]) -> str:
     """Return the name of the trainer that ``name`` extends."""
     host = name.removesuffix(SUFFIX)
     hosts = [other for other in registered if not other.endswith(SUFFIX)]
+    if host.endswith(SUFFIX):
+        raise UserError(f"{host} has AnchorOPT already: give the trainer's name without {SUFFIX}")
     if host not in hosts:
         raise UserError(
             f"there is no trainer {host!r} to make {name} from{nearest(host, hosts)}; "

@@ -170,8 +170,10 @@ class MyCoOp(TrainerX):
     def build_model(self):
         from anchoropt_plugin import load_clip
 
+        name = {"tiny": "tiny"}[self.cfg.MODEL.BACKBONE.NAME]  # CoOp looks it up in clip._MODELS
+
         cfg = self.cfg
-        self.model = CustomCLIP(cfg, self.dm.dataset.classnames, load_clip("tiny"))
+        self.model = CustomCLIP(cfg, self.dm.dataset.classnames, load_clip(name))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_("prompt_learner" in name)
         self.optim = build_optimizer(self.model.prompt_learner, cfg.OPTIM)

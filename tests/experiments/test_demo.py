@@ -51,11 +51,13 @@ def test_the_page_tells_the_orders_of_the_tokens(page):
 
 def test_the_page_counts_runs_and_not_rows(page):
     n_runs = len([*page.rglob("results.json")])
-    assert f'<p class="note">{n_runs} runs of ' in (page / "report.html").read_text()
+    assert f'<p class="note">{n_runs} runs, which ' in (page / "report.html").read_text()
     table = pd.read_csv(page / "results.csv")
     assert n_runs < len(table), "averages with zero-shot are no runs"
     seconds = table.drop_duplicates("folder")["seconds"].sum()
-    assert f"{n_runs} runs of {seconds:.0f} s in total" in (page / "report.html").read_text()
+    assert (
+        f"{n_runs} runs, which took {seconds:.0f} s together" in (page / "report.html").read_text()
+    )
 
 
 def test_every_figure_is_there_in_three_formats(page):

@@ -89,8 +89,11 @@ def test_a_run_is_that_of_the_command_run(compared, tmp_path, trainer):
 def test_finished_runs_are_found_again_and_those_of_other_settings_are_not(compared):
     runs = list((compared / "out").rglob("run.json"))
     then = {path: path.stat().st_mtime_ns for path in runs}
+    old, new = compared / "out/accuracy_other_data.png", compared / "out/accuracy_dots.png"
+    old.touch()
     done = command(compared, *COMPARE, *DOTS, "--output-dir", "out")
     assert done.returncode == 0 and "4 runs, 4 of them finished" in done.stdout
+    assert new.exists() and not old.exists(), "a figure of other tables"
     assert {path: path.stat().st_mtime_ns for path in runs} == then and len(runs) == 4
     other = command(compared, *COMPARE, *DOTS, "--output-dir", "out", "TRAINER.MYCOOP.N_CTX", "2")
     assert "other settings: TRAINER.MYCOOP.N_CTX was not given, now 2: give" in one_line(other)
@@ -174,6 +177,10 @@ def test_what_is_not_there_is_refused(tmp_path, monkeypatch, words, says):
     ("words", "says"),
     [
         ([*DOTS, "--hosts", "YourCoOp"], "before any run: YourCoOp_AnchorOPT, dots base"),
+        (
+            [*DOTS, "--hosts", "MyCoOp_AnchorOPT"],
+            "MyCoOp_AnchorOPT has AnchorOPT already: give the",
+        ),
         ([*DOTS, "--seeds", "0"], "train.py makes SEED -1 of --seed 0: give another seed"),
         ([*DOTS, "TRAINER.MYCOOP.N_CONTEXT", "2"], "N_CONTEXT"),
     ],
@@ -193,6 +200,9 @@ def test_what_is_missing_is_told_before_any_run(compared):
     words = [*DOTS, "TRAINER.ANCHOROPT.DESCRIPTIONS", "nowhere.json"]
     said = one_line(command(compared, *COMPARE, "--output-dir", "refused", *words))
     assert "before any run: MyCoOp_AnchorOPT, dots base" in said and "nowhere.json" in said
+    words = [*DOTS, "MODEL.BACKBONE.NAME", "mine"]
+    said = one_line(command(compared, *COMPARE, "--output-dir", "refused", *words))
+    assert "loader does not know the CLIP 'mine': let it return anchoropt_plugin.load_clip" in said
     assert not (compared / "refused").exists()
 
 

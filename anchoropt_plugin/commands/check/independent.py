@@ -139,7 +139,11 @@ def _plain_clip(files: Sequence[Path], like: Any) -> Any:
         state = read_torchscript(file)
         if all(own[name].shape == state[name].shape for name in _SIZED):
             return module.build_model(state).double()
-    raise UserError("the trainer has a CLIP of other sizes than the random ones of `check`")
+    raise UserError(
+        "the trainer has a CLIP of other sizes than the random ones of `check`: leave its "
+        "--config-file away, or give an OpenAI model, such as MODEL.BACKBONE.NAME ViT-B/16 "
+        'INPUT.SIZE "(224, 224)"'
+    )
 
 
 _SIZED = ("text_projection", "visual.conv1.weight")

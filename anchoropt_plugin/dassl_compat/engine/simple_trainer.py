@@ -117,8 +117,7 @@ class SimpleTrainer(TrainerBase):
             )
         rewind(self.output_dir, self.start_epoch)
         self._restore_best_result(directory)
-        if directory == self.output_dir:
-            self._save_missing_checkpoint()
+        self._save_missing_checkpoint()
         for name in self.get_model_names():  # now, so that an error here costs no epoch
             mkdir_if_missing(Path(self.output_dir, name))
         open_writers(self)
@@ -141,7 +140,10 @@ class SimpleTrainer(TrainerBase):
             self._early_stop.note(val_result, epoch)
 
     def _save_missing_checkpoint(self) -> None:
-        """Write the last epoch's checkpoint after a kill between the best checkpoint and it."""
+        """Write the last epoch's checkpoint where it is missing.
+
+        A run was killed between the best checkpoint and it, or goes on from another folder.
+        """
         done = self.start_epoch
         name = f"model.pth.tar-{done}"
         paths = [Path(self.output_dir, model, name) for model in self.get_model_names()]
