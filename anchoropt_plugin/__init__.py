@@ -25,7 +25,8 @@ from .method.anchors import AnchorTokens, StageOne
 from .method.position import AnchorPositionModule
 from .prompts.hooks import PromptHook, attach, attached, detach, register_hook
 from .training.decorators import anchoropt
-from .training.predictor import Predictor, load_predictor
+from .training.load_predictor import load_predictor
+from .training.predictor import Predictor
 from .training.settings import extend_cfg
 from .version import VERSION
 

@@ -29,7 +29,8 @@ from ..files.images import files_in, read_image
 from ..files.predictions import read_images
 from ..files.readers import read_names
 from ..process.user_code import import_user_module
-from ..training.predictor import Predictor, load_predictor
+from ..training.load_predictor import load_predictor
+from ..training.predictor import Predictor
 
 HELP = "classify images with the model of a run"
 USUAL_MODULE = "trainers"

@@ -30,7 +30,7 @@ from anchoropt_plugin.files.run_events import read_events, read_results
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens
 from anchoropt_plugin.training import anchor_cache
-from anchoropt_plugin.training.predictor import (
+from anchoropt_plugin.training.load_predictor import (
     _named,
     _recorded_cfg,
     _recorded_classes,
