@@ -21,6 +21,7 @@ from ...config.check import flattened
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind, write_results
+from ...files.training_images import images_of
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.gradients import GradientAverage, trained_parameters
@@ -233,6 +234,7 @@ class SimpleTrainer(TrainerBase):
             of = {key: value for key, value in flattened(self.cfg) if key in OF_TEST}
             of["TRAINER.NAME"] = type(self).__name__
             test = {"split": split, "after_training": self.is_trained, "settings": of}
+            test["images"] = images_of(self.dm.dataset, split)
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
             further = self.further_results()
