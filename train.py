@@ -55,8 +55,10 @@ from anchoropt_plugin.dassl_compat.utils import (
 from anchoropt_plugin.dassl_compat.validation import check_validation
 from anchoropt_plugin.datasets.splits import check_class_split
 from anchoropt_plugin.files.training_images import (
+    check_not_trained,
     check_same_images,
     digest,
+    marks,
     write_training_images,
 )
 from anchoropt_plugin.process import distributed
@@ -249,6 +251,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 node = getattr(trainer, "node", cfg.TRAINER.NAME)
                 nodes = [node, *getattr(trainer, "further_nodes", ())]
                 check_same_model(cfg, args.model_dir, nodes)
+                check_not_trained(args.model_dir, trainer.dm.dataset, cfg.TEST.SPLIT)
                 names = trainer.dm.dataset.classnames
                 trained = trained_among(args.model_dir, names)
                 if cfg.DATASET.SUBSAMPLE_CLASSES == "new" and trained:
@@ -268,7 +271,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer.test()
     elif not args.no_train:
         write_record(cfg, cfg.OUTPUT_DIR, trainer.dm.dataset.classnames)
-        write_training_images(cfg.OUTPUT_DIR, images)
+        marked = marks(trainer.dm.dataset, "train_x")
+        write_training_images(cfg.OUTPUT_DIR, images, marked)
         trainer.train()
 
 
