@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..dassl_compat.validation import check_split, check_validation
 from ..errors import UserError
 from ..training.checks import check_anchor_sources
 from .execution import default_workers
@@ -79,7 +80,9 @@ def _fault(run: Run) -> tuple[str, list[Input]]:
 def _check(run: Run) -> list[Input]:
     def use(trainer: Any) -> list[Input]:
         _check_images(trainer.dm.dataset)
+        check_split(trainer)
         if run.trains:
+            check_validation(trainer)
             check_anchor_sources(trainer)
         return inputs_of(run, trainer)
 

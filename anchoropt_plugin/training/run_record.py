@@ -125,6 +125,13 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> list[s
                 f"{folder} was trained with TRAINER.ANCHOROPT.{name.upper()} {trained[name]}, this "
                 f"run has {present}: give the value it was trained with"
             )
+    if settings.anchor_weights not in ("", trained["anchor_weights"]):
+        log.warning(
+            "TRAINER.ANCHOROPT.ANCHOR_WEIGHTS %s has no effect: a test takes the anchors of the "
+            "checkpoint in %s",
+            settings.anchor_weights,
+            folder,
+        )
     classes: list[str] = record["classes"]
     return classes
 

@@ -11,6 +11,7 @@ from anchoropt_plugin.datasets.embedded import write_digits
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.experiments import same_inputs
 from anchoropt_plugin.experiments.plan import host_method, plan
+from anchoropt_plugin.experiments.preflight import check_parts
 from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.process.command_line import status_of
 
@@ -84,3 +85,17 @@ def test_a_changed_data_set_is_told_before_further_runs(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "the test images of " in said and "give another --output-dir" in said
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_test_on_missing_validation_images_is_told_before_any_run(tmp_path):
+    root = tmp_path / "data"
+    for path in [root / part / name / "0.png" for part in ("train", "test") for name in "ab"]:
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(path)
+    protocol = read_protocol("few_shot").with_changes(
+        {"datasets": ["image_folder"], "shots": [1], "seeds": [1]}
+    )
+    method = host_method("CoOp", "tiny", anchoropt=False)
+    (job,) = plan(protocol, [method], root, tmp_path / "out", ["TEST.SPLIT", "val"])
+    with pytest.raises(UserError, match=r"before any run: .* TEST.SPLIT is val, but ImageFolder"):
+        check_parts(job.runs)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import train
 from anchoropt_plugin import AnchorTokens, UserError
+from anchoropt_plugin.commands import predict
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses
 from anchoropt_plugin.encoders.clip_models import words_of
@@ -284,3 +285,38 @@ def test_what_a_split_hides_is_told(tmp_path, capsys):
         "green heart",
     ]
     assert notes[2].startswith("Note: 6 images for validation or test are copies of training")
+
+
+def test_keys_and_flags_without_effect_are_told(tmp_path, capsys, caplog):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    keys = "TRAINER.MAPLE.N_CTX", "3", "TRAINER.COOP.N_CTX", "2"
+    of_anchoropt = "TRAINER.ANCHOROPT.KD_WEIGHT", "2", "TRAINER.ANCHOROPT.KEEP_FEATURES", "False"
+    assert run(root, out, *keys, *of_anchoropt) == 0
+    notes = [line for line in (out / "log.txt").read_text().splitlines() if "Note: " in line]
+    assert notes[0] == (
+        "Note: keys of other trainers, without effect: "
+        "TRAINER.ANCHOROPT.KD_WEIGHT, TRAINER.MAPLE.N_CTX"
+    )
+    assert notes[-1].startswith("Note: the warm-up (OPTIM.WARMUP_EPOCH 1) takes all epochs")
+    flags = "--eval-only", "--model-dir", str(out)
+    assert run(root, tmp_path / "b", trainer="ZeroshotCLIP", flags=flags) == 2
+    assert "--model-dir has no effect on ZeroshotCLIP" in capsys.readouterr().err
+
+    anchors = tmp_path / "anchors"
+    AnchorTokens(torch.randn(1, 128)).save(anchors)
+    words = "TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", str(anchors)
+    flags = "--eval-only", "--model-dir", str(tmp_path / "ours")
+    assert run(root, tmp_path / "ours", *words, trainer="CoOp_AnchorOPT") == 0
+    told = "has no effect: a test takes the anchors of the checkpoint in"
+    assert run(root, tmp_path / "b", *words, trainer="CoOp_AnchorOPT", flags=flags) == 0
+    assert told not in caplog.text
+    words = words[0], str(anchors.rename(tmp_path / "others"))
+    assert run(root, tmp_path / "b", *words, trainer="CoOp_AnchorOPT", flags=flags) == 0
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize(("names", "n_told"), [(["red fox", "owl"], 0), (["red fox, owl"], 1)])
+def test_a_comma_in_class_names_of_the_command_line_is_told(names, n_told, caplog):
+    args = SimpleNamespace(classes=names, classes_file=None)
+    assert predict._class_names(args) == names
+    assert caplog.text.count("a comma in --classes is part of a class name") == n_told

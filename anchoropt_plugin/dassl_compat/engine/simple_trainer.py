@@ -33,7 +33,7 @@ from ..evaluation.top_classes import TopClasses, paths_of
 from ..scalar_writers import check_loggers, open_writers
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint, parameters_in_words
-from ..validation import EarlyStop, check_validation
+from ..validation import EarlyStop, check_split, check_validation
 from .base import Names, TrainerBase
 
 OF_TEST = ("MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES")
@@ -110,6 +110,11 @@ class SimpleTrainer(TrainerBase):
     def before_train(self) -> None:
         """Resume from the last checkpoint, if there is one, and open the writer."""
         check_validation(self)
+        if self.max_epoch <= self.cfg.OPTIM.WARMUP_EPOCH:
+            print(
+                f"Note: the warm-up (OPTIM.WARMUP_EPOCH {self.cfg.OPTIM.WARMUP_EPOCH}) takes all "
+                f"epochs (OPTIM.MAX_EPOCH {self.max_epoch}): none has the rate OPTIM.LR"
+            )
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
         if len(set(distributed.gathered(self.start_epoch))) > 1:
@@ -250,11 +255,7 @@ class SimpleTrainer(TrainerBase):
         """
         if split == "val" and self.val_loader is not None:
             return split, self.val_loader
-        if self.cfg.TEST.SPLIT == "val":
-            raise UserError(
-                f"TEST.SPLIT is val, but {self.cfg.DATASET.NAME} has no validation images: add a "
-                "part val, or set it to test"
-            )
+        check_split(self)
         return "test", self.test_loader
 
     def further_results(self) -> dict[str, Any]:
