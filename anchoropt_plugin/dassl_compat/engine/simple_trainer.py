@@ -239,7 +239,8 @@ class SimpleTrainer(TrainerBase):
             of = {key: value for key, value in flattened(self.cfg) if key in OF_TEST}
             of["TRAINER.NAME"] = type(self).__name__
             test = {"split": split, "after_training": self.is_trained, "settings": of}
-            test["images"] = images_of(self.dm.dataset, split)
+            data_set = getattr(getattr(self, "dm", None), "dataset", None)  # users' own may differ
+            test["images"] = images_of(data_set, split)
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
             further = self.further_results()
