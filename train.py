@@ -55,8 +55,10 @@ from anchoropt_plugin.dassl_compat.utils import (
 from anchoropt_plugin.dassl_compat.validation import check_validation
 from anchoropt_plugin.datasets.splits import check_class_split
 from anchoropt_plugin.files.training_images import (
+    check_not_trained,
     check_same_images,
     digest,
+    marks,
     write_training_images,
 )
 from anchoropt_plugin.process import distributed
@@ -70,7 +72,7 @@ from anchoropt_plugin.training.checks import (
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from trainers.config import UNUSED_KEYS, extend_cfg
+from trainers.config import UNUSED_KEYS, extend_cfg, keys_read
 
 datasets.register()
 
@@ -174,10 +176,18 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
 
 def unused_keys(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
-    """Return the keys of a command line and its yaml files that change nothing here."""
-    files = filter(None, (args.dataset_config_file, args.config_file))
-    given = [key for path in files for key, _ in flattened(read_yaml(path))]
-    return sorted({*given, *args.opts[::2]} & UNUSED_KEYS - dict(flattened(cfg)).keys())
+    """Return the keys of a command line and its yaml files that change nothing in this run.
+
+    The yaml file of a data set serves all trainers here, so their keys do not count there.
+    """
+    of_data, of_method = (
+        {key for key, _ in flattened(read_yaml(path))} if path else set()
+        for path in (args.dataset_config_file, args.config_file)
+    )
+    given, known = of_method | {*args.opts[::2]}, dict(flattened(cfg)).keys()
+    read = keys_read(TRAINER_REGISTRY.get(cfg.TRAINER.NAME))
+    foreign = {key for key in given & known if key.count(".") == 2 and not read(key)}
+    return sorted(foreign | (given | of_data) & UNUSED_KEYS - known)
 
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -235,12 +245,17 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     print(cfg)
     unused = unused_keys(cfg, args)
     if unused:
-        print(f"Note: keys of trainers that are not here, without effect: {', '.join(unused)}")
+        print(f"Note: keys of other trainers, without effect: {', '.join(unused)}")
     print(f"** System info **\n{collect_env_info()}\n")
 
     try:
         trainer = build_trainer(cfg)
         if args.eval_only:
+            if args.model_dir and not trainer.get_model_names():
+                raise UserError(
+                    f"--model-dir has no effect on {cfg.TRAINER.NAME}, which is not trained: leave "
+                    "it out, or give the --trainer of the run"
+                )
             epoch = args.load_epoch
             if args.model_dir and epoch is None:
                 epoch = final_epoch(args.model_dir, next(iter(trainer.get_model_names()), ""))
@@ -249,6 +264,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 node = getattr(trainer, "node", cfg.TRAINER.NAME)
                 nodes = [node, *getattr(trainer, "further_nodes", ())]
                 check_same_model(cfg, args.model_dir, nodes)
+                check_not_trained(args.model_dir, trainer.dm.dataset, cfg.TEST.SPLIT)
                 names = trainer.dm.dataset.classnames
                 trained = trained_among(args.model_dir, names)
                 if cfg.DATASET.SUBSAMPLE_CLASSES == "new" and trained:
@@ -268,7 +284,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer.test()
     elif not args.no_train:
         write_record(cfg, cfg.OUTPUT_DIR, trainer.dm.dataset.classnames)
-        write_training_images(cfg.OUTPUT_DIR, images)
+        marked = marks(trainer.dm.dataset, "train_x")
+        write_training_images(cfg.OUTPUT_DIR, images, marked)
         trainer.train()
 
 

@@ -416,7 +416,7 @@ def test_keys_of_public_scripts_without_effect_are_named(argv, tmp_path):
     notes = [x for x in (tmp_path / "out/log.txt").read_text().splitlines() if "Note: " in x]
     keys = ["COOP.W", "IVLP.IMG_WEIGHT", "IVLP.PREC", "PROMPTSRC.GPA_MEAN"]
     assert notes == [
-        "Note: keys of trainers that are not here, without effect: "
+        "Note: keys of other trainers, without effect: "
         + ", ".join(f"TRAINER.{key}" for key in keys)
     ]
     assert "GPA_MEAN: 15" not in (tmp_path / "out/log.txt").read_text()

@@ -121,6 +121,8 @@ class AttributeTrainer(PromptTrainer):
     ``ATT1_TEXT`` … (attribute words), ``N_ATT1`` … (soft tokens of each).
     """
 
+    nodes_of_data = ("ATPROMPT",)
+
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
         attributes = attribute_words(cfg.TRAINER.ATPROMPT)

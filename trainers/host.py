@@ -51,12 +51,14 @@ class PromptTrainer(TrainerX):
     Attributes:
         node: the host's node in ``cfg.TRAINER``.
         further_nodes: other nodes there whose keys change the outputs of a trained model.
+        nodes_of_data: other nodes there whose keys belong to the data set, also to that of a test.
         learner: the class of the host's prompt learner.
         prompted_clip: the class of the host's model, which takes the learner and CLIP.
     """
 
     node: str
     further_nodes: tuple[str, ...] = ()
+    nodes_of_data: tuple[str, ...] = ()
     learner: type[ContextLearner]
     prompted_clip = PromptedCLIP
 

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -31,6 +32,8 @@ from ..files.readers import read_names
 from ..process.user_code import import_user_module
 from ..training.load_predictor import load_predictor
 from ..training.predictor import Predictor
+
+log = logging.getLogger("anchoropt_plugin")
 
 HELP = "classify images with the model of a run"
 USUAL_MODULE = "trainers"
@@ -128,6 +131,11 @@ def _import_trainers(modules: list[str] | None) -> None:
 
 def _class_names(args: argparse.Namespace) -> list[str] | None:
     names: list[str] | None = args.classes
+    if any("," in name for name in names or ()):
+        log.warning(
+            "a comma in --classes is part of a class name: put blanks between names, quotes "
+            'around a name of several words (--classes "red fox" badger)'
+        )
     return names if args.classes_file is None else read_names(args.classes_file)
 
 

@@ -46,6 +46,7 @@ def _has_one_field(template: str) -> bool:
     return fields == [("", "", None)]
 
 
+_TINY = math.ulp(0.0)
 _SOUND: _Rule = ("finite, or text without NUL", _is_sound)
 _POSITIVE: _Rule = ("positive", lambda x: x > 0)
 _NOT_NEGATIVE: _Rule = ("0 or more", lambda x: x >= 0)
@@ -59,12 +60,12 @@ _RULES: dict[str, _Rule] = {
     "SEED": ("below 2**32 (negative: no fixed seed)", lambda x: abs(x) < 2**32),
     "INPUT.SIZE": _SIZES,
     "INPUT.TRANSFORMS": _NAMES,
-    "INPUT.PIXEL_MEAN": ("three numbers", _numbers(3, -math.inf)),
-    "INPUT.PIXEL_STD": ("three positive numbers", _numbers(3, math.ulp(0.0))),
+    "INPUT.PIXEL_MEAN": ("three numbers for pixels from 0 to 1", _numbers(3, -3, 3)),
+    "INPUT.PIXEL_STD": ("three positive numbers for pixels from 0 to 1", _numbers(3, _TINY, 3)),
     "INPUT.CROP_PADDING": _NOT_NEGATIVE,
     "INPUT.RRCROP_SCALE": (
         "two fractions of the image, the smaller one first",
-        lambda x: _numbers(2, math.ulp(0.0), 1)(x) and x[0] <= x[1],
+        lambda x: _numbers(2, _TINY, 1)(x) and x[0] <= x[1],
     ),
     "INPUT.CUTOUT_N": _NOT_NEGATIVE,
     "INPUT.CUTOUT_LEN": _POSITIVE,

@@ -8,8 +8,25 @@ from typing import Any
 from ..errors import UserError
 
 
+def check_split(trainer: Any) -> None:
+    """Check that a test on validation images (``TEST.SPLIT val``) has some.
+
+    Args:
+        trainer: a trainer with ``cfg`` and ``val_loader``.
+
+    Raises:
+        UserError: there are none.
+    """
+    cfg = trainer.cfg
+    if cfg.TEST.SPLIT == "val" and trainer.val_loader is None:
+        raise UserError(
+            f"TEST.SPLIT is val, but {cfg.DATASET.NAME} has no validation images: add a part val, "
+            "or set it to test"
+        )
+
+
 def check_validation(trainer: Any) -> None:
-    """Check that a run with ``TEST.FINAL_MODEL best_val`` has validation images.
+    """Check that a run with ``TEST.FINAL_MODEL best_val`` or ``TEST.SPLIT val`` has such images.
 
     A run with ``TRAIN.PATIENCE`` must be such a run.
 
@@ -23,6 +40,8 @@ def check_validation(trainer: Any) -> None:
         UserError: there are none, or the run does not validate.
     """
     cfg = trainer.cfg
+    if not cfg.TEST.NO_TEST:
+        check_split(trainer)
     chooses = cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST
     if cfg.TRAIN.PATIENCE > 0 and not chooses:
         raise UserError(

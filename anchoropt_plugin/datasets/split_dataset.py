@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..files.images import UprightPath, check_images
 from ..files.readers import read_json, write_json
 from ..process.distributed import is_main
+from .notes import note_copies, note_few_shots, note_untested_classes
 from .public_pickles import read_public_pickle
 from .splits import (
     Item,
@@ -47,6 +48,7 @@ class SplitDataset(DatasetBase):
         test_only: whether all images are for test; no shots are drawn and no classes dropped. The
             training part repeats the test part, as the classes are read from it.
         class_splits: named splits into base and new: all class names in order, base first.
+        is_drawn: whether the seed divides the images into a split.
         are_own: whether the images are a user's own: they are turned as their EXIF orientation
             says, and all that a run uses are opened when the data set is built. Public code does
             neither.
@@ -76,7 +78,9 @@ class SplitDataset(DatasetBase):
         # One generator for all draws, as in public code, but not Python's global one.
         self.rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
         self._drawn: tuple[dict[str, Any], Path] | None = None
+        before = self.rng.getstate()
         split = self.make_split()
+        self.is_drawn = self.rng.getstate() != before
         if not self.test_only:
             if self.are_own:  # published splits are used as they are
                 whole = split._replace(val=[]) if self.val_is_test else split
@@ -86,12 +90,17 @@ class SplitDataset(DatasetBase):
             if class_split:  # after the draw: all splits have the same few-shot images
                 split = in_order(split, self.class_splits[class_split])
             split = subsample(split, getattr(cfg.DATASET, "SUBSAMPLE_CLASSES", "all"))
+            note_few_shots(split.train, cfg.DATASET.NUM_SHOTS)
+            note_untested_classes(split.train, split.test)
         if self.val_is_test:
             split = split._replace(val=split.test)
         check_files(split, self.image_dir, self.image_folders)
         parts = [self._data(items) for items in split]
         if self.are_own and is_main():  # once is enough for all processes
-            check_images(list(dict.fromkeys(item.impath for part in parts for item in part)))
+            paths = [dict.fromkeys(item.impath for item in part) for part in parts]
+            check_images([*{path: None for part in paths for path in part}])
+            if not self.test_only:
+                note_copies(paths[0], [*paths[1], *paths[2]])
         train_x, val, test = parts
         super().__init__(train_x=train_x, val=val, test=test)
         self._write_draw()

@@ -30,6 +30,7 @@ from .protocols import Protocol, read_protocol
 from .report import write_report
 from .repository import Repository
 from .results import results
+from .same_inputs import check_same_inputs
 from .tables import tables
 
 SETTINGS = "settings"
@@ -140,6 +141,7 @@ def run_experiment(
         faults = [f"{kind.run}: {kind.fault}" for kind in cost.kinds if kind.fault]
         try:
             experiment.check(jobs)
+            check_same_inputs(jobs)
         except UserError as error:
             faults.insert(0, str(error))
         if faults:
@@ -150,7 +152,9 @@ def run_experiment(
         with locked_folder(args.output_dir):
             if todo:
                 console.print("Before the first run: checking data, weights and trainers …")
-            for note in check_parts(todo):
+            notes, planned = check_parts(todo)
+            check_same_inputs(jobs, planned)
+            for note in notes:
                 console.print(note)
             return _run_and_report(experiment, args, jobs, executor(jobs, workers), more, console)
     finally:
@@ -173,6 +177,7 @@ def _run_and_report(
         failed = follow(events, todo, console) if todo else []
     rows = results(jobs)
     print_failures(failed, console)
+    check_same_inputs(jobs)  # again: something may have been changed while the runs were going on
     if rows.empty:
         console.print("no run is finished: there is nothing to report")
         return 1

@@ -9,34 +9,37 @@ from typing import Any
 
 import torch
 
+from ..dassl_compat.validation import check_split, check_validation
 from ..errors import UserError
 from ..training.checks import check_anchor_sources
 from .execution import default_workers
 from .fork_server import in_fork
 from .plan import Run
+from .same_inputs import Input, inputs_of
 
 
-def check_parts(runs: Iterable[Run]) -> list[str]:
+def check_parts(runs: Iterable[Run]) -> tuple[list[str], list[Input]]:
     """Build the trainers of a few runs that together have all parts of all ``runs``.
 
     Building reads the data set and the weights; anchors and descriptions are read, too.
 
     Returns:
-        Notes on what cannot be checked here: a trainer that needs a GPU, on a machine without one.
+        Notes on what cannot be checked here: a trainer that needs a GPU, on a machine without one;
+        and what the checked runs would read.
 
     Raises:
         UserError: a part is missing or broken; the message names the first run that needs it.
     """
     chosen = list(covering(runs))
     with ThreadPoolExecutor(default_workers()) as pool:
-        faults = list(pool.map(_fault, chosen))
+        found = list(pool.map(_fault, chosen))
     notes = []
-    for run, fault in zip(chosen, faults, strict=True):
+    for run, (fault, _) in zip(chosen, found, strict=True):
         if fault and not torch.cuda.is_available() and ("CUDA" in fault or "NVIDIA" in fault):
             notes.append(f"not checked, as this machine has no GPU: {run}: {fault}")
         elif fault:
             raise UserError(f"before any run: {run}: {fault}")
-    return notes
+    return notes, [one for _, inputs in found for one in inputs]
 
 
 def covering(runs: Iterable[Run]) -> Iterator[Run]:
@@ -65,10 +68,9 @@ def _sources(run: Run) -> Sequence[Any]:
     return [run.settings[f"TRAINER.ANCHOROPT.{key}"] for key in keys]
 
 
-def _fault(run: Run) -> str:
+def _fault(run: Run) -> tuple[str, list[Input]]:
     try:
-        in_fork(run.repository, _check, run)
-        return ""
+        return "", in_fork(run.repository, _check, run)
     except UserError as error:
         fault = str(error)
     except Exception as error:
@@ -79,16 +81,19 @@ def _fault(run: Run) -> str:
             f"the trainer's loader does not know the CLIP {name!r}: let it return "
             "anchoropt_plugin.load_clip(name) for names that it does not know"
         )
-    return fault
+    return fault, []
 
 
-def _check(run: Run) -> None:
-    def use(trainer: Any) -> None:
+def _check(run: Run) -> list[Input]:
+    def use(trainer: Any) -> list[Input]:
         _check_images(trainer.dm.dataset)
+        check_split(trainer)
         if run.trains:
+            check_validation(trainer)
             check_anchor_sources(trainer)
+        return inputs_of(run, trainer)
 
-    run.repository.with_trainer(run.argv, use)
+    return run.repository.with_trainer(run.argv, use)
 
 
 def _check_images(data_set: Any) -> None:

@@ -97,7 +97,8 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         ``split``, ``after_training`` (whether the test ended a training), ``total``, ``correct``
-        and the evaluator's numbers in per cent: ``accuracy``, ``macro_f1``, …
+        and the evaluator's numbers in per cent: ``accuracy``, ``macro_f1``, …; ``images``, if
+        known, with ``digest`` and ``drawn`` of the tested images.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
@@ -112,9 +113,16 @@ def read_results(folder: str | Path) -> dict[str, Any]:
             "correct": int(),
             "accuracy": int() | float(),
             "macro_f1": int() | float(),
-        } as results:
+        } as results if _are_images(results.get("images")):
             return dict(results)
     raise UserError(f"{path} does not hold the results of a test: remove it and test again")
+
+
+def _are_images(value: Any) -> bool:
+    match value:
+        case None | {"digest": str(), "drawn": bool()}:
+            return True
+    return False
 
 
 def _complete_lines(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which images a run was trained on: ``training_images.json`` in its output folder."""
+"""Which images a run was trained on (``training_images.json``) and tested on."""
 
 from __future__ import annotations
 
@@ -40,9 +40,83 @@ def _size(path: str) -> int:
         return 0
 
 
-def write_training_images(folder: str | Path, images: str) -> None:
-    """Write the ``digest`` of the training images into an output folder."""
-    write_text(Path(folder, TRAINING_IMAGES), json.dumps({"digest": images}))
+def images_of(data_set: Any, part: str) -> dict[str, Any] | None:
+    """Return what ``results.json`` says of the tested images; None for images without a path.
+
+    Args:
+        data_set: of the run.
+        part: of the data set, ``"val"`` or ``"test"``.
+
+    Returns:
+        ``digest``, and ``drawn``: whether the seed and the number of shots may have chosen them.
+    """
+    images = getattr(data_set, part, None) or ()
+    if not images or not all(isinstance(getattr(image, "impath", None), str) for image in images):
+        return None
+    drawn = part != "test" or bool(getattr(data_set, "is_drawn", True))
+    return {"digest": digest(images), "drawn": drawn}
+
+
+def content_of(path: str | Path) -> str:
+    """Return a short hash of the bytes of a file."""
+    with open(path, "rb") as file:  # noqa: PTH123  (a hundred thousand Paths take a second)
+        return hashlib.sha256(file.read()).hexdigest()[:16]
+
+
+def marks(data_set: Any, part: str) -> dict[str, str]:
+    """Return the paths of the images of a part, by a hash of path and content.
+
+    It is empty for a published split, which is the same in every run. The paths count from the
+    image folder. The content is that of the file for a user's own images, else its size alone.
+    """
+    own = getattr(data_set, "are_own", False)
+    if not (own or getattr(data_set, "is_drawn", False)):
+        return {}
+    found = {}
+    for image in getattr(data_set, part) or ():
+        path = str(image.impath)
+        content = content_of(path) if own else _size(path)
+        text = json.dumps([path.removeprefix(str(data_set.image_dir)), content])
+        found[hashlib.sha256(text.encode()).hexdigest()[:16]] = path
+    return found
+
+
+def write_training_images(folder: str | Path, images: str, marked: Iterable[str] = ()) -> None:
+    """Write the ``digest`` of the training images, and their ``marks``, into an output folder."""
+    content = {"digest": images, "images": sorted(marked)}
+    write_text(Path(folder, TRAINING_IMAGES), json.dumps(content))
+
+
+def recorded(folder: str | Path) -> dict[str, Any]:
+    """Return what ``training_images.json`` holds; an empty dict if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    path = Path(folder, TRAINING_IMAGES)
+    if not path.is_file():
+        return {}
+    match read_json(path):
+        case {"digest": str()} as content:
+            return dict(content)
+    raise UserError(f"{path} does not hold a digest of training images: remove it")
+
+
+def check_not_trained(folder: str | Path, data_set: Any, part: str) -> None:
+    """Check that a test has no image that the run in an output folder was trained on.
+
+    Raises:
+        UserError: it has some, as the data set was divided otherwise in the training.
+    """
+    trained = set(recorded(folder).get("images", ()))
+    tested = marks(data_set, part) if trained else {}
+    both = [path for mark, path in tested.items() if mark in trained]
+    if both:
+        raise UserError(
+            f"{len(both)} of {len(tested)} images of this test, such as {both[0]}, are training "
+            f"images of {folder}: its data set was divided otherwise. Give the data set and the "
+            "--seed of that run, or train again"
+        )
 
 
 def check_same_images(folder: str | Path, images: str) -> None:
@@ -53,10 +127,8 @@ def check_same_images(folder: str | Path, images: str) -> None:
     Raises:
         UserError: they come from a run with other training images.
     """
-    recorded = Path(folder, TRAINING_IMAGES)
-    if not recorded.is_file() or not any(Path(folder).glob("*/checkpoint")):
-        return
-    if read_json(recorded) != {"digest": images}:
+    there = recorded(folder)
+    if there and any(Path(folder).glob("*/checkpoint")) and there.get("digest") != images:
         raise UserError(
             f"{folder} holds a run with other training images, of the same class names: give the "
             "data set of that run, or another --output-dir"

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..errors import UserError
 from .released_files import anchors_file
-from .stage_one import check_sources
 from .two_stages import SUFFIX, TwoStages
 
 STAGE_ONE_TRAINER = re.compile(r"(.*?)_?pretrain_?anchors?", re.IGNORECASE)
@@ -72,8 +71,8 @@ def check_anchor_sources(trainer: Any) -> None:
     """Check that anchors or descriptions fit a trainer, before its run writes anything.
 
     Raises:
-        UserError: they do not; a trainer without AnchorOPT has none.
+        UserError: they do not, or the run to resume had others; a trainer without AnchorOPT has
+            none.
     """
     if isinstance(trainer, TwoStages):
-        run = trainer.anchoropt
-        check_sources(run.settings, run.tower, run.classes, trainer.anchoropt_cfg.DATASET.NAME)
+        trainer.anchoropt_sources()

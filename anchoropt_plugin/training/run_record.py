@@ -29,7 +29,11 @@ READ_AT_TEST = (
 
 
 def write_record(
-    folder: Path, cfg: Any, class_names: Sequence[str], settings: AnchorOPTConfig
+    folder: Path,
+    cfg: Any,
+    class_names: Sequence[str],
+    settings: AnchorOPTConfig,
+    sources: str | None = None,
 ) -> None:
     """Write ``anchoropt.json``, which tells a later test what was trained.
 
@@ -38,12 +42,14 @@ def write_record(
         cfg: the configuration of the run.
         class_names: names of the trained classes.
         settings: of AnchorOPT.
+        sources: a digest of the file of anchors or descriptions.
     """
     record = {
         "trainer": cfg.TRAINER.NAME,
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "classes": list(class_names),
         "settings": asdict(settings),
+        "sources": sources,
     }
     write_text(folder / RUN_RECORD, json.dumps(record, indent=1))
 
@@ -61,6 +67,27 @@ def read_record(path: Path) -> dict[str, Any]:
         ):
             return {**record, "settings": {**asdict(AnchorOPTConfig()), **settings}}
     raise UserError(f"{path} is not the record of a run: delete it or copy it anew")
+
+
+def sources_of(folder: Path) -> str | None:
+    """Return the digest of the anchors or descriptions that a run was given; None if unknown."""
+    path = folder / RUN_RECORD
+    sources = read_record(path).get("sources") if path.is_file() else None
+    return sources if isinstance(sources, str) else None
+
+
+def check_same_sources(folder: Path, sources: str) -> None:
+    """Check that a run in an output folder, if any, had the same anchors or descriptions.
+
+    Raises:
+        UserError: a file under the same name had another content.
+    """
+    there = sources_of(folder)
+    if there is not None and there != sources and any(folder.glob("*/checkpoint")):
+        raise UserError(
+            f"{folder} holds a run with another content of TRAINER.ANCHOROPT.DESCRIPTIONS or "
+            "ANCHOR_WEIGHTS: give the file as it was, or another --output-dir"
+        )
 
 
 def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> list[str] | None:
@@ -98,6 +125,13 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> list[s
                 f"{folder} was trained with TRAINER.ANCHOROPT.{name.upper()} {trained[name]}, this "
                 f"run has {present}: give the value it was trained with"
             )
+    if settings.anchor_weights not in ("", trained["anchor_weights"]):
+        log.warning(
+            "TRAINER.ANCHOROPT.ANCHOR_WEIGHTS %s has no effect: a test takes the anchors of the "
+            "checkpoint in %s",
+            settings.anchor_weights,
+            folder,
+        )
     classes: list[str] = record["classes"]
     return classes
 

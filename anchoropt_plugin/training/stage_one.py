@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -55,21 +57,27 @@ def find_anchors(
     return anchors
 
 
-def check_sources(
+def read_sources(
     settings: AnchorOPTConfig, tower: TextTower, class_names: Sequence[str], data_set: str = ""
-) -> None:
-    """Check that the anchors or the descriptions of a run can be read, before it starts.
+) -> str:
+    """Return a digest of the file of anchors or of descriptions of a run, before it starts.
+
+    It is empty for a run without such a file.
 
     Raises:
-        UserError: they cannot, or they do not fit the classes, ANCHOR_LEN or the backbone.
+        UserError: they cannot be read, or do not fit the classes, ANCHOR_LEN or the backbone.
     """
+    content: object = None
     if settings.anchor_weights:
-        _loaded(settings, tower, data_set)
+        content = _loaded(settings, tower, data_set).values.tolist()
     elif settings.anchor == LEARNED:
         if settings.descriptions:
-            _descriptions(settings, class_names)
+            content = _descriptions(settings, class_names)
     elif settings.anchor != RANDOM:
         _made(settings, tower)
+    if content is None:
+        return ""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def seconds_of_stage_one(

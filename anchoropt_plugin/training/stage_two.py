@@ -41,6 +41,7 @@ class AnchorOPT:
         position: the module on the host's prompt learner.
         classes: names of the classes of this run.
         trained_classes: the words of the classes that the prompt was trained on; None if unknown.
+        sources: a digest of the file of anchors or descriptions; None before a training.
         plain: the host's CLIP as it was loaded.
         tower: of the plain CLIP, for the anchor prompts.
         features: the images that the host encodes, and their features in the plain CLIP.
@@ -62,6 +63,7 @@ class AnchorOPT:
         self.position = parts.position
         self.classes = list(class_names)
         self.trained_classes: frozenset[tuple[str, ...]] | None = None
+        self.sources: str | None = None
         self._words = frozenset(map(words_of, class_names))
         self.is_in_training = self.is_in_test = self.told_of_several = False
         self.batch: Batch | None = None

@@ -33,9 +33,14 @@ from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
 from .rehearsal import rehearse
 from .released_files import anchors_file, is_released, renamed
-from .run_record import check_trained_as_released, trained_classes, write_history
+from .run_record import (
+    check_same_sources,
+    check_trained_as_released,
+    trained_classes,
+    write_history,
+)
 from .settings import AnchorOPTConfig
-from .stage_one import find_anchors
+from .stage_one import find_anchors, read_sources
 from .stage_two import AnchorOPT
 from .step_losses import StepLosses
 
@@ -112,6 +117,13 @@ class TwoStages:
         optimizers = [x for x in vars(self).values() if isinstance(x, torch.optim.Optimizer)]
         return trained_parameters([*optimizers, *self._optims.values()])
 
+    def anchoropt_sources(self: Any) -> None:
+        """Read the file of anchors or descriptions; a run to resume must have had the same."""
+        run, cfg = self.anchoropt, self.anchoropt_cfg
+        run.sources = read_sources(run.settings, run.tower, run.classes, cfg.DATASET.NAME)
+        for folder in filter(None, (cfg.RESUME, self.output_dir)):
+            check_same_sources(Path(folder), run.sources)
+
     def anchoropt_stage_one(self: Any) -> None:
         """Run stage 1, unless a checkpoint held anchors; the plain host's checkpoints hold none."""
         run = self.anchoropt
@@ -161,6 +173,8 @@ class TwoStages:
             super().train()  # type: ignore[misc]
 
     def before_train(self: Any) -> None:
+        if self.anchoropt.sources is None:  # another train.py has not looked
+            self.anchoropt_sources()
         self.anchoropt.plain.note()  # the processes of a run have the main one's weights by now
         super().before_train()  # type: ignore[misc]
         trained = {id(parameter) for parameter in self._anchoropt_trained()}
@@ -274,7 +288,7 @@ class TwoStages:
         # train.py of this repository writes the second file, too; others do not.
         Path(directory).mkdir(parents=True, exist_ok=True)
         run, cfg = self.anchoropt, self.anchoropt_cfg
-        run_record.write_record(Path(directory), cfg, run.classes, run.settings)
+        run_record.write_record(Path(directory), cfg, run.classes, run.settings, run.sources)
         write_record(cfg, directory, run.classes)
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,16 @@ from PIL import Image
 
 import train
 from anchoropt_plugin import AnchorTokens, UserError
+from anchoropt_plugin.commands import predict
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses
 from anchoropt_plugin.encoders.clip_models import words_of
 from anchoropt_plugin.files.readers import read_json
+from anchoropt_plugin.files.training_images import (
+    check_not_trained,
+    marks,
+    write_training_images,
+)
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.training.stage_two import AnchorOPT
 
@@ -193,3 +200,123 @@ def test_classes_that_are_one_to_clip_are_one_to_the_test(names, averages):
     run.trained_classes = frozenset(map(words_of, CLASSES))
     run._words = frozenset(map(words_of, names))
     assert run.averages("all") is averages
+
+
+def test_a_run_is_resumed_with_the_same_descriptions(tmp_path, capsys):
+    root, out, file = images(tmp_path / "a"), tmp_path / "out", tmp_path / "texts.json"
+    texts = {name: [f"A {name}."] for name in CLASSES}
+    words = "TRAINER.ANCHOROPT.DESCRIPTIONS", str(file), "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "1"
+
+    def again(content):
+        file.write_text(json.dumps(content))
+        return run(root, out, *words, trainer="CoOp_AnchorOPT")
+
+    assert again(texts) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.json")}
+    assert again(texts | {"red circle": ["A round one."]}) == 2
+    assert "another content of TRAINER.ANCHOROPT.DESCRIPTIONS" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
+    assert again(texts | {"a class of others": ["A text."]}) == 0
+    record = json.loads((out / "anchoropt.json").read_text())
+    del record["sources"]  # of an earlier version
+    (out / "anchoropt.json").write_text(json.dumps(record))
+    assert again(texts | {"red circle": ["A round one."]}) == 0
+
+
+def test_a_folder_of_classes_that_has_grown_tests_no_trained_image(tmp_path, capsys):
+    root, out = tmp_path / "a", tmp_path / "out"
+
+    def add(*numbers):
+        for name in CLASSES:
+            (root / name).mkdir(parents=True, exist_ok=True)
+            for number in numbers:
+                Image.effect_noise((32, 32), 90).save(root / name / f"{number:02}.png")
+
+    def test(folder):
+        return run(folder, tmp_path / "b", flags=["--eval-only", "--model-dir", str(out)])
+
+    add(*range(1, 20, 2))
+    assert run(root, out, "DATASET.NUM_SHOTS", "-1") == 0
+    assert test(root) == 0
+    assert test(root.rename(tmp_path / "moved")) == 0
+    (tmp_path / "moved").rename(root)
+    add(*range(0, 20, 2))
+    assert test(root) == 2
+    assert f"are training images of {out}: its data set was divided" in capsys.readouterr().err
+    record = json.loads((out / "training_images.json").read_text())
+    del record["images"]  # of an earlier version
+    (out / "training_images.json").write_text(json.dumps(record))
+    assert test(root) == 0
+
+
+def test_a_test_with_another_seed_tests_no_trained_image(tmp_path):
+    paths = [tmp_path / f"images/{number}.png" for number in range(6)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        path.write_bytes(b"an image")
+
+    def divided(trained, tested):
+        data = [SimpleNamespace(impath=f"{path}") for path in paths]
+        return SimpleNamespace(
+            is_drawn=True, image_dir=paths[0].parent, train_x=data[:trained], test=data[tested:]
+        )
+
+    write_training_images(tmp_path, "digest", marks(divided(3, 3), "train_x"))
+    check_not_trained(tmp_path, divided(2, 3), "test")
+    with pytest.raises(UserError, match=r"1 of 4 images of this test, such as .*/2.png, are train"):
+        check_not_trained(tmp_path, divided(3, 2), "test")
+    published = divided(3, 0)
+    published.is_drawn = False
+    check_not_trained(tmp_path, published, "test")
+
+
+def test_what_a_split_hides_is_told(tmp_path, capsys):
+    root, log = images(tmp_path / "a"), tmp_path / "out/log.txt"
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(root / "train/red_circle/3.png")
+    for path in (root / "test/green_heart").iterdir():
+        path.rename(root / "test/blue_star" / f"more_{path.name}")
+    (root / "test/green_heart").rmdir()
+    assert run(root, tmp_path / "out", "DATASET.NUM_SHOTS", "4") == 0
+    notes = [line for line in log.read_text().splitlines() if line.startswith("Note: ")]
+    assert notes[:2] == [
+        "Note: 2 of 3 classes have fewer than 4 images for training, and train with all of them: "
+        "blue star 3, green heart 3",
+        "Note: 1 of 3 classes have no image for test, so the accuracy does not count them: "
+        "green heart",
+    ]
+    assert notes[2].startswith("Note: 6 images for validation or test are copies of training")
+
+
+def test_keys_and_flags_without_effect_are_told(tmp_path, capsys, caplog):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    keys = "TRAINER.MAPLE.N_CTX", "3", "TRAINER.COOP.N_CTX", "2"
+    of_anchoropt = "TRAINER.ANCHOROPT.KD_WEIGHT", "2", "TRAINER.ANCHOROPT.KEEP_FEATURES", "False"
+    assert run(root, out, *keys, *of_anchoropt) == 0
+    notes = [line for line in (out / "log.txt").read_text().splitlines() if "Note: " in line]
+    assert notes[0] == (
+        "Note: keys of other trainers, without effect: "
+        "TRAINER.ANCHOROPT.KD_WEIGHT, TRAINER.MAPLE.N_CTX"
+    )
+    assert notes[-1].startswith("Note: the warm-up (OPTIM.WARMUP_EPOCH 1) takes all epochs")
+    flags = "--eval-only", "--model-dir", str(out)
+    assert run(root, tmp_path / "b", trainer="ZeroshotCLIP", flags=flags) == 2
+    assert "--model-dir has no effect on ZeroshotCLIP" in capsys.readouterr().err
+
+    anchors = tmp_path / "anchors"
+    AnchorTokens(torch.randn(1, 128)).save(anchors)
+    words = "TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", str(anchors)
+    flags = "--eval-only", "--model-dir", str(tmp_path / "ours")
+    assert run(root, tmp_path / "ours", *words, trainer="CoOp_AnchorOPT") == 0
+    told = "has no effect: a test takes the anchors of the checkpoint in"
+    assert run(root, tmp_path / "b", *words, trainer="CoOp_AnchorOPT", flags=flags) == 0
+    assert told not in caplog.text
+    words = words[0], str(anchors.rename(tmp_path / "others"))
+    assert run(root, tmp_path / "b", *words, trainer="CoOp_AnchorOPT", flags=flags) == 0
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize(("names", "n_told"), [(["red fox", "owl"], 0), (["red fox, owl"], 1)])
+def test_a_comma_in_class_names_of_the_command_line_is_told(names, n_told, caplog):
+    args = SimpleNamespace(classes=names, classes_file=None)
+    assert predict._class_names(args) == names
+    assert caplog.text.count("a comma in --classes is part of a class name") == n_told

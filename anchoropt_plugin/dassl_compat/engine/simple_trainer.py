@@ -21,6 +21,7 @@ from ...config.check import flattened
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind, write_results
+from ...files.training_images import images_of
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.gradients import GradientAverage, trained_parameters
@@ -32,7 +33,7 @@ from ..evaluation.top_classes import TopClasses, paths_of
 from ..scalar_writers import check_loggers, open_writers
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint, parameters_in_words
-from ..validation import EarlyStop, check_validation
+from ..validation import EarlyStop, check_split, check_validation
 from .base import Names, TrainerBase
 
 OF_TEST = ("MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES")
@@ -109,6 +110,11 @@ class SimpleTrainer(TrainerBase):
     def before_train(self) -> None:
         """Resume from the last checkpoint, if there is one, and open the writer."""
         check_validation(self)
+        if self.max_epoch <= self.cfg.OPTIM.WARMUP_EPOCH:
+            print(
+                f"Note: the warm-up (OPTIM.WARMUP_EPOCH {self.cfg.OPTIM.WARMUP_EPOCH}) takes all "
+                f"epochs (OPTIM.MAX_EPOCH {self.max_epoch}): none has the rate OPTIM.LR"
+            )
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
         if len(set(distributed.gathered(self.start_epoch))) > 1:
@@ -235,6 +241,8 @@ class SimpleTrainer(TrainerBase):
             of = {key: value for key, value in flattened(self.cfg) if key in OF_TEST}
             of["TRAINER.NAME"] = type(self).__name__
             test = {"split": split, "after_training": self.is_trained, "settings": of}
+            data_set = getattr(getattr(self, "dm", None), "dataset", None)  # users' own may differ
+            test["images"] = images_of(data_set, split)
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
             further = self.further_results()
@@ -250,11 +258,7 @@ class SimpleTrainer(TrainerBase):
         """
         if split == "val" and self.val_loader is not None:
             return split, self.val_loader
-        if self.cfg.TEST.SPLIT == "val":
-            raise UserError(
-                f"TEST.SPLIT is val, but {self.cfg.DATASET.NAME} has no validation images: add a "
-                "part val, or set it to test"
-            )
+        check_split(self)
         return "test", self.test_loader
 
     def further_results(self) -> dict[str, Any]:

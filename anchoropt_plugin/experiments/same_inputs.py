@@ -1,0 +1,116 @@
+"""Runs of one table have the same images and descriptions; paths alone do not tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from ..files.training_images import digest, images_of, recorded
+from ..training.run_record import RUN_RECORD, read_record, sources_of
+from ..training.two_stages import TwoStages
+from .plan import Job, Run
+from .results import outcome
+
+_NOT_OF_THE_SPLIT = ("DATASET.ROOT", "DATASET.NUM_SHOTS", "DATASET.TEMPLATE")
+_DRAWN_BY = ("SEED", "DATASET.NUM_SHOTS")
+_SOURCES = ("anchor_weights", "descriptions", "max_template_length")
+
+
+class Input(NamedTuple):
+    """Something that a run reads.
+
+    Attributes:
+        kind: what it is, for messages.
+        place: a text that is equal for runs that must read the same.
+        digest: of its content.
+        folder: of the run.
+    """
+
+    kind: str
+    place: str
+    digest: str
+    folder: Path
+
+
+def check_same_inputs(jobs: Iterable[Job], planned: Iterable[Input] = ()) -> None:
+    """Check that finished runs with the same settings of the data had the same images and texts.
+
+    A run of an earlier version, which did not record them, is not compared.
+
+    Args:
+        jobs: of the experiment.
+        planned: what unfinished runs would read.
+
+    Raises:
+        UserError: a data set or a file was changed between two runs.
+    """
+    first: dict[tuple[str, str], Input] = {}
+    finished = (found for job in jobs for run in job.runs for found in _recorded(run))
+    for found in (*finished, *planned):
+        other = first.setdefault((found.kind, found.place), found)
+        if other.digest != found.digest:
+            raise UserError(
+                f"the {found.kind} of {other.folder} and {found.folder} differ, so their numbers "
+                "do not belong into one table: undo the change, or remove the folders of the "
+                "earlier runs, or give another --output-dir"
+            )
+
+
+def inputs_of(run: Run, trainer: Any) -> list[Input]:
+    """Return what an unfinished run would read, given its trainer."""
+    data_set = trainer.dm.dataset
+    tested = images_of(data_set, run.settings["TEST.SPLIT"])
+    found = [_tested(run, tested)] if tested else []
+    if run.trains and tested:
+        found.append(_trained(run, digest(data_set.train_x)))
+    if run.trains and isinstance(trainer, TwoStages) and trainer.anchoropt.sources:
+        settings = asdict(trainer.anchoropt.settings)
+        found.append(_sources(run, trainer.anchoropt.sources, settings))
+    return found
+
+
+def _recorded(run: Run) -> Iterator[Input]:
+    results = outcome(run)
+    tested = results.get("images")
+    if isinstance(tested, dict):
+        yield _tested(run, tested)
+    if not run.trains or not results:
+        return
+    images, sources = recorded(run.folder), sources_of(run.folder)
+    if images:
+        yield _trained(run, images["digest"])
+    if sources:
+        yield _sources(run, sources, read_record(run.folder / RUN_RECORD)["settings"])
+
+
+def _tested(run: Run, images: dict[str, Any]) -> Input:
+    drawn = _DRAWN_BY if images["drawn"] else ()
+    return _input(run, "test images", images["digest"], _settings(run, "TEST.SPLIT", *drawn))
+
+
+def _trained(run: Run, images: str) -> Input:
+    return _input(run, "training images", images, _settings(run, *_DRAWN_BY))
+
+
+def _sources(run: Run, sources: str, settings: Mapping[str, Any]) -> Input:
+    # The trainer's own settings: arguments of @anchoropt may name files, too.
+    of_sources = {key: settings[key] for key in _SOURCES}
+    return _input(run, "descriptions or anchors", sources, of_sources)
+
+
+def _settings(run: Run, *keys: str) -> dict[str, Any]:
+    return {key: run.settings[key] for key in keys}
+
+
+def _input(run: Run, kind: str, content: str, further: Mapping[str, Any]) -> Input:
+    of_data = {
+        key: value
+        for key, value in run.settings.items()
+        if key.startswith("DATASET.") and key not in _NOT_OF_THE_SPLIT
+    }
+    place = json.dumps({**of_data, **further}, sort_keys=True, default=str)
+    return Input(kind, place, content, run.folder)

@@ -1,0 +1,101 @@
+"""No table mixes runs before and after a change of the images or of the descriptions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from anchoropt_plugin.datasets.embedded import write_digits
+from anchoropt_plugin.errors import UserError
+from anchoropt_plugin.experiments import same_inputs
+from anchoropt_plugin.experiments.plan import host_method, plan
+from anchoropt_plugin.experiments.preflight import check_parts
+from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.process.command_line import status_of
+
+from .test_runs import compared_in
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Return two seeds of a host with AnchorOPT: trainings and tests."""
+    protocol = read_protocol("base2new").with_changes(
+        {"datasets": ["digits"], "shots": [2], "seeds": [1, 2]}
+    )
+    method = host_method("CoOp", "tiny", anchoropt=True)
+    jobs = plan(protocol, [method], tmp_path, tmp_path / "out", ["USE_CUDA", "False"])
+    return jobs, [run for job in jobs for run in job.runs]
+
+
+def finished(monkeypatch, results):
+    monkeypatch.setattr(same_inputs, "outcome", lambda run: results.get(run.folder, {}))
+
+
+def of_images(digest, drawn=False):
+    return {"accuracy": 50.0, "images": {"digest": digest, "drawn": drawn}}
+
+
+def test_other_test_images_are_not_in_one_table(runs, monkeypatch):
+    jobs, (base, new, base_2, new_2) = runs
+    results = {run.folder: of_images(run.score) for run in (base, new, base_2, new_2)}
+    finished(monkeypatch, results)
+    same_inputs.check_same_inputs(jobs)
+    results[new_2.folder] = of_images("another")
+    with pytest.raises(UserError, match=r"the test images of .* differ") as error:
+        same_inputs.check_same_inputs(jobs)
+    assert str(new.folder) in str(error.value) and str(new_2.folder) in str(error.value)
+    for run in (new, new_2):  # the seed draws the images
+        results[run.folder]["images"]["drawn"] = True
+    same_inputs.check_same_inputs(jobs)
+    results[new_2.folder] = {"accuracy": 50.0}  # of an earlier version
+    same_inputs.check_same_inputs(jobs)
+
+
+def test_other_texts_under_the_same_name_are_not_in_one_table(runs, monkeypatch):
+    jobs, (first, _, second, _) = runs
+    finished(monkeypatch, {run.folder: {"accuracy": 50.0} for run in (first, second)})
+    settings = {"descriptions": "a.json", "anchor_weights": "", "max_template_length": 10}
+
+    def record(run, sources, **changed):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        text = {"trainer": "x", "backbone": "tiny", "classes": ["a"], "sources": sources}
+        text["settings"] = {**settings, **changed}
+        (run.folder / "anchoropt.json").write_text(json.dumps(text))
+
+    record(first, "one")
+    for sources, changed in (("one", {}), (None, {}), ("", {}), ("two", {"descriptions": "b"})):
+        record(second, sources, **changed)
+        same_inputs.check_same_inputs(jobs)
+    record(second, "two")
+    with pytest.raises(UserError, match=r"the descriptions or anchors of .* differ"):
+        same_inputs.check_same_inputs(jobs)
+
+
+def test_a_changed_data_set_is_told_before_further_runs(tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    write_digits(root / "digits")
+    assert compared_in(out, root, "--seeds", "1", "--anchoropt", "without") == 0
+    rows = json.loads((root / "digits/split_zhou_Digits.json").read_text())["test"]
+    Image.effect_noise((64, 64), 90).save(root / "digits/images" / rows[0][0])  # class zero
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    words = "--seeds", "1", "2", "--anchoropt", "without"
+    assert status_of(lambda: compared_in(out, root, *words)) == 2
+    said = capsys.readouterr().err
+    assert "the test images of " in said and "give another --output-dir" in said
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_test_on_missing_validation_images_is_told_before_any_run(tmp_path):
+    root = tmp_path / "data"
+    for path in [root / part / name / "0.png" for part in ("train", "test") for name in "ab"]:
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(path)
+    protocol = read_protocol("few_shot").with_changes(
+        {"datasets": ["image_folder"], "shots": [1], "seeds": [1]}
+    )
+    method = host_method("CoOp", "tiny", anchoropt=False)
+    (job,) = plan(protocol, [method], root, tmp_path / "out", ["TEST.SPLIT", "val"])
+    with pytest.raises(UserError, match=r"before any run: .* TEST.SPLIT is val, but ImageFolder"):
+        check_parts(job.runs)
