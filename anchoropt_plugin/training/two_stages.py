@@ -12,7 +12,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..config.record import check_same_model, write_record
+from ..config.record import (
+    check_same_classes,
+    check_same_model,
+    check_same_run,
+    write_record,
+)
 from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..encoders.clip_models import words_of
 from ..errors import UserError
@@ -117,11 +122,18 @@ class TwoStages:
         optimizers = [x for x in vars(self).values() if isinstance(x, torch.optim.Optimizer)]
         return trained_parameters([*optimizers, *self._optims.values()])
 
+    @property
+    def recorded_cfg(self: Any) -> Any:
+        """The configuration that ``config.yaml`` records; the host's own has other values."""
+        return self.anchoropt_cfg
+
     def anchoropt_sources(self: Any) -> None:
         """Read the file of anchors or descriptions; a run to resume must have had the same."""
         run, cfg = self.anchoropt, self.anchoropt_cfg
         run.sources = read_sources(run.settings, run.tower, run.classes, cfg.DATASET.NAME)
         for folder in filter(None, (cfg.RESUME, self.output_dir)):
+            check_same_run(cfg, folder)
+            check_same_classes(folder, run.classes)
             check_same_sources(Path(folder), run.sources)
 
     def anchoropt_stage_one(self: Any) -> None:

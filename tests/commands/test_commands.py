@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -406,6 +407,21 @@ def test_an_unchanged_train_py_runs_both_stages(trained):
     assert "* accuracy:" in result.stdout
     settings = json.loads((out / "anchoropt.json").read_text())["settings"]
     assert settings["position"] == "gumbel", "keys of a train.py that never heard of them"
+
+
+@pytest.mark.parametrize("trainer", ["Usual_AnchorOPT", "Usual"])
+def test_a_run_of_any_train_py_resumes_with_its_own_settings_alone(
+    trained, command, repository, tmp_path, trainer
+):
+    out = shutil.copytree(trained[1], tmp_path / "out")
+    words = ["run", "train.py", "--trainer", trainer, "--output-dir", out]
+    if trainer == "Usual":
+        shutil.rmtree(out)
+        assert command(repository, *words).returncode == 0
+    before = {path: path.read_bytes() for path in out.rglob("model*")}
+    line = one_line(command(repository, *words, "OPTIM.LR", "0.5"))
+    assert f"{out} holds a run with other settings: OPTIM.LR was " in line
+    assert before and before == {path: path.read_bytes() for path in out.rglob("model*")}
 
 
 def test_a_script_in_another_folder_finds_its_own_modules(repository, trained, tmp_path):

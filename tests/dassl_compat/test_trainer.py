@@ -268,13 +268,12 @@ def spoil(checkpoint, keys, value):
     ],
 )
 def test_a_spoilt_state_is_refused(cfg, keys, value):
-    cfg.OPTIM.MAX_EPOCH = 1
-    trained(cfg)
+    cfg.OPTIM.MAX_EPOCH, cfg.TRAIN.CHECKPOINT_FREQ = 2, 1
+    trained(cfg, stop_after=1)
     path = Path(cfg.OUTPUT_DIR, "linear", "model.pth.tar-1")
     checkpoint = load_checkpoint(path)
     spoil(checkpoint, keys, value)
     torch.save(checkpoint, path)
-    cfg.OPTIM.MAX_EPOCH = 2
     with pytest.raises(UserError, match=r"^cannot resume from .*model\.pth\.tar-1: [^\n]+$"):
         trained(cfg)
 

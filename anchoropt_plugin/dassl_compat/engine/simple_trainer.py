@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ...config.check import flattened
+from ...config.record import check_same_run, write_record
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind, write_results
@@ -107,6 +108,11 @@ class SimpleTrainer(TrainerBase):
         """Train for ``OPTIM.MAX_EPOCH`` epochs; resume from the last checkpoint, if any."""
         super().train(self.start_epoch, self.max_epoch)
 
+    @property
+    def recorded_cfg(self) -> CfgNode:
+        """The configuration that ``config.yaml`` records."""
+        return self.cfg
+
     def before_train(self) -> None:
         """Resume from the last checkpoint, if there is one, and open the writer."""
         check_validation(self)
@@ -116,6 +122,8 @@ class SimpleTrainer(TrainerBase):
                 f"epochs (OPTIM.MAX_EPOCH {self.max_epoch}): none has the rate OPTIM.LR"
             )
         directory = self.cfg.RESUME or self.output_dir
+        # The train.py of this repository has looked, before it wrote anything; others have not.
+        check_same_run(self.recorded_cfg, directory)
         self.start_epoch = self.resume_model_if_exist(directory)
         if len(set(distributed.gathered(self.start_epoch))) > 1:
             raise UserError(
@@ -123,9 +131,12 @@ class SimpleTrainer(TrainerBase):
             )
         rewind(self.output_dir, self.start_epoch)
         self._restore_best_result(directory)
-        self._save_missing_checkpoint()
+        if directory == self.output_dir or self.start_epoch == self.max_epoch:
+            self._save_missing_checkpoint()
         for name in self.get_model_names():  # now, so that an error here costs no epoch
             mkdir_if_missing(Path(self.output_dir, name))
+        classes = [name for _, name in sorted(self.lab2cname.items())]
+        write_record(self.recorded_cfg, self.output_dir, classes)
         open_writers(self)
         own = (value for value in vars(self).values() if isinstance(value, nn.Module))
         parts = itertools.chain(self._models.values(), own)
@@ -148,7 +159,7 @@ class SimpleTrainer(TrainerBase):
     def _save_missing_checkpoint(self) -> None:
         """Write the last epoch's checkpoint where it is missing.
 
-        A run was killed between the best checkpoint and it, or goes on from another folder.
+        A run was killed between the best checkpoint and it, or a finished one goes on elsewhere.
         """
         done = self.start_epoch
         name = f"model.pth.tar-{done}"
