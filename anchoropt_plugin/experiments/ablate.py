@@ -8,13 +8,13 @@ from functools import partial
 
 from ..config.merge import read_yaml
 from ..errors import UserError
-from .averaging import averaged_with_zero_shot
 from .checkout import CHECKOUT
 from .command import protocol_of, repository_of, run_experiment, with_preset
 from .experiment import Experiment
 from .factors import parse_grid, varied
 from .flags import add_ablate, build_parser
 from .plan import host_method, zero_shot_method
+from .zero_shot_control import averaged_with_zero_shot
 
 PRESETS = CHECKOUT.configs / "presets" / "ablate"
 KEYS = (

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from .averaging import averaged_with_zero_shot
 from .command import protocol_of, run_experiment
 from .experiment import Experiment
 from .factors import varied
 from .flags import build_parser
 from .plan import host_method, zero_shot_method
+from .zero_shot_control import averaged_with_zero_shot
 
 EPOCHS = {"shapes": {"OPTIM.MAX_EPOCH": 20}}
 """Of the 50 epochs of tiny.yaml, enough to show the effect on shapes; digits need all of them."""

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from anchoropt_plugin.experiments import averaging, demo
-from anchoropt_plugin.experiments.averaging import averaged_with_zero_shot, name_of
 from anchoropt_plugin.experiments.checkout import CHECKOUT
 from anchoropt_plugin.experiments.plan import plan
+from anchoropt_plugin.experiments.zero_shot_control import averaged_with_zero_shot, name_of
 
 SHORT = ["OPTIM.MAX_EPOCH", "3", "USE_CUDA", "False"]
 
