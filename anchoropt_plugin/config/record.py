@@ -168,8 +168,9 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
             f", or {_EXTEND} True to train on, with the learning rates of {here[_EPOCHS]} epochs "
             "from now on"
         )
+        remedy = "leave --resume out" if str(folder) == cfg.RESUME else "give another --output-dir"
         raise UserError(
-            f"{folder} holds a run with other settings: {differing}: give another --output-dir"
+            f"{folder} holds a run with other settings: {differing}: {remedy}"
             f"{hint if only and longer and _EXTEND in here else ''}"
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,6 +42,19 @@ def in_fork(repository: Repository, function: Callable[..., Value], *args: Any) 
             raise UserError("a process ended at once, for example out of memory") from error
 
 
+def end_with_parent() -> None:
+    """End this process when its parent ends, even if the parent is killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _quietly(function: Callable[..., Value], *args: Any) -> Value:
+    end_with_parent()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return function(*args)

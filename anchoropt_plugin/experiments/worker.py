@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import platform
 import resource
 import sys
-import threading
 import time
 import traceback
 from multiprocessing.connection import Connection
@@ -24,6 +22,7 @@ import torch
 
 from ..version import VERSION
 from .facts import write_facts
+from .fork_server import end_with_parent
 from .logs import newest_log
 from .plan import Run
 
@@ -40,7 +39,7 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
     os.environ.update(environment)
     # The fork server may have been started before the variable was set.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]))
-    _end_with_parent()
+    end_with_parent()
     errors = io.StringIO()
     started = time.time()
     with (
@@ -62,18 +61,6 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
         to_parent.send(said.splitlines()[-1].removeprefix("error: "))
         return
     write_facts(_facts(time.time() - started, commit), run.folder)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent ends, even if the parent is killed."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _facts(seconds: float, commit: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from anchoropt_plugin.experiments import averaging, demo
+from anchoropt_plugin.experiments import demo, zero_shot_control
 from anchoropt_plugin.experiments.checkout import CHECKOUT
 from anchoropt_plugin.experiments.plan import plan
 from anchoropt_plugin.experiments.zero_shot_control import averaged_with_zero_shot, name_of
@@ -123,7 +123,7 @@ def test_averaging_with_zero_shot_by_hand(page, monkeypatch):
             "accuracy": [100.0, 50.0],
         }
     )
-    monkeypatch.setattr(averaging, "_in_fork", of)
+    monkeypatch.setattr(zero_shot_control, "_in_fork", of)
     (row,) = averaged_with_zero_shot([job], results, reference="other").itertuples()
     assert (row.method, row.correct, row.accuracy) == (name_of("CoOp"), 1, 50.0)
     assert row.reference == "other"
@@ -139,10 +139,12 @@ def test_logits_of_a_run_give_its_own_accuracy(page):
         *("--model-dir", row["folder"].replace("test_new", "train_base")),
         *("DATASET.SUBSAMPLE_CLASSES", "new", *SHORT),
     ]
-    logits, labels = averaging.logits_of(type("Run", (), {"argv": argv, "repository": CHECKOUT})())
+    logits, labels = zero_shot_control.logits_of(
+        type("Run", (), {"argv": argv, "repository": CHECKOUT})()
+    )
     assert int((logits.argmax(-1) == labels).sum()) == row["correct"]
     argv += ["TEST.SPLIT", "val"]
-    _, of_validation = averaging.logits_of(
+    _, of_validation = zero_shot_control.logits_of(
         type("Run", (), {"argv": argv, "repository": CHECKOUT})()
     )
     assert 0 < len(of_validation) < len(labels)

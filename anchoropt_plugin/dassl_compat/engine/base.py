@@ -240,6 +240,7 @@ class TrainerBase:
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
         self.before_train()  # may set start_epoch, to resume
+        self.epoch = max(self.epoch, self.start_epoch - 1)  # no epoch may be left
         for epoch in range(self.start_epoch, self.max_epoch):
             if self.stops_after(epoch):
                 break
