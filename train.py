@@ -15,6 +15,7 @@ import argparse
 import functools
 import operator
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -152,6 +153,13 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     late = [word for word in args.opts if word.startswith("--")]
     if late:
         raise UserError(f"flags come before KEY VALUE pairs: move {late[0]} to the front")
+    for flag in ("transforms", "source_domains", "target_domains"):
+        keys = [word for word in getattr(args, flag) or () if re.match(r"[A-Z0-9_]+\.", word)]
+        if keys:
+            name = f"--{flag.replace('_', '-')}"
+            raise UserError(
+                f"{name} takes all words after it, also {keys[0]}: move it to the front"
+            )
     cfg = get_cfg_default()
     extend_cfg(cfg)
     for path in (args.dataset_config_file, args.config_file):

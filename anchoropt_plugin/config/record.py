@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..files.atomic import write_text
 from ..files.checkpoint_folder import last_checkpoint_name
 from ..files.readers import read_json
+from ..files.training_images import content_of
 from .check import flattened
 from .merge import merge_dict, read_yaml
 
@@ -25,6 +26,8 @@ log = logging.getLogger("anchoropt_plugin")
 RECORD = "config.yaml"
 CLASSES = "classes.json"
 """The class names, in the order of their labels."""
+WEIGHTS = "weights.json"
+"""A hash of the CLIP, if ``MODEL.BACKBONE.NAME`` is a file: another may take its place."""
 
 # A resumed run may change these keys: training does not depend on them, except on USE_CUDA: another
 # device draws and rounds in another way. NUM_WORKERS is none of them: each worker process draws the
@@ -58,9 +61,45 @@ _NAMED_AT_MOST = 3
 
 
 def write_record(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -> None:
-    """Write ``config.yaml`` and ``classes.json`` into an output folder."""
+    """Write ``config.yaml``, ``classes.json`` and ``weights.json`` into an output folder."""
     write_text(Path(folder, RECORD), cfg.dump())
     write_text(Path(folder, CLASSES), json.dumps(list(class_names), indent=1))
+    weights = hash_of_weights(cfg.MODEL.BACKBONE.NAME)
+    if weights:
+        write_text(Path(folder, WEIGHTS), json.dumps({"sha256": weights}))
+
+
+def hash_of_weights(backbone: str) -> str:
+    """Return a short hash of the file that a backbone is; empty for a name or a folder."""
+    path = Path(backbone).expanduser()
+    return content_of(path) if path.is_file() else ""
+
+
+def recorded_weights(folder: str | Path) -> str:
+    """Return the hash in the ``weights.json`` of an output folder; empty without one.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    path = Path(folder, WEIGHTS)
+    match read_json(path) if path.is_file() else {"sha256": ""}:
+        case {"sha256": str(found)}:
+            return found
+    raise UserError(f"{path} does not hold a hash of weights: remove it")
+
+
+def check_same_weights(cfg: CfgNode, folder: str | Path) -> None:
+    """Check that the file of the CLIP is the one that an output folder was trained with.
+
+    Raises:
+        UserError: it has other content now.
+    """
+    there, here = recorded_weights(folder), hash_of_weights(cfg.MODEL.BACKBONE.NAME)
+    if there and here and there != here:
+        raise UserError(
+            f"{cfg.MODEL.BACKBONE.NAME} holds other weights than when {folder} was trained: give "
+            "the file of that training (--backbone)"
+        )
 
 
 def check_same_classes(folder: str | Path, class_names: Sequence[str]) -> None:
@@ -158,6 +197,7 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
         return
     there = _settings(read_yaml(path))
     here = _settings(yaml.safe_load(cfg.dump()))
+    check_same_weights(cfg, folder)
     longer = here.get(_EPOCHS, 0) > there.get(_EPOCHS, 0)
     if longer and here.get(_EXTEND):
         there = {key: value for key, value in there.items() if key not in (_EPOCHS, _EXTEND)}
@@ -198,6 +238,7 @@ def check_same_model(cfg: CfgNode, folder: str | Path, nodes: Iterable[str]) -> 
         for values in (read_yaml(path), yaml.safe_load(cfg.dump()))
     )
     differing = _differing(there, here)
+    check_same_weights(cfg, folder)
     if differing:
         raise UserError(
             f"{folder} was trained with other settings: {differing}: give the --config-file and "

@@ -125,7 +125,7 @@ class SplitDataset(DatasetBase):
             print(f"Few-shot images are read from {public}")
             parts = read_public_pickle(public, self.dataset_dir, self.image_dir)
             drawn = split._replace(**{part: parts[part] for part in _PARTS if part in parts})
-            check_drawn(drawn, split, str(public))
+            check_drawn(drawn, split, shots, str(public))
             return drawn
         if self.seed < 0:
             return draw_shots(split, shots, self.rng)
@@ -136,7 +136,7 @@ class SplitDataset(DatasetBase):
                 print(f"Few-shot images are read from {own}")
                 train, val = (items_of(saved.get(part), f"{own}: {part}") for part in _PARTS)
                 drawn = split._replace(train=train, val=val)
-                check_drawn(drawn, split, str(own))
+                check_drawn(drawn, split, shots, str(own))
                 return drawn
             print(f"{own} was drawn from another split; the images are drawn again")
         split = draw_shots(split, shots, self.rng)

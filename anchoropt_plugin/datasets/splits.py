@@ -11,6 +11,7 @@ import random
 import stat
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,11 +86,12 @@ def _is_label(text: str) -> bool:
     return text.isdecimal() and len(text) < 10
 
 
-def check_drawn(drawn: Split, split: Split, where: str) -> None:
+def check_drawn(drawn: Split, split: Split, shots: int, where: str) -> None:
     """Check that few-shot images belong to the same part of the split, with the same label.
 
     Raises:
-        UserError: any other image; the message begins with ``where``.
+        UserError: any other image, or more than ``shots`` of a class for training; the message
+            begins with ``where``.
     """
     for part in ("train", "val"):
         known = {(item.path, item.label) for item in getattr(split, part)}
@@ -100,6 +102,13 @@ def check_drawn(drawn: Split, split: Split, where: str) -> None:
                     f"{part}; delete the file, the shots are drawn again"
                 )
     check_classes(drawn, where)
+    counts = Counter((item.label, item.classname) for item in drawn.train)
+    for (_, name), count in counts.items():
+        if count > shots:
+            raise UserError(
+                f"{where}: {count} images of the class {name}, more than the {shots} of "
+                "DATASET.NUM_SHOTS; delete the file, the shots are drawn again"
+            )
 
 
 def check_classes(split: Split, where: str) -> None:

@@ -178,6 +178,12 @@ def _run_and_report(
     rows = results(jobs)
     print_failures(failed, console)
     check_same_inputs(jobs)  # again: something may have been changed while the runs were going on
+    versions = rows["commit"].dropna().unique() if "commit" in rows else []
+    if len(versions) > 1:
+        console.print(
+            f"Note: the runs are of {len(versions)} versions of the code ({', '.join(versions)}): "
+            "their numbers may not belong together"
+        )
     if rows.empty:
         console.print("no run is finished: there is nothing to report")
         return 1

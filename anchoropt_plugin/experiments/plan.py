@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..training.settings import LEARNED
 from ..training.two_stages import SUFFIX
 from .checkout import CHECKOUT
@@ -30,6 +31,17 @@ STAGE_ONE = (
     "TRAINER.ANCHOROPT.MAX_TEMPLATE_LENGTH",
 )
 """The keys that anchors depend on. Runs with the same values share one stage 1."""
+
+_SET_BY_FLAGS = {
+    "DATASET.NUM_SHOTS": "--shots",
+    "DATASET.SUBSAMPLE_CLASSES": "--protocol",
+    "DATASET.NAME": "--datasets",
+    "DATASET.ROOT": "--root",
+    "TRAINER.NAME": "--hosts",
+    "SEED": "--seeds",
+    "OUTPUT_DIR": "--output-dir",
+}
+"""The keys that make the runs of an experiment different: one value for all mixes them up."""
 
 Settings = Mapping[str, Any]
 
@@ -177,6 +189,9 @@ def plan(
     Raises:
         UserError: train.py would refuse a run; nothing is written.
     """
+    for key, flag in _SET_BY_FLAGS.items():
+        if key in opts[::2]:
+            raise UserError(f"{key} is set for each run: give {flag}")
     jobs: dict[Path, dict[Path, Run]] = {}
     for group, shots, method in itertools.product(protocol.datasets, protocol.shots, methods):
         seeds = protocol.seeds_for(group)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config.record import hash_of_weights, recorded_weights
 from ..errors import UserError
 from ..files.training_images import digest, images_of, recorded
 from ..training.run_record import RUN_RECORD, read_record, sources_of
@@ -16,6 +17,7 @@ from .plan import Job, Run
 from .results import outcome
 
 _NOT_OF_THE_SPLIT = ("DATASET.ROOT", "DATASET.NUM_SHOTS", "DATASET.TEMPLATE")
+_BACKBONE = "MODEL.BACKBONE.NAME"
 _DRAWN_BY = ("SEED", "DATASET.NUM_SHOTS")
 _SOURCES = ("anchor_weights", "descriptions", "max_template_length")
 
@@ -65,6 +67,9 @@ def inputs_of(run: Run, trainer: Any) -> list[Input]:
     data_set = trainer.dm.dataset
     tested = images_of(data_set, run.settings["TEST.SPLIT"])
     found = [_tested(run, tested)] if tested else []
+    weights = hash_of_weights(run.settings[_BACKBONE])
+    if run.trains and weights:
+        found.append(_weights(run, weights))
     if run.trains and tested:
         found.append(_trained(run, digest(data_set.train_x)))
     if run.trains and isinstance(trainer, TwoStages) and trainer.anchoropt.sources:
@@ -81,6 +86,9 @@ def _recorded(run: Run) -> Iterator[Input]:
     if not run.trains or not results:
         return
     images, sources = recorded(run.folder), sources_of(run.folder)
+    weights = recorded_weights(run.folder)
+    if weights:
+        yield _weights(run, weights)
     if images:
         yield _trained(run, images["digest"])
     if sources:
@@ -90,6 +98,11 @@ def _recorded(run: Run) -> Iterator[Input]:
 def _tested(run: Run, images: dict[str, Any]) -> Input:
     drawn = _DRAWN_BY if images["drawn"] else ()
     return _input(run, "test images", images["digest"], _settings(run, "TEST.SPLIT", *drawn))
+
+
+def _weights(run: Run, content: str) -> Input:
+    place = json.dumps(run.settings[_BACKBONE])
+    return Input(f"weights in {run.settings[_BACKBONE]}", place, content, run.folder)
 
 
 def _trained(run: Run, images: str) -> Input:

@@ -88,6 +88,9 @@ def read_predictions(path: str | Path) -> Predictions:
     columns, lines = _table(path, _NEEDED)
     top = ["prediction", *(f"prediction_{i}" for i in range(2, TOP + 1))]
     top = [name for name in top if name in columns]
+    unlabelled = next((number for number, line in lines if not line["truth"].strip()), None)
+    if unlabelled is not None:
+        raise UserError(f"{path}, line {unlabelled} has no truth: leave the line out")
     probability = [
         _probability(line["probability"], f"{path}, line {number}") for number, line in lines
     ]

@@ -69,6 +69,12 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
             f"the descriptions {path} are not of the form {{class name: [sentence, …], …}}: "
             "every value is a list of sentences"
         )
+    template = next((s for sentences in content.values() for s in sentences if "{}" in s), None)
+    if template is not None:
+        raise UserError(
+            f"the descriptions {path} hold a template, {template!r}: write the name of the class "
+            "in place of {}"
+        )
     return dict(content)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config.record import CLASSES, RECORD, final_epoch, merge_record
+from ..config.record import CLASSES, RECORD, check_same_weights, final_epoch, merge_record
 from ..encoders.clip_models import first_twins, words_of
 from ..errors import UserError, nearest
 from ..files.class_weights import SUFFIXES
@@ -140,6 +140,7 @@ def _recorded_cfg(folder: Path, device: str | None = None) -> Any:
     cfg = get_cfg_default()
     extend_cfg(cfg)
     merge_record(cfg, folder)
+    check_same_weights(cfg, folder)
     cfg.MODEL.INIT_WEIGHTS = ""  # the checkpoint holds everything that was trained
     if (folder / RUN_RECORD).is_file():
         # config.yaml does not say which values were given, but arguments of @anchoropt change only

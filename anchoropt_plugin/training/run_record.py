@@ -90,6 +90,18 @@ def check_same_sources(folder: Path, sources: str) -> None:
         )
 
 
+def note_other_anchors(file: Path, backbone: str, class_names: Sequence[str]) -> None:
+    """Warn of anchors in the folder of a run that had another CLIP, or other classes alone."""
+    path = file.parent.parent / RUN_RECORD
+    if not path.is_file():
+        return
+    record = read_record(path)
+    if Path(record["backbone"]).expanduser() != Path(backbone).expanduser():
+        log.warning("%s was learned with the CLIP %s, not %s", file, record["backbone"], backbone)
+    if not {*record["classes"]} & {*class_names}:
+        log.warning("%s was learned from other classes than those of this run", file)
+
+
 def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> list[str] | None:
     """Return the names of the classes that a checkpoint was trained on; None without a record.
 

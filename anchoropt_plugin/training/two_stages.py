@@ -131,6 +131,9 @@ class TwoStages:
         """Read the file of anchors or descriptions; a run to resume must have had the same."""
         run, cfg = self.anchoropt, self.anchoropt_cfg
         run.sources = read_sources(run.settings, run.tower, run.classes, cfg.DATASET.NAME)
+        if run.settings.anchor_weights:
+            file = anchors_file(run.settings.anchor_weights, cfg.DATASET.NAME)
+            run_record.note_other_anchors(file, cfg.MODEL.BACKBONE.NAME, run.classes)
         for folder in filter(None, (cfg.RESUME, self.output_dir)):
             check_same_run(cfg, folder)
             check_same_classes(folder, run.classes)

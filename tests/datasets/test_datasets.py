@@ -102,6 +102,14 @@ def test_few_shots(pets, shots, seed):
     assert json.loads(cached.read_text())["train"] == train
 
 
+def test_a_saved_draw_of_more_images_is_refused(pets):
+    Pets(make_cfg(pets.root, shots=2))
+    folder = pets.folder / "split_fewshot"
+    (folder / "shot_2-seed_1.json").rename(folder / "shot_1-seed_1.json")
+    with pytest.raises(UserError, match=r"2 images of the class .*, more than the 1 of DATASET"):
+        Pets(make_cfg(pets.root, shots=1))
+
+
 def test_the_saved_draw_is_used_until_the_split_changes(pets, capsys):
     cfg = make_cfg(pets.root, shots=1)
     Pets(cfg)

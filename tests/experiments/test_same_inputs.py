@@ -99,3 +99,21 @@ def test_a_test_on_missing_validation_images_is_told_before_any_run(tmp_path):
     (job,) = plan(protocol, [method], root, tmp_path / "out", ["TEST.SPLIT", "val"])
     with pytest.raises(UserError, match=r"before any run: .* TEST.SPLIT is val, but ImageFolder"):
         check_parts(job.runs)
+
+
+def test_other_weights_in_one_file_are_not_in_one_table(runs, monkeypatch):
+    jobs, (first, _, second, _) = runs
+    finished(monkeypatch, {run.folder: {"accuracy": 50.0} for run in (first, second)})
+    for run, weights in ((first, "one"), (second, "one"), (second, "two")):
+        same_inputs.check_same_inputs(jobs)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "weights.json").write_text(json.dumps({"sha256": weights}))
+    with pytest.raises(UserError, match=r"the weights in tiny of .* differ"):
+        same_inputs.check_same_inputs(jobs)
+
+
+@pytest.mark.parametrize("key", ["DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "SEED"])
+def test_what_makes_runs_different_is_not_set_for_all(tmp_path, key):
+    method = host_method("CoOp", "tiny", anchoropt=False)
+    with pytest.raises(UserError, match=f"{key} is set for each run: give --"):
+        plan(read_protocol("base2new"), [method], tmp_path, tmp_path / "out", [key, "1"])

@@ -75,6 +75,7 @@ def test_a_path_that_is_no_text_does_not_end_the_test(tmp_path):
         ("image,truth,prediction\na,b,c\n", r"has no column 'probability'"),
         (f"{HEADER}\n", r"predictions\.csv has no images"),
         (f"{HEADER}\na,b,c,0.5\na,b\n", r"line 3: the probability is '', but must be from 0 to 1"),
+        (f"{HEADER}\na, ,c,0.5\n", r"line 2 has no truth: leave the line out"),
         (f"{HEADER}\na,b,c,50%\n", r"line 2: the probability is '50%'"),
         (f"{HEADER}\na,b,c,nan\n", r"line 2: the probability is 'nan'"),
         (f"{HEADER}\na,b,c,1.5\n", r"line 2: the probability is '1\.5'"),

@@ -61,6 +61,7 @@ def test_templates_are_filled_with_plain_names():
         ({"cat": ["a"]}, r"no description of 2 of 3 classes \(dog, red panda\)"),
         ({"cat": ["a"], "dog": [], "red panda": ["a"]}, r"1 of 3 classes \(dog\)"),
         ({"cat": ["a"], "Red_Panda": ["a"], "red panda": ["b"]}, "'Red_Panda' and 'red panda'"),
+        ({"cat": ["A photo of a {}."]}, r"hold a template, 'A photo of a \{\}\.'"),
         ("[" * 100000, "not valid json"),
         ("{not json", "not valid json"),
         (["cat"], "not of the form"),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import train
-from anchoropt_plugin import AnchorTokens, UserError
+from anchoropt_plugin import AnchorTokens, UserError, load_clip, load_predictor
 from anchoropt_plugin.commands import predict
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses
@@ -22,6 +22,7 @@ from anchoropt_plugin.files.training_images import (
     write_training_images,
 )
 from anchoropt_plugin.method import descriptions
+from anchoropt_plugin.training import run_record
 from anchoropt_plugin.training.stage_two import AnchorOPT
 
 BATCH = ("DATALOADER.TRAIN_X.BATCH_SIZE", "32")
@@ -320,3 +321,53 @@ def test_a_comma_in_class_names_of_the_command_line_is_told(names, n_told, caplo
     args = SimpleNamespace(classes=names, classes_file=None)
     assert predict._class_names(args) == names
     assert caplog.text.count("a comma in --classes is part of a class name") == n_told
+
+
+def test_other_weights_in_the_file_of_the_backbone_are_refused(tmp_path, capsys):
+    root, out, file = images(tmp_path / "a"), tmp_path / "out", tmp_path / "clip.pt"
+    clip = load_clip("tiny")
+    torch.save(clip.state_dict(), file)
+    words = "MODEL.BACKBONE.NAME", str(file), "MODEL.BACKBONE.CONFIG", "openai"
+    assert run(root, out, *words, trainer="CoOp_AnchorOPT") == 0
+    tested = "--eval-only", "--model-dir", str(out)
+    assert run(root, tmp_path / "b", *words, trainer="CoOp_AnchorOPT", flags=tested) == 0
+    with torch.no_grad():
+        clip.visual.proj.mul_(2)
+    torch.save(clip.state_dict(), file)
+    says = f"{file} holds other weights than when {out} was trained"
+    for folder, flags in ((tmp_path / "c", tested), (out, ())):
+        assert run(root, folder, *words, trainer="CoOp_AnchorOPT", flags=flags) == 2
+        assert says in capsys.readouterr().err
+    with pytest.raises(UserError, match="holds other weights"):
+        load_predictor(out)
+    (out / "weights.json").unlink()  # of an earlier version
+    load_predictor(out)
+
+
+def test_key_value_pairs_behind_a_flag_of_many_words_are_refused(tmp_path, capsys):
+    flags = "--source-domains", "real", "OPTIM.LR", "0.1"
+    assert run(images(tmp_path / "a"), tmp_path / "out", flags=flags) == 2
+    assert "--source-domains takes all words after it, also OPTIM.LR" in capsys.readouterr().err
+
+
+def test_images_that_choose_the_epoch_and_are_tested_are_told(tmp_path, capsys):
+    root = images(tmp_path / "a")
+    (root / "test").rename(root / "val")
+    images(root)
+    words = "TEST.FINAL_MODEL", "best_val", "TEST.SPLIT", "val"
+    assert run(root, tmp_path / "out", *words) == 0
+    assert "so the accuracy is too high" in capsys.readouterr().out
+
+
+def test_anchors_of_another_clip_or_of_other_classes_are_told(tmp_path, caplog):
+    file = tmp_path / "run/anchor_prompt_learner/model.pth.tar"
+    run_record.note_other_anchors(file, "tiny", CLASSES)
+    (tmp_path / "run").mkdir()
+    record = {"backbone": "ViT-B/16", "classes": ["cat"], "settings": {}}
+    (tmp_path / "run/anchoropt.json").write_text(json.dumps(record))
+    assert not caplog.messages
+    run_record.note_other_anchors(file, "ViT-B/16", ["cat", "dog"])
+    assert not caplog.messages
+    run_record.note_other_anchors(file, "tiny", CLASSES)
+    assert "was learned with the CLIP ViT-B/16, not tiny" in caplog.text
+    assert "was learned from other classes than those of this run" in caplog.text

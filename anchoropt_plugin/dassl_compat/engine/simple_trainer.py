@@ -121,6 +121,11 @@ class SimpleTrainer(TrainerBase):
                 f"Note: the warm-up (OPTIM.WARMUP_EPOCH {self.cfg.OPTIM.WARMUP_EPOCH}) takes all "
                 f"epochs (OPTIM.MAX_EPOCH {self.max_epoch}): none has the rate OPTIM.LR"
             )
+        if self.cfg.TEST.SPLIT == "val" and self.cfg.TEST.FINAL_MODEL == "best_val":
+            print(
+                "Note: the validation images choose the epoch (TEST.FINAL_MODEL best_val) and are "
+                "tested (TEST.SPLIT val), so the accuracy is too high"
+            )
         directory = self.cfg.RESUME or self.output_dir
         # The train.py of this repository has looked, before it wrote anything; others have not.
         check_same_run(self.recorded_cfg, directory)
