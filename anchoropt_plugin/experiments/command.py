@@ -21,6 +21,7 @@ from .execution import Event, unfinished
 from .executors import EXECUTORS
 from .experiment import Experiment
 from .files import find
+from .fork_server import start_server
 from .formats import markdown, rich_table
 from .own_repository import own_repository
 from .plan import Job, plan
@@ -126,6 +127,8 @@ def run_experiment(
     workers = at_once if args.jobs is None else args.jobs
     if workers < 1:
         raise UserError(f"--jobs is {workers}: it must be 1 or more")
+    if not args.dry_run:
+        start_server(repository)
     jobs = plan(experiment.protocol, experiment.methods, args.root, args.output_dir, args.opts)
     if not args.dry_run:
         experiment.check(jobs)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from typing import Any
 
 from ..errors import UserError
@@ -27,6 +28,12 @@ def prepare_server(repository: Repository) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.worker", *repository.preload])
     return context
+
+
+def start_server(repository: Repository) -> None:
+    """Start the server, which imports while this process goes on."""
+    prepare_server(repository)
+    forkserver.ensure_running()
 
 
 def in_fork(repository: Repository, function: Callable[..., Value], *args: Any) -> Value:

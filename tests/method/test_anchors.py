@@ -131,7 +131,9 @@ def test_a_dict_of_descriptions_and_a_plain_clip_give_the_same_anchors(clip):
     learned = AnchorTokens.learn(clip, NAMES, by_name, StageOne(epochs=2))
     assert torch.equal(learned.values, listed.values) and learned.losses == listed.losses
     del by_name["cat"]
-    with pytest.raises(UserError, match=r"the dict of descriptions has no .* 1 of 3 classes \(cat\)"):
+    with pytest.raises(
+        UserError, match=r"the dict of descriptions has no .* 1 of 3 classes \(cat\)"
+    ):
         AnchorTokens.learn(clip, NAMES, by_name)
     words = AnchorTokens.of_words(clip, "photo", 1).values
     assert torch.equal(words, AnchorTokens.of_words(TextTower(clip), "photo", 1).values)
