@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,13 @@ def write_record(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -
 def hash_of_weights(backbone: str) -> str:
     """Return a short hash of the file that a backbone is; empty for a name or a folder."""
     path = Path(backbone).expanduser()
-    return content_of(path) if path.is_file() else ""
+    return _hash(path, path.stat().st_mtime_ns) if path.is_file() else ""
+
+
+@lru_cache(maxsize=8)
+def _hash(path: Path, changed: int) -> str:
+    """Return the hash of a file; every checkpoint asks for it, and weights may have gigabytes."""
+    return content_of(path)
 
 
 def recorded_weights(folder: str | Path) -> str:
