@@ -37,7 +37,7 @@ def test_every_guarantee_names_tests_that_exist() -> None:
 @EVERY_PAGE
 def test_files_and_folders_that_a_page_names_exist(page: str) -> None:
     tops = "anchoropt_plugin|benchmarks|configs|docs|scripts|tests|trainers"
-    ours = re.sub(r"[\w/.]+:\d+:", "", TEXTS[page])  # "trainers/x.py:14:" is an error of another's file
+    ours = re.sub(r"[\w/.]+:\d+:", "", TEXTS[page])  # "x.py:14:" is in an error of another project
     named = re.findall(rf"(?<![\w/.])(?:{tops})/[\w/.]*\w", ours)
     examples = {"configs/datasets/birds.yaml", "configs/trainers/MyCoOp/vit_b16.yaml"}
     there = {x for x in named for top in (ROOT, ROOT / "tests") if list(top.glob(f"{x}*"))}
