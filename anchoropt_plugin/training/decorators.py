@@ -62,7 +62,7 @@ def anchoropt(
     ... @TRAINER_REGISTRY.register()
     ... class MyPrompts(TrainerX):
     ...     pass
-    >>> TRAINER_REGISTRY.get("MyPrompts_AnchorOPT").__mro__[2] is MyPrompts
+    >>> TRAINER_REGISTRY.get("MyPrompts_AnchorOPT").anchoropt_host is MyPrompts
     True
     """
     AnchorOPTConfig.with_arguments(settings)

@@ -12,16 +12,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..config.record import (
-    check_same_classes,
-    check_same_model,
-    check_same_run,
-    write_record,
-)
+from ..config.record import write_record
 from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..encoders.clip_models import words_of
 from ..errors import UserError
-from ..files.checkpoint_folder import CHILD
 from ..files.run_events import append_event
 from ..method.anchors import PUBLISHED_FILE, AnchorTokens
 from ..method.objective import PromptLoss
@@ -31,21 +25,15 @@ from ..process.data_parallel import refuse_data_parallel, without_data_parallel
 from ..process.folder_lock import locked_folder
 from ..process.gradients import trained_parameters
 from ..process.late_checks import settle_all
-from . import run_record
 from .batch import Batch, views
+from .checkpoints import Checkpoints
 from .host_cfg import host_cfg
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
 from .rehearsal import rehearse
-from .released_files import anchors_file, is_released, renamed
-from .run_record import (
-    check_same_sources,
-    check_trained_as_released,
-    trained_classes,
-    write_history,
-)
+from .run_record import write_history
 from .settings import AnchorOPTConfig
-from .stage_one import find_anchors, read_sources
+from .stage_one import find_anchors
 from .stage_two import AnchorOPT
 from .step_losses import StepLosses
 
@@ -54,7 +42,7 @@ log = logging.getLogger("anchoropt_plugin")
 SUFFIX = "_AnchorOPT"
 
 
-class TwoStages:
+class TwoStages(Checkpoints):
     """The first base class of ``X_AnchorOPT``, before the host X: stage 1, then stage 2.
 
     Each method does AnchorOPT's part and calls the host's method. All state is in
@@ -122,23 +110,6 @@ class TwoStages:
         optimizers = [x for x in vars(self).values() if isinstance(x, torch.optim.Optimizer)]
         return trained_parameters([*optimizers, *self._optims.values()])
 
-    @property
-    def recorded_cfg(self: Any) -> Any:
-        """The configuration that ``config.yaml`` records; the host's own has other values."""
-        return self.anchoropt_cfg
-
-    def anchoropt_sources(self: Any) -> None:
-        """Read the file of anchors or descriptions; a run to resume must have had the same."""
-        run, cfg = self.anchoropt, self.anchoropt_cfg
-        run.sources = read_sources(run.settings, run.tower, run.classes, cfg.DATASET.NAME)
-        if run.settings.anchor_weights:
-            file = anchors_file(run.settings.anchor_weights, cfg.DATASET.NAME)
-            run_record.note_other_anchors(file, cfg.MODEL.BACKBONE.NAME, run.classes)
-        for folder in filter(None, (cfg.RESUME, self.output_dir)):
-            check_same_run(cfg, folder)
-            check_same_classes(folder, run.classes)
-            check_same_sources(Path(folder), run.sources)
-
     def anchoropt_stage_one(self: Any) -> None:
         """Run stage 1, unless a checkpoint held anchors; the plain host's checkpoints hold none."""
         run = self.anchoropt
@@ -192,6 +163,8 @@ class TwoStages:
             self.anchoropt_sources()
         self.anchoropt.plain.note()  # the processes of a run have the main one's weights by now
         super().before_train()  # type: ignore[misc]
+        # Our runtime and our train.py have done it; another train.py with an installed Dassl not.
+        write_record(self.anchoropt_cfg, self.output_dir, self.anchoropt.classes)
         trained = {id(parameter) for parameter in self._anchoropt_trained()}
         position = [p for p in self.anchoropt.position.parameters() if p.requires_grad]
         if position and not any(id(parameter) in trained for parameter in position):
@@ -297,76 +270,6 @@ class TwoStages:
             output = super().model_inference(*inputs)  # type: ignore[misc]
         images = next(iter(inputs), None)
         return run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"), images)
-
-    def save_model(self: Any, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
-        # Before the checkpoint, which would be tested by other rules without these files. The
-        # train.py of this repository writes the second file, too; others do not.
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        run, cfg = self.anchoropt, self.anchoropt_cfg
-        run_record.write_record(Path(directory), cfg, run.classes, run.settings, run.sources)
-        write_record(cfg, directory, run.classes)
-        super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
-
-    def load_model(self: Any, directory: str, epoch: int | None = None) -> None:
-        run = self.anchoropt
-        trained = trained_classes(Path(directory), self.cfg, run.settings) if directory else None
-        if trained is not None:
-            run.trained_classes = frozenset(map(words_of, trained))
-            if self._host_node().get("CSC") and trained != run.classes:
-                raise UserError(
-                    f"{directory} has one context for each of {len(trained)} other classes (CSC "
-                    "True): such contexts fit the classes of their training alone"
-                )
-        run.position.is_loaded = False
-        with run.plain.unchanged(self._models.values()):
-            super().load_model(directory, epoch)  # type: ignore[misc]
-        if directory:
-            nodes = [self.anchoropt_node, *getattr(self, "further_nodes", ())]
-            check_same_model(self.anchoropt_cfg, directory, nodes)
-        if trained is not None and not run.position.is_loaded:
-            raise UserError(
-                f"load_model of {self.anchoropt_host.__name__} does not load the position logits "
-                f"and anchors in {directory}: it must load everything of the prompt learner except "
-                "token_prefix and token_suffix"
-            )
-        if directory and not run.position.is_loaded:
-            log.warning(
-                "%s was trained without AnchorOPT: its soft tokens are tested with an untrained "
-                "position matrix and the anchors that stage 1 finds now; --trainer %s tests it as "
-                "it was trained",
-                directory,
-                self.anchoropt_host.__name__,
-            )
-        run.condition()
-
-    def _host_node(self: Any) -> Any:
-        """Return the host's node in ``cfg.TRAINER``; some hosts have none."""
-        names = (key for key in self.cfg.TRAINER if key.upper() == self.anchoropt_node.upper())
-        return self.cfg.TRAINER.get(next(names, ""), {})
-
-    def loadable(self: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what a host of this repository loads; it may be a file of the released code."""
-        if is_released(state):
-            state = self._from_released(state)
-        result: dict[str, Tensor] = super().loadable(state)  # type: ignore[misc]
-        return result
-
-    def _from_released(self: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        settings = self.anchoropt.settings
-        check_trained_as_released(settings)
-        models = (self._models[name].state_dict() for name in self.get_model_names())
-        state = renamed(state, [name for own in models for name in own])
-        if not any(name.endswith(f"{CHILD}.anchors") for name in state):
-            if not settings.anchor_weights:
-                raise UserError(
-                    "a checkpoint of the released code, which holds no anchors: give the folder "
-                    "anchor_weights of its run as TRAINER.ANCHOROPT.ANCHOR_WEIGHTS"
-                )
-            file = anchors_file(settings.anchor_weights, self.cfg.DATASET.NAME)
-            logits = next(name for name in state if name.endswith(f"{CHILD}.logits"))
-            state[f"{logits.removesuffix('logits')}anchors"] = AnchorTokens.load(file).values
-            print(f"Anchors loaded from {file}: the checkpoint of the released code holds none")
-        return state
 
 
 def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:
