@@ -582,6 +582,26 @@ def test_keys_that_a_train_py_sets_by_its_flags(monkeypatch, tmp_path, arguments
     assert small_trainer.trial_cfg(object, *given, ["SHOTS", "4"]).SHOTS == 4
 
 
+def test_keys_of_a_repository_with_defaults_of_its_own(monkeypatch, tmp_path):
+    text = """
+    from yacs.config import CfgNode
+
+    def get_cfg_default():
+        return CfgNode({"OPTIM": {"LR": 0.1, "NEW_LR": 0.2}})
+
+    def extend_cfg(cfg):
+        cfg.SHOTS = cfg.OPTIM.NEW_LR
+    """
+    script = ModuleType("train")
+    exec(textwrap.dedent(text), vars(script))
+    write(tmp_path, "train.py", textwrap.dedent(text))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(small_trainer, "import_user_module", lambda name: script)
+    cfg = small_trainer.trial_cfg(object, small_trainer.own_keys(), tmp_path, None, [])
+    assert (cfg.OPTIM.NEW_LR, cfg.SHOTS) == (0.2, 0.2)
+    assert cfg.OPTIM.LR == 0.002  # that of a trial
+
+
 def test_loading_is_not_required_of_a_host_that_cannot_load(command, repository, tmp_path):
     loading = """
         def load_model(self, directory, epoch=None):

@@ -96,10 +96,12 @@ def find_trainer(spec: str, learner: str) -> tuple[type, type]:
 
 
 def own_keys() -> Keys | None:
-    """Return ``extend_cfg`` of the working directory's train.py, which adds the host's keys.
+    """Return a function that adds the keys of the working directory's train.py.
 
-    A train.py without that function is not imported: it might start a training. If the function
-    reads flags of the command line, from an argument or from ``args``, each flag is None.
+    These are the keys of its ``get_cfg_default``, which may be another than Dassl's, and those of
+    its ``extend_cfg``. A train.py without an ``extend_cfg`` is not imported: it might start a
+    training. If the function reads flags of the command line, from an argument or from ``args``,
+    each flag is None.
 
     Raises:
         UserError: a train.py whose import fails.
@@ -118,7 +120,12 @@ def own_keys() -> Keys | None:
     vars(script).setdefault("args", flags)
     given = inspect.signature(script.extend_cfg).parameters.values()
     needed = [x for x in given if x.kind <= x.POSITIONAL_OR_KEYWORD and x.default is x.empty]
-    return lambda cfg: script.extend_cfg(cfg, *[flags for _ in needed[1:]])
+
+    def add(cfg: Any) -> None:
+        merge_or_add(cfg, getattr(script, "get_cfg_default", dict)(), "get_cfg_default of train.py")
+        script.extend_cfg(cfg, *[flags for _ in needed[1:]])
+
+    return add
 
 
 class _NoFlags(argparse.Namespace):
