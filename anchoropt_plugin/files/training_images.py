@@ -33,6 +33,20 @@ def digest(images: Iterable[Any]) -> str:
     return hashed.hexdigest()[:16]
 
 
+def digest_of_files(paths: Iterable[str]) -> str:
+    """Return a short hash of the paths and sizes in bytes of images, as ``digest`` without labels.
+
+    It is empty if an image is missing or has no path.
+    """
+    found = sorted(os.path.abspath(path) if path else "" for path in paths)  # noqa: PTH100
+    sizes = [_size(path) for path in found]
+    if not all(sizes):
+        return ""
+    start = len(os.path.commonpath(found))
+    pairs = [[path[start:], size] for path, size in zip(found, sizes, strict=True)]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+
+
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size  # noqa: PTH116
@@ -48,13 +62,15 @@ def images_of(data_set: Any, part: str) -> dict[str, Any] | None:
         part: of the data set, ``"val"`` or ``"test"``.
 
     Returns:
-        ``digest``, and ``drawn``: whether the seed and the number of shots may have chosen them.
+        ``digest``; ``files``, the ``digest_of_files``; and ``drawn``: whether the seed and the
+        number of shots may have chosen them.
     """
     images = getattr(data_set, part, None) or ()
     if not images or not all(isinstance(getattr(image, "impath", None), str) for image in images):
         return None
     drawn = part != "test" or bool(getattr(data_set, "is_drawn", True))
-    return {"digest": digest(images), "drawn": drawn}
+    files = digest_of_files(str(image.impath) for image in images)
+    return {"digest": digest(images), "files": files, "drawn": drawn}
 
 
 def content_of(path: str | Path) -> str:

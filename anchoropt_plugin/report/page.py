@@ -17,9 +17,10 @@ from ..config.record import RECORD
 from ..errors import UserError
 from ..files.atomic import write_text
 from ..files.images import read_image
-from ..files.predictions import PREDICTIONS, TOP, Predictions, read_predictions
+from ..files.predictions import PREDICTIONS, TOP, Predictions, digest, read_predictions
 from ..files.readers import read_json
 from ..files.run_events import RESULTS
+from ..files.training_images import digest_of_files
 from ..process.program import program
 from . import figures, measures
 from .parts import figure_html, image_html, page_html, without_repeats
@@ -62,8 +63,9 @@ def write_page(folder: Path) -> Path:
             f"{folder} has no {PREDICTIONS}: test the run again (train.py --eval-only --model-dir "
             f"{folder}), or write the file: {program()} report --help names its columns"
         )
-    predictions = read_predictions(folder / PREDICTIONS)
-    results = _results(folder, predictions)
+    results = _results(folder)
+    predictions = read_predictions(folder / PREDICTIONS, is_own=not results)
+    _check_same_test(folder, predictions, results)
     config = dict(flattened(read_yaml(folder / RECORD))) if (folder / RECORD).exists() else {}
     sections = [*_of_the_test(folder, predictions), *_of_the_training(folder, config, results)]
     title = f"Test of {folder.resolve().name}"
@@ -85,18 +87,36 @@ _LAST = (
 )
 
 
-def _results(folder: Path, predictions: Predictions) -> dict[str, Any]:
+def _results(folder: Path) -> dict[str, Any]:
     """Return the content of ``results.json``; an empty dict without the file."""
     results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
     if not isinstance(results, dict):
         raise UserError(f"{folder / RESULTS} does not hold the results of a test: test again")
+    return results
+
+
+def _check_same_test(folder: Path, predictions: Predictions, results: dict[str, Any]) -> None:
+    """Check that ``predictions.csv`` is of the test of ``results.json``; note changed images."""
     counted = {
         "total": len(predictions.images),
         "correct": int((measures.ranks(predictions) == 0).sum()),
     }
     if any(results.get(name, count) != count for name, count in counted.items()):
         raise UserError(f"{PREDICTIONS} and {RESULTS} in {folder} are of two tests: test again")
-    return results
+    written = results.get("predictions")  # an earlier version wrote none
+    if written and written != digest(folder / PREDICTIONS):
+        raise UserError(
+            f"{folder / PREDICTIONS} was changed, or copied from elsewhere, after the test of "
+            f"{RESULTS}: test again"
+        )
+    images = results.get("images")
+    tested = images.get("files") if isinstance(images, dict) else ""
+    if tested and digest_of_files(predictions.images) not in ("", tested):
+        print(
+            "Note: image files were changed after the test: the images of the page may differ from "
+            "those that were tested",
+            file=sys.stderr,
+        )
 
 
 # ---------------------------------------------------------------------- of the test

@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
 from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.files.predictions import PREDICTIONS, Predictions, write_predictions
+from anchoropt_plugin.files.training_images import digest_of_files
 from anchoropt_plugin.report import measures, page
 from anchoropt_plugin.report.figures import reliability_diagram
 from tests.browsing import found_browser, opened
@@ -111,7 +112,9 @@ def folder(tmp_path, truth):
     sizes = [(8, 8, "L"), (900, 300, "RGB"), (30, 200, "RGBA")]
     for number, (width, height, mode) in enumerate(sizes):
         Image.new(mode, (width, height)).save(tmp_path / f"{number}.png")
-    write_predictions(tmp_path, rows_of(*truth, lambda number: str(tmp_path / f"{number % 3}.png")))
+    for number in range(3, N_IMAGES):
+        (tmp_path / f"{number}.png").symlink_to(tmp_path / f"{number % 3}.png")
+    write_predictions(tmp_path, rows_of(*truth, lambda number: str(tmp_path / f"{number}.png")))
     return tmp_path
 
 
@@ -168,7 +171,7 @@ def test_images_that_are_gone_are_left_blank_and_named(folder, capsys):
     (folder / "1.png").unlink()
     assert main(["report", str(folder)]) == 0
     said = capsys.readouterr().err
-    pattern = rf"\d+ of 24 images of the gallery are left blank: the image {folder}/1\.png is miss"
+    pattern = rf"\d+ of 24 images of the gallery are left blank: the image {folder}/\d+\.png is mis"
     assert re.match(pattern, said) and said.count("\n") == 1
     assert 'class="missing"' in (folder / page.PAGE).read_text(encoding="utf-8")
 
@@ -217,6 +220,46 @@ def test_mistakes_are_one_line_and_leave_the_page_that_was_there(folder, capsys,
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
     assert (folder / page.PAGE).read_text() == "before"
+
+
+def test_a_table_of_another_test_with_the_same_counts_is_refused(folder, truth, capsys):
+    labels, probabilities = truth
+    right = int((probabilities.argmax(1) == labels).sum())
+    digest = write_predictions(folder, rows_of(*truth))
+    results = {"total": N_IMAGES, "correct": right, "predictions": digest}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(folder)]) == 0
+    write_predictions(folder, rows_of(labels[::-1], probabilities[::-1]))
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "predictions.csv was changed, or copied from elsewhere, after the test" in said
+    assert said.count("\n") == 1
+    del results["predictions"]  # of an earlier version
+    (folder / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(folder)]) == 0
+
+
+def test_images_that_were_changed_after_the_test_are_told(folder, truth, capsys):
+    paths = [str(folder / f"{number}.png") for number in range(N_IMAGES)]
+    right = int((truth[1].argmax(1) == truth[0]).sum())
+    images = {"files": digest_of_files(paths)}
+    results = {"total": N_IMAGES, "correct": right, "images": images}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(folder)]) == 0
+    assert not capsys.readouterr().err
+    Image.effect_noise((32, 32), 90).save(paths[1])
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().err.startswith("Note: image files were changed after the test")
+
+
+def test_a_table_of_ones_own_with_two_spellings_is_refused(tmp_path, capsys):
+    (tmp_path / PREDICTIONS).write_text(
+        "image,truth,prediction,probability\nx.png,red fox,Red_Fox,0.9\n"
+    )
+    assert main(["report", str(tmp_path)]) == 2
+    assert "the class 'Red_Fox' is 'red fox' above" in capsys.readouterr().err
+    assert not (tmp_path / page.PAGE).exists()
 
 
 def test_without_matplotlib_the_extra_is_named(folder, capsys, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from anchoropt_plugin import UserError
 from anchoropt_plugin.files.predictions import (
     PREDICTIONS,
+    digest,
     read_images,
     read_predictions,
     write_predictions,
@@ -17,6 +18,7 @@ from anchoropt_plugin.files.predictions import (
 from anchoropt_plugin.process import distributed
 
 HEADER = "image,truth,prediction,probability"
+RANKED = f"{HEADER},prediction_2,probability_2,prediction_3,probability_3"
 ROWS = [
     ("/a/one.jpg", "red, ripe", ["red, ripe", 'say "cheese"', "狐"], [0.5, 0.3, 0.2]),
     ("/a/new\nline.jpg", "狐", ['say "cheese"', "狐", "red, ripe"], [1 / 3, 1 / 3, 1 / 3]),
@@ -80,6 +82,12 @@ def test_a_path_that_is_no_text_does_not_end_the_test(tmp_path):
         (f"{HEADER}\na,b,c,nan\n", r"line 2: the probability is 'nan'"),
         (f"{HEADER}\na,b,c,1.5\n", r"line 2: the probability is '1\.5'"),
         (f"{HEADER}\na,b,{'c' * 200_000},1\n", r"line 2: not valid csv: field larger"),
+        (f"{HEADER}\na,b,c,0,973\n", r"line 2 has more values .*, and write numbers with a point"),
+        (f"{HEADER}\na,b,,0.5\n", r"line 2: a prediction is empty: fill it in, or leave"),
+        (f"image,truth,{HEADER}\na,b,c,d,e,1\n", r"has two columns 'image': rename or remove"),
+        (f"{RANKED}\na,b,c,0.2,d,0.7\n", r"line 2: a less likely class has a higher probability"),
+        (f"{RANKED}\na,b,c,0.5,d,0.1,c,0\n", r"line 2: 'c' is predicted twice: give each class"),
+        (f"{RANKED}\na,b,c,0.5,,,d,0.1\n", r"line 2: a prediction is empty: fill it in"),
     ],
 )
 def test_what_is_no_table_of_predictions_is_refused(tmp_path, text, says):
@@ -93,3 +101,39 @@ def test_a_table_of_ones_own_needs_four_columns_in_any_order(tmp_path):
     found = read_predictions(tmp_path / "own.csv")
     assert (found.images, found.truth, found.top) == (["x.jpg"], ["a"], [["b"]])
     assert found.probability == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("a,b,c,1\nd,b,c,1\na,b,b,1\n", r"line 4: the image a is in line 2 already: remove a line"),
+        ("a,red fox,cat,1\nb,cat,Red_Fox,1\n", r"line 3: the class 'Red_Fox' is 'red fox' above"),
+        ("a,cat,cat ,1\n", r"line 2: the class 'cat ' is 'cat' above: give a class the same name"),
+        ("a,1,1.0,1\n", r"line 2: the class '1\.0' is '1' above"),
+    ],
+)
+def test_a_table_of_ones_own_has_an_image_once_and_one_name_of_a_class(tmp_path, lines, says):
+    (tmp_path / "own.csv").write_text(f"{HEADER}\n{lines}")
+    read_predictions(tmp_path / "own.csv")  # as the test of a data set may write it
+    with pytest.raises(UserError, match=says):
+        read_predictions(tmp_path / "own.csv", is_own=True)
+
+
+def test_the_last_columns_of_a_line_may_be_empty(tmp_path):
+    (tmp_path / "own.csv").write_text(f"{RANKED}\na,b,c,0.5,d,0.5,,\n,b,b,1\n,c,c,1\n")
+    found = read_predictions(tmp_path / "own.csv", is_own=True)
+    assert found.top == [["c", "d"], ["b"], ["c"]]
+
+
+def test_the_digest_changes_with_a_value_and_not_with_the_place(tmp_path):
+    written = []
+    for place in ("/a", "/another/place"):
+        moved = [(image.replace("/a", place), *rest) for image, *rest in rows()]
+        written.append(write_predictions(tmp_path, moved))
+        assert digest(tmp_path / PREDICTIONS) == written[-1]
+    assert len({*written}) == 1
+    path = tmp_path / PREDICTIONS
+    path.write_text(path.read_text().replace("\n", "\r\n"))  # as Windows saves it
+    assert digest(path) == written[0]
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    assert digest(path) != written[0]

@@ -15,9 +15,11 @@ from anchoropt_plugin.commands import predict
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses
 from anchoropt_plugin.encoders.clip_models import words_of
+from anchoropt_plugin.files import predictions
 from anchoropt_plugin.files.readers import read_json
 from anchoropt_plugin.files.training_images import (
     check_not_trained,
+    digest_of_files,
     marks,
     write_training_images,
 )
@@ -371,3 +373,12 @@ def test_anchors_of_another_clip_or_of_other_classes_are_told(tmp_path, caplog):
     run_record.note_other_anchors(file, "tiny", CLASSES)
     assert "was learned with the CLIP ViT-B/16, not tiny" in caplog.text
     assert "was learned from other classes than those of this run" in caplog.text
+
+
+def test_a_test_records_what_its_report_compares(tmp_path):
+    out = tmp_path / "out"
+    assert run(images(tmp_path / "a"), out, trainer="ZeroshotCLIP") == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["predictions"] == predictions.digest(out / "predictions.csv")
+    tested = predictions.read_images(out / "predictions.csv")
+    assert len(tested) == 6 and results["images"]["files"] == digest_of_files(tested) != ""

@@ -262,7 +262,7 @@ class SimpleTrainer(TrainerBase):
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
             further = self.further_results()
-            top.write(self.output_dir, self.lab2cname)
+            test["predictions"] = top.write(self.output_dir, self.lab2cname)
             write_results(self.output_dir, {**test, **counts, **numbers, **further})
         return next(iter(results.values()))
 

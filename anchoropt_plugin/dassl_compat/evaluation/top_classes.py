@@ -63,10 +63,14 @@ class TopClasses:
             likely = [predicted, *others][: len(classes)]
             yield image, name(label), [name(one) for one in likely], probabilities
 
-    def write(self, folder: str, names: Mapping[int, str]) -> None:
-        """Write ``predictions.csv`` into an output folder; ``names`` are the classes by label."""
-        if Path(folder).is_dir():
-            write_predictions(folder, self.rows(different_names(names)))
+    def write(self, folder: str, names: Mapping[int, str]) -> str:
+        """Write ``predictions.csv`` into an output folder, and return the digest of the file.
+
+        Args:
+            folder: the output folder.
+            names: the classes by label.
+        """
+        return write_predictions(folder, self.rows(different_names(names)))
 
 
 def paths_of(batch: Any, n_images: int) -> list[str]:
