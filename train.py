@@ -41,6 +41,7 @@ from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
 from anchoropt_plugin.config.record import (
     check_same_classes,
     check_same_model,
+    check_same_order,
     check_same_run,
     final_epoch,
     trained_among,
@@ -274,6 +275,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 check_same_model(cfg, args.model_dir, nodes)
                 check_not_trained(args.model_dir, trainer.dm.dataset, cfg.TEST.SPLIT)
                 names = trainer.dm.dataset.classnames
+                check_same_order(cfg, args.model_dir, names)
                 trained = trained_among(args.model_dir, names)
                 if cfg.DATASET.SUBSAMPLE_CLASSES == "new" and trained:
                     print(f"Note: {trained} of these {len(names)} new classes were trained")

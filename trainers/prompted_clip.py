@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anchoropt_plugin.encoders.class_names import as_words
 from anchoropt_plugin.encoders.clip_models import to_precision, tokenize, unknown_words
+from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.training.backbone import check_images, load_backbone
 
 
@@ -146,8 +147,16 @@ def initial_context(clip: nn.Module, words: str, n_ctx: int, *sets: int) -> tupl
 
     Returns:
         The given words and their embeddings (M, d), or "X X …" and a drawn context (*sets, M, d).
+
+    Raises:
+        UserError: the words are a template: they have braces.
     """
     if words:
+        if {"{", "}"} & {*words}:
+            raise UserError(
+                f"CTX_INIT is {words!r}, but holds only the words before the class name: leave out "
+                "the braces and what follows"
+            )
         words = as_words(words)
         tokens = tokenize([words])
         with torch.no_grad():

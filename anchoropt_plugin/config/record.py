@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -28,7 +29,8 @@ RECORD = "config.yaml"
 CLASSES = "classes.json"
 """The class names, in the order of their labels."""
 WEIGHTS = "weights.json"
-"""A hash of the CLIP, if ``MODEL.BACKBONE.NAME`` is a file: another may take its place."""
+"""A hash of the CLIP, if ``MODEL.BACKBONE.NAME`` is a file or folder: others may take its place."""
+_SUFFIXES_OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 # A resumed run may change these keys: training does not depend on them, except on USE_CUDA: another
 # device draws and rounds in another way. NUM_WORKERS is none of them: each worker process draws the
@@ -59,6 +61,7 @@ _OF_MODEL = {
 # checkpoint's shapes tell (TRAINER.ANCHOROPT.N_CTX may have set it).
 _FREE_AT_TEST = {"PREC", "N_CTX"}
 _NAMED_AT_MOST = 3
+_OF_ORDER = ("DATASET.NAME", "DATASET.CLASS_SPLIT")
 
 
 def write_record(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -> None:
@@ -71,12 +74,17 @@ def write_record(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -
 
 
 def hash_of_weights(backbone: str) -> str:
-    """Return a short hash of the file that a backbone is; empty for a name or a folder."""
+    """Return a short hash of the file, or of a folder's files, of weights; empty for a name."""
     path = Path(backbone).expanduser()
-    return _hash(path, path.stat().st_mtime_ns) if path.is_file() else ""
+    if path.is_file():
+        return _hash(path, path.stat().st_mtime_ns)
+    found = path.iterdir() if backbone and path.is_dir() else ()
+    files = sorted(file for file in found if file.suffix in _SUFFIXES_OF_WEIGHTS)
+    hashes = [[file.name, _hash(file, file.stat().st_mtime_ns)] for file in files]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16] if hashes else ""
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _hash(path: Path, changed: int) -> str:
     """Return the hash of a file; every checkpoint asks for it, and weights may have gigabytes."""
     return content_of(path)
@@ -96,7 +104,7 @@ def recorded_weights(folder: str | Path) -> str:
 
 
 def check_same_weights(cfg: CfgNode, folder: str | Path) -> None:
-    """Check that the file of the CLIP is the one that an output folder was trained with.
+    """Check that the files of the CLIP are those that an output folder was trained with.
 
     Raises:
         UserError: it has other content now.
@@ -105,7 +113,7 @@ def check_same_weights(cfg: CfgNode, folder: str | Path) -> None:
     if there and here and there != here:
         raise UserError(
             f"{cfg.MODEL.BACKBONE.NAME} holds other weights than when {folder} was trained: give "
-            "the file of that training (--backbone)"
+            "the file or folder of that training (--backbone)"
         )
 
 
@@ -122,6 +130,32 @@ def check_same_classes(folder: str | Path, class_names: Sequence[str]) -> None:
             raise UserError(
                 f"{folder} holds a run with other classes ({', '.join(map(str, others[:3]))} …): "
                 "give another --output-dir"
+            )
+
+
+def check_same_order(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -> None:
+    """Check that a test has the trained ones among its class names in the order of the training.
+
+    Else a file of class names was changed in between: each image would count for another class.
+    Another data set or class split may have another order.
+
+    Raises:
+        UserError: the order differs; the message names the first two classes that do.
+    """
+    record, recorded = Path(folder, RECORD), Path(folder, CLASSES)
+    if not record.is_file() or not recorded.is_file():
+        return
+    settings, here = dict(flattened(read_yaml(record))), dict(flattened(cfg))
+    if any(settings.get(key, here[key]) != here[key] for key in _OF_ORDER if key in here):
+        return
+    trained, tested = dict.fromkeys(read_json(recorded)), dict.fromkeys(class_names)
+    of_both = (filter(tested.__contains__, trained), filter(trained.__contains__, tested))
+    for before, now in zip(*of_both, strict=True):
+        if before != now:
+            raise UserError(
+                f"{folder} was trained with the same class names in another order: {before!r} "
+                f"stood where {now!r} is now: undo the change of the data set's class names "
+                "(classnames.txt, the split), or train again"
             )
 
 

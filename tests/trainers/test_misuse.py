@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import train
 from anchoropt_plugin import AnchorTokens, UserError, load_clip, load_predictor
 from anchoropt_plugin.commands import predict
 from anchoropt_plugin.config.merge import read_yaml
+from anchoropt_plugin.config.record import hash_of_weights
 from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses
 from anchoropt_plugin.encoders.clip_models import words_of
 from anchoropt_plugin.files import predictions
@@ -346,6 +348,19 @@ def test_other_weights_in_the_file_of_the_backbone_are_refused(tmp_path, capsys)
     load_predictor(out)
 
 
+def test_the_hash_of_a_folder_is_that_of_its_weights(tmp_path):
+    parts = [tmp_path / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    assert hash_of_weights(str(tmp_path)) == hash_of_weights("") == ""
+    for part in parts:
+        part.write_text(part.name)
+    before = hash_of_weights(str(tmp_path))
+    (tmp_path / "README.md").write_text("of the hub")
+    assert hash_of_weights(str(tmp_path)) == before != ""
+    parts[1].write_text("trained on")
+    os.utime(parts[1], ns=(1, 1))  # a clock may be coarse
+    assert hash_of_weights(str(tmp_path)) != before
+
+
 def test_key_value_pairs_behind_a_flag_of_many_words_are_refused(tmp_path, capsys):
     flags = "--source-domains", "real", "OPTIM.LR", "0.1"
     assert run(images(tmp_path / "a"), tmp_path / "out", flags=flags) == 2
@@ -382,3 +397,40 @@ def test_a_test_records_what_its_report_compares(tmp_path):
     assert results["predictions"] == predictions.digest(out / "predictions.csv")
     tested = predictions.read_images(out / "predictions.csv")
     assert len(tested) == 6 and results["images"]["files"] == digest_of_files(tested) != ""
+
+
+def test_class_names_that_were_swapped_after_the_training_are_refused(tmp_path, capsys):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    folders = [name.replace(" ", "_") for name in CLASSES]
+
+    def name(*names):
+        lines = map(" ".join, zip(folders, names, strict=True))
+        (root / "classnames.txt").write_text("\n".join(lines))
+
+    def test(*words):
+        flags = "--eval-only", "--model-dir", str(out)
+        return run(root, tmp_path / "b", *words, flags=flags)
+
+    name(*CLASSES)
+    assert run(root, out) == 0
+    assert test() == test("DATASET.SUBSAMPLE_CLASSES", "new") == 0
+    name("blue star", "red circle", "green heart")
+    capsys.readouterr()
+    assert test() == 2
+    says = f"{out} was trained with the same class names in another order: 'blue star' stood where"
+    assert f"{says} 'red circle' is now" in capsys.readouterr().err
+    name("red ring", "blue moon", "green heart")  # other names are another experiment
+    assert test() == 0
+    name("blue star", "red circle", "green heart")
+    (out / "classes.json").unlink()  # of an earlier version
+    assert test() == 0
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "MaPLe", "CoOp_AnchorOPT"])
+def test_a_template_as_the_initial_words_is_refused(tmp_path, capsys, trainer):
+    words = "a photo of a {}."
+    node = trainer.partition("_")[0].upper()
+    keys = f"TRAINER.{node}.CTX_INIT", words, f"TRAINER.{node}.PREC", "fp32"
+    assert run(images(tmp_path / "a"), tmp_path / "out", *keys, trainer=trainer) == 2
+    assert f"CTX_INIT is {words!r}, but holds only the words before" in capsys.readouterr().err
+    assert not (tmp_path / "out/log.txt").exists()
