@@ -18,7 +18,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +38,7 @@ import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError, datasets  # before dassl: it makes `import dassl` work
 from anchoropt_plugin.config.check import check_values, flattened
 from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
+from anchoropt_plugin.config.reads import reads
 from anchoropt_plugin.config.record import (
     check_same_classes,
     check_same_model,
@@ -91,6 +92,8 @@ _KEYS = {
     "head": "MODEL.HEAD.NAME",
 }
 """The config key of each flag."""
+_READ_BY_BUILD = ("INPUT", "DATASET", "DATALOADER", "MODEL", "OPTIM")
+"""The sections whose keys are read when a trainer is built."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -199,6 +202,16 @@ def unused_keys(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     return sorted(foreign | (given | of_data) & UNUSED_KEYS - known)
 
 
+def unread_keys(args: argparse.Namespace, read: Collection[str]) -> list[str]:
+    """Return the keys of a command line that no part of this run has read, given those read."""
+    of_flags = {key for flag, key in _KEYS.items() if getattr(args, flag) is not None}
+    return sorted(
+        key
+        for key in {*args.opts[::2], *of_flags} - UNUSED_KEYS
+        if key.startswith(_READ_BY_BUILD) and key not in read
+    )
+
+
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Check the command line and the configuration, before anything is written.
 
@@ -258,7 +271,11 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     print(f"** System info **\n{collect_env_info()}\n")
 
     try:
-        trainer = build_trainer(cfg)
+        with reads(cfg) as read:
+            trainer = build_trainer(cfg)
+        unread = unread_keys(args, {*read, "OPTIM.EXTEND"})  # read when the run is resumed
+        if unread:
+            print(f"Note: keys that no part of this run reads, without effect: {', '.join(unread)}")
         if args.eval_only:
             if args.model_dir and not trainer.get_model_names():
                 raise UserError(

@@ -431,6 +431,26 @@ def test_a_template_as_the_initial_words_is_refused(tmp_path, capsys, trainer):
     words = "a photo of a {}."
     node = trainer.partition("_")[0].upper()
     keys = f"TRAINER.{node}.CTX_INIT", words, f"TRAINER.{node}.PREC", "fp32"
+    keys = *keys, "TRAINER.MAPLE.PROMPT_DEPTH", "2"
     assert run(images(tmp_path / "a"), tmp_path / "out", *keys, trainer=trainer) == 2
     assert f"CTX_INIT is {words!r}, but holds only the words before" in capsys.readouterr().err
     assert not (tmp_path / "out/log.txt").exists()
+
+
+def test_keys_that_no_part_of_a_run_reads_are_told(tmp_path):
+    without = {
+        **{"DATASET.NUM_LABELED": "4", "DATASET.SOURCE_DOMAINS": "['real']"},
+        **{"DATASET.VAL_PERCENT": "0.5", "INPUT.COLORJITTER_B": "0.9"},
+        **{"MODEL.HEAD.BN": "False", "OPTIM.BASE_LR_MULT": "2", "OPTIM.RMSPROP_ALPHA": "0.5"},
+    }
+    used = "INPUT.SIZE", "[32, 32]", "OPTIM.EXTEND", "True", "DATASET.NUM_SHOTS", "2"
+    words = [word for pair in without.items() for word in pair]
+    root, log = images(tmp_path / "a"), tmp_path / "out/log.txt"
+    assert run(root, tmp_path / "out", *used, *words, flags=["--head", "mlp"]) == 0
+    keys = ", ".join(sorted([*without, "MODEL.HEAD.NAME"]))
+    says = "Note: keys that no part of this run reads, without effect:"
+    assert f"{says} {keys}\n" in log.read_text()
+    more = "OPTIM.STAGED_LR", "True", "OPTIM.NEW_LAYERS", "['a']", "OPTIM.BASE_LR_MULT", "2"
+    more = *more, "INPUT.TRANSFORMS", "['colorjitter']", "INPUT.COLORJITTER_B", "0.9"
+    assert run(root, tmp_path / "b", *used, *more, trainer="CoOp_AnchorOPT") == 0
+    assert says not in (tmp_path / "b/log.txt").read_text()

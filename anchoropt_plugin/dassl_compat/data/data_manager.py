@@ -128,7 +128,8 @@ class DataManager:
         self.test_loader = loader("test", sections.TEST, test, False)
 
         self.num_classes = self.dataset.num_classes
-        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        # The count is no use of the key: a data set that has domains reads it (config/reads.py).
+        self.num_source_domains = len(dict(cfg.DATASET)["SOURCE_DOMAINS"])
         self.lab2cname = self.dataset.lab2cname
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
