@@ -45,6 +45,7 @@ from anchoropt_plugin.config.record import (
     check_same_order,
     check_same_run,
     final_epoch,
+    recorded_seed,
     trained_among,
     write_record,
 )
@@ -293,6 +294,9 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 check_not_trained(args.model_dir, trainer.dm.dataset, cfg.TEST.SPLIT)
                 names = trainer.dm.dataset.classnames
                 check_same_order(cfg, args.model_dir, names)
+                seed = recorded_seed(args.model_dir)
+                if seed is not None and cfg.SEED not in (seed, -1):
+                    print(f"Note: the model was trained with the seed {seed}, not {cfg.SEED}")
                 trained = trained_among(args.model_dir, names)
                 if cfg.DATASET.SUBSAMPLE_CLASSES == "new" and trained:
                     print(f"Note: {trained} of these {len(names)} new classes were trained")

@@ -218,6 +218,13 @@ def final_epoch(folder: str | Path, model: str) -> int | None:
     return done if of_last else None
 
 
+def recorded_seed(folder: str | Path) -> int | None:
+    """Return the seed of the run in an output folder; None if it had none, or is not recorded."""
+    record = Path(folder, RECORD)
+    seed = read_yaml(record).get("SEED") if record.is_file() else None
+    return seed if isinstance(seed, int) and seed >= 0 else None
+
+
 def trained_among(folder: str | Path, class_names: Sequence[str]) -> int:
     """Return how many of ``class_names`` the run in an output folder was trained on."""
     recorded = Path(folder, CLASSES)

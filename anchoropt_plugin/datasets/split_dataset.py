@@ -20,6 +20,7 @@ from .splits import (
     Split,
     check_class_split,
     check_drawn,
+    check_drawn_by,
     check_files,
     check_parts,
     digest,
@@ -129,7 +130,7 @@ class SplitDataset(DatasetBase):
             return drawn
         if self.seed < 0:
             return draw_shots(split, shots, self.rng)
-        key = digest(split)
+        key, asked = digest(split), {"seed": self.seed, "shots": shots}
         if own.is_file():
             saved = read_json(own)
             if isinstance(saved, dict) and saved.get("split") == key:
@@ -137,10 +138,11 @@ class SplitDataset(DatasetBase):
                 train, val = (items_of(saved.get(part), f"{own}: {part}") for part in _PARTS)
                 drawn = split._replace(train=train, val=val)
                 check_drawn(drawn, split, shots, str(own))
+                check_drawn_by(saved, asked, str(own))
                 return drawn
             print(f"{own} was drawn from another split; the images are drawn again")
         split = draw_shots(split, shots, self.rng)
-        self._drawn = {"split": key, "train": split.train, "val": split.val}, own
+        self._drawn = {**asked, "split": key, "train": split.train, "val": split.val}, own
         return split
 
     def _write_draw(self) -> None:

@@ -12,7 +12,7 @@ import stat
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +108,22 @@ def check_drawn(drawn: Split, split: Split, shots: int, where: str) -> None:
             raise UserError(
                 f"{where}: {count} images of the class {name}, more than the {shots} of "
                 "DATASET.NUM_SHOTS; delete the file, the shots are drawn again"
+            )
+
+
+def check_drawn_by(saved: Mapping[str, Any], asked: Mapping[str, int], where: str) -> None:
+    """Check that a file of few-shot images has the seed and the number of shots of its name.
+
+    A file of an earlier version does not say them.
+
+    Raises:
+        UserError: the file was copied; the message begins with ``where``.
+    """
+    for name, value in asked.items():
+        if saved.get(name, value) != value:
+            raise UserError(
+                f"{where}: drawn with {name} {saved[name]}, not {value}; delete the file, the "
+                "shots are drawn again"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from types import SimpleNamespace
@@ -454,3 +455,41 @@ def test_keys_that_no_part_of_a_run_reads_are_told(tmp_path):
     more = *more, "INPUT.TRANSFORMS", "['colorjitter']", "INPUT.COLORJITTER_B", "0.9"
     assert run(root, tmp_path / "b", *used, *more, trainer="CoOp_AnchorOPT") == 0
     assert says not in (tmp_path / "b/log.txt").read_text()
+
+
+def test_a_checkpoint_or_a_draw_of_another_seed_is_refused(tmp_path, capsys):
+    root, (one, two) = images(tmp_path / "a"), (tmp_path / "seed1", tmp_path / "seed2")
+    draws = root / "split_fewshot"
+
+    def refused(*words, flags):
+        capsys.readouterr()
+        assert run(root, tmp_path / "test", *words, flags=flags) == 2
+        return capsys.readouterr().err
+
+    for seed, folder in ((1, one), (2, two)):
+        assert run(root, folder, "DATASET.NUM_SHOTS", "2", flags=["--seed", str(seed)]) == 0
+    tested = "--eval-only", "--model-dir"
+    assert run(root, tmp_path / "test", flags=["--seed", "2", *tested, str(one)]) == 0
+    assert "Note: the model was trained with the seed 1, not 2\n" in capsys.readouterr().out
+
+    checkpoint = two / "prompt_learner/model.pth.tar-1"
+    before = checkpoint.read_bytes()
+    checkpoint.write_bytes((one / "prompt_learner/model.pth.tar-1").read_bytes())
+    says = f"{checkpoint} is of a run with the seed 1, but its folder of one with 2"
+    assert says in refused(flags=["--seed", "2", *tested, str(two)])
+    with pytest.raises(UserError, match="is of a run with the seed 1"):
+        load_predictor(two)
+    state = torch.load(io.BytesIO(before), weights_only=False)
+    del state["seed"]  # of an earlier version
+    torch.save(state, checkpoint)
+    load_predictor(two)
+
+    draw = draws / "shot_2-seed_1.json"
+    for name, what in (("2-seed_3", "seed 1, not 3"), ("3-seed_1", "shots 2, not 3")):
+        (draws / f"shot_{name}.json").write_bytes(draw.read_bytes())
+        shots, _, seed = name.partition("-seed_")
+        flags = ["--seed", seed]
+        assert f"{name}.json: drawn with {what}" in refused("DATASET.NUM_SHOTS", shots, flags=flags)
+    content = {key: value for key, value in json.loads(draw.read_text()).items() if key != "seed"}
+    (draws / "shot_2-seed_3.json").write_text(json.dumps(content))  # of an earlier version
+    assert run(root, tmp_path / "c", "DATASET.NUM_SHOTS", "2", flags=["--seed", "3"]) == 0

@@ -110,6 +110,7 @@ class TrainerBase:
             model_name: another file name.
         """
         scaler = getattr(self, "scaler", None)  # some hosts have one, for amp
+        seed = getattr(getattr(self, "cfg", None), "SEED", -1)  # subclasses have a cfg
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -120,6 +121,7 @@ class TrainerBase:
                 "val_result": val_result,
                 # With the random state a resumed run gives the numbers of an uninterrupted run.
                 "rng": random_state(),
+                "seed": seed,
             }
             if scaler is not None and scaler.is_enabled():
                 state["scaler"] = scaler.state_dict()
