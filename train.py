@@ -40,14 +40,16 @@ from anchoropt_plugin.config.check import check_values, flattened
 from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
 from anchoropt_plugin.config.reads import reads
 from anchoropt_plugin.config.record import (
-    check_same_classes,
-    check_same_model,
-    check_same_order,
-    check_same_run,
     final_epoch,
     recorded_seed,
     trained_among,
     write_record,
+)
+from anchoropt_plugin.config.same_run import (
+    check_same_classes,
+    check_same_model,
+    check_same_order,
+    check_same_run,
 )
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (

@@ -221,3 +221,25 @@ def _a(value: Any) -> str:
 
 def _kind(value: Any) -> str:
     return type(value).__name__
+
+
+def merge_or_add(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
+    """Merge a nested dict into ``cfg``; new keys are added.
+
+    Raises:
+        UserError: a value of another type than the one in ``cfg``.
+    """
+    for key, value in values.items():
+        if key not in cfg:
+            cfg[key] = _node(value, f"{source}: {key}") if isinstance(value, Mapping) else value
+        elif isinstance(cfg[key], CfgNode) and isinstance(value, Mapping):
+            merge_or_add(cfg[key], value, source)
+        else:
+            merge_dict(cfg, {key: value}, source)
+
+
+def _node(value: Mapping[str, Any], where: str) -> CfgNode:
+    try:
+        return CfgNode(dict(value))
+    except AssertionError as error:  # yacs raises it for keys and values that it refuses
+        raise UserError(f"{where} is not a section of a config: {error}") from error

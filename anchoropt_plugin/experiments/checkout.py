@@ -18,7 +18,8 @@ import yaml
 from yacs.config import CfgNode
 
 from ..config.check import flattened
-from ..config.record import FREE, RECORD
+from ..config.record import RECORD
+from ..config.same_run import FREE
 from ..errors import UserError, nearest
 from ..files.atomic import write_text
 from ..files.run_events import RESULTS, read_results

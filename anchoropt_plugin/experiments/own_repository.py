@@ -26,7 +26,7 @@ from unittest import mock
 
 from ..config.check import flattened
 from ..config.merge import read_yaml
-from ..config.record import FREE
+from ..config.same_run import FREE
 from ..errors import UserError, nearest
 from ..files.atomic import write_text
 from ..files.predictions import PREDICTIONS

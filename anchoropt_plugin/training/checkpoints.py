@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config.record import check_same_classes, check_same_model, check_same_run
+from ..config.same_run import check_same_classes, check_same_model, check_same_run
 from ..encoders.clip_models import words_of
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD

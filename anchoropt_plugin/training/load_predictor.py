@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..config.record import CLASSES, RECORD, check_same_weights, final_epoch, merge_record
+from ..config.record import CLASSES, RECORD, final_epoch, merge_record
+from ..config.same_run import check_same_weights
 from ..encoders.clip_models import first_twins, words_of
 from ..errors import UserError, nearest
 from ..files.class_weights import SUFFIXES

@@ -12,7 +12,8 @@ from yacs.config import CfgNode
 from anchoropt_plugin import UserError
 from anchoropt_plugin.config.check import check_values
 from anchoropt_plugin.config.merge import merge_dict, merge_file, merge_list
-from anchoropt_plugin.config.record import check_same_run, write_record
+from anchoropt_plugin.config.record import write_record
+from anchoropt_plugin.config.same_run import check_same_run
 from dassl.config import clean_cfg, get_cfg_default
 
 

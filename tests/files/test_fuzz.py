@@ -14,12 +14,8 @@ from hypothesis import strategies as st
 
 import train
 from anchoropt_plugin import UserError
-from anchoropt_plugin.config.record import (
-    check_same_model,
-    check_same_run,
-    final_epoch,
-    merge_record,
-)
+from anchoropt_plugin.config.record import final_epoch, merge_record
+from anchoropt_plugin.config.same_run import check_same_model, check_same_run
 from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.dassl_compat.utils.torchtools import load_checkpoint
 from anchoropt_plugin.datasets.public_pickles import load_fewshot_pickle, read_public_pickle

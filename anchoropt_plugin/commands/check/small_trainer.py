@@ -17,8 +17,7 @@ from PIL import Image
 from torch import nn
 from yacs.config import CfgNode
 
-from ...config.merge import merge_file, merge_list, read_yaml
-from ...config.record import merge_or_add
+from ...config.merge import merge_file, merge_list, merge_or_add, read_yaml
 from ...errors import UserError, nearest
 from ...files.readers import read_text
 from ...process.gradients import trained_parameters

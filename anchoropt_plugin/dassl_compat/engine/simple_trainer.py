@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ...config.check import flattened
-from ...config.record import check_same_run, write_record
+from ...config.record import write_record
+from ...config.same_run import check_same_run
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind, write_results

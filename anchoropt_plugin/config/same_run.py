@@ -1,0 +1,200 @@
+"""Whether a run, or a test, has the settings, classes and weights of an output folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from ..errors import UserError
+from ..files.readers import read_json
+from .check import flattened
+from .merge import read_yaml
+from .record import CLASSES, EPOCHS, RECORD, hash_of_weights, recorded_weights
+
+# A resumed run may change these keys: training does not depend on them, except on USE_CUDA: another
+# device draws and rounds in another way. NUM_WORKERS is none of them: each worker process draws the
+# random transforms of its batches from a stream of its own.
+FREE = {
+    "OUTPUT_DIR",
+    "RESUME",
+    "USE_CUDA",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.LOGGERS",
+}
+_EXTEND = "OPTIM.EXTEND"
+# A validation after each epoch takes random numbers, too.
+_DRAWS = {"TEST.FINAL_MODEL"}
+# A test may not change these keys: the outputs of a trained model depend on them.
+_OF_MODEL = {
+    "MODEL.BACKBONE.NAME",
+    "MODEL.BACKBONE.CONFIG",
+    "INPUT.SIZE",
+    "INPUT.INTERPOLATION",
+    "INPUT.PIXEL_MEAN",
+    "INPUT.PIXEL_STD",
+}
+# Keys of a host that a test may change: the precision, and the number of soft tokens, which a
+# checkpoint's shapes tell (TRAINER.ANCHOROPT.N_CTX may have set it).
+_FREE_AT_TEST = {"PREC", "N_CTX"}
+_NAMED_AT_MOST = 3
+_OF_ORDER = ("DATASET.NAME", "DATASET.CLASS_SPLIT")
+
+
+def check_same_weights(cfg: CfgNode, folder: str | Path) -> None:
+    """Check that the files of the CLIP are those that an output folder was trained with.
+
+    Raises:
+        UserError: it has other content now.
+    """
+    there, here = recorded_weights(folder), hash_of_weights(cfg.MODEL.BACKBONE.NAME)
+    if there and here and there != here:
+        raise UserError(
+            f"{cfg.MODEL.BACKBONE.NAME} holds other weights than when {folder} was trained: give "
+            "the file or folder of that training (--backbone)"
+        )
+
+
+def check_same_classes(folder: str | Path, class_names: Sequence[str]) -> None:
+    """Check that the checkpoints in an output folder, if any, come from a run with these classes.
+
+    Raises:
+        UserError: they come from a run with other classes.
+    """
+    recorded = Path(folder, CLASSES)
+    if recorded.is_file() and any(Path(folder).glob("*/checkpoint")):
+        others = read_json(recorded)
+        if others != list(class_names):
+            raise UserError(
+                f"{folder} holds a run with other classes ({', '.join(map(str, others[:3]))} …): "
+                "give another --output-dir"
+            )
+
+
+def check_same_order(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -> None:
+    """Check that a test has the trained ones among its class names in the order of the training.
+
+    Else a file of class names was changed in between: each image would count for another class.
+    Another data set or class split may have another order.
+
+    Raises:
+        UserError: the order differs; the message names the first two classes that do.
+    """
+    record, recorded = Path(folder, RECORD), Path(folder, CLASSES)
+    if not record.is_file() or not recorded.is_file():
+        return
+    settings, here = dict(flattened(read_yaml(record))), dict(flattened(cfg))
+    if any(settings.get(key, here[key]) != here[key] for key in _OF_ORDER if key in here):
+        return
+    trained, tested = dict.fromkeys(read_json(recorded)), dict.fromkeys(class_names)
+    of_both = (filter(tested.__contains__, trained), filter(trained.__contains__, tested))
+    for before, now in zip(*of_both, strict=True):
+        if before != now:
+            raise UserError(
+                f"{folder} was trained with the same class names in another order: {before!r} "
+                f"stood where {now!r} is now: undo the change of the data set's class names "
+                "(classnames.txt, the split), or train again"
+            )
+
+
+def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
+    """Check that the checkpoints in an output folder, if any, come from a run with ``cfg``.
+
+    A folder without a ``config.yaml`` is accepted: another repository may have written it. With
+    ``OPTIM.EXTEND`` the run may have had fewer epochs.
+
+    Raises:
+        UserError: checkpoints of another run; the message names the first keys that differ.
+    """
+    path = Path(folder, RECORD)
+    if not path.is_file() or not any(Path(folder).glob("*/checkpoint")):
+        return
+    there = _settings(read_yaml(path))
+    here = _settings(yaml.safe_load(cfg.dump()))
+    check_same_weights(cfg, folder)
+    longer = here.get(EPOCHS, 0) > there.get(EPOCHS, 0)
+    if longer and here.get(_EXTEND):
+        there = {key: value for key, value in there.items() if key not in (EPOCHS, _EXTEND)}
+    differing = _differing(there, here)
+    if differing:
+        only = [key for key in here if key in there and here[key] != there[key]] == [EPOCHS]
+        hint = (
+            f", or {_EXTEND} True to train on, with the learning rates of {here[EPOCHS]} epochs "
+            "from now on"
+        )
+        remedy = "leave --resume out" if str(folder) == cfg.RESUME else "give another --output-dir"
+        raise UserError(
+            f"{folder} holds a run with other settings: {differing}: {remedy}"
+            f"{hint if only and longer and _EXTEND in here else ''}"
+        )
+
+
+def check_same_model(cfg: CfgNode, folder: str | Path, nodes: Iterable[str]) -> None:
+    """Check that a test has the settings on which the outputs of a trained model depend.
+
+    These are the backbone, the way from an image to a tensor, and the keys of the host.
+    A folder without a ``config.yaml`` is accepted: another repository may have written it.
+
+    Args:
+        cfg: the configuration of the test.
+        folder: the output folder of the trained model.
+        nodes: names of the host's nodes in ``cfg.TRAINER``, in any case.
+
+    Raises:
+        UserError: the model was trained with other settings; the message names the first ones.
+    """
+    path = Path(folder, RECORD)
+    if not path.is_file():
+        return
+    of_host = {f"TRAINER.{node}".upper() for node in nodes}
+    there, here = (
+        _settings_of_model(values, of_host)
+        for values in (read_yaml(path), yaml.safe_load(cfg.dump()))
+    )
+    differing = _differing(there, here)
+    check_same_weights(cfg, folder)
+    if differing:
+        raise UserError(
+            f"{folder} was trained with other settings: {differing}: give the --config-file and "
+            "the values that it was trained with"
+        )
+
+
+def _settings_of_model(values: dict[str, Any], of_host: Collection[str]) -> dict[str, Any]:
+    found = {}
+    for key, value in _flattened(values):
+        section, _, name = key.rpartition(".")
+        if key == "INPUT.TRANSFORMS" and isinstance(value, list):  # the others are for training
+            found[key] = [one for one in value if one in ("normalize", "instance_norm")]
+        elif key in _OF_MODEL or (section.upper() in of_host and name not in _FREE_AT_TEST):
+            found[key] = value
+    return found
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return the first keys in both mappings whose values differ, in words."""
+    differing = [key for key in here if key in there and here[key] != there[key]]
+    named = [f"{key} was {there[key]!r}, now {here[key]!r}" for key in differing]
+    more = len(named) - _NAMED_AT_MOST
+    return f"{'; '.join(named[:_NAMED_AT_MOST])}{f'; and {more} more' if more > 0 else ''}"
+
+
+def _flattened(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values; with ``~`` as the home folder, as a command line gives it."""
+    for key, value in flattened(values):
+        yield key, os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in _flattened(values)
+        if key not in FREE and (key in _DRAWS or not key.startswith("TEST."))
+    }
