@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import train
+from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.run_events import read_events
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
@@ -275,6 +276,10 @@ def test_without_a_record_a_folder_is_resumed_as_dassl_does(argv, tmp_path, base
     shutil.copytree(base_run, tmp_path / "out")
     for name in ("config.yaml", "training_images.json"):
         (tmp_path / "out" / name).unlink()
+    path = next((tmp_path / "out").rglob("model.pth.tar-*"))
+    checkpoint = checkpoints.load(path)
+    del checkpoint["seed"]  # Dassl writes none
+    checkpoints.save(checkpoint, path)
     assert train.main(argv("--seed", "2")) == 0
     assert "Previous epoch: 2" in capsys.readouterr().out
     assert "SEED: 2\n" in (tmp_path / "out" / "config.yaml").read_text()
