@@ -16,7 +16,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +99,19 @@ def draw_pool(generator: torch.Generator, progress: Progress) -> tuple[Tensor, S
     return torch.cat(images), Scenes.cat(scenes)
 
 
-def optimizer_for(model: CLIP, head: nn.Module) -> torch.optim.Optimizer:
+def optimizer_for(
+    model: CLIP, recipe: Mapping[str, Any], more: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """Return AdamW with weight decay for matrices, but not for embeddings, gains and biases."""
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if p.ndim >= 2 and "embedding" not in name]
     others = [p for name, p in named if p.ndim < 2 or "embedding" in name]
     return torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": RECIPE["weight_decay"]},
-            {"params": [*others, *head.parameters()], "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": recipe["weight_decay"]},
+            {"params": [*others, *more], "weight_decay": 0.0},
         ],
-        lr=RECIPE["lr"],
+        lr=recipe["lr"],
         betas=(0.9, 0.98),
         eps=1e-6,
     )
@@ -122,11 +124,11 @@ def batches(generator: torch.Generator, n: int) -> Iterator[Tensor]:
         yield from torch.randperm(n, generator=generator)[:whole].split(RECIPE["batch"])
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(step: int, steps: int, recipe: Mapping[str, Any]) -> float:
     """Return the learning rate of a step: a linear warm-up, then half a cosine down to 2 %."""
-    warmup = min(1.0, (step + 1) / RECIPE["warmup_steps"])
+    warmup = min(1.0, (step + 1) / recipe["warmup_steps"])
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return RECIPE["lr"] * warmup * (0.02 + 0.98 * cosine)
+    return float(recipe["lr"] * warmup * (0.02 + 0.98 * cosine))
 
 
 def pretrain(seed: int, steps: int) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def pretrain(seed: int, steps: int) -> dict[str, Any]:
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     ids = tokenize(vocabulary_text()).unique()  # sorted, with the token of padding
     model, head = new_clip(len(ids)), AttributeHead(RECIPE["embed_dim"])
-    optimizer = optimizer_for(model, head)
+    optimizer = optimizer_for(model, RECIPE, head.parameters())
     share, most = RECIPE["texts_with_unknown_tokens"], RECIPE["most_unknown_tokens"]
     row_of = torch.full((int(ids.max()) + 1,), -1)
     row_of[ids] = torch.arange(len(ids))  # same order, so the end token is still the largest
@@ -152,7 +154,7 @@ def pretrain(seed: int, steps: int) -> dict[str, Any]:
             loss = contrastive_loss(model, image, text_features(model, tokens), shown.kind())
             fade = max(0.0, 1 - step / steps / RECIPE["attributes_until"])
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps)
+                group["lr"] = learning_rate(step, steps, RECIPE)
             optimizer.zero_grad()
             (loss + fade * head(image, shown)).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

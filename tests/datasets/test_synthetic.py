@@ -164,6 +164,21 @@ def test_captions_name_the_content() -> None:
     assert all("seven" in text or "7" in text for text in (caption(rng, digit) for _ in range(50)))
 
 
+def test_detailed_captions_tell_more_and_need_no_other_token() -> None:
+    scene = Scene("star", "red", "striped", True, "white", "dark")
+    words = ("dark", "dim", "white background", "large", "big", "huge")
+    told = []
+    for is_detailed in (False, True):
+        rng = random.Random(0)
+        texts = [caption(rng, scene, is_detailed=is_detailed) for _ in range(500)]
+        told.append(sum(word in text for text in texts for word in words))
+    assert told[1] > 1.8 * told[0]
+    known = set(tokenize(vocabulary_text()).unique().tolist())
+    scenes = sample_shapes(seeded(), 1000).words() + sample_digits(seeded(), 500).words()
+    said = tokenize([caption(rng, scene, is_detailed=True) for scene in scenes]).unique()
+    assert known.issuperset(said.tolist())
+
+
 def test_captions_reach_late_positions() -> None:
     rng = random.Random(0)
     scenes = sample_shapes(seeded(), 4000).words()

@@ -86,8 +86,9 @@ def _with_article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _medium(rng: random.Random, style: str) -> str:
-    said = rng.choice(STYLES[style]) if rng.random() < 0.36 else ""
+def _medium(rng: random.Random, style: str, *, is_detailed: bool) -> str:
+    share = 0.75 if is_detailed else 0.36
+    said = rng.choice(STYLES[style]) if rng.random() < share else ""
     return _squeeze(f"{said} {rng.choice(_MEDIA)}")
 
 
@@ -96,7 +97,7 @@ def _usual(rng: random.Random, words: Sequence[str], usual: float) -> str:
     return words[0] if rng.random() < usual else rng.choice(words)
 
 
-def _shape_noun(rng: random.Random, scene: Scene) -> str:
+def _shape_noun(rng: random.Random, scene: Scene, *, is_detailed: bool) -> str:
     fill = FILLS[scene.fill]
     unsaid = scene.fill == "solid" and rng.random() < 0.55
     phrase = _weighted(rng, _SHAPE_PHRASES).format(
@@ -105,14 +106,15 @@ def _shape_noun(rng: random.Random, scene: Scene) -> str:
         shape=_usual(rng, SHAPES[str(scene.thing)], 0.6),
         pattern=rng.choice(fill.phrases),
     )
-    size = rng.choice(_LARGE if scene.large else _SMALL) if rng.random() < 0.25 else ""
+    is_sized = rng.random() < 0.25 or (is_detailed and rng.random() >= 0.5)
+    size = rng.choice(_LARGE if scene.large else _SMALL) if is_sized else ""
     return _squeeze(f"{size} {phrase}")
 
 
-def _digit_noun(rng: random.Random, scene: Scene) -> str:
+def _digit_noun(rng: random.Random, scene: Scene, *, is_detailed: bool) -> str:
     number = int(scene.thing)
     said = DIGITS[number] if rng.random() < 0.75 else str(number)
-    colour = scene.colour if rng.random() < 0.25 else ""
+    colour = scene.colour if rng.random() < (0.6 if is_detailed else 0.25) else ""
     return _squeeze(f"{colour} {_weighted(rng, _DIGIT_PHRASES).format(digit=said)}")
 
 
@@ -126,24 +128,33 @@ def _small_talk(rng: random.Random, sentence: str) -> str:
     return sentence
 
 
-def caption(rng: random.Random, scene: Scene) -> str:
+def caption(rng: random.Random, scene: Scene, *, is_detailed: bool = False) -> str:
     """Draw one of the many true sentences about ``scene``, in lower case.
+
+    Args:
+        rng: the source of the draw.
+        scene: what the image shows.
+        is_detailed: tell the style, the background, the size and a digit's colour more often.
 
     >>> scene = Scene("star", "red", "solid", True, "white", "clean")
     >>> caption(random.Random(1), scene) == caption(random.Random(1), scene)
     True
     """
     is_digit = isinstance(scene.thing, int)
-    bare = (_digit_noun if is_digit else _shape_noun)(rng, scene)
+    bare = (_digit_noun if is_digit else _shape_noun)(rng, scene, is_detailed=is_detailed)
     thing = f"the {bare}" if is_digit and rng.random() < 0.25 else _with_article(bare)
     if rng.random() < 0.18:
         thing += f" on {_with_article(scene.background)} background"
-    medium = _medium(rng, scene.style)
+    medium = _medium(rng, scene.style, is_detailed=is_detailed)
     template = _BY_HAND if is_digit and rng.random() < 0.04 else _weighted(rng, _SENTENCES)
     sentence = template.format(
         bare=bare, thing=thing, medium=medium, a_medium=_with_article(medium)
     )
-    return _small_talk(rng, sentence)
+    sentence = _small_talk(rng, sentence)
+    is_open = is_detailed and "background" not in sentence and rng.random() < 0.4
+    if is_open and sentence.endswith("."):
+        sentence = f"{sentence[:-1]} on {_with_article(scene.background)} background."
+    return sentence
 
 
 def vocabulary_text() -> list[str]:
