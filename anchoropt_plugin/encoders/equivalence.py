@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .clip_models import tokenize
 from .huggingface_text import is_huggingface
+from .shared_prefix import leaves
 from .text_tower import TextTower
 
 Branch: TypeAlias = Callable[..., Tensor | None]
@@ -23,6 +24,8 @@ HALF_TOLERANCE = 3e-2
 CALL_ERRORS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 """Errors of a call that an encoder is not made for (it may hold a parameter for each class)."""
 CHECKED_CLASSES = 64
+CHECKED_AGAIN = 4
+"""Classes of a further comparison: what an encoder computes may change between epochs."""
 
 
 class Finding(NamedTuple):
@@ -37,42 +40,53 @@ class Finding(NamedTuple):
     reason: str
 
 
-@torch.no_grad()
+@torch.inference_mode(False)
 def compare(
     encoder: nn.Module,
     own: Branch,
     fast: Branch,
+    n_classes: int,
     prompts: Tensor,
     tokens: Tensor,
     *deep: Sequence[Tensor],
 ) -> Finding:
     """Compare both branches on some of the classes, the longest class name among them.
 
+    They must have the same features, and depend on the same trained tensors: these may change the
+    features later, as an adapter that starts at zero does.
+
     Args:
-        encoder: the host's text encoder; its parameters and dropouts are checked, too.
+        encoder: the host's text encoder; its dropouts are checked, too.
         own: the encoder's own forward.
         fast: the fast branch; it may raise one of ``CALL_ERRORS``, or return None if it does not
             apply.
+        n_classes: the most classes that are compared.
         prompts, tokens, deep: the arguments of the encoder; of several sets of prompts (one an
             image), the first is compared.
     """
-    prompts, tokens = _sample(prompts.detach(), tokens)
+    prompts, tokens = _sample(prompts.detach(), tokens, n_classes)
+    prompts = prompts.clone()  # a tensor made in inference mode cannot be in a graph
     # Autocast and TF32 round both sides differently, by much more than the tolerance.
     with torch.autocast(prompts.device.type, enabled=False), _no_tf32():
         name = type(encoder).__name__
         try:
-            want = own(prompts, tokens, *deep)
-            features = fast(prompts, tokens, *deep)
+            with torch.enable_grad():
+                want = own(prompts, tokens, *deep)
+                assert want is not None
+                read = list(leaves(want)) if want.requires_grad else []
+            with torch.set_grad_enabled(bool(read)):
+                features = fast(prompts, tokens, *deep)
         except CALL_ERRORS as refusal:
             return Finding(None, f"it cannot read {name} ({refusal})")
         if features is None:
             return Finding(None, f"{name} has deep prompts and class-specific contexts")
-        assert want is not None
-        error = float((features.float() - want.float()).norm() / want.float().norm())
+        difference = (features - want).detach().float().norm()
+        error = float(difference / want.detach().float().norm())
         # Written so that NaN counts as different.
         if not error <= TOLERANCE.get(TextTower(encoder).dtype, HALF_TOLERANCE):
             return Finding(error, f"it differs from {name} by {error:.1e}")
-        missed = _dropouts(encoder) + _missed_parameters(encoder, own, fast, prompts, tokens, *deep)
+        missed = _dropouts(encoder)
+        missed += _names(encoder, _reaching(read, want) - _reaching(read, features), read)
         return Finding(error, f"it does not read {missed[0]} of {name}" if missed else "")
 
 
@@ -121,9 +135,9 @@ def tower_of(model: TextTower | nn.Module) -> TextTower:
     return tower
 
 
-def _sample(prompts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _sample(prompts: Tensor, tokens: Tensor, at_most: int) -> tuple[Tensor, Tensor]:
     n_classes = len(tokens)
-    some = torch.linspace(0, n_classes - 1, min(n_classes, CHECKED_CLASSES)).long()
+    some = torch.linspace(0, n_classes - 1, min(n_classes, at_most)).long()
     some[-1] = tokens.argmax(-1).argmax()
     prompts = prompts.flatten(0, -4)[0] if prompts.dim() > 3 else prompts
     return prompts[some.to(prompts.device)], tokens[some.to(tokens.device)]
@@ -140,34 +154,21 @@ def _dropouts(encoder: nn.Module) -> list[str]:
     return [name for name, module in encoder.named_modules() if drops(module)]
 
 
-@torch.inference_mode(False)
-def _missed_parameters(
-    encoder: nn.Module,
-    own: Branch,
-    fast: Branch,
-    prompts: Tensor,
-    tokens: Tensor,
-    *deep: Sequence[Tensor],
-) -> list[str]:
-    """Return the names of trained parameters that only the encoder's own forward reads.
+def _reaching(tensors: Sequence[Tensor], features: Tensor) -> set[int]:
+    """Return the places of the leaf tensors that change ``features``."""
+    if not (tensors and features.requires_grad):
+        return set()
+    upstream = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(
+        features, tensors, upstream.to(features), retain_graph=True, allow_unused=True
+    )
+    return {place for place, g in enumerate(gradients) if g is not None and g.any()}
 
-    They may change features later, as an adapter that starts at zero does.
-    """
-    trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
-    if not trained:
-        return []
-    prompts = prompts.clone()  # a tensor made in inference mode cannot be in a graph
 
-    def reached(branch: Branch) -> set[str]:
-        with torch.enable_grad():
-            features = branch(prompts, tokens, *deep)
-        if features is None or not features.requires_grad:
-            return set()
-        upstream = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
-        gradients = torch.autograd.grad(
-            features, list(trained.values()), upstream.to(features), allow_unused=True
-        )
-        found = zip(trained, gradients, strict=True)
-        return {name for name, gradient in found if gradient is not None and gradient.any()}
-
-    return sorted(reached(own) - reached(fast))
+def _names(encoder: nn.Module, places: set[int], tensors: Sequence[Tensor]) -> list[str]:
+    """Return the names in ``encoder`` of some of the tensors, or their shapes."""
+    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    return sorted(
+        names.get(id(tensors[place]), f"a trained tensor of the shape {[*tensors[place].shape]}")
+        for place in places
+    )

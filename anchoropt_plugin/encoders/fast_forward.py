@@ -21,7 +21,7 @@ from ..process import distributed
 from ..process.gradients import all_classes
 from ..process.late_checks import LateCheck
 from .deep_prompts import FIRST, DeepPrompt, DeepPromptFinder, arranged, overwriting
-from .equivalence import CALL_ERRORS, compare
+from .equivalence import CALL_ERRORS, CHECKED_AGAIN, CHECKED_CLASSES, compare
 from .feature_cache import LastFeatures, state_of
 from .host_prompts import HostPrompts
 from .image_features import none_of
@@ -75,6 +75,8 @@ class FastForward:
         self.in_use = in_use
         self.tower = TextTower(encoder)
         self.error: float | None = None
+        self._compared_in: bool | None = None
+        self._inner = list(encoder.modules())[1:]
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
         self._is_eot_checked = False
         self._sharing: dict[Hashable, Sharing] = {}
@@ -99,7 +101,11 @@ class FastForward:
         raw = call.args[1:]
         caches = not (call.kwargs or torch.is_grad_enabled()) and _is_readable(*raw)
         caches = caches and raw[0].dim() == 3
-        if caches and self.in_use and self.error is not None:
+        if self.in_use and any(m._forward_hooks or m._forward_pre_hooks for m in self._inner):
+            name = type(self.encoder).__name__
+            self._give_up(f"the fast text branch passes over the forward hooks in {name}")
+        is_compared = self.error is not None and self._compared_in == self.encoder.training
+        if caches and self.in_use and is_compared:
             features = self._last.get(*self._inputs(*raw))
             if features is not None:
                 return features
@@ -109,7 +115,7 @@ class FastForward:
         if call.kwargs or not _is_readable(*given):
             return self._unread_forward(*given, **call.kwargs)
         self._find_deep_prompts(*given)
-        if self.in_use and self.error is None:
+        if self.in_use and not is_compared:
             self._compare(*given)
         if self.in_use:
             features = self._fast(*given)
@@ -186,6 +192,10 @@ class FastForward:
     def forget(self) -> None:
         """Drop the features of the last call."""
         self._last = LastFeatures()
+
+    def compare_again(self) -> None:
+        """Compare with the encoder's own forward at the next call, too: it may have changed."""
+        self._compared_in = None
 
     def _own_forward(self, *args: Any, **named: Any) -> Any:
         return type(self.encoder).forward(self.encoder, *args, **named)
@@ -275,12 +285,17 @@ class FastForward:
 
     def _compare(self, *given: Any) -> None:
         """Keep the fast branch only if the encoder's own forward gives the same features."""
-        name = type(self.encoder).__name__
-        self.error, reason = compare(self.encoder, self.host_forward, self._fast, *given)
+        name, is_first = type(self.encoder).__name__, self.error is None
+        branches = self.host_forward, self._fast
+        few = CHECKED_CLASSES if is_first else CHECKED_AGAIN
+        self.error, reason = compare(self.encoder, *branches, few, *given)
+        if reason and not is_first:  # an encoder may have a parameter for each class
+            self.error, reason = compare(self.encoder, *branches, CHECKED_CLASSES, *given)
+        self._compared_in, self._inner = self.encoder.training, list(self.encoder.modules())[1:]
         self.in_use = not reason
         if reason:
             log.warning("the fast text branch: %s; its own forward stays", reason)
-        else:
+        elif is_first:
             log.info("the fast text branch replaces %s (relative error %.0e)", name, self.error)
 
     def _shared(self, prompts: Tensor, tokens: Tensor, limit: int) -> Sharing:

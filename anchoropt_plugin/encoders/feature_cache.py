@@ -38,7 +38,7 @@ def state_of(module: nn.Module) -> tuple[Any, ...]:
     """Return a state that changes when weights are loaded, trained, moved or converted."""
     parameters = list(module.parameters())
     # The version of a tensor counts its in-place changes.
-    versions = sum(parameter._version for parameter in parameters)
+    versions = sum(tensor._version for tensor in (*parameters, *module.buffers()))
     return versions, *((p.dtype, p.device, p.data_ptr()) for p in parameters[:1])
 
 
@@ -91,6 +91,7 @@ class CachedFeatures:
         self.encoder = encoder
         self.hits = self.misses = 0
         self._fits = True
+        self._has_graph: bool | None = None
         self._features: dict[int, Tensor] = {}
         self._signature: Any = None
         self._modules = list(encoder.modules())
@@ -98,11 +99,11 @@ class CachedFeatures:
 
     def __call__(self, images: Tensor, *prompts: Any, **named: Any) -> Any:
         features = None
-        if not named and all(map(_is_nothing, prompts)) and self._is_frozen(images):
+        if not named and all(map(_is_nothing, prompts)) and self._is_frozen(images, prompts):
             features = self._found(images, prompts)
         return self._forward(images, *prompts, **named) if features is None else features
 
-    def _is_frozen(self, images: Tensor) -> bool:
+    def _is_frozen(self, images: Tensor, prompts: tuple[Any, ...]) -> bool:
         """Whether the features of an image are always the same, as far as one can see."""
         if not self._fits:
             return False
@@ -110,7 +111,13 @@ class CachedFeatures:
             return False
         if any(module.training and isinstance(module, CHANGING) for module in self._modules):
             return False
-        return not any(m._forward_hooks or m._forward_pre_hooks for m in self._modules[1:])
+        if any(m._forward_hooks or m._forward_pre_hooks for m in self._modules[1:]):
+            return False
+        if torch.is_grad_enabled() and self._has_graph is None and len(images):
+            # The encoder may read a trained parameter of another module.
+            features = self._forward(images[:1], *prompts)
+            self._has_graph = isinstance(features, Tensor) and features.requires_grad
+        return not self._has_graph
 
     def _found(self, images: Tensor, prompts: tuple[Any, ...]) -> Tensor | None:
         """Return features of ``images``, new ones encoded; None if the encoder has none."""

@@ -137,6 +137,8 @@ class PlainImages:
             return partial(self.encode, images)
         if len(args) > 1 and is_transformer(encoder):
             return own
+        if len(args) == 1 and isinstance(output, Tensor) and output.requires_grad:
+            self._are_plain = False  # something outside the encoder is trained to change them
         if self._are_plain is None:
             self._are_plain = self._agrees(own, images)
         if not self._are_plain:

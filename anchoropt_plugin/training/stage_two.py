@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders.clip_models import words_of
+from ..encoders.fast_forward import FastForward
 from ..encoders.image_features import ImageCall, ImageCalls
 from ..encoders.plain_clip import PlainImages
 from ..encoders.shared_prefix import leaves
@@ -77,6 +78,7 @@ class AnchorOPT:
         parts.image_encoder.register_forward_hook(self.features, with_kwargs=True)
         self.tower = TextTower(self.plain.clip)
         self.prompts = AnchorPrompts(self.tower, class_names, settings.anchor_len)
+        self._text_encoders = list(parts.text_encoders)
         self.columns = Columns(parts.text_encoders, class_names)
         self.means = Means()
         self._encoded: tuple[tuple[int, int], Tensor] | None = None
@@ -101,6 +103,12 @@ class AnchorOPT:
             with torch.inference_mode(False), torch.no_grad():
                 self._encoded = version, self.prompts.encode(anchors)
         return self._encoded[1]
+
+    def compare_again(self) -> None:
+        """Let the fast text branch compare itself anew: a host may change what it encodes."""
+        for encoder in self._text_encoders:
+            if isinstance(encoder.forward, FastForward):
+                encoder.forward.compare_again()
 
     def condition(self) -> None:
         """Give the position matrix the task, if POSITION_TASK conditions it on the task."""

@@ -184,6 +184,7 @@ class TwoStages(Checkpoints):
         run = self.anchoropt
         run.position.temperature = run.settings.temperature_at(self.epoch, self.max_epoch)
         super().before_epoch()  # type: ignore[misc]
+        run.compare_again()  # a host may change what its encoder computes
         run.plain.keep(self._anchoropt_trained())  # a host may begin to train more of CLIP
 
     def after_epoch(self: Any) -> None:

@@ -367,6 +367,67 @@ def test_an_adapter_that_starts_at_zero_is_not_left_out(clip, prompts, caplog, m
     assert clip.transformer.resblocks[0].mlp.c_fc.up.grad.any()
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_an_adapter_of_another_module_is_not_left_out(clip, prompts, caplog, mode):
+    class Outside(TextEncoder):
+        def forward(self, prompts, tokenized_prompts):
+            features = super().forward(prompts, tokenized_prompts)
+            return features + self.held[0](features)
+
+    adapter = nn.Linear(clip.text_projection.shape[1], clip.text_projection.shape[1], bias=False)
+    nn.init.zeros_(adapter.weight)
+    encoder = Outside(clip)
+    encoder.held = [adapter]
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with mode():
+        encoder(*given)
+    assert not fast.in_use and f"a trained tensor of the shape {[*adapter.weight.shape]}" in (
+        caplog.text
+    )
+    encoder(*given).sum().backward()
+    assert adapter.weight.grad.any()
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("name", ["transformer.resblocks.0", "transformer.resblocks.0.mlp.c_proj"])
+def test_forward_hooks_within_the_encoder_are_not_left_out(clip, prompts, caplog, name, is_late):
+    encoder = TextEncoder(clip)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    scale = nn.Parameter(torch.tensor(1.0))
+    (fast,) = accelerate(encoder)
+    with torch.no_grad():
+        before = encoder(*given) if is_late else None
+    encoder.get_submodule(name).register_forward_hook(lambda module, args, output: output * scale)
+    with torch.no_grad():
+        scale.fill_(1.5)
+        assert before is None or not torch.allclose(encoder(*given), before, atol=1e-3)
+    encoder(*given).square().sum().backward()
+    assert scale.grad is not None
+    assert not fast.in_use and "passes over the forward hooks in TextEncoder" in caplog.text
+
+
+def test_an_encoder_that_computes_otherwise_later_is_noticed(clip, prompts, caplog):
+    class Switched(TextEncoder):
+        scale = 0.0
+
+        def forward(self, prompts, tokenized_prompts):
+            return super().forward(prompts, tokenized_prompts) + self.scale * self.training
+
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    for switch in (nn.Module.train, lambda encoder: encoder.forward.compare_again()):
+        encoder = Switched(clip)
+        encoder.train(switch is not nn.Module.train)
+        (fast,) = accelerate(encoder)
+        encoder(*given)
+        assert fast.in_use
+        encoder.scale = 1.0
+        switch(encoder)
+        found = encoder(*given)
+        assert not fast.in_use and torch.equal(found, Switched.forward(encoder, *given))
+    assert "differs from Switched" in caplog.text
+
+
 def test_dropout_after_a_first_call_in_evaluation_is_not_left_out(clip, prompts):
     class Dropping(TextEncoder):
         def __init__(self, clip):

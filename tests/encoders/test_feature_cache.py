@@ -33,6 +33,7 @@ def encoder():
     return CountingEncoder(random_clip().visual).requires_grad_(False).eval()
 
 
+@torch.no_grad()
 def test_repeated_images_are_not_encoded_again(encoder):
     images = torch.randn(6, 3, 32, 32)
     plain = encoder(images)
@@ -45,6 +46,7 @@ def test_repeated_images_are_not_encoded_again(encoder):
     torch.testing.assert_close(again, plain[[3, 5, 0, 0]])
 
 
+@torch.no_grad()
 def test_an_image_that_differs_in_one_bit_is_another_image(encoder):
     image = torch.randn(1, 3, 32, 32)
     cache_image_features(encoder)
@@ -59,6 +61,7 @@ def test_an_image_that_differs_in_one_bit_is_another_image(encoder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@torch.no_grad()
 def test_each_dtype_has_its_own_features(dtype):
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
     encoder = CountingEncoder(linear).requires_grad_(False)
@@ -88,6 +91,24 @@ def test_nothing_is_cached_if_the_encoder_or_the_images_are_trained(encoder):
     assert encoder(images.requires_grad_()).requires_grad and cached.misses == 0
 
 
+def test_nothing_is_cached_if_the_encoder_reads_a_trained_tensor_of_another_module(encoder):
+    class Outside(nn.Module):
+        def forward(self, images):
+            features = encoder(images)
+            return features + held[0](features)
+
+    images = torch.randn(2, 3, 32, 32)
+    width = encoder(images).shape[1]
+    held = [nn.Linear(width, width, bias=False)]
+    nn.init.zeros_(held[0].weight)
+    wrapped = Outside()
+    cached = cache_image_features(wrapped)
+    with torch.no_grad():
+        wrapped(images)
+    wrapped(images).square().sum().backward()
+    assert held[0].weight.grad.any() and (cached.hits, cached.misses) == (0, 2)
+
+
 def test_the_encoder_gets_visual_prompts_unless_they_are_empty(encoder):
     images = torch.randn(2, 3, 32, 32)
     cached = cache_image_features(encoder)
@@ -114,6 +135,7 @@ def test_caching_ends_if_every_image_is_new(encoder, monkeypatch):
     assert cached.misses == 4 and not cached._features
 
 
+@torch.no_grad()
 def test_the_cpu_encodes_a_few_images_at_a_time(encoder, monkeypatch):
     images = torch.randn(7, 3, 32, 32)
     plain = encoder(images)

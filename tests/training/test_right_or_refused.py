@@ -288,6 +288,22 @@ def test_a_frozen_addition_is_not_plain(clip):
     torch.testing.assert_close(compute(), clip.visual(images))
 
 
+def test_features_that_a_hook_changes_later_are_not_plain(clip):
+    """The adapter is no module of the encoder, and starts at zero."""
+    images = torch.randn(3, 3, 32, 32)
+    want, features = clip.visual(images), PlainImages(PlainCLIP(clip))
+    adapter = nn.Linear(64, 64, bias=False)
+    nn.init.zeros_(adapter.weight)
+    mlp = clip.visual.transformer.resblocks[0].mlp
+    handle = mlp.register_forward_hook(lambda module, args, output: output + adapter(output))
+    for value, mode in ((0.0, torch.enable_grad), (1.0, torch.enable_grad), (1.0, torch.no_grad)):
+        nn.init.constant_(adapter.weight, value)
+        with mode():
+            compute = features(clip.visual, (images,), {}, clip.visual(images))
+        torch.testing.assert_close(compute(), want)
+    handle.remove()
+
+
 def test_a_frozen_encoder_is_not_called_again(clip):
     features, images = PlainImages(PlainCLIP(clip)), torch.randn(3, 3, 32, 32)
     output = clip.visual(images)
