@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -11,14 +12,25 @@ from torch.overrides import TorchFunctionMode
 
 
 class CpuForGpu(TorchFunctionMode):
-    """Inside the context manager, torch puts on the CPU what a host puts on a GPU.
+    """Inside the context manager, torch puts on the CPU what a host puts on a GPU, and counts one.
 
     >>> with CpuForGpu():
     ...     a = torch.zeros(2, device="cuda:0")
     ...     b = torch.nn.Linear(2, 2).cuda()(a.to("cuda").cuda())
-    >>> a.device, b.device
-    (device(type='cpu'), device(type='cpu'))
+    ...     n_gpus = torch.cuda.device_count()
+    >>> a.device, b.device, n_gpus
+    (device(type='cpu'), device(type='cpu'), 1)
     """
+
+    def __enter__(self) -> CpuForGpu:
+        self._one = mock.patch.object(torch.cuda, "device_count", lambda: 1)
+        self._one.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._one.stop()
 
     def __torch_function__(
         self,
