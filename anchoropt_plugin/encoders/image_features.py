@@ -25,14 +25,21 @@ class ImageCall:
     Args:
         images: (N, 3, R, R).
         plain: the features (N, e) of the plain CLIP, or a function that computes them.
+        given: the images that the host's model was called with, if the model made this call.
 
     Attributes:
         images: (N, 3, R, R).
+        given: see above.
         used: rows whose logits have met the objective.
     """
 
-    def __init__(self, images: Tensor, plain: Tensor | Callable[[], Tensor]) -> None:
-        self.images = images
+    def __init__(
+        self,
+        images: Tensor,
+        plain: Tensor | Callable[[], Tensor],
+        given: Tensor | None = None,
+    ) -> None:
+        self.images, self.given = images, given
         self.used: list[range] = []
         # At once: a host may change the output of its encoder in place.
         self._plain = _normalised(plain) if isinstance(plain, Tensor) else plain
@@ -66,6 +73,20 @@ class ImageCall:
         """Whether some of ``rows`` have met the objective."""
         return any(range(max(rows[0], one[0]), min(rows[-1], one[-1]) + 1) for one in self.used)
 
+    def rearranges(self, images: Tensor) -> bool:
+        """Whether this call got ``images`` in another order, or mirrored: other values never are.
+
+        What the host's model does to its images counts as no change, as it does so in training too.
+        """
+        own = self.images
+        # These need no wait for a GPU.
+        if own is images or self.given is images or own.shape != images.shape:
+            return False
+        images = images.to(own)
+        if torch.equal(own, images):
+            return False
+        return torch.equal(own.flatten().sort().values, images.flatten().sort().values)
+
     def shows(self, images: Tensor) -> bool:
         """Whether this call got ``images`` (B, 3, R, R), or consecutive ones of them."""
         own, n = self.images, len(self)
@@ -90,10 +111,23 @@ class ImageCalls:
         self.calls: deque[ImageCall] = deque(maxlen=REMEMBERED)
         self._plain = plain
         self._busy = False
+        self._given: Tensor | None = None
 
     def clear(self) -> None:
         """Forget all calls."""
         self.calls.clear()
+        self._given = None
+
+    def watch(self, model: nn.Module) -> None:
+        """Note which images ``model`` is called with, for the calls that it makes."""
+        model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        model.register_forward_hook(self._leave)
+
+    def _enter(self, model: nn.Module, args: Any, named: dict[str, Any]) -> None:
+        self._given = images_among(args, named)
+
+    def _leave(self, *_: Any) -> None:
+        self._given = None
 
     def __call__(self, module: nn.Module, args: Any, named: dict[str, Any], output: Any) -> None:
         images = images_among(args, named)
@@ -108,7 +142,7 @@ class ImageCalls:
                 with self._alone():
                     return compute()
 
-        self.calls.append(ImageCall(images, plain))
+        self.calls.append(ImageCall(images, plain, self._given))
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

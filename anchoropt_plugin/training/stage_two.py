@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..dassl_compat.evaluation.label_check import LabelCheck
 from ..encoders.clip_models import words_of
 from ..encoders.fast_forward import FastForward
 from ..encoders.image_features import ImageCall, ImageCalls
@@ -50,6 +51,7 @@ class AnchorOPT:
         means: of the values of this epoch's steps.
         batch: what the present step was given; None between steps.
         tested_images: the images that the host's test read last, if known.
+        tested_labels: the check of the labels of a test; None between tests.
         told_of_several: whether a warning told of several losses for the same images.
     """
 
@@ -69,6 +71,7 @@ class AnchorOPT:
         self.is_in_training = self.is_in_test = self.told_of_several = False
         self.batch: Batch | None = None
         self.tested_images: Any = None
+        self.tested_labels: LabelCheck | None = None
         self._label_place: int | None = None
         self.hook = parts.hook
         self._learned = {id(parameter) for parameter in parts.learner.parameters()}
@@ -229,10 +232,11 @@ class AnchorOPT:
     def tested_features(self, n: int, images: Tensor | None) -> Tensor:
         """Return plain features (n, e) of the images of a test, which may be known.
 
-        The host may encode them in parts or in several views, and other images too.
+        The host may encode them in parts, in another order or in several views, and other images
+        too.
         """
         call = self.features.of(n, range(n), [] if images is None else [images])
-        if call is None and images is not None:
+        if images is not None and (call is None or call.rearranges(images)):
             call = ImageCall(images, partial(self._plain_images.encode, images))
         if call is None:
             raise UserError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.record import write_record
+from ..dassl_compat.evaluation.label_check import LabelCheck
 from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..encoders.clip_models import words_of
 from ..errors import UserError
@@ -87,6 +88,7 @@ class TwoStages(Checkpoints):
         refuse_data_parallel(self.model, name)
         trained = self._anchoropt_trained()
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames, trained)
+        self.anchoropt.features.watch(self.model)
         for name in self.get_model_names():
             optimizer, scheduler = self._optims[name], self._scheds[name]
             if optimizer is not None and settings.position_lr:
@@ -228,6 +230,8 @@ class TwoStages(Checkpoints):
 
     def parse_batch_test(self: Any, *batch: Any) -> Any:
         parsed = super().parse_batch_test(*batch)  # type: ignore[misc]
+        if self.anchoropt.tested_labels is not None:
+            self.anchoropt.tested_labels.add(next(iter(batch), None), parsed)
         self.anchoropt.tested_images = parsed[0] if isinstance(parsed, (tuple, list)) else None
         return parsed
 
@@ -238,6 +242,8 @@ class TwoStages(Checkpoints):
         run.features.clear()
         run.tested_images = None
         run.is_in_test = False
+        # Here too: a test loop of the host's own has no such check.
+        run.tested_labels = check = LabelCheck(self.anchoropt_host.__name__)
 
         def processed(output: Any, *labels: Any) -> Any:
             """Average the outputs of a test loop that does not call ``model_inference``."""
@@ -248,6 +254,8 @@ class TwoStages(Checkpoints):
         with mock.patch.object(self.evaluator, "process", processed):
             result = super().test(split)  # type: ignore[misc]
         settle_all()
+        check.settle()
+        run.tested_labels = None
         if run.averages(subsample) and not run.is_in_test:
             log.warning(
                 "%s tests without its model_inference and its evaluator: its logits were not "

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from anchoropt_plugin import UserError
+from anchoropt_plugin.dassl_compat.evaluation.label_check import LabelCheck
 from anchoropt_plugin.dassl_compat.evaluation.top_classes import TopClasses, paths_of
 from anchoropt_plugin.files.predictions import PREDICTIONS, read_predictions
 from anchoropt_plugin.files.run_events import read_results
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from tests.dassl_compat.conftest import CLASSES
 
 
@@ -39,6 +41,37 @@ def test_a_test_writes_what_the_evaluator_counts(cfg, sampler):
         assert found.probability[place] == pytest.approx(float(probabilities.max()), rel=1e-5)
     right = sum(top[0] == name for top, name in zip(found.top, found.truth, strict=True))
     assert right == read_results(cfg.OUTPUT_DIR)["correct"]
+
+
+@pytest.mark.parametrize("host", ["OtherImages", "OtherClasses"])
+def test_labels_that_are_not_the_loaders_are_refused(cfg, host):
+    def parse_batch_test(self, batch):
+        if host == "OtherImages":
+            return batch["img"].flip(0), batch["label"].flip(0)
+        return batch["img"], 2 - batch["label"]
+
+    members = {"parse_batch_test": parse_batch_test}
+    TRAINER_REGISTRY.register(force=True)(
+        type(host, (TRAINER_REGISTRY.get("LinearProbe"),), members)
+    )
+    cfg.TRAINER.NAME = host
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"parse_batch_test of {host} returns other labels"):
+        build_trainer(cfg).test()
+    assert not list(Path(cfg.OUTPUT_DIR).iterdir())
+
+
+def test_labels_that_cannot_be_compared_or_are_equal_are_no_error(cfg):
+    check = LabelCheck("Host")
+    images, labels = torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])
+    batch = {"img": images, "label": labels}
+    check.add(batch, (images, labels.int()))
+    check.add(batch, (images, torch.tensor([5, 9]), labels.clone()))  # numbers of the images
+    check.add(batch, (images, labels.repeat(2)))
+    check.add({"img": images}, (images, labels.flip(0)))
+    check.add([images, labels], (images, labels.flip(0)))
+    check.add(batch, images)
+    check.settle()
 
 
 def test_a_validation_writes_nothing_and_a_training_removes_what_is_there(trainer, cfg):

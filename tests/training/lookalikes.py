@@ -496,6 +496,55 @@ class Crops(Host):
         return sum(slow_.l_n(crop) for crop in crops) / 3
 
 
+class Reversed(Host):
+    """Its test reverses the batch, and the logits back."""
+
+    def model_inference(self, image):
+        return self.model(image.flip(0)).flip(0)
+
+
+class Sorted(Host):
+    """Its test sorts the images by brightness, in a loop of its own."""
+
+    @torch.no_grad()
+    def test(self, split=None):
+        self.set_model_mode("eval")
+        for batch in self.test_loader:
+            image, label = self.parse_batch_test(batch)
+            order = image.flatten(1).mean(1).argsort()
+            self.evaluator.process(self.model(image[order])[order.argsort()], label)
+        return 0.0
+
+
+class Mirrored(Host):
+    """Its test mirrors each image."""
+
+    def model_inference(self, image):
+        return self.model(image.flip(-1))
+
+    @classmethod
+    def slow_test_logits(cls, slow_, images):
+        return slow_.l_n(images.flip(-1))
+
+
+class TwoViews(Host):
+    """A test over two views of each image, encoded one after the other."""
+
+    def model_inference(self, image):
+        return (self.model(image.flip(-1)) + self.model(image)) / 2
+
+    @classmethod
+    def slow_test_logits(cls, slow_, images):
+        return (slow_.l_n(images) + slow_.l_n(images.flip(-1))) / 2
+
+
+class InParts(Host):
+    """Its test encodes three images at a time."""
+
+    def model_inference(self, image):
+        return torch.cat([self.model(part) for part in image.split(3)])
+
+
 # ---------------------------------------------------------------------- each parameter's gradient
 class ProGrad(Host):
     """Projects the gradient of each parameter, as ProGrad does."""
@@ -525,5 +574,5 @@ SOFT = torch.eye(4)[[1, 2, 3, 0]]
 HOSTS = [
     *(Host, NormsOfImages, Biases, NormsOfTexts, Whole, LowRank, PromptsByKeyword),
     *(Further, Contrastive, EachImage, Summed, Halves, HalvesAlone, Views, ViewsApart),
-    *(Prototypes, PrototypesInALoop, Crops),
+    *(Prototypes, PrototypesInALoop, Crops, Reversed, Sorted, Mirrored, TwoViews, InParts),
 ]

@@ -313,6 +313,65 @@ def test_a_frozen_encoder_is_not_called_again(clip):
     )
 
 
+# ---------------------------------------------------------------------- images of a test
+class Scales(Host):
+    """Prepares the images for CLIP when it tests, here with another brightness."""
+
+    def model_inference(self, image):
+        return self.model(image / 2)
+
+
+class MirrorsInItsModel(Host):
+    class model_type(Model):
+        def images(self, image):
+            return super().images(image.flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("host", "prepared"), [(Scales, lambda x: x / 2), (MirrorsInItsModel, lambda x: x.flip(-1))]
+)
+def test_images_that_a_host_prepares_for_clip_are_those_of_the_anchor_logits(
+    host, prepared, tmp_path
+):
+    trainer, images = build(host, tmp_path), BATCHES[0]["img"]
+    trainer.set_model_mode("eval")
+    seen = []
+    tested_features = trainer.anchoropt.tested_features
+    trainer.anchoropt.tested_features = lambda *args: seen.append(tested_features(*args)) or seen[0]
+    with torch.no_grad():
+        trainer.model_inference(images)
+        want = F.normalize(trainer.anchoropt.plain.clip.visual(prepared(images)), dim=-1)
+    torch.testing.assert_close(seen[0], want.float())
+
+
+class OwnOrderInTests(Host):
+    """Its classes have an order of their own at a test."""
+
+    def parse_batch_test(self, batch):
+        return batch["img"], 3 - batch["label"]
+
+    def model_inference(self, image):
+        return self.model(image).flip(1)
+
+
+class OwnOrderInALoop(OwnOrderInTests):
+    """The same, in a loop of its own."""
+
+    @torch.no_grad()
+    def test(self, split=None):
+        self.set_model_mode("eval")
+        for batch in self.test_loader:
+            image, label = self.parse_batch_test(batch)
+            self.evaluator.process(self.model(image).flip(1), label)
+        return 0.0
+
+
+@pytest.mark.parametrize("host", [OwnOrderInTests, OwnOrderInALoop])
+def test_an_order_of_the_classes_of_a_hosts_own_is_refused_in_a_test(host, tmp_path):
+    with pytest.raises(UserError, match=r"parse_batch_test of .* returns other labels than its"):
+        build(host, tmp_path).test()
+
+
 # ---------------------------------------------------------------------- gradients, views
 @pytest.mark.parametrize("position", ["identity", "soft", "sinkhorn", "gumbel"])
 def test_a_host_that_looks_at_each_gradient(position, tmp_path):

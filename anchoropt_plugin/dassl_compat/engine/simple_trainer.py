@@ -31,6 +31,7 @@ from ...process.late_checks import settle_all
 from ...process.randomness import share_randomness
 from ..data import DataManager
 from ..evaluation import build_evaluator
+from ..evaluation.label_check import LabelCheck
 from ..evaluation.top_classes import TopClasses, paths_of
 from ..scalar_writers import check_loggers, open_writers
 from ..utils.tools import mkdir_if_missing
@@ -237,8 +238,9 @@ class SimpleTrainer(TrainerBase):
         split, loader = self.split_and_loader(split or self.cfg.TEST.SPLIT)
         print(f"Evaluate on the *{split}* set")
         progress, top = Console(stderr=True), TopClasses()
+        label_check = LabelCheck(type(self).__name__)
         for logits, labels, images in track(
-            self._outputs(loader),
+            self._outputs(loader, label_check),
             "evaluate",
             total=len(loader),
             console=progress,
@@ -249,6 +251,7 @@ class SimpleTrainer(TrainerBase):
             if is_final:
                 top.add(images, logits, labels)
         settle_all()
+        label_check.settle()
         if is_final:
             top.check_finite()
         results = self.evaluator.evaluate()
@@ -282,20 +285,28 @@ class SimpleTrainer(TrainerBase):
         """Return further entries of ``results.json``: values that JSON can hold."""
         return {}
 
-    def _outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    def _outputs(
+        self, loader: Any, label_check: LabelCheck
+    ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         """Yield logits, labels and paths of each batch.
 
         Several processes share the work, and get all.
         """
+
+        def parsed(batch: Any) -> tuple[Tensor, Tensor]:
+            images, labels = self.parse_batch_test(batch)
+            label_check.add(batch, (images, labels))
+            return images, labels
+
         if not (distributed.is_started() and hasattr(loader, "in_turns")):
             for batch in loader:
-                images, labels = self.parse_batch_test(batch)
+                images, labels = parsed(batch)
                 yield self.model_inference(images), labels, paths_of(batch, len(labels))
             return
         for batch in loader.in_turns():
             output = None
             if batch is not None:
-                images, labels = self.parse_batch_test(batch)
+                images, labels = parsed(batch)
                 logits, paths = self.model_inference(images), paths_of(batch, len(labels))
                 output = logits.cpu(), labels.cpu(), paths
             yield from (other for other in distributed.gathered(output) if other is not None)
