@@ -87,6 +87,15 @@ class ImageCall:
             return False
         return torch.equal(own.flatten().sort().values, images.flatten().sort().values)
 
+    def reorders(self, images: Tensor) -> bool:
+        """Whether this call got ``images`` in another order, which waits for a GPU."""
+        own = self.images
+        if own is images or own.shape != images.shape:
+            return False
+        images = images.to(own)
+        moved = own[(own != images).flatten(1).any(1)]
+        return len(moved) > 0 and bool((images == moved[0]).flatten(1).all(1).any())
+
     def shows(self, images: Tensor) -> bool:
         """Whether this call got ``images`` (B, 3, R, R), or consecutive ones of them."""
         own, n = self.images, len(self)

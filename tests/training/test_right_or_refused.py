@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from anchoropt_plugin import PromptHook, UserError, register_hook
 from anchoropt_plugin.commands.check.independent import record_steps
+from anchoropt_plugin.encoders.image_features import ImageCall
 from anchoropt_plugin.encoders.plain_clip import PlainCLIP, PlainImages
 
 from .lookalikes import BATCHES, CE, SUPPORT, Biases, Host, Learner, Model, ProGrad
@@ -108,9 +109,27 @@ class Chosen(Host):
         return F.cross_entropy(self.model(image)[some], label[some])
 
 
+class Shuffled(Host):
+    """Shuffles the images before its model, and sorts the logits back."""
+
+    def loss(self, image, label):
+        order = torch.tensor([1, 2, 3, 0])
+        return F.cross_entropy(self.model(image[order])[order.argsort()], label)
+
+
+class ShufflesInItsModel(Host):
+    """The same, in the model."""
+
+    class model_type(Model):
+        def images(self, image):
+            return super().images(image.flip(0)).flip(0)
+
+
 @pytest.mark.parametrize(
     ("host", "seen"),
     [
+        (Shuffled, r"\(4, 4\) of the images of the batch in another order"),
+        (ShufflesInItsModel, r"\(4, 4\) of the images of the batch in another order"),
         (OwnOrder, r"\(4, 4\) whose targets are not the labels of the batch"),
         (OwnLabels, r"\(4, 4\) whose targets are not the labels of the batch"),
         (OwnColumns, r"\(4, 4\) whose column 1 is not class 'blue circle' but 'star'"),
@@ -314,6 +333,24 @@ def test_a_frozen_encoder_is_not_called_again(clip):
 
 
 # ---------------------------------------------------------------------- images of a test
+def test_images_in_another_order():
+    images = torch.randn(4, 3, 8, 8)
+    for others, reorders, rearranges in [
+        (images, False, False),
+        (images.clone(), False, False),
+        (images.half(), False, False),
+        (images.flip(0), True, True),
+        (images[[0, 2, 1, 3]], True, True),
+        (images.flip(-1), False, True),
+        (images / 2, False, False),
+        (images[:2], False, False),
+    ]:
+        call = ImageCall(others, torch.zeros(len(others), 2))
+        assert (call.reorders(images), call.rearranges(images)) == (reorders, rearranges)
+    given = ImageCall(images.flip(0), torch.zeros(4, 2), images)
+    assert given.reorders(images) and not given.rearranges(images)
+
+
 class Scales(Host):
     """Prepares the images for CLIP when it tests, here with another brightness."""
 
