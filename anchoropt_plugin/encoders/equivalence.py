@@ -26,6 +26,8 @@ CALL_ERRORS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 CHECKED_CLASSES = 64
 CHECKED_AGAIN = 4
 """Classes of a further comparison: what an encoder computes may change between epochs."""
+_ONLY_IN_CLIP = ("token_embedding", "logit_scale")
+"""What a CLIP has, and the text encoder of a host has not."""
 
 
 class Finding(NamedTuple):
@@ -109,12 +111,16 @@ def tower_of(model: TextTower | nn.Module) -> TextTower:
     compared with those of such a model.
 
     Raises:
-        UserError: the model's text tower has another architecture than CLIP's.
+        UserError: the model is no CLIP, as the text encoder of a host; or its text tower has
+            another architecture than CLIP's.
     """
     if isinstance(model, TextTower):
         return model
     tower, name = TextTower(model), type(model).__name__
     if type(model).__module__.partition(".")[0] not in ("open_clip", "transformers"):
+        missing = [part for part in _ONLY_IN_CLIP if not hasattr(tower.clip, part)]
+        if missing:
+            raise UserError(f"{name} has no {', '.join(missing)}: give the whole CLIP")
         return tower
     clip: Any = model
     tokens = tokenize(["a photo of a cat."])

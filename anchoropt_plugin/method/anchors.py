@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -53,6 +54,9 @@ class StageOne:
         lr: learning rate of SGD, on a cosine.
         mse_weight: weight of the distance to the descriptions.
         ce_weight: weight of a cross-entropy on images; 0 or 1 in the published logs.
+
+    Raises:
+        ValueError: a number that stage 1 cannot run with; all are named.
     """
 
     length: int = 1
@@ -61,6 +65,21 @@ class StageOne:
     lr: float = 0.002
     mse_weight: float = 1000.0
     ce_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} is {value}: give an integer from 1"
+            for name, value in vars(self).items()
+            if name in ("length", "epochs", "steps")
+            and not (isinstance(value, Integral) and int(value) > 0)
+        ]
+        for name, value in (("lr", self.lr), ("mse_weight", self.mse_weight)):
+            if not 0 < value < math.inf:
+                faults.append(f"{name} is {value}: give a positive number")
+        if not 0 <= self.ce_weight < math.inf:
+            faults.append(f"ce_weight is {self.ce_weight}: give 0 or a positive number")
+        if faults:
+            raise ValueError(f"StageOne: {'; '.join(faults)}")
 
     def lr_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch: warm-up, then a cosine one epoch late.
@@ -169,10 +188,10 @@ class AnchorTokens:
             on_epoch: called with (epoch, loss) after each epoch.
 
         Raises:
-            ValueError: the names are not a list, the descriptions are not one list for each class,
-                or a list is empty.
-            UserError: a dict without a class, a loss that is not finite, or a text tower of
-                another architecture than CLIP's.
+            ValueError: the names are not a list of texts, the descriptions are not one list of
+                texts for each class, or a list is empty. A set is refused: it has no order.
+            UserError: a dict without a class, a loss that is not finite, a model that is no CLIP,
+                or a text tower of another architecture than CLIP's.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
 
@@ -185,13 +204,14 @@ class AnchorTokens:
         """
         settings = settings or StageOne()
         tower = tower_of(tower)
-        # A str is a sequence of str, so stage 1 would learn from single letters.
-        if isinstance(class_names, str):
-            raise ValueError(f"class_names must be a list of names; got the str {class_names!r}")
+        if not _is_texts(class_names):
+            kind = type(class_names).__name__
+            raise ValueError(f"class_names must be a list of names; got the {kind} {class_names!r}")
         if isinstance(descriptions, Mapping):
             descriptions = of_classes(descriptions, class_names, "the dict of descriptions")
-        for given in (descriptions, *descriptions):
-            if isinstance(given, (str, Mapping)):
+        is_list = isinstance(descriptions, Sequence) and not isinstance(descriptions, str)
+        for given in descriptions if is_list else [descriptions]:
+            if not _is_texts(given):
                 raise ValueError(
                     "descriptions must be one list of sentences per class, in the order of "
                     f"class_names, or a dict of such lists; got a {type(given).__name__}"
@@ -300,6 +320,13 @@ class AnchorTokens:
         losses = content.get("losses")
         losses = losses if isinstance(losses, list) else []
         return cls(values.float(), losses, str(content.get("key", "")))
+
+
+def _is_texts(given: object) -> bool:
+    """Whether ``given`` is a list of texts; a text is a sequence of texts too, its letters."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return False
+    return all(isinstance(text, str) for text in given)
 
 
 def _targets(tower: TextTower, descriptions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:

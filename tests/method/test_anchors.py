@@ -125,6 +125,39 @@ def test_a_name_in_place_of_names_is_refused(clip):
         load_predictor("nowhere", classes="cat")
 
 
+@pytest.mark.parametrize("names", [set(NAMES), dict.fromkeys(NAMES), [*NAMES[:2], 3]])
+def test_names_without_an_order_are_refused(clip, names):
+    """A set would pair names with the descriptions of other classes."""
+    with pytest.raises(ValueError, match="class_names must be a list of names; got the "):
+        AnchorTokens.learn(clip, names, TEXTS, StageOne(epochs=1))
+    for texts in ([*TEXTS[:2], {"a.", "b."}], {0: "a.", 1: "b."}.items(), [*TEXTS[:2], [3]]):
+        with pytest.raises(ValueError, match="must be one list of sentences per class"):
+            AnchorTokens.learn(clip, NAMES, texts, StageOne(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"mse_weight": 0.0}, r"mse_weight is 0\.0: give a positive number"),
+        ({"lr": math.nan, "ce_weight": -1.0}, r"lr is nan: .*; ce_weight is -1\.0: give 0 or"),
+        ({"epochs": 2.5}, r"epochs is 2\.5: give an integer from 1"),
+        ({"epochs": 0, "length": 0, "steps": -1}, r"length is 0: .*epochs is 0: .*steps is -1: "),
+    ],
+)
+def test_numbers_that_stage_1_cannot_run_with_are_refused(settings, says):
+    with pytest.raises(ValueError, match=f"^StageOne: {says}"):
+        StageOne(**settings)
+
+
+def test_a_text_encoder_in_place_of_a_clip_is_refused(clip):
+    encoder = torch.nn.Module()
+    encoder.transformer, encoder.ln_final = clip.transformer, clip.ln_final
+    encoder.positional_embedding = clip.positional_embedding
+    encoder.text_projection = clip.text_projection
+    with pytest.raises(UserError, match="Module has no token_embedding, logit_scale: give the wh"):
+        AnchorTokens.learn(encoder, NAMES, TEXTS)
+
+
 def test_a_dict_of_descriptions_and_a_plain_clip_give_the_same_anchors(clip):
     listed = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, StageOne(epochs=2))
     by_name = {"Red_Panda": TEXTS[2], "cat": TEXTS[0], "Golden Retriever": TEXTS[1], "dog": ["x"]}
