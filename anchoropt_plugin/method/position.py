@@ -40,8 +40,8 @@ class AnchorPositionModule(nn.Module):
         (``torch.distributed``) draw the same P.
 
     Raises:
-        ValueError: an unknown relaxation, a temperature that is not positive, or a shape that does
-            not fit.
+        ValueError: an unknown relaxation, a temperature that is not positive, anchors that are not
+            finite, or a shape that does not fit.
 
     Source: AnchorOPT (Li et al., arXiv 2511.21188).
 
@@ -81,6 +81,8 @@ class AnchorPositionModule(nn.Module):
                 f"anchors are {anchors.dtype} {tuple(anchors.shape)}: expected floating point "
                 "(K, d)"
             )
+        if not anchors.isfinite().all():
+            raise ValueError("the anchors are not finite: learn or load them again")
         self.n_ctx = n_ctx
         self.relaxation = relaxation
         self.temperature = temperature
@@ -199,9 +201,24 @@ class AnchorPositionModule(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self.temperature = float(state)
 
+    # Not in the extra state: a host compares its shape with that of earlier checkpoints.
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        number = list(RELAXATIONS).index(self.relaxation)
+        destination[f"{prefix}relaxation"] = torch.tensor(number)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
-        there = [f"{prefix}{name}" in state_dict for name in ("logits", "anchors")]
-        self.is_loaded = all(there)
+        state_dict = {**state_dict}
+        number = state_dict.pop(f"{prefix}relaxation", None)  # earlier versions saved none
+        there = self.relaxation if number is None else dict(enumerate(RELAXATIONS)).get(int(number))
+        if there != self.relaxation:
+            raise UserError(
+                f"the position matrix of the checkpoint has the relaxation {there!r}, but here it "
+                f"is {self.relaxation!r}: give the one it was trained with (attach: relaxation, a "
+                "run: TRAINER.ANCHOROPT.POSITION)"
+            )
+        loaded = [f"{prefix}{name}" in state_dict for name in ("logits", "anchors")]
+        self.is_loaded = all(loaded)
         saved = state_dict.get(f"{prefix}logits", self.logits)
         if saved.shape != self.logits.shape:
             raise UserError(
@@ -211,7 +228,7 @@ class AnchorPositionModule(nn.Module):
                 "tested on its own classes"
             )
         # A checkpoint of the host alone has neither, and misses nothing.
-        if any(there):
+        if any(loaded):
             super()._load_from_state_dict(state_dict, prefix, *more)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def _identity(scores: Tensor, temperature: float) -> Tensor:
     return used
 
 
+# Checkpoints hold the place of a name in this order: a new one goes to the end.
 RELAXATIONS: dict[str, Relaxation] = {
     # Independent rows, as in the released code: a token may be lost or repeated.
     "gumbel": Relaxation(_softmax_rows, _one_hot_rows, noisy=True),

@@ -61,9 +61,16 @@ class PromptHook:
         The learner's prompts have no anchors yet.
         """
         suffix = getattr(learner, "token_suffix", None)
-        row = int(self.tokens(learner)[0].argmax()) - self.first(learner) - self.n_ctx(learner)
+        tokens, stop = self.tokens(learner), self.first(learner) + self.n_ctx(learner)
+        row = int(tokens[0].argmax()) - stop
         if not isinstance(suffix, Tensor) or not 0 <= row < suffix.shape[1]:
             return None
+        if stop + suffix.shape[1] != tokens.shape[1]:
+            raise UserError(
+                f"{type(self).__name__} ends the context at token {stop}, but token_suffix of "
+                f"{type(learner).__name__} has the last {suffix.shape[1]} of {tokens.shape[1]} "
+                "tokens: its first and n_ctx must fit, or give it a method end of its own"
+            )
         return suffix[0, row].detach()
 
     def missing(self, learner: Any) -> list[str]:
@@ -263,9 +270,9 @@ def attach(
         The module; ``detach`` takes it off.
 
     Raises:
-        ValueError: ``pooling`` is unknown.
-        UserError: the learner is of another kind, already carries anchors, or a prompt has no room
-            for K more tokens.
+        ValueError: ``pooling`` is unknown, or ``AnchorPositionModule`` refuses an argument.
+        UserError: the learner is of another kind, its hook does not fit it, it already carries
+            anchors, ``anchors`` are no tensor (K, d), or a prompt has no room for K more tokens.
 
     >>> class Learner(nn.Module):
     ...     def __init__(self):
@@ -290,6 +297,11 @@ def attach(
         raise ValueError(f"unknown pooling {pooling!r}: one of {', '.join(POOLINGS)}")
     if attached(learner) is not None:
         raise UserError(f"{type(learner).__name__} already carries anchors: detach them first")
+    if not isinstance(anchors, Tensor) or anchors.dim() != 2:
+        given = tuple(anchors.shape) if isinstance(anchors, Tensor) else type(anchors).__name__
+        raise UserError(
+            f"anchors are {given}: give a tensor (K, d), such as the values of AnchorTokens"
+        )
     width = hook.dim(learner)
     if anchors.shape[-1] != width:
         raise UserError(
@@ -297,6 +309,11 @@ def attach(
             "they were learned on another backbone"
         )
     tokens = hook.tokens(learner)
+    if pooling == "eot" and tokens.data_ptr() != hook.tokens(learner).data_ptr():
+        raise UserError(
+            f"tokens of {type(hook).__name__} returns a copy: it must return the tensor in which "
+            "the host finds EOT, which moves there"
+        )
     n_anchors = len(anchors)
     if n_anchors and bool(tokens[:, -n_anchors:].any()):
         full = int(tokens[:, -n_anchors:].any(-1).nonzero()[0])

@@ -34,7 +34,6 @@ class Predictor:
     of its trainer.
 
     Attributes:
-        classes: C class names in the order of their labels; classes may share a name.
         batch_size: images encoded at once, ``DATALOADER.TEST.BATCH_SIZE``.
         transform: of a test, from a PIL image in RGB to a tensor (3, R, R).
     """
@@ -42,7 +41,7 @@ class Predictor:
     _trainer: Any = None
 
     def __init__(self, classes: Sequence[str], batch_size: int, transform: Any) -> None:
-        self.classes = list(classes)
+        self.__dict__["classes"] = tuple(classes)  # where the pickles of earlier versions have them
         self.batch_size = batch_size
         self.transform = transform
 
@@ -74,6 +73,14 @@ class Predictor:
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if name != "_trainer"}
         return {**own, "_portable": self._portable}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """C class names in the order of their labels; classes may share a name.
+
+        They cannot be changed: the model was made for them.
+        """
+        return tuple(self.__dict__["classes"])
 
     @property
     def model(self) -> nn.Module:

@@ -790,7 +790,7 @@ def test_probabilities_are_those_of_an_evaluation(runs, trainer, classes, capfd)
     capfd.readouterr()
     predictor = load_predictor(runs / trainer, None if classes == "base" else names)
     assert capfd.readouterr() == ("", "")
-    assert predictor.classes == names
+    assert predictor.classes == tuple(names)
     found = predictor.probabilities(paths)
     torch.testing.assert_close(found, logits.softmax(-1), rtol=1e-5, atol=1e-7)
     with Image.open(paths[0]) as image:

@@ -68,7 +68,7 @@ def test_class_names_that_imagenet_has_twice(part, tmp_path, capsys):
     assert "* class: 0 (crane)" in log and "* class: 1 (crane)" in log
 
     predictor = load_predictor(tmp_path / "out")
-    assert predictor.classes[:2] == ["crane", "crane"]
+    assert predictor.classes[:2] == ("crane", "crane")
     image = tmp_path / "imagenet/images/val/n01443537/val_00000002.JPEG"
     probabilities = predictor.probabilities([image])[0].tolist()
     answer = predictor(image)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anchoropt_plugin import AnchorPositionModule
+from anchoropt_plugin import AnchorPositionModule, UserError
 from anchoropt_plugin.method.relaxations import RELAXATIONS
 
 DISCRETE = ("gumbel", "sinkhorn", "identity")
@@ -182,7 +182,7 @@ def test_anchors_are_a_buffer_and_get_no_gradient():
     arrange = module("soft")
     arrange(torch.ones(3, 4)).sum().backward()
     assert [name for name, _ in arrange.named_parameters()] == ["logits"]
-    assert set(arrange.state_dict()) == {"logits", "anchors", "_extra_state"}
+    assert set(arrange.state_dict()) == {"logits", "anchors", "_extra_state", "relaxation"}
     assert not arrange.anchors.requires_grad
 
 
@@ -211,6 +211,8 @@ def test_a_context_of_another_shape_is_refused_with_both_shapes():
         module()(torch.ones(4, 4))
     with pytest.raises(ValueError, match="expected floating point"):
         AnchorPositionModule(2, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="the anchors are not finite"):
+        AnchorPositionModule(2, torch.full((1, 4), torch.nan))
 
 
 def test_the_task_moves_the_logits_by_a_map_that_starts_at_zero():
@@ -227,4 +229,28 @@ def test_the_task_moves_the_logits_by_a_map_that_starts_at_zero():
     logits = plain.logits.detach().clone()
     logits[0, 2] += 3
     torch.testing.assert_close(module.relaxed(), logits.softmax(-1))
-    assert set(module.state_dict()) == {"anchors", "logits", "task_map", "_extra_state"}
+    saved = {"anchors", "logits", "task_map", "_extra_state", "relaxation"}
+    assert set(module.state_dict()) == saved
+
+
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+def test_a_state_of_another_relaxation_is_refused_and_nothing_of_it_is_loaded(relaxation):
+    state = module(relaxation, init_std=1.0).state_dict()
+    again = module(relaxation)
+    again.load_state_dict(state)
+    assert torch.equal(again.logits, state["logits"])
+    for other in RELAXATIONS.keys() - {relaxation}:
+        arrange = module(other)
+        before = arrange.logits.detach().clone()
+        with pytest.raises(UserError, match=f"relaxation '{relaxation}', but here it is '{other}'"):
+            arrange.load_state_dict(state)
+        assert torch.equal(arrange.logits, before)
+        del state["relaxation"]  # as earlier versions saved it
+        arrange.load_state_dict(state)
+        assert torch.equal(arrange.logits, state["logits"])
+        state = again.state_dict()
+
+
+def test_the_numbers_of_relaxations_in_checkpoints_stay():
+    numbers = {name: int(module(name).state_dict()["relaxation"]) for name in RELAXATIONS}
+    assert numbers == {"gumbel": 0, "sinkhorn": 1, "soft": 2, "identity": 3}

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from anchoropt_plugin import AnchorPositionModule, PromptHook, UserError, attach, detach
+from anchoropt_plugin import (
+    AnchorPositionModule,
+    AnchorTokens,
+    PromptHook,
+    UserError,
+    attach,
+    detach,
+)
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.prompts import hooks
 
@@ -127,7 +134,7 @@ def test_a_learner_with_anchors_can_be_copied_pickled_and_detached_there(learner
 def test_vanilla_parameters_keep_their_names(learner):
     names = set(learner.state_dict())
     attach(learner, torch.zeros(1, 64))
-    own = {"anchoropt.logits", "anchoropt.anchors", "anchoropt._extra_state"}
+    own = {f"anchoropt.{name}" for name in ("logits", "anchors", "_extra_state", "relaxation")}
     assert set(learner.state_dict()) - names == own
 
 
@@ -139,6 +146,10 @@ def test_gradients_reach_context_and_logits_and_not_the_anchors(learner):
 
 
 def test_what_does_not_fit_is_refused(clip, learner):
+    with pytest.raises(UserError, match=r"anchors are AnchorTokens: give a tensor \(K, d\), such"):
+        attach(learner, AnchorTokens(torch.zeros(1, 64)))
+    with pytest.raises(UserError, match=r"anchors are \(64,\): give a tensor \(K, d\)"):
+        attach(learner, torch.zeros(64))
     with pytest.raises(UserError, match="do not fit a prompt of width 64"):
         attach(learner, torch.zeros(1, 32))
     attach(learner, torch.zeros(1, 64))
@@ -182,3 +193,25 @@ def test_a_hook_of_ones_own(clip):
     prompts = learner()
     torch.testing.assert_close(prompts[:, 1:5], learner.ctx.expand(3, -1, -1))
     assert (prompts[:, 5] == 9).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "says"),
+    [
+        ("tokens", lambda learner: learner.tokenized_prompts.clone(), "returns a copy: it must"),
+        ("n_ctx", lambda learner: 5, "ends the context at token 6, .* the last 72 of 77 tokens"),
+        ("n_ctx", lambda learner: 3, "ends the context at token 4"),
+        ("first", lambda learner: 2, "ends the context at token 6"),
+        ("first", lambda learner: 0, "ends the context at token 4"),
+    ],
+)
+def test_a_hook_that_does_not_fit_its_learner_is_refused(clip, method, value, says):
+    """Features would be read elsewhere than at EOT, or class names would be moved."""
+    kind = type("Mistaken", (Learner,), {})
+    hook = type("Mistake", (PromptHook,), {method: lambda self, learner: value(learner)})
+    hooks.register_hook(kind, hook())
+    learner = kind(clip)
+    before = learner.tokenized_prompts.clone()
+    with pytest.raises(UserError, match=f"Mistake.* {says}"):
+        attach(learner, torch.zeros(1, 64))
+    assert torch.equal(learner.tokenized_prompts, before) and not learner._modules

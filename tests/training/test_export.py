@@ -21,6 +21,7 @@ from torch.nn import functional as F
 import train
 from anchoropt_plugin import UserError, load_clip, load_predictor
 from anchoropt_plugin.__main__ import main
+from anchoropt_plugin.training.predictor import Predictor
 from anchoropt_plugin.training.traced import traced
 
 from ..trainers.runs import ROOT, command
@@ -79,7 +80,7 @@ def test_the_rows_have_length_one_or_are_the_mean_of_two_such_rows(loaded, tmp_p
     with safe_open(tmp_path / "base.safetensors", "pt") as file:
         about = file.metadata()
         weights, scale = file.get_tensor("weights"), file.get_tensor("logit_scale")
-    assert json.loads(about["classes"]) == predictor.classes
+    assert tuple(json.loads(about["classes"])) == predictor.classes
     assert (about["backbone"], about["interpolation"]) == ("tiny", "bicubic")
     assert json.loads(about["image_size"]) == [32, 32]
     assert json.loads(about["mean"]) == [0.48145466, 0.4578275, 0.40821073]
@@ -111,7 +112,7 @@ def test_onnx_gives_the_probabilities_of_any_batch(loaded, images, tmp_path, hos
     predictor.export(tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["classes"]) == predictor.classes
+    assert tuple(json.loads(about["classes"])) == predictor.classes
     assert json.loads(about["image_size"]) == [32, 32]
     wanted = predictor.probabilities(images)
     batch = torch.stack([predictor.transform(image.convert("RGB")) for image in images]).numpy()
@@ -126,6 +127,18 @@ sys.modules["trainers"] = None  # importing it fails
 predictors, images, path = pickle.load(open(sys.argv[1], "rb"))
 pickle.dump([predictor.probabilities(images) for predictor in predictors], open(path, "wb"))
 """
+
+
+def test_class_names_of_a_predictor_cannot_be_changed():
+    """New names would have the probabilities of others."""
+    predictor = Predictor(["cat", "dog"], 1, None)
+    with pytest.raises(AttributeError):
+        predictor.classes = ["dog", "cat"]
+    with pytest.raises(TypeError):
+        predictor.classes[0] = "dog"
+    earlier = Predictor.__new__(Predictor)
+    vars(earlier).update(classes=["cat", "dog"])  # as pickles of earlier versions have them
+    assert earlier.classes == predictor.classes == ("cat", "dog")
 
 
 def test_a_pickle_needs_neither_the_trainer_nor_its_folder(loaded, images, tmp_path):

@@ -102,6 +102,6 @@ def test_a_host_of_another_repository_refuses_a_checkpoint_with_anchors(root, tm
     (path,) = (tmp_path / "a").glob("*/model.pth.tar-1")
     state = torch.load(path, weights_only=False)
     del state["state_dict"]["anchoropt.logits"], state["state_dict"]["anchoropt.anchors"]
-    del state["state_dict"]["anchoropt._extra_state"]
+    del state["state_dict"]["anchoropt._extra_state"], state["state_dict"]["anchoropt.relaxation"]
     torch.save(state, path)
     alone.load_model(str(tmp_path / "a"), epoch=1)

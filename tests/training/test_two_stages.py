@@ -113,7 +113,7 @@ def test_anchors_stay_and_the_rest_moves(trained, root, tmp_path):
     assert not torch.equal(state["anchoropt.logits"], start["anchoropt.logits"])
     assert set(state) == {
         *("ctx", "token_prefix", "token_suffix", "anchoropt.logits", "anchoropt.anchors"),
-        "anchoropt._extra_state",  # the temperature
+        *("anchoropt._extra_state", "anchoropt.relaxation"),  # the temperature is the former
     }
 
 
