@@ -23,6 +23,8 @@ TOP = 5
 """The number of classes of each image, the most likely first."""
 IMAGE = "image"
 _NEEDED = (IMAGE, "truth", "prediction", "probability")
+_ROUNDING = 1e-3
+"""By which a sum of written probabilities may exceed 1."""
 _REST = "values without a column"
 _RANKS = ("", *(f"_{i}" for i in range(2, TOP + 1)))
 """What follows ``prediction`` and ``probability`` in the names of the columns."""
@@ -112,8 +114,9 @@ def read_predictions(path: str | Path, *, is_own: bool = False) -> Predictions:
 
     Args:
         path: the file.
-        is_own: whether a user wrote the file. Each image must then be there once, and each class
-            name have one spelling.
+        is_own: whether a user wrote the file. Each image must then be there once, each class name
+            have one spelling, one class be a truth and a prediction, and the probabilities of an
+            image add up to 1 at most.
 
     Raises:
         UserError: a missing or malformed file; the message names the line.
@@ -164,11 +167,11 @@ def _likely(names: Sequence[str], where: str) -> list[str]:
 def _check_own(
     path: str | Path, lines: Sequence[tuple[int, Mapping[str, str]]], top: Sequence[Sequence[str]]
 ) -> None:
-    """Check that each image is there once, and that each class name has one spelling."""
+    """Check what ``read_predictions`` says of a user's own file."""
     images: dict[str, int] = {}
     names: dict[str, str] = {}
     for (number, line), predicted in zip(lines, top, strict=True):
-        image = line[IMAGE]
+        image = line[IMAGE] and os.path.normpath(line[IMAGE])
         before = images.setdefault(image, number)
         if image and before != number:
             raise UserError(
@@ -182,6 +185,18 @@ def _check_own(
                     f"{path}, line {number}: the class {name!r} is {known!r} above: give a class "
                     "the same name everywhere"
                 )
+        total = sum(float(line.get(f"probability{rank}") or 0) for rank in _RANKS)
+        if total > 1 + _ROUNDING:
+            raise UserError(
+                f"{path}, line {number}: the probabilities add up to {total:.4g}, but must to 1 at "
+                "most"
+            )
+    truth, found = lines[0][1]["truth"], top[0][0]
+    if {line["truth"] for _, line in lines}.isdisjoint(itertools.chain.from_iterable(top)):
+        raise UserError(
+            f"{path}: no prediction is the name of a truth, such as {found!r} and {truth!r}: give "
+            "both the same names"
+        )
 
 
 def _spelled(name: str) -> str:

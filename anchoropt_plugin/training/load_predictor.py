@@ -55,8 +55,8 @@ def load_predictor(
 
     Raises:
         UserError: the folder holds no such run or checkpoint, its trainer is not registered (import
-            its module first), or the classes do not fit. Class weights are damaged, belong to
-            another CLIP, or were asked for other classes.
+            its module first), the classes do not fit, or one class alone is given. Class weights
+            are damaged, belong to another CLIP, or were asked for other classes.
 
     Example::
 
@@ -68,6 +68,11 @@ def load_predictor(
     """
     if isinstance(classes, str):  # a sequence of letters
         raise UserError(f"the class names are the str {classes!r}: give a list of names")
+    if classes is not None and len(classes) == 1:
+        raise UserError(
+            f"{next(iter(classes))!r} is one class name alone, which each image would have: give "
+            'several, as a list (["red fox", "badger"]; predict: --classes "red fox" badger)'
+        )
     folder = Path(model_dir).expanduser()
     _check_device(device)
     if folder.suffix in SUFFIXES and not folder.is_dir():

@@ -110,12 +110,23 @@ def test_a_table_of_ones_own_needs_four_columns_in_any_order(tmp_path):
         ("a,red fox,cat,1\nb,cat,Red_Fox,1\n", r"line 3: the class 'Red_Fox' is 'red fox' above"),
         ("a,cat,cat ,1\n", r"line 2: the class 'cat ' is 'cat' above: give a class the same name"),
         ("a,1,1.0,1\n", r"line 2: the class '1\.0' is '1' above"),
+        ("/a/b,c,c,1\n/a/./b,c,c,1\n", r"line 3: the image /a/b is in line 2 already"),
+        ("a,0,cat,1\nb,1,dog,1\n", r"no prediction is the name of a truth, such as 'cat' and '0'"),
     ],
 )
 def test_a_table_of_ones_own_has_an_image_once_and_one_name_of_a_class(tmp_path, lines, says):
     (tmp_path / "own.csv").write_text(f"{HEADER}\n{lines}")
     read_predictions(tmp_path / "own.csv")  # as the test of a data set may write it
     with pytest.raises(UserError, match=says):
+        read_predictions(tmp_path / "own.csv", is_own=True)
+
+
+def test_probabilities_in_a_table_of_ones_own_add_up_to_1_at_most(tmp_path):
+    (tmp_path / "own.csv").write_text(f"{RANKED}\na,b,b,0.5,c,0.5,d,0.0009\na,b,b,1,,,,\n")
+    read_predictions(tmp_path / "own.csv")
+    (tmp_path / "own.csv").write_text(f"{RANKED}\na,b,b,0.6,c,0.5,,\n")
+    read_predictions(tmp_path / "own.csv")
+    with pytest.raises(UserError, match=r"line 2: the probabilities add up to 1\.1, but must"):
         read_predictions(tmp_path / "own.csv", is_own=True)
 
 

@@ -123,6 +123,8 @@ def test_a_name_in_place_of_names_is_refused(clip):
         AnchorTokens.learn(clip, "cat", [["a."], ["b."], ["c."]])
     with pytest.raises(UserError, match="the class names are the str 'cat': give a list"):
         load_predictor("nowhere", classes="cat")
+    with pytest.raises(UserError, match=r"'cat, dog' is one class name alone, .*: give several"):
+        load_predictor("nowhere", classes=["cat, dog"])
 
 
 @pytest.mark.parametrize("names", [set(NAMES), dict.fromkeys(NAMES), [*NAMES[:2], 3]])
