@@ -205,12 +205,14 @@ class AnchorPositionModule(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         number = list(RELAXATIONS).index(self.relaxation)
-        destination[f"{prefix}relaxation"] = torch.tensor(number)
+        # A float, as a host may average all values of its checkpoints.
+        destination[f"{prefix}relaxation"] = torch.tensor(float(number))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
         state_dict = {**state_dict}
         number = state_dict.pop(f"{prefix}relaxation", None)  # earlier versions saved none
-        there = self.relaxation if number is None else dict(enumerate(RELAXATIONS)).get(int(number))
+        place = list(RELAXATIONS).index(self.relaxation) if number is None else round(float(number))
+        there = dict(enumerate(RELAXATIONS)).get(place)
         if there != self.relaxation:
             raise UserError(
                 f"the position matrix of the checkpoint has the relaxation {there!r}, but here it "
