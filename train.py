@@ -18,7 +18,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,8 +36,8 @@ from yacs.config import CfgNode
 
 import trainers  # noqa: F401  (registers the trainers)
 from anchoropt_plugin import UserError, datasets  # before dassl: it makes `import dassl` work
-from anchoropt_plugin.config.check import check_values, flattened
-from anchoropt_plugin.config.merge import merge_file, merge_list, read_yaml
+from anchoropt_plugin.config.check import check_values
+from anchoropt_plugin.config.merge import merge_file, merge_list
 from anchoropt_plugin.config.reads import reads
 from anchoropt_plugin.config.record import (
     final_epoch,
@@ -78,7 +78,8 @@ from anchoropt_plugin.training.checks import (
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from trainers.config import UNUSED_KEYS, extend_cfg, keys_read
+from trainers.config import extend_cfg
+from trainers.unused_keys import UNUSED_KEYS, unread_keys, unused_keys
 
 datasets.register()
 
@@ -95,8 +96,6 @@ _KEYS = {
     "head": "MODEL.HEAD.NAME",
 }
 """The config key of each flag."""
-_READ_BY_BUILD = ("INPUT", "DATASET", "DATALOADER", "MODEL", "OPTIM")
-"""The sections whose keys are read when a trainer is built."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -190,31 +189,6 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def unused_keys(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
-    """Return the keys of a command line and its yaml files that change nothing in this run.
-
-    The yaml file of a data set serves all trainers here, so their keys do not count there.
-    """
-    of_data, of_method = (
-        {key for key, _ in flattened(read_yaml(path))} if path else set()
-        for path in (args.dataset_config_file, args.config_file)
-    )
-    given, known = of_method | {*args.opts[::2]}, dict(flattened(cfg)).keys()
-    read = keys_read(TRAINER_REGISTRY.get(cfg.TRAINER.NAME))
-    foreign = {key for key in given & known if key.count(".") == 2 and not read(key)}
-    return sorted(foreign | (given | of_data) & UNUSED_KEYS - known)
-
-
-def unread_keys(args: argparse.Namespace, read: Collection[str]) -> list[str]:
-    """Return the keys of a command line that no part of this run has read, given those read."""
-    of_flags = {key for flag, key in _KEYS.items() if getattr(args, flag) is not None}
-    return sorted(
-        key
-        for key in {*args.opts[::2], *of_flags} - UNUSED_KEYS
-        if key.startswith(_READ_BY_BUILD) and key not in read
-    )
-
-
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Check the command line and the configuration, before anything is written.
 
@@ -268,7 +242,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         print(f"{name}: {value}")
     _print_box("Config")
     print(cfg)
-    unused = unused_keys(cfg, args)
+    words = args.opts[::2]
+    unused = unused_keys(cfg, args.dataset_config_file, args.config_file, words)
     if unused:
         print(f"Note: keys of other trainers, without effect: {', '.join(unused)}")
     print(f"** System info **\n{collect_env_info()}\n")
@@ -276,7 +251,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     try:
         with reads(cfg) as read:
             trainer = build_trainer(cfg)
-        unread = unread_keys(args, {*read, "OPTIM.EXTEND"})  # read when the run is resumed
+        of_flags = [key for flag, key in _KEYS.items() if getattr(args, flag) is not None]
+        unread = unread_keys([*words, *of_flags], read)
         if unread:
             print(f"Note: keys that no part of this run reads, without effect: {', '.join(unread)}")
         if args.eval_only:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 from yacs.config import CfgNode
 
 import anchoropt_plugin
-from anchoropt_plugin.config.check import flattened
-from anchoropt_plugin.config.merge import read_yaml
-from anchoropt_plugin.training.two_stages import TwoStages
 
 HOST_KEYS = {
     "COOP": {  # also DePT's
@@ -36,35 +30,6 @@ HOST_KEYS = {
     },
 }
 """The nodes of ``cfg.TRAINER``."""
-
-_PUBLIC_KEYS = Path(anchoropt_plugin.__file__).parent / "assets" / "trainer_keys.yaml"
-UNUSED_KEYS = frozenset(
-    key
-    for key, _ in flattened({"TRAINER": read_yaml(_PUBLIC_KEYS)["TRAINER"]})
-    if key not in dict(flattened({"TRAINER": HOST_KEYS}))
-)
-"""Keys in scripts of public repositories whose trainers are not here; they change nothing."""
-
-_OF_PLAIN_HOSTS = ("FAST_TEXT", "CLASS_CHUNK", "SPLIT_CLASSES", "KEEP_FEATURES")
-
-
-def keys_read(trainer: type) -> Callable[[str], bool]:
-    """Return a function that tells whether a trainer reads a key ``TRAINER.<node>.<name>``.
-
-    It is true for all other keys, and for a trainer without a node, such as ``ZeroshotCLIP``.
-    """
-    node = getattr(trainer, "node", None)
-    further = [*getattr(trainer, "further_nodes", ()), *getattr(trainer, "nodes_of_data", ())]
-
-    def reads(key: str) -> bool:
-        section, of, name = key.split(".")
-        if node is None or section != "TRAINER":
-            return True
-        if of == "ANCHOROPT":
-            return issubclass(trainer, TwoStages) or name in _OF_PLAIN_HOSTS
-        return of in (node, *further)
-
-    return reads
 
 
 def extend_cfg(cfg: CfgNode) -> None:
