@@ -11,22 +11,16 @@ from dassl.data.datasets import DatasetBase, Datum
 
 from ..errors import UserError
 from ..files.images import UprightPath, check_images
-from ..files.readers import read_json, write_json
 from ..process.distributed import is_main
+from .few_shots import FewShots
 from .notes import note_copies, note_few_shots, note_untested_classes
-from .public_pickles import read_public_pickle
+from .split_files import check_files
 from .splits import (
     Item,
     Split,
     check_class_split,
-    check_drawn,
-    check_drawn_by,
-    check_files,
     check_parts,
-    digest,
-    draw_shots,
     in_order,
-    items_of,
     read_split,
     subsample,
 )
@@ -78,7 +72,7 @@ class SplitDataset(DatasetBase):
         self.seed = cfg.SEED
         # One generator for all draws, as in public code, but not Python's global one.
         self.rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
-        self._drawn: tuple[dict[str, Any], Path] | None = None
+        few: FewShots | None = None
         before = self.rng.getstate()
         split = self.make_split()
         self.is_drawn = self.rng.getstate() != before
@@ -87,7 +81,9 @@ class SplitDataset(DatasetBase):
                 whole = split._replace(val=[]) if self.val_is_test else split
                 check_parts(whole, str(self.dataset_dir))
             if cfg.DATASET.NUM_SHOTS >= 1:
-                split = self._few_shots(split, cfg.DATASET.NUM_SHOTS)
+                given = cfg.DATASET.NUM_SHOTS, cfg.SEED, self.rng, self.dataset_dir, self.image_dir
+                few = FewShots(split, *given)
+                split = few.split
             if class_split:  # after the draw: all splits have the same few-shot images
                 split = in_order(split, self.class_splits[class_split])
             split = subsample(split, getattr(cfg.DATASET, "SUBSAMPLE_CLASSES", "all"))
@@ -104,7 +100,8 @@ class SplitDataset(DatasetBase):
                 note_copies(paths[0], [*paths[1], *paths[2]])
         train_x, val, test = parts
         super().__init__(train_x=train_x, val=val, test=test)
-        self._write_draw()
+        if few:
+            few.write()  # all its images are known to exist
 
     def make_split(self) -> Split:
         """Return the split of the whole data set, by default the content of ``split_file``."""
@@ -118,43 +115,3 @@ class SplitDataset(DatasetBase):
             Datum(impath=path_type(f"{self.image_dir}/{path}"), label=label, classname=classname)
             for path, label, classname in items
         ]
-
-    def _few_shots(self, split: Split, shots: int) -> Split:
-        stem = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{self.seed}"
-        public, own = stem.with_name(f"{stem.name}.pkl"), stem.with_name(f"{stem.name}.json")
-        if public.is_file():
-            print(f"Few-shot images are read from {public}")
-            parts = read_public_pickle(public, self.dataset_dir, self.image_dir)
-            drawn = split._replace(**{part: parts[part] for part in _PARTS if part in parts})
-            check_drawn(drawn, split, shots, str(public))
-            return drawn
-        if self.seed < 0:
-            return draw_shots(split, shots, self.rng)
-        key, asked = digest(split), {"seed": self.seed, "shots": shots}
-        if own.is_file():
-            saved = read_json(own)
-            if isinstance(saved, dict) and saved.get("split") == key:
-                print(f"Few-shot images are read from {own}")
-                train, val = (items_of(saved.get(part), f"{own}: {part}") for part in _PARTS)
-                drawn = split._replace(train=train, val=val)
-                check_drawn(drawn, split, shots, str(own))
-                check_drawn_by(saved, asked, str(own))
-                return drawn
-            print(f"{own} was drawn from another split; the images are drawn again")
-        split = draw_shots(split, shots, self.rng)
-        self._drawn = {**asked, "split": key, "train": split.train, "val": split.val}, own
-        return split
-
-    def _write_draw(self) -> None:
-        """Write the few-shot draw to its file, now that all its images are known to exist."""
-        if self._drawn is None:
-            return
-        content, path = self._drawn
-        try:
-            write_json(content, path)
-            print(f"The list of few-shot images is saved in {path}")
-        except OSError:
-            pass  # a read-only data set: the same seed draws the same images again
-
-
-_PARTS = ("train", "val")

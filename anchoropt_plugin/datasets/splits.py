@@ -1,18 +1,13 @@
-"""The split of a data set: reading, few-shot draws, halves of the classes, checks."""
+"""The split of a data set into images for training, validation and test, and into classes."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
 import os
-import random
-import stat
-import sys
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,47 +81,6 @@ def _is_label(text: str) -> bool:
     return text.isdecimal() and len(text) < 10
 
 
-def check_drawn(drawn: Split, split: Split, shots: int, where: str) -> None:
-    """Check that few-shot images belong to the same part of the split, with the same label.
-
-    Raises:
-        UserError: any other image, or more than ``shots`` of a class for training; the message
-            begins with ``where``.
-    """
-    for part in ("train", "val"):
-        known = {(item.path, item.label) for item in getattr(split, part)}
-        for item in getattr(drawn, part):
-            if (item.path, item.label) not in known:
-                raise UserError(
-                    f"{where}: {item.path} with label {item.label} is not in the split's part "
-                    f"{part}; delete the file, the shots are drawn again"
-                )
-    check_classes(drawn, where)
-    counts = Counter((item.label, item.classname) for item in drawn.train)
-    for (_, name), count in counts.items():
-        if count > shots:
-            raise UserError(
-                f"{where}: {count} images of the class {name}, more than the {shots} of "
-                "DATASET.NUM_SHOTS; delete the file, the shots are drawn again"
-            )
-
-
-def check_drawn_by(saved: Mapping[str, Any], asked: Mapping[str, int], where: str) -> None:
-    """Check that a file of few-shot images has the seed and the number of shots of its name.
-
-    A file of an earlier version does not say them.
-
-    Raises:
-        UserError: the file was copied; the message begins with ``where``.
-    """
-    for name, value in asked.items():
-        if saved.get(name, value) != value:
-            raise UserError(
-                f"{where}: drawn with {name} {saved[name]}, not {value}; delete the file, the "
-                "shots are drawn again"
-            )
-
-
 def check_classes(split: Split, where: str) -> None:
     """Check that labels are 0 ... n - 1, each with a training image and one name in all parts.
 
@@ -194,23 +148,6 @@ def by_label(items: Iterable[Item]) -> list[list[Item]]:
     return list(groups.values())
 
 
-def draw_shots(split: Split, shots: int, rng: random.Random) -> Split:
-    """Draw ``shots`` training and ``min(shots, 4)`` validation images of each class.
-
-    Classes are in the order of their first item; a class with fewer images keeps all of them. If
-    ``rng`` has the seed that public code gives to ``random``, the draw equals public code's.
-    """
-    train = _draw(split.train, shots, rng)
-    return split._replace(train=train, val=_draw(split.val, min(shots, 4), rng))
-
-
-def _draw(items: Iterable[Item], shots: int, rng: random.Random) -> list[Item]:
-    drawn: list[Item] = []
-    for group in by_label(items):
-        drawn += rng.sample(group, shots) if len(group) >= shots else group
-    return drawn
-
-
 def subsample(split: Split, which: str) -> Split:
     """Return the first half of the classes (``base``), the other half (``new``) or ``all``.
 
@@ -270,79 +207,5 @@ def in_order(split: Split, names: Sequence[str]) -> Split:
     return Split(*([item._replace(label=label[item.classname]) for item in part] for part in split))
 
 
-def digest(split: Split) -> str:
-    """Return a short hash of the images for training and validation."""
-    text = json.dumps([split.train, split.val])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-_LONGEST_PART = 255
-"""Most bytes in the name of a file or folder."""
 _LONGEST_NAME = 1000
 """Most characters in a class name; CLIP reads fewer."""
-
-
-def _can_be_a_path(name: str) -> bool:
-    try:
-        encoded = os.fsencode(name)
-    except UnicodeEncodeError:
-        if sys.getfilesystemencoding() != "utf-8":
-            raise  # a fault of the process, not of the split
-        return False
-    if b"\0" in encoded:
-        return False
-    return len(encoded) <= _LONGEST_PART or all(
-        len(part) <= _LONGEST_PART for part in encoded.split(b"/")
-    )
-
-
-def _mode(path: str) -> int:
-    try:
-        return os.lstat(path).st_mode
-    except OSError:
-        return 0
-
-
-def check_files(split: Split, image_dir: Path, linked: Iterable[str] = ()) -> None:
-    """Check that every image of a split is a file in the image folder.
-
-    Args:
-        split: the split, with paths relative to ``image_dir``.
-        image_dir: the image folder, which may be a symlink.
-        linked: the folders in ``image_dir`` that may be symlinks too.
-
-    Raises:
-        UserError: an absolute path, a path with ``..``, a symlink out of the folder, or missing
-            images; the message has their number and the first three.
-    """
-    roots = [image_dir.resolve(), *((image_dir / folder).resolve() for folder in linked)]
-
-    def is_inside(path: Path) -> bool:
-        return any(path.resolve().is_relative_to(root) for root in roots)
-
-    # Path objects for a million images would take a minute; checked folders are remembered.
-    parents: dict[str, bool] = {}
-    missing: list[str] = []
-    used = dict.fromkeys(item.path for part in split for item in part)
-    for name in used:
-        if not _can_be_a_path(name):
-            raise UserError(
-                f"the path {name[:200]!r} in the split cannot be a file; correct the split"
-            )
-        if os.path.isabs(name) or (".." in name and ".." in Path(name).parts):  # noqa: PTH117
-            raise UserError(f"the path {name[:200]!r} in the split leads out of {image_dir}")
-        folder = name.rpartition("/")[0]
-        if folder not in parents:
-            parents[folder] = is_inside(image_dir / folder)
-        path = f"{image_dir}/{name}"
-        mode = _mode(path)
-        if not parents[folder] or (stat.S_ISLNK(mode) and not is_inside(Path(path))):
-            raise UserError(f"{path} is a symlink out of {image_dir}; copy the images into it")
-        if not stat.S_ISREG(mode) and not Path(path).is_file():
-            missing.append(path)
-    if missing:
-        first = ", ".join(missing[:3])
-        raise UserError(
-            f"{len(missing)} of {len(used)} images in the split are missing, such as {first}; "
-            "check DATASET.ROOT, and that the data set is unpacked"
-        )

@@ -19,7 +19,8 @@ from anchoropt_plugin.config.same_run import check_same_model, check_same_run
 from anchoropt_plugin.dassl_compat.data.datasets import Datum
 from anchoropt_plugin.dassl_compat.utils.torchtools import load_checkpoint
 from anchoropt_plugin.datasets.public_pickles import load_fewshot_pickle, read_public_pickle
-from anchoropt_plugin.datasets.splits import check_files, read_split
+from anchoropt_plugin.datasets.split_files import check_files
+from anchoropt_plugin.datasets.splits import read_split
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.checkpoint_folder import last_checkpoint_name
 from anchoropt_plugin.files.run_events import read_events, read_results
