@@ -111,7 +111,7 @@ class Estimate:
             parts = [f"{part:.1f}" for part in kind.parts] if kind.parts else ["–"] * 4
             if kind.finished:
                 parts = ["finished runs:", "", "", f"{fmean(kind.finished):.1f}"]
-            total = _text(seconds) if seconds is not None else kind.fault or "unknown"
+            total = _text(seconds) if seconds is not None else "unknown"  # why is told once, below
             name = f"{run.method.name}, {run.dataset} {run.score}: {doing}"
             table.add_row(name, str(kind.number), str(len(kind.anchors)), *parts, total)
         return table

@@ -415,6 +415,15 @@ def test_an_estimate_says_for_how_many_runs_the_time_is_unknown(tmp_path):
     assert str(Estimate([timed, new], 1)).endswith("is unknown: their steps cannot be timed")
 
 
+def test_a_table_of_times_has_no_room_for_the_reason(tmp_path):
+    (run, *_) = planned(tmp_path, "base2new", coop(), datasets=["digits"])[0].runs
+    console = Console(width=80, file=io.StringIO())
+    console.print(
+        Estimate([Kind(run, 2, fault="the folder of the data set is missing")], 1).table()
+    )
+    assert "unknown" in console.file.getvalue() and "missing" not in console.file.getvalue()
+
+
 def test_a_table_of_times_is_not_cut_off(tmp_path):
     (run, *_) = planned(tmp_path, "base2new", coop(), datasets=["digits"])[1].runs
     console = Console(width=80, file=io.StringIO())
