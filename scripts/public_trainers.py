@@ -5,18 +5,21 @@
 Each argument is the folder of a git checkout, named owner/name at its end. For every trainer that
 a checkout registers, `python -m anchoropt_plugin check` runs in the folder of its train.py, with
 the keys that configs/public_trainers.yaml gives for its repository. It compares a step with the
-definition of AnchorOPT, computed apart in float64. Nothing in a checkout changes.
+definition of AnchorOPT, computed apart in float64. A trainer whose file equals one of an earlier
+checkout byte for byte is not tried again. Nothing in a checkout changes.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +36,8 @@ WORDS = ROOT / "configs" / "public_trainers.yaml"
 PAGE = """# Public trainers
 
 The trainers of fetched checkouts of public repositories, unmodified, with AnchorOPT: each is right
-by the probe of `check`, or refused with the line that `check` prints.
+by the probe of `check`, or refused with the line that `check` prints, here without the advice
+behind its semicolon.
 [Hooks](../hooks.md#public-trainers-that-were-tried) says what the probe compares.
 
 ```
@@ -42,6 +46,26 @@ python scripts/public_trainers.py checkouts/*/* --markdown docs/results/public_t
 
 """
 RIGHT, PACKAGE = "right by the probe of `check`", "anchoropt_plugin"
+WITHOUT = """## Without a prompt learner
+
+AnchorOPT needs a module with the tensors `token_prefix`, `token_suffix` and `tokenized_prompts`,
+like CoOp's prompt learner, or a `PromptHook`. These trainers have none.
+
+"""
+COPY, NO_LEARNER = "not tried again: the same file as in", " has no prompt learner: "
+
+
+class Trainer(NamedTuple):
+    """A registered trainer: its file, the folder where `check` runs, and ``module:Trainer``."""
+
+    file: Path
+    folder: Path
+    spec: str
+
+    @property
+    def name(self) -> str:
+        """Return the name of its class."""
+        return self.spec.partition(":")[2]
 
 
 class Row(NamedTuple):
@@ -53,21 +77,41 @@ class Row(NamedTuple):
     result: str
 
 
-def trainers_in(checkout: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the folder of a train.py, and ``module:Trainer``, for each trainer registered there."""
-    for folder in sorted(path.parent for path in checkout.rglob("train.py")):
-        for path in sorted(folder.glob("*/**/*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            # A copy of Dassl has trainers of its own, without prompts.
-            is_left_out = any(part.startswith(".") or part == "dassl" for part in parts)
-            if not is_left_out and not _has_train_py(path.parent, folder):
-                module = ".".join(part for part in parts if part != "__init__")
-                yield from ((folder, f"{module}:{name}") for name in _registered(path))
+class Results:
+    """The results of finished trials, in a file: an interrupted run resumes with it.
+
+    Args:
+        path: a file with one trial and its result a line; None: no file.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = read_text(path).splitlines() if path and path.exists() else []
+        self._known = {tuple(trial): result for trial, result in map(json.loads, lines)}
+
+    def get(self, trial: tuple[str, ...], find: Callable[[], str]) -> str:
+        """Return the result of ``trial``: the one in the file, or what ``find`` returns."""
+        if trial not in self._known:
+            self._known[trial] = find()
+            if self._path:
+                with self._path.open("a") as file:
+                    print(json.dumps([trial, self._known[trial]]), file=file)
+        return self._known[trial]
 
 
-def _has_train_py(folder: Path, top: Path) -> bool:
-    """Whether a folder below ``top``, or one between them, has a train.py of its own."""
-    return folder != top and ((folder / "train.py").is_file() or _has_train_py(folder.parent, top))
+def trainers_in(checkout: Path) -> Iterator[Trainer]:
+    """Yield each trainer registered in a checkout.
+
+    `check` runs in the nearest folder above it that has a train.py, otherwise in the checkout.
+    """
+    for path in sorted(checkout.glob("*/**/*.py")):
+        above = [folder for folder in path.parents if folder.is_relative_to(checkout)]
+        folder = next((folder for folder in above if (folder / "train.py").is_file()), checkout)
+        parts = path.relative_to(folder).with_suffix("").parts
+        # A copy of Dassl has trainers of its own, without prompts. Python imports no other names.
+        if all(part.isidentifier() and part != "dassl" for part in parts):
+            module = ".".join(part for part in parts if part != "__init__")
+            yield from (Trainer(path, folder, f"{module}:{name}") for name in _registered(path))
 
 
 def _registered(path: Path) -> list[str]:
@@ -80,30 +124,52 @@ def _registered(path: Path) -> list[str]:
     return [c.name for c in classes if any(registers in ast.unparse(d) for d in c.decorator_list)]
 
 
-def tried(checkout: Path, words: dict[str, Any], only: Sequence[str], limit: float) -> list[Row]:
-    """Return a row for each trainer of a checkout."""
+def tried(
+    checkout: Path,
+    words: dict[str, Any],
+    only: Sequence[str],
+    limit: float,
+    results: Results,
+    seen: dict[bytes, str],
+) -> Iterator[Row]:
+    """Yield a row for each trainer of a checkout.
+
+    Args:
+        checkout: the folder of a git checkout.
+        words: KEY VALUE pairs by repository and trainer.
+        only: names of trainers; none: all of them.
+        limit: seconds for one trainer.
+        results: of finished trials.
+        seen: repositories by the content of a trainer's file; those of this checkout are added.
+    """
     repository = "/".join(checkout.resolve().parts[-2:])
     command = ["git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     own = words.get(repository, {})
-    return [
-        Row(repository, commit, spec.partition(":")[2], _check(folder, spec, own, limit))
-        for folder, spec in trainers_in(checkout)
-        if not only or spec.partition(":")[2] in only
-    ]
+    for trainer in trainers_in(checkout):
+        name = trainer.name
+        if only and name not in only:
+            continue
+        first = seen.setdefault(trainer.file.read_bytes(), repository)
+        if first != repository:
+            yield Row(repository, commit, name, f"{COPY} {first}")
+            continue
+        more = [str(word) for word in own.get(name, own.get("all", []))]
+        place = str(trainer.file.relative_to(checkout))
+        trial = repository, commit, place, name, *more
+        result = results.get(trial, partial(_check, trainer, more, limit))
+        yield Row(repository, commit, name, result)
 
 
-def _check(folder: Path, spec: str, words: dict[str, list[Any]], limit: float) -> str:
-    """Return ``RIGHT``, or why ``check`` refuses the trainer."""
-    name = spec.partition(":")[2]
-    more = [str(word) for word in words.get(name, words.get("all", []))]
+def _check(trainer: Trainer, more: Sequence[str], limit: float) -> str:
+    """Return ``RIGHT``, or why ``check`` refuses the trainer; ``more`` are KEY VALUE pairs."""
     with tempfile.TemporaryDirectory() as path:
         # The package alone: this repository has folders named trainers and datasets, too.
         Path(path, PACKAGE).symlink_to(ROOT / PACKAGE)
         try:
             done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-m", PACKAGE, "check", spec, *more],
-                cwd=folder,
+                [sys.executable, "-W", "ignore", "-m", PACKAGE, "check", trainer.spec, *more],
+                cwd=trainer.folder,
                 env={**os.environ, "PYTHONPATH": path},
                 capture_output=True,
                 text=True,
@@ -115,7 +181,7 @@ def _check(folder: Path, spec: str, words: dict[str, list[Any]], limit: float) -
     if done.returncode == 0:
         return RIGHT
     lines = done.stderr.strip().splitlines() or ["no message"]
-    return lines[-1].removeprefix("error: ").replace(f"{folder.resolve()}/", "")
+    return lines[-1].removeprefix("error: ").replace(f"{trainer.folder.resolve()}/", "")
 
 
 def as_table(rows: Sequence[Row]) -> str:
@@ -132,9 +198,27 @@ def as_table(rows: Sequence[Row]) -> str:
         groups.setdefault((row.repository, row.commit, row.result), []).append(row.trainer)
     lines = ["| repository | commit | trainers | result |", "| --- | --- | --- | --- |"]
     for (repository, commit, result), names in groups.items():
-        cells = repository, commit, ", ".join(names), result.replace("|", "\\|")
-        lines.append(f"| {' | '.join(cells)} |")
+        advice_cut = result.partition("; ")[0].replace("|", "\\|")
+        lines.append(f"| {repository} | {commit} | {', '.join(names)} | {advice_cut} |")
     return "\n".join([*lines, ""])
+
+
+def as_page(rows: Sequence[Row]) -> str:
+    """Return the page: how many trainers, and the tables of those with and without a learner."""
+    with_learner = [row for row in rows if NO_LEARNER not in row.result]
+    without = [row._replace(result="refused") for row in rows if NO_LEARNER in row.result]
+    n_right = sum(row.result == RIGHT for row in rows)
+    n_copies = sum(row.result.startswith(COPY) for row in rows)
+    n_tried = len(rows) - n_copies
+    counts = (
+        f"Of {len({row.repository for row in rows})} repositories {n_tried} trainers were tried: "
+        f"{n_right} are right, {len(without)} have no prompt learner, "
+        f"and {n_tried - n_right - len(without)} are refused for another reason. "
+        f"{n_copies} more are copies of these.\n\n"
+    )
+    if not without:
+        return PAGE + counts + as_table(with_learner)
+    return f"{PAGE}{counts}{as_table(with_learner)}\n{WITHOUT}{as_table(without)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,16 +232,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="also write a page with the table there"
     )
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="FILE",
+        help="keep results there; those in it are not tried again",
+    )
     args = parser.parse_args(arguments)
     words = yaml.safe_load(read_text(WORDS)) or {}
-    rows: list[Row] = []
-    for checkout in args.checkouts:
-        found = tried(checkout, words, args.only, args.limit)
-        for row in found:
+    results, seen, rows = Results(args.rows), dict[bytes, str](), list[Row]()
+    for checkout in dict.fromkeys(args.checkouts):
+        for row in tried(checkout, words, args.only, args.limit, results, seen):
             print(" | ".join(row), flush=True)
-        rows += found
+            rows.append(row)
     if args.markdown:
-        write_text(args.markdown, PAGE + as_table(rows))
+        write_text(args.markdown, as_page(rows))
     return 0
 
 

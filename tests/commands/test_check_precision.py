@@ -6,6 +6,7 @@ import argparse
 
 import pytest
 import torch
+from yacs.config import CfgNode
 
 from anchoropt_plugin.commands.check import command
 from anchoropt_plugin.commands.check.small_trainer import HostError
@@ -18,10 +19,16 @@ def test_check_tries_the_default_of_the_host_first_on_a_gpu(has_gpu, wanted, mon
     tried = []
 
     def fails(host, with_anchoropt, cfg, *_):
-        tried.append(cfg.TRAINER.COOP.PREC)
+        assert cfg.TRAINER.PREC == cfg.TRAINER.COOP.PREC
+        tried.append(cfg.TRAINER.PREC)
         raise HostError(f"attempt {len(tried)}")
 
+    def keys(cfg):  # some repositories have one PREC for all their trainers
+        cfg.TRAINER.PREC = "fp16"
+        cfg.TRAINER.COOP = CfgNode({"PREC": "fp16"})
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "own_keys", lambda: keys)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(command, "_trial", fails)
     given = {"learner": "", "config_file": "", "opts": [], "classes": None}

@@ -167,7 +167,7 @@ def trial_cfg(
     merge_or_add(cfg, SMALL, "the trial")
     cfg.TRAINER.NAME, cfg.OUTPUT_DIR = trainer.__name__, str(folder)
     cfg.TRAINER.ANCHOROPT.ANCHOR_CACHE = str(folder / "anchors")
-    for section in cfg.TRAINER.values():
+    for section in (cfg.TRAINER, *cfg.TRAINER.values()):
         if precision and isinstance(section, CfgNode) and "PREC" in section:
             section.PREC = precision
     if config_file:
