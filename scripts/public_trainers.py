@@ -44,15 +44,23 @@ behind its semicolon.
 python scripts/public_trainers.py checkouts/*/* --markdown docs/results/public_trainers.md
 ```
 
-"""
-RIGHT, PACKAGE = "right by the probe of `check`", "anchoropt_plugin"
-WITHOUT = """## Without a prompt learner
+Of {repositories} repositories {tried} trainers were tried: {right} are right, {refused} are
+refused, and {without} have no prompt learner. {copies} more are copies.
+
+{table}
+## Without a prompt learner
 
 AnchorOPT needs a module with the tensors `token_prefix`, `token_suffix` and `tokenized_prompts`,
 like CoOp's prompt learner, or a `PromptHook`. These trainers have none.
 
-"""
-COPY, NO_LEARNER = "not tried again: the same file as in", " has no prompt learner: "
+{table_without}
+## Copies
+
+The file of these trainers is equal, byte for byte, to one of another repository, which was tried.
+
+{table_copies}"""
+RIGHT, PACKAGE = "right by the probe of `check`", "anchoropt_plugin"
+COPY, NO_LEARNER = "the same file as in", " has no prompt learner: "
 
 
 class Trainer(NamedTuple):
@@ -204,21 +212,24 @@ def as_table(rows: Sequence[Row]) -> str:
 
 
 def as_page(rows: Sequence[Row]) -> str:
-    """Return the page: how many trainers, and the tables of those with and without a learner."""
-    with_learner = [row for row in rows if NO_LEARNER not in row.result]
+    """Return the page: how many trainers, the table, those without a prompt learner, and copies."""
+    copies = [row for row in rows if row.result.startswith(COPY)]
     without = [row._replace(result="refused") for row in rows if NO_LEARNER in row.result]
-    n_right = sum(row.result == RIGHT for row in rows)
-    n_copies = sum(row.result.startswith(COPY) for row in rows)
-    n_tried = len(rows) - n_copies
-    counts = (
-        f"Of {len({row.repository for row in rows})} repositories {n_tried} trainers were tried: "
-        f"{n_right} are right, {len(without)} have no prompt learner, "
-        f"and {n_tried - n_right - len(without)} are refused for another reason. "
-        f"{n_copies} more are copies of these.\n\n"
+    table = [
+        row for row in rows if not row.result.startswith(COPY) and NO_LEARNER not in row.result
+    ]
+    right = sum(row.result == RIGHT for row in table)
+    return PAGE.format(
+        repositories=len({row.repository for row in rows}),
+        tried=len(table) + len(without),
+        right=right,
+        refused=len(table) - right,
+        without=len(without),
+        copies=len(copies),
+        table=as_table(table),
+        table_without=as_table(without),
+        table_copies=as_table(copies),
     )
-    if not without:
-        return PAGE + counts + as_table(with_learner)
-    return f"{PAGE}{counts}{as_table(with_learner)}\n{WITHOUT}{as_table(without)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -606,6 +606,9 @@ def test_loading_is_not_required_of_a_host_that_cannot_load(command, repository,
     loading = """
         def load_model(self, directory, epoch=None):
             raise LookupError("only with a key of mine")
+
+        def after_epoch(self):
+            assert self.time_start  # before_train has set it
     """
     text = (repository / "trainers/usual.py").read_text() + textwrap.indent(
         textwrap.dedent(loading), "    "

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import io
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,7 @@ def take_step(trainer: Any) -> None:
     with quiet():
         trainer.set_model_mode("train")
         trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
+        trainer.time_start = time.time()  # as by before_train: an after_epoch may print durations
         trainer.before_epoch()
         trainer.forward_backward(next(iter(trainer.train_loader_x)))
         trainer.after_epoch()
