@@ -247,8 +247,12 @@ def _fast_branch(trainer: Any, calls: TextCalls) -> list[str]:
             why = "" if forward.error is None else f": its features differ by {forward.error:.0e}"
             lines.append(f"not used: {kind} keeps its own forward{why}")
             continue
-        gain = gain_of(forward, calls.given[forward.encoder])
+        given = calls.given[forward.encoder]
         lines.append(f"replaces {kind}, relative error {forward.error:.0e}")
+        if given[0].dtype == torch.float16 and not given[0].is_cuda:
+            lines.append("time and memory not measured: CPUs have no half precision of their own")
+            continue
+        gain = gain_of(forward, given)
         lines.append(
             f"{gain.tokens[0]:,} → {gain.tokens[1]:,} tokens, "
             f"{gain.seconds[0] / gain.seconds[1]:.1f} times faster, "
