@@ -20,7 +20,7 @@ import anchoropt_plugin
 from anchoropt_plugin import UserError, dassl_compat
 
 NAMES = {
-    "dassl.engine": "TRAINER_REGISTRY TrainerX build_trainer",
+    "dassl.engine": "TRAINER_REGISTRY TrainerX TrainerXU build_trainer",
     "dassl.engine.trainer": "TrainerX MetricMeter AverageMeter SummaryWriter",
     "dassl.data": "DataManager DatasetWrapper",
     "dassl.data.data_manager": "DataManager DatasetWrapper build_data_loader build_transform",

@@ -442,3 +442,12 @@ def test_an_unknown_trainer_is_named_with_the_nearest(cfg):
     cfg.TRAINER.NAME = "LinearProb"
     with pytest.raises(UserError, match=r"TRAINER\.NAME .* \(did you mean 'LinearProbe'\?\)"):
         build_trainer(cfg)
+
+
+def test_training_with_unlabelled_images_needs_dassl():
+    class Paired(engine.TrainerXU):
+        def __init__(self):
+            pass
+
+    with pytest.raises(UserError, match=r"^Paired trains on labelled and unlabelled"):
+        Paired().run_epoch()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ...errors import UserError
 from ...files.run_events import append_event
 from ...process import distributed
 from ...process.late_checks import late_numbers
@@ -23,6 +24,7 @@ __all__ = [
     "SummaryWriter",
     "TrainerBase",
     "TrainerX",
+    "TrainerXU",
 ]
 
 
@@ -91,3 +93,14 @@ class TrainerX(SimpleTrainer):
         """Return the images, the labels and the domains of a batch, on the device."""
         keys = "img", "label", "domain"
         return tuple(batch[key].to(self.device, non_blocking=True) for key in keys)
+
+
+class TrainerXU(SimpleTrainer):
+    """The name alone, so that a repository with such a trainer can import its other trainers."""
+
+    def run_epoch(self) -> None:
+        """Raise an error: this runtime does not pair labelled with unlabelled batches."""
+        raise UserError(
+            f"{type(self).__name__} trains on labelled and unlabelled images together (TrainerXU), "
+            "which this package's runtime does not do: install Dassl"
+        )
