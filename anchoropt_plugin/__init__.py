@@ -22,6 +22,7 @@ from .encoders.clip_models import load_clip, tokenize
 from .encoders.text_tower import TextTower
 from .errors import UserError
 from .method.anchors import AnchorTokens, StageOne
+from .method.objective import distillation
 from .method.position import AnchorPositionModule
 from .prompts.hooks import PromptHook, attach, attached, detach, register_hook
 from .training.decorators import anchoropt
@@ -43,6 +44,7 @@ __all__ = [
     "attach",
     "attached",
     "detach",
+    "distillation",
     "extend_cfg",
     "fast_text",
     "load_clip",

@@ -72,7 +72,7 @@ def _digits() -> Iterator[_Example]:
         from sklearn.datasets import load_digits  # here, as no other data set needs scikit-learn
     except ImportError as error:
         raise UserError(
-            "the Digits data set needs scikit-learn: pip install -e '.[data]'"
+            "the Digits data set needs scikit-learn: pip install 'anchoropt-plugin[data]'"
         ) from error
     return _digit_examples(load_digits())
 

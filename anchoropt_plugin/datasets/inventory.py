@@ -135,7 +135,11 @@ def check_configured(cfg: Any, sample: int) -> Finding:
         0 if getattr(dataset, "val_is_test", False) else len(dataset.val or ()),
         len(dataset.test or ()),
     )
-    paths = _spread(dataset, sample)
+    paths = _paths(dataset)
+    if getattr(dataset, "are_own", False):  # all were opened when the data set was built
+        finding.opened = len(paths)
+        return finding
+    paths = _spread(paths, sample)
     finding.opened = len(paths)
     try:
         check_images(paths)
@@ -193,8 +197,11 @@ def _is_annotation(item: Download, row: PublicSet) -> bool:
     return any(PurePosixPath(file).is_relative_to(item.paths[0]) for file in row.annotations)
 
 
-def _spread(dataset: DatasetBase, sample: int) -> list[str]:
+def _paths(dataset: DatasetBase) -> list[str]:
     parts = (dataset.train_x, dataset.val or (), dataset.test or ())
-    paths = list(dict.fromkeys(item.impath for part in parts for item in part))
+    return list(dict.fromkeys(item.impath for part in parts for item in part))
+
+
+def _spread(paths: Sequence[str], sample: int) -> list[str]:
     count = min(sample, len(paths))
     return [paths[number * len(paths) // count] for number in range(count)]

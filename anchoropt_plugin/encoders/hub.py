@@ -107,7 +107,7 @@ def open_clip_config(name: str) -> dict[str, Any]:
     try:
         import open_clip
     except ImportError as error:
-        raise _missing(name, "open_clip_torch", "open_clip") from error
+        raise _missing(name, "open_clip_torch", "open-clip") from error
     model = name.removeprefix(OPEN_CLIP)
     config = open_clip.get_model_config(model)
     if config is None:

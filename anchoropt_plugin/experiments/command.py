@@ -22,7 +22,7 @@ from .executors import EXECUTORS
 from .experiment import Experiment
 from .files import find
 from .fork_server import start_server
-from .formats import markdown, rich_table
+from .formats import caption_of, markdown, rich_table
 from .own_repository import own_repository
 from .plan import Job, plan
 from .preflight import check_parts
@@ -196,6 +196,7 @@ def _run_and_report(
     made = tables(rows, experiment.protocol, published=not own)
     for table in made:
         console.print(rich_table(table))
+    console.print(caption_of(experiment, made))
     page = write_report(
         experiment,
         jobs,

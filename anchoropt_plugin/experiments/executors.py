@@ -32,7 +32,7 @@ def _slurm(args: argparse.Namespace) -> tuple[Executor, int]:
         UserError: submitit or a command of Slurm is missing, or an option is invalid.
     """
     if not args.dry_run and importlib.util.find_spec("submitit") is None:
-        raise UserError("--executor slurm needs submitit: pip install -e '.[slurm]'")
+        raise UserError("--executor slurm needs submitit: pip install 'anchoropt-plugin[slurm]'")
     for program in ("sbatch", "squeue"):
         if not args.dry_run and shutil.which(program) is None:
             raise UserError(

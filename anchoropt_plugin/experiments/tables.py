@@ -80,9 +80,15 @@ def tables(results: pd.DataFrame, protocol: Protocol, published: bool = True) ->
     out = [_table(group, [group], part, protocol, published) for group, part in groups.items()]
     averaged = _averaged(results)
     if len(groups) > 1 and not averaged.empty:
-        title = f"average of {len(groups)} data sets"
+        seeds, all_seeds = _seeds(averaged), _seeds(results)
+        of_seeds = f", seeds {', '.join(map(str, seeds))}" if seeds != all_seeds else ""
+        title = f"average of {len(groups)} data sets{of_seeds}"
         out.append(_table(title, list(groups), averaged, protocol, published))
     return out
+
+
+def _seeds(rows: pd.DataFrame) -> list[int]:
+    return sorted(rows.loc[rows["has_seeds"].astype(bool), "seed"].unique())
 
 
 def _averaged(results: pd.DataFrame) -> pd.DataFrame:

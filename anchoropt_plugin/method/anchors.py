@@ -204,9 +204,7 @@ class AnchorTokens:
         """
         settings = settings or StageOne()
         tower = tower_of(tower)
-        if not _is_texts(class_names):
-            kind = type(class_names).__name__
-            raise ValueError(f"class_names must be a list of names; got the {kind} {class_names!r}")
+        _check_names(class_names)
         if isinstance(descriptions, Mapping):
             descriptions = of_classes(descriptions, class_names, "the dict of descriptions")
         is_list = isinstance(descriptions, Sequence) and not isinstance(descriptions, str)
@@ -283,6 +281,30 @@ class AnchorTokens:
         embedded = TextTower.of(tower).embed(tokens)[0, 1 : 1 + length]
         return cls(embedded.detach().float().cpu())
 
+    @torch.no_grad()
+    def class_features(self, tower: TextTower | nn.Module, class_names: Sequence[str]) -> Tensor:
+        """Return the features of the anchor prompts ``[A] of {class}.``: (C, e), float32, length 1.
+
+        The scaled cosines of an image's feature with them are the anchor logits l_a.
+
+        Args:
+            tower: as in ``learn``.
+            class_names: C names, also of other classes than those of stage 1.
+
+        Raises:
+            ValueError: the names are not a list of texts.
+            UserError: a model that ``learn`` refuses.
+
+        >>> from anchoropt_plugin import load_clip
+        >>> anchors = AnchorTokens(torch.zeros(1, 128))
+        >>> anchors.class_features(load_clip("tiny"), ["star", "ring"]).shape
+        torch.Size([2, 128])
+        """
+        _check_names(class_names)
+        tower = tower_of(tower)
+        anchors = self.values.to(tower.device)
+        return AnchorPrompts(tower, class_names, len(anchors)).encode(anchors)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the anchors, whole or not at all, in the layout of published ones."""
         content = {
@@ -320,6 +342,12 @@ class AnchorTokens:
         losses = content.get("losses")
         losses = losses if isinstance(losses, list) else []
         return cls(values.float(), losses, str(content.get("key", "")))
+
+
+def _check_names(given: object) -> None:
+    if not _is_texts(given):
+        kind = type(given).__name__
+        raise ValueError(f"class_names must be a list of names; got the {kind} {given!r}")
 
 
 def _is_texts(given: object) -> bool:

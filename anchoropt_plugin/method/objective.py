@@ -53,7 +53,7 @@ def to_float32(loss: Tensor) -> Tensor:
 
 
 def distillation(
-    prompt_logits: Tensor, anchor_logits: Tensor, temperature: float, reduction: str = "mean"
+    prompt_logits: Tensor, anchor_logits: Tensor, temperature: float = 1.0, reduction: str = "mean"
 ) -> Tensor:
     """Return T² · KL(softmax(ens / T) ‖ softmax(l_n / T)); ens, the averaged logits, is detached.
 

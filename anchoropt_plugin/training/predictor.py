@@ -74,6 +74,10 @@ class Predictor:
         own = {name: value for name, value in vars(self).items() if name != "_trainer"}
         return {**own, "_portable": self._portable}
 
+    def __repr__(self) -> str:
+        first, n = ", ".join(self.classes[:3]), len(self.classes)
+        return f"{type(self).__name__}({n} classes: {first}{', …' if n > 3 else ''})"
+
     @property
     def classes(self) -> tuple[str, ...]:
         """C class names in the order of their labels; classes may share a name.

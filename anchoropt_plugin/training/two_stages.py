@@ -180,7 +180,8 @@ class TwoStages(Checkpoints):
         anchors = AnchorTokens(self.anchoropt.position.anchors.detach().float().cpu())
         anchors.save(Path(self.output_dir) / PUBLISHED_FILE)
         append_event(self.output_dir, "anchors")
-        print("Stage 2: learning the soft tokens and the position matrix")
+        if self.start_epoch < self.max_epoch:
+            print("Stage 2: learning the soft tokens and the position matrix")
 
     def before_epoch(self: Any) -> None:
         run = self.anchoropt

@@ -232,6 +232,16 @@ class Visual(TrainerX):
         self.model = clip.load(path, device="cpu", jit=False)[0]
 """
 
+TUPLE = """
+from trainers.usual import *
+
+
+@TRAINER_REGISTRY.register()
+class Tuple(Usual):
+    def model_inference(self, image):  # as of a model that takes a test for a training
+        return self.model(image), None
+"""
+
 CROSS_ENTROPY = "F.cross_entropy(output, label)"
 
 
@@ -265,6 +275,7 @@ def repository(tmp_path_factory):
     deep = deep.replace(own, f"{own}; self.deep = nn.Parameter(torch.ones(4, 512))")
     write(folder, "trainers/deep.py", deep)
     write(folder, "trainers/visual.py", VISUAL)
+    write(folder, "trainers/tuple.py", TUPLE)
     write(folder, "trainers/unimportable.py", "import a_module_that_is_nowhere\n")
     return folder
 
@@ -649,6 +660,7 @@ def test_clean_cfg_keeps_the_keys_of_the_host(repository, tmp_path):
         ("visual:Visual", ["Visual has no prompt learner", "token_prefix", "like CoOp's"]),
         ("odd:Odd", ["Odd computes no F.cross_entropy", "its 8 classes", "(output, label)"]),
         ("broken:Broken", ["Broken without AnchorOPT fails", "trainers/broken.py:", "stand-ins"]),
+        ("tuple:Tuple", ["model_inference of Tuple returns a tuple, not logits"]),
         ("unimportable:X", ["importing trainers.unimportable fails", "a_module_that_is_nowhere"]),
         ("usual:Usaul", ["no trainer 'Usaul' (did you mean 'Usual'?)", "it registers Usual"]),
     ],

@@ -58,6 +58,8 @@ def test_the_last_epoch(cfg, monkeypatch, capsys, patience, last, best):
     assert (line in said) == (last < len(RESULTS))
 
     again = run(cfg, monkeypatch)  # a finished run is tested again, not continued
+    told = f"All {len(RESULTS)} epochs are finished: nothing is trained, only tested"
+    assert (told in capsys.readouterr().out) == (last == len(RESULTS))
     assert not again.rates
     assert torch.equal(again.model[2].weight, trainer.model[2].weight)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -90,9 +91,10 @@ def test_a_data_set_given_by_its_yaml(tmp_path, capsys):
     assert data.main(words) == 1
     assert "missing" in capsys.readouterr().out
     own_images(tmp_path / "own")
-    assert data.main(words) == 0
+    assert data.main([*words, "--sample", "2"]) == 0
     said = capsys.readouterr().out
     assert "complete" in said and "1 file(s) in" in said and "eel/note.txt" in said
+    assert re.search(r"complete.*\b10 *│", said)  # all of one's own images are opened
     for path in ("fox/1.png", "fox/4.png", "eel/0.png"):
         file = tmp_path / "own" / path
         file.write_bytes(file.read_bytes()[:100])

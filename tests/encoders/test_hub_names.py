@@ -121,7 +121,7 @@ def test_a_failed_download_is_one_line(listed: nn.Module, monkeypatch: pytest.Mo
     ("name", "package", "extra"),
     [
         ("hf-hub:a/b", "huggingface_hub", "transformers"),
-        ("open_clip:a/b", "open_clip", "open_clip"),
+        ("open_clip:a/b", "open_clip", "open-clip"),
     ],
 )
 def test_a_missing_package_is_named(

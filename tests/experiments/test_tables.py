@@ -101,6 +101,12 @@ def test_over_data_sets_the_averages_are_averaged():
     assert ours["base"].std == pytest.approx(2.0)  # of the seeds' averages 65, 67, 69
 
 
+def test_the_average_says_which_seeds_all_data_sets_have():
+    fewer = [row for row in rows("shapes") if row["seed"] != 2]
+    *_, average = made(rows() + fewer)
+    assert average.title == "average of 2 data sets, seeds 1, 3"
+
+
 def test_a_method_that_lacks_a_data_set_has_no_average():
     only = {"CoOp": [50.0, 52.0, 54.0]}
     *_, average = made(rows() + rows("shapes", base=only, new=only))

@@ -136,6 +136,7 @@ def _trial(
         learners = learners_of(alone)
         if learners:
             take_step(alone)
+            logits_at_test(alone)
     if not learners:
         raise UserError(
             f"{name} has no prompt learner: AnchorOPT needs a module with the tensors "

@@ -136,6 +136,8 @@ class SimpleTrainer(TrainerBase):
             raise UserError(
                 f"some processes do not see the checkpoints in {directory}: use a shared folder"
             )
+        if self.start_epoch >= self.max_epoch > 0:
+            print(f"All {self.max_epoch} epochs are finished: nothing is trained, only tested")
         rewind(self.output_dir, self.start_epoch)
         self._restore_best_result(directory)
         if directory == self.output_dir or self.start_epoch == self.max_epoch:
@@ -301,15 +303,25 @@ class SimpleTrainer(TrainerBase):
         if not (distributed.is_started() and hasattr(loader, "in_turns")):
             for batch in loader:
                 images, labels = parsed(batch)
-                yield self.model_inference(images), labels, paths_of(batch, len(labels))
+                yield self._logits(images), labels, paths_of(batch, len(labels))
             return
         for batch in loader.in_turns():
             output = None
             if batch is not None:
                 images, labels = parsed(batch)
-                logits, paths = self.model_inference(images), paths_of(batch, len(labels))
+                logits, paths = self._logits(images), paths_of(batch, len(labels))
                 output = logits.cpu(), labels.cpu(), paths
             yield from (other for other in distributed.gathered(output) if other is not None)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Any = self.model_inference(images)
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"in a test, model_inference of {type(self).__name__} returns a "
+                f"{type(logits).__name__}, not logits (images, classes); only registered models "
+                "(register_model) are in eval mode then: ask one of them for `training`"
+            )
+        return logits
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Return the logits (B, C) of images (B, 3, H, W)."""

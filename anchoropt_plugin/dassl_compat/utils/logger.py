@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import sys
-import time
 import warnings
 import weakref
 from pathlib import Path
@@ -34,6 +33,7 @@ class Logger:
             # Class names may be in any script; a terminal's encoding may lack the letters.
             self.console.reconfigure(errors="backslashreplace")
         self.path = Path(fpath)
+        self.size_before = self.path.stat().st_size if self.path.exists() else 0
         lock = contextlib.ExitStack()
         lock.enter_context(locked_folder(self.path.parent))
         self._unlock = weakref.finalize(self, lock.close)  # runs when Python ends, at the latest
@@ -68,7 +68,7 @@ def setup_logger(output: str | None = None) -> None:
 
     Args:
         output: a .txt or .log file, or a folder for ``log.txt``; None does nothing. An existing
-            log stays, and the new one gets the time in its name.
+            log goes on: Dassl begins another file, which CoOp's log parser does not read.
 
     Raises:
         UserError: a folder that another process has locked; nothing is written.
@@ -79,8 +79,6 @@ def setup_logger(output: str | None = None) -> None:
         path = Path(output)
         if path.suffix not in (".txt", ".log"):
             path = path / "log.txt"
-        if path.exists():
-            path = path.with_name(path.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
         sys.stdout = Logger(path)
     else:
         warnings.simplefilter("ignore")
@@ -89,7 +87,7 @@ def setup_logger(output: str | None = None) -> None:
 
 
 def withdraw_log() -> None:
-    """Undo ``setup_logger``: remove its log file, and the folder if nothing else is in it.
+    """Undo ``setup_logger``: the log is as before, and a new folder is gone.
 
     For errors found before the run starts: the line on stderr is enough.
     """
@@ -97,6 +95,9 @@ def withdraw_log() -> None:
     if isinstance(logger, Logger):
         sys.stdout = logger.console
         logger.close()
+        if logger.size_before:
+            os.truncate(logger.path, logger.size_before)
+            return
         logger.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             logger.path.parent.rmdir()
