@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from .execution import Event
 
@@ -24,8 +25,10 @@ def follow(events: Iterable[Event], total: int, console: Console) -> list[Event]
     """Show a bar for all ``total`` runs and one for each started run; return the failures."""
     failed: list[Event] = []
     bars: dict[Path, TaskID] = {}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    folded = Column(no_wrap=False)  # in a narrow terminal names are folded, not the times
+    text = TextColumn("{task.description}", table_column=folded)
     times = TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left")
+    columns = text, BarColumn(bar_width=12), MofNCompleteColumn()
     with Progress(*columns, *times, console=console, refresh_per_second=4) as progress:
         everything = progress.add_task("[bold]all runs", total=total)
         for event in events:

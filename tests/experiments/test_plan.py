@@ -15,10 +15,12 @@ from anchoropt_plugin.experiments import ablate, compare
 from anchoropt_plugin.experiments.checkout import CHECKOUT, Checkout
 from anchoropt_plugin.experiments.command import with_preset
 from anchoropt_plugin.experiments.estimate import Estimate, Kind, Parts
+from anchoropt_plugin.experiments.execution import Event
 from anchoropt_plugin.experiments.factors import parse_grid, varied
 from anchoropt_plugin.experiments.files import ASSETS
 from anchoropt_plugin.experiments.flags import add_ablate
 from anchoropt_plugin.experiments.plan import host_method, plan, zero_shot_method
+from anchoropt_plugin.experiments.progress import follow
 from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.experiments.published import (
     check_anchors,
@@ -413,6 +415,14 @@ def test_an_estimate_says_for_how_many_runs_the_time_is_unknown(tmp_path):
     )
     timed = Kind(run, 2, parts=Parts(1.0, 0.0, 1.0, 1.0))
     assert str(Estimate([timed, new], 1)).endswith("is unknown: their steps cannot be timed")
+
+
+def test_a_narrow_terminal_folds_names_and_keeps_the_times(tmp_path):
+    (run, *_) = planned(tmp_path, "base2new", coop(), datasets=["digits"])[1].runs
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    follow([Event("started", run), Event("at", run, 1, 8)], 4, console)
+    said = console.file.getvalue()
+    assert "1/8" in said and "…" not in said and said.count("0:00:00 so far, -:--:-- left") >= 2
 
 
 def test_a_table_of_times_has_no_room_for_the_reason(tmp_path):
