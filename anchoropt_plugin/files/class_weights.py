@@ -7,7 +7,9 @@ runs no code from the file.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +88,14 @@ class ClassWeights:
             "backbone_config": self.config,
             "image_tower": self.image_tower,
             **self.images.texts(),
+            "digest": self.digest(),
         }
+
+    def digest(self) -> str:
+        """Return a digest of all entries except for those that say where the CLIP is."""
+        numbers = self.weights.numpy().tobytes() + np.float32(self.logit_scale).tobytes()
+        texts = [json.dumps(self.classes), self.image_tower, *self.images.texts().values()]
+        return hashlib.sha256(numbers + json.dumps(texts).encode()).hexdigest()[:32]
 
 
 def write_class_weights(given: ClassWeights, path: Path) -> None:
@@ -106,7 +115,7 @@ def read_class_weights(path: Path) -> ClassWeights:
     """Read what ``write_class_weights`` wrote.
 
     Raises:
-        UserError: a missing or damaged file, or a file of another kind.
+        UserError: a missing or damaged file, a file of another kind, or one that was edited.
 
     >>> import tempfile
     >>> given = ClassWeights(
@@ -155,17 +164,22 @@ def _checked(tensor: Callable[[str], Tensor], texts: dict[str, str]) -> ClassWei
         raise ValueError(
             f"its weights are {weights.dtype} {tuple(weights.shape)} for {len(classes)} classes"
         )
-    if not (weights.isfinite().all() and scale.numel() == 1 and scale.isfinite().all()):
-        raise ValueError("its weights or its logit scale are not finite")
+    if not (weights.isfinite().all() and scale.numel() == 1 and 0 < float(scale) < math.inf):
+        raise ValueError("its weights are not finite, or its logit scale is not a number above 0")
     images = ImageInput(
         _list(texts, "image_size", int, 2),
         texts["interpolation"],
         _list(texts, "mean", float, 3),
         _list(texts, "std", float, 3),
     )
+    if not all(map(math.isfinite, images.mean)) or not all(0 < x < math.inf for x in images.std):
+        raise ValueError(f"its mean is {images.mean}, its std {images.std}")
     # Files of earlier versions do not have the entry: their CLIPs are OpenAI's.
     clip = texts["backbone"], texts.get("backbone_config", "openai"), texts["image_tower"]
-    return ClassWeights(weights, float(scale), classes, *clip, images)
+    found = ClassWeights(weights, float(scale), classes, *clip, images)
+    if texts.get("digest", found.digest()) != found.digest():  # earlier versions wrote none
+        raise ValueError("it was edited after its export, by its digest")
+    return found
 
 
 def _list(texts: dict[str, str], key: str, kind: type, length: int | None = None) -> list[Any]:

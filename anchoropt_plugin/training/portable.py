@@ -114,7 +114,7 @@ def portable_from(path: Path, backbone: str | None) -> Portable:
         backbone: replaces the name or file of the CLIP.
 
     Raises:
-        UserError: a damaged file, or another CLIP than the one of the export.
+        UserError: a damaged file, another CLIP than the one of the export, or other sizes than its.
     """
     weights = read_class_weights(path)
     clip = load_clip(backbone or weights.backbone, config=weights.config)
@@ -122,6 +122,12 @@ def portable_from(path: Path, backbone: str | None) -> Portable:
         raise UserError(
             f"{path} belongs to another CLIP than {backbone or weights.backbone}: give the weights "
             "that the prompt was trained with as backbone (predict: --backbone)"
+        )
+    side, width = clip.visual.input_resolution, clip.visual.output_dim
+    if weights.images.size != [side, side] or weights.weights.shape[1] != width:
+        raise UserError(
+            f"{path} has images of {weights.images.size} and weights of {weights.weights.shape[1]} "
+            f"numbers, but its CLIP takes {[side, side]} and gives {width}: export the run again"
         )
     return Portable(_classifier(clip, weights), weights.images, weights)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 import train
 from anchoropt_plugin import UserError, load_clip, load_predictor
 from anchoropt_plugin.__main__ import main
+from anchoropt_plugin.encoders.image_classifier import digest_of
+from anchoropt_plugin.files.class_weights import ClassWeights, ImageInput, write_class_weights
 from anchoropt_plugin.training.predictor import Predictor
 from anchoropt_plugin.training.traced import traced
 
@@ -244,6 +247,30 @@ def test_damaged_files_are_one_line(loaded, tmp_path, suffix):
         load_predictor(tmp_path / f"none{suffix}")
     with pytest.raises(UserError, match="of its own classes and epoch alone"):
         load_predictor(path, NEW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"classes": np.array('["dog", "cat"]')}, "edited after its export"),
+        ({"weights": np.eye(2, 128, 1, np.float32)}, "edited after its export"),
+        ({"logit_scale": np.float32(0)}, "logit scale is not a number above 0"),
+        ({"std": np.array("[0.2, 0.2, 0.0]")}, r"its std \[0.2, 0.2, 0.0\]"),
+        ({"image_size": np.array("[64, 32]"), "digest": None}, r"images of \[64, 32\]"),
+        ({"weights": np.eye(2, 64, dtype=np.float32), "digest": None}, "weights of 64 numbers"),
+        ({"backbone": np.array("moved/clip.pt")}, None),
+        ({"digest": None}, None),  # a file of an earlier version
+    ],
+)
+def test_entries_that_were_edited_are_refused(tmp_path, changes, reason):
+    clip, path = load_clip("tiny"), tmp_path / "weights.npz"
+    images = ImageInput([32, 32], "bicubic", [0.5] * 3, [0.2] * 3)
+    about = (100.0, ["cat", "dog"], "tiny", "", digest_of(clip.visual), images)
+    write_class_weights(ClassWeights(torch.eye(2, 128), *about), path)
+    entries = {**np.load(path), **changes}
+    np.savez(path, **{key: value for key, value in entries.items() if value is not None})
+    with pytest.raises(UserError, match=reason) if reason else contextlib.nullcontext():
+        load_predictor(path, backbone="tiny")
 
 
 def test_other_files_are_refused(tmp_path):
