@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from .atomic import write_text
+
+_NO_NAME = re.compile(
+    r"^[#\[\]{}\"]|^'.*'$|\t|[,;]$"  # a comment, json, quotes, columns
+    r"|[^\d\s][,;]\S|[,;][^\d\s]"  # columns of a csv: a name has a blank behind its comma
+    r"|^n\d{8}\b"  # the folder in a line of ImageNet's classnames.txt
+)
+"""What a line has that is not a class name alone; "1,000 island" is one."""
 
 
 def read_text(fpath: str | Path) -> str:
@@ -28,9 +36,18 @@ def read_names(fpath: str | Path) -> list[str]:
     """Return the names in a text file, one per line; empty lines are skipped.
 
     Raises:
-        UserError: a missing file, or a file not in UTF-8.
+        UserError: a missing file, a file not in UTF-8, or a line of another format.
     """
-    return [line.strip() for line in read_text(fpath).splitlines() if line.strip()]
+    names = []
+    for number, line in enumerate(map(str.strip, read_text(fpath).splitlines()), start=1):
+        if _NO_NAME.search(line):
+            raise UserError(
+                f"{fpath}, line {number}: {line[:100]!r} is not the name of a class alone: write "
+                "one name a line, without quotes, brackets, comments and further columns"
+            )
+        if line:
+            names.append(line)
+    return names
 
 
 def read_json(fpath: str | Path) -> Any:
