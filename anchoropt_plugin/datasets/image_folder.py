@@ -47,15 +47,15 @@ class ImageFolder(SplitDataset):
         root = self.dataset_dir
         if not root.is_dir():
             raise UserError(f"the image folder {root} is missing; check --root")
-        files = sorted({*root.glob("split.json"), *root.glob("split_*.json")})
-        exact = root / "split.json"
-        if exact in files or len(files) == 1:
+        files = _split_files(root)
+        if len(files) == 1:
             if (root / "images").is_dir():
                 self.images, self.image_dir = "images", root / "images"
-            return read_split(exact if exact in files else files[0])
+            return read_split(files[0])
         if files:
             names = ", ".join(file.name for file in files)
             raise UserError(f"{root} has several splits ({names}); rename one to split.json")
+        _check_not_inside(root)
         parts = _part_folders(root)
         split = _from_parts(root, parts) if parts else _from_classes(root)
         check_classes(split, str(root))
@@ -64,22 +64,73 @@ class ImageFolder(SplitDataset):
                 f"{root} has one class, {split.train[0].classname!r}; make a folder for each "
                 "class, and give the folder of these folders"
             )
-        _say_what_is_not_used(root, {item.path for part in split for item in part})
+        paths = {item.path for part in split for item in part}
+        _say_what_is_a_class(root, paths, 1 + bool(parts))
+        _say_what_is_not_used(root, paths)
         return split
+
+
+def _split_files(root: Path) -> list[Path]:
+    """Return ``split.json``, if it is there, or all ``split_*.json``."""
+    exact = root / "split.json"
+    return [exact] if exact.exists() else sorted(root.glob("split_*.json"))
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(filter(Path.is_dir, folder.glob("*")))  # none in a folder that cannot be read
+
+
+def _part(folder: Path) -> str:
+    """Return the part of a split that a folder's name says, or an empty string."""
+    return next((part for part, names in _PARTS.items() if folder.name.lower() in names), "")
+
+
+def _check_not_inside(root: Path) -> None:
+    """Check that ``root`` is not one part of a split: it would be divided into another split."""
+    above, classes = root.parent, {folder.name for folder in _folders_in(root)}
+    if root.name == "images" and len(_split_files(above)) == 1:
+        raise UserError(f"{root} has its split in {_split_files(above)[0]}: give --root {above}")
+    for other in _folders_in(above) if _part(root) else ():
+        is_another = _part(other) not in ("", _part(root))
+        if is_another and classes & {folder.name for folder in _folders_in(other)}:
+            raise UserError(f"{root} and {other} are parts of one split: give --root {above}")
+
+
+def _check_class(folder: Path) -> None:
+    """Check that a class folder is no image folder: the split in it would be ignored."""
+    if {"train", "test"} <= {_part(inner) for inner in _folders_in(folder)}:
+        raise UserError(
+            f"the class folder {folder} has folders for train and test: give --root {folder} if "
+            "its classes are in these, or move them above the class folders (train/<class>)"
+        )
+    if _split_files(folder):
+        raise UserError(
+            f"the class folder {folder} has a split, {_split_files(folder)[0].name}: give --root "
+            f"{folder}, or remove the file"
+        )
+
+
+def _say_what_is_a_class(root: Path, paths: set[str], depth: int) -> None:
+    """Say so if no class folder has images of its own: ``root`` may be one folder too high."""
+    if all(path.count("/") > depth for path in paths):
+        first = PurePosixPath(min(paths)).parts[: depth + 1]
+        print(
+            f"Note: all images in {root} are in sub-folders of the class folders, such as "
+            f"{'/'.join(first)}: {first[-2]!r} is the class"
+        )
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
     """Return the folder of each part that is there; none in the layout ``<class>/**``."""
     found: dict[str, Path] = {}
-    for folder in sorted(filter(Path.is_dir, root.iterdir())):
-        for part, names in _PARTS.items():
-            if folder.name.lower() in names:
-                other = found.setdefault(part, folder)
-                if other != folder:
-                    raise UserError(
-                        f"{root} has two folders for {part}, {other.name} and {folder.name}: join "
-                        "them, or rename one"
-                    )
+    for folder in _folders_in(root):
+        part = _part(folder)
+        other = found.setdefault(part, folder) if part else folder
+        if other != folder:
+            raise UserError(
+                f"{root} has two folders for {part}, {other.name} and {folder.name}: join them, or "
+                "rename one"
+            )
     for first, second in itertools.combinations(found.values(), 2):
         if first.samefile(second):
             raise UserError(f"{first} and {second} are the same folder: give each part its own")
@@ -154,6 +205,7 @@ def _from_classes(root: Path) -> Split:
     split = Split([], [], [])
     classes = _classes(root, root)
     for folder in class_folders(root):
+        _check_class(folder)
         items = [Item(path, *classes[folder.name]) for path in _images(folder, root)]
         if len(items) < 4:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import random
@@ -497,6 +498,39 @@ def test_folders_that_may_be_parts_of_a_split(tmp_path, names, message):
     folders(tmp_path, {f"{name}/{of}": 4 for name in names for of in "ab"})
     with pytest.raises(UserError, match=message):
         ImageFolder(make_cfg(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("classes", "root", "message"),
+    [
+        (("train/a", "train/b", "Test/a"), "train", r"own/train and .*own/Test are parts of one"),
+        (("train/a", "train/b", "valid/b"), "train", "are parts of one split: give --root .*own$"),
+        (("images/a", "images/b"), "images", r"has its split in .*own/split_1\.json: give --root"),
+        (("a/train/x", "a/test/x", "b"), "", r"own/a has folders for train and test"),
+        (("images/a", "b"), "..", r"the class folder .*own has a split, split_1\.json"),
+        (("train/a", "train/b", "test/unlabelled"), "train", None),
+        (("train/a", "train/b", "my_test/a"), "train", None),
+        (("dev/a", "dev/b", "other/a"), "dev", None),
+        (("a/train", "b/train"), "", None),
+    ],
+)
+def test_an_image_folder_that_is_one_level_off(tmp_path, classes, root, message):
+    own = tmp_path / "root" / "own"
+    folders(own, dict.fromkeys(classes, 4))
+    if "split" in (message or "") and "json" in message:
+        (own / "split_1.json").touch()
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        ImageFolder(make_cfg((own / root).resolve()))
+
+
+def test_class_folders_without_images_of_their_own_are_told(tmp_path, capsys):
+    folders(tmp_path, {"birds/crow": 4, "birds/owl": 4, "cars/vw": 4})
+    assert ImageFolder(make_cfg(tmp_path)).classnames == ["birds", "cars"]
+    told = f"all images in {tmp_path} are in sub-folders of the class folders, such as birds/crow: "
+    assert f"Note: {told}'birds' is the class\n" in capsys.readouterr().out
+    folders(tmp_path, {"cars": 1})
+    ImageFolder(make_cfg(tmp_path))
+    assert "sub-folders" not in capsys.readouterr().out
 
 
 def test_faults_in_own_image_folders(tmp_path):
