@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+
+from dassl.data.datasets import Datum
 
 from ..files.training_images import content_of
 from .splits import Item
@@ -32,21 +34,47 @@ def note_untested_classes(train: Iterable[Item], test: Iterable[Item]) -> None:
         )
 
 
-def note_copies(train: Iterable[str], others: Iterable[str]) -> None:
-    """Print how many of ``others`` have the same bytes as a file in ``train``."""
-    sizes = {path: os.path.getsize(path) for path in {*train, *others}}  # noqa: PTH202
-    shared = {sizes[path] for path in train} & {sizes[path] for path in others}
-    trained = {content_of(path): path for path in train if sizes[path] in shared}
-    found = [
-        f"{path} of {trained[content]}"
-        for path in others
-        if sizes[path] in shared and (content := content_of(path)) in trained
-    ]
-    if found:
-        print(
-            f"Note: {len(found)} images for validation or test are copies of training images: "
-            f"{_first(found)}"
-        )
+def note_copies(train: Iterable[Datum], val: Iterable[Datum], test: Iterable[Datum]) -> None:
+    """Print how many images have the same bytes as another one, where this spoils the accuracy."""
+    trained, tested = ({image.impath for image in part} for part in (train, test))
+    images = {image.impath: image for part in (train, val, test) for image in part}
+    copies = _copies(images)
+    pairs = _with_first(copies)
+    told = {
+        "images for validation or test are copies of training images": [
+            f"{path} of {first}"
+            for path, first in pairs
+            if first in trained and path not in trained
+        ],
+        "test images are copies of other test images, and count again": [
+            f"{path} of {first}"
+            for path, first in _with_first([p for p in same if p in tested] for same in copies)
+        ],
+        "images are copies of images with another label, which cannot both be right": [
+            f"{path} ({images[path].classname}) of {first} ({images[first].classname})"
+            for path, first in pairs
+            if images[path].label != images[first].label
+        ],
+    }
+    for what, found in told.items():
+        if found:
+            print(f"Note: {len(found)} {what}: {_first(found)}")
+
+
+def _copies(paths: Iterable[str]) -> list[list[str]]:
+    """Return the files that have the same bytes, in the order of ``paths``; two or more a list."""
+    sizes: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        sizes[os.path.getsize(path)].append(path)  # noqa: PTH202
+    contents: dict[str, list[str]] = defaultdict(list)
+    for same in sizes.values():
+        for path in same if len(same) > 1 else ():
+            contents[content_of(path)].append(path)
+    return [same for same in contents.values() if len(same) > 1]
+
+
+def _with_first(groups: Iterable[list[str]]) -> list[tuple[str, str]]:
+    return sorted((path, group[0]) for group in groups for path in group[1:])
 
 
 def _first(texts: list[str]) -> str:

@@ -94,10 +94,8 @@ class SplitDataset(DatasetBase):
         check_files(split, self.image_dir, self.image_folders)
         parts = [self._data(items) for items in split]
         if self.are_own and is_main():  # once is enough for all processes
-            paths = [dict.fromkeys(item.impath for item in part) for part in parts]
-            check_images([*{path: None for part in paths for path in part}])
-            if not self.test_only:
-                note_copies(paths[0], [*paths[1], *paths[2]])
+            check_images([*dict.fromkeys(item.impath for part in parts for item in part)])
+            note_copies(*([], *parts[1:]) if self.test_only else parts)
         train_x, val, test = parts
         super().__init__(train_x=train_x, val=val, test=test)
         if few:

@@ -282,6 +282,7 @@ def test_what_a_split_hides_is_told(tmp_path, capsys):
     for path in (root / "test/green_heart").iterdir():
         path.rename(root / "test/blue_star" / f"more_{path.name}")
     (root / "test/green_heart").rmdir()
+    Image.new("RGB", (32, 32), (0, 40, 90)).save(root / "test/red_circle/copy.png")  # 1.png again
     assert run(root, tmp_path / "out", "DATASET.NUM_SHOTS", "4") == 0
     notes = [line for line in log.read_text().splitlines() if line.startswith("Note: ")]
     assert notes[:2] == [
@@ -290,7 +291,18 @@ def test_what_a_split_hides_is_told(tmp_path, capsys):
         "Note: 1 of 3 classes have no image for test, so the accuracy does not count them: "
         "green heart",
     ]
-    assert notes[2].startswith("Note: 6 images for validation or test are copies of training")
+    assert notes[2].startswith("Note: 7 images for validation or test are copies of training")
+    test, train_ = root / "test", root / "train"
+    assert notes[3:5] == [
+        "Note: 1 test images are copies of other test images, and count again: "
+        f"{test}/red_circle/copy.png of {test}/red_circle/1.png",
+        "Note: 2 images are copies of images with another label, which cannot both be right: "
+        + ", ".join(
+            f"{test}/blue_star/more_{n}.png (blue star) of {train_}/green_heart/{n}.png "
+            "(green heart)"
+            for n in range(2)
+        ),
+    ]
 
 
 def test_keys_and_flags_without_effect_are_told(tmp_path, capsys, caplog):
