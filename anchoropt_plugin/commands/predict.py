@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..files.images import files_in, read_image
+from ..files.images import files_in, has_frames, read_image
 from ..files.predictions import read_images
 from ..files.readers import read_names
 from ..process.user_code import import_user_module
@@ -141,7 +141,7 @@ def _class_names(args: argparse.Namespace) -> list[str] | None:
 
 def _predicted(predictor: Predictor, named: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Yield each image with its probabilities (C,); other files in a folder are skipped."""
-    skipped = 0
+    skipped = of_frames = 0
 
     def skip(reason: str) -> None:
         nonlocal skipped
@@ -167,9 +167,13 @@ def _predicted(predictor: Predictor, named: list[str]) -> Iterator[tuple[Path, T
                         raise
                     skip(str(error))
             found += len(images)
+            of_frames += sum(has_frames(file) for file, _ in images)
             rows = predictor.probabilities([image for _, image in images])
             yield from zip((file for file, _ in images), rows, strict=True)
         if not found:
             raise UserError(f"there is no image in the folder {path}")
     if skipped:
         print(f"skipped {skipped} file(s) that cannot be read as images", file=sys.stderr)
+    if of_frames:
+        told = f"{of_frames} image(s) have several frames or pages: the first was classified"
+        print(told, file=sys.stderr)

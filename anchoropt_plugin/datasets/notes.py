@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from dassl.data.datasets import Datum
 
+from ..files.images import has_frames
 from ..files.training_images import content_of
 from .splits import Item
 
@@ -31,6 +32,16 @@ def note_untested_classes(train: Iterable[Item], test: Iterable[Item]) -> None:
         print(
             f"Note: {len(never)} of {len(names)} classes have no image for test, so the accuracy "
             f"does not count them: {_first(never)}"
+        )
+
+
+def note_frames(paths: Iterable[str]) -> None:
+    """Print how many images have several frames."""
+    found = [path for path in paths if has_frames(path)]
+    if found:
+        print(
+            f"Note: {len(found)} images have several frames or pages, of which the first is read: "
+            f"{_first(found)}"
         )
 
 

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..files.images import UprightPath, check_images
 from ..process.distributed import is_main
 from .few_shots import FewShots
-from .notes import note_copies, note_few_shots, note_untested_classes
+from .notes import note_copies, note_few_shots, note_frames, note_untested_classes
 from .split_files import check_files
 from .splits import (
     Item,
@@ -94,7 +94,9 @@ class SplitDataset(DatasetBase):
         check_files(split, self.image_dir, self.image_folders)
         parts = [self._data(items) for items in split]
         if self.are_own and is_main():  # once is enough for all processes
-            check_images([*dict.fromkeys(item.impath for part in parts for item in part)])
+            paths = [*dict.fromkeys(item.impath for part in parts for item in part)]
+            check_images(paths)
+            note_frames(paths)
             note_copies(*([], *parts[1:]) if self.test_only else parts)
         train_x, val, test = parts
         super().__init__(train_x=train_x, val=val, test=test)

@@ -76,7 +76,7 @@ def files_in(folder: str | Path) -> tuple[list[str], list[str]]:
 
 
 def read_image(path: str | Path, upright: bool = False) -> Image.Image:
-    """Return the image at ``path`` in RGB, 8 bits a channel.
+    """Return the image at ``path`` in RGB, 8 bits a channel; of several frames the first.
 
     Args:
         path: the file; an :class:`UprightPath` sets ``upright``.
@@ -95,6 +95,18 @@ def read_image(path: str | Path, upright: bool = False) -> Image.Image:
             raise UserError(TOO_MANY) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read the image {path}: {reason}") from error
+
+
+def has_frames(path: str | Path) -> bool:
+    """Return whether a file has several frames or pages, of which :func:`read_image` reads one.
+
+    A photograph with a preview (MPO) has one.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # a second frame that is broken, in a dozen ways
+        return False
 
 
 def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:

@@ -880,6 +880,8 @@ def test_images_and_folders(runs, tmp_path, capsys, caplog):
     inside.mkdir(parents=True)
     for number, path in enumerate(paths[:3]):
         (inside / f"{number}.png").write_bytes(Path(path).read_bytes())
+    with Image.open(paths[0]) as image:  # twice, as an animation
+        image.save(inside / "0.png", save_all=True, append_images=[image.point(lambda x: 255 - x)])
     (inside / "cut.png").write_bytes(Path(paths[0]).read_bytes()[:60])
     (inside / "note.txt").write_text("no image")
     (inside / ".hidden").write_text("")
@@ -892,6 +894,7 @@ def test_images_and_folders(runs, tmp_path, capsys, caplog):
     for line in lines[1::3] + lines[2::3]:
         assert re.fullmatch(r" +\d+\.\d %  (cat|red dog|bus)", line)
     assert f"skipped: cannot read the image {inside}/cut.png" in errors
+    assert "1 image(s) have several frames or pages: the first was classified" in errors
     assert "skipped 2 file(s)" in errors and "note.txt" in errors and ".hidden" not in errors
 
     names = tmp_path / "names.txt"

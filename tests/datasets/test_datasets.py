@@ -450,6 +450,15 @@ def test_all_damaged_images_are_named_before_a_training(tmp_path):
     assert all(f"{tmp_path}/{path}" in str(error.value) for path in ("a/2.png", "b/0.png"))
 
 
+def test_images_of_several_frames_are_told(tmp_path, capsys):
+    folders(tmp_path, {"a": 4, "b": 4})
+    frames = [Image.new("L", (4, 4), value) for value in (0, 255)]
+    frames[0].save(tmp_path / "a/9.gif", save_all=True, append_images=frames[1:])
+    ImageFolder(make_cfg(tmp_path))
+    told = f"1 images have several frames or pages, of which the first is read: {tmp_path}/a/9.gif"
+    assert f"Note: {told}\n" in capsys.readouterr().out
+
+
 def test_own_images_are_turned_as_the_camera_was_held(tmp_path):
     pixels = np.zeros((8, 8, 3), dtype=np.uint8)
     pixels[:4] = 255

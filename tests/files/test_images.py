@@ -16,6 +16,7 @@ from anchoropt_plugin.files.images import (
     UprightPath,
     check_images,
     files_in,
+    has_frames,
     image_suffixes,
     read_image,
     to_rgb,
@@ -34,6 +35,18 @@ def test_every_suffix_of_an_image_is_read(tmp_path, suffix):
     image = read_image(path)
     assert (image.mode, image.size) == ("RGB", (16, 12))
     assert np.asarray(image).min() > 250
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp", ".png", ".mpo"])
+def test_files_of_several_frames(tmp_path, suffix):
+    path, frames = tmp_path / f"a{suffix}", [Image.new("RGB", (8, 8), (x, 0, 0)) for x in (0, 255)]
+    frames[0].save(path)
+    assert not has_frames(path)
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert has_frames(path) == (suffix != ".mpo")
+    assert np.asarray(read_image(path)).max() < 5
+    path.write_bytes(path.read_bytes()[:20])
+    assert not has_frames(path)
 
 
 def test_formats_that_are_named_by_no_suffix():
