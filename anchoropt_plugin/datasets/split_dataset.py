@@ -72,7 +72,7 @@ class SplitDataset(DatasetBase):
         self.seed = cfg.SEED
         # One generator for all draws, as in public code, but not Python's global one.
         self.rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
-        few: FewShots | None = None
+        self._few: FewShots | None = None
         before = self.rng.getstate()
         split = self.make_split()
         self.is_drawn = self.rng.getstate() != before
@@ -82,8 +82,8 @@ class SplitDataset(DatasetBase):
                 check_parts(whole, str(self.dataset_dir))
             if cfg.DATASET.NUM_SHOTS >= 1:
                 given = cfg.DATASET.NUM_SHOTS, cfg.SEED, self.rng, self.dataset_dir, self.image_dir
-                few = FewShots(split, *given)
-                split = few.split
+                self._few = FewShots(split, *given)
+                split = self._few.split
             if class_split:  # after the draw: all splits have the same few-shot images
                 split = in_order(split, self.class_splits[class_split])
             split = subsample(split, getattr(cfg.DATASET, "SUBSAMPLE_CLASSES", "all"))
@@ -100,8 +100,6 @@ class SplitDataset(DatasetBase):
             note_copies(*([], *parts[1:]) if self.test_only else parts)
         train_x, val, test = parts
         super().__init__(train_x=train_x, val=val, test=test)
-        if few:
-            few.write()  # all its images are known to exist
 
     def make_split(self) -> Split:
         """Return the split of the whole data set, by default the content of ``split_file``."""
@@ -115,3 +113,8 @@ class SplitDataset(DatasetBase):
             Datum(impath=path_type(f"{self.image_dir}/{path}"), label=label, classname=classname)
             for path, label, classname in items
         ]
+
+    def write_draw(self) -> None:
+        """Write a new few-shot draw to its file; a training does so when nothing has refused it."""
+        if self._few is not None and is_main():
+            self._few.write()

@@ -78,7 +78,7 @@ def test_base_and_new_are_the_halves_with_the_same_images(root, class_split):
 
 
 def test_splits_share_the_file_of_the_draw(root):
-    read(root)
+    read(root).write_draw()
     file = root / "shapes/split_fewshot/shot_2-seed_1.json"
     before = file.read_text()
     for name in CLASS_SPLITS:

@@ -92,11 +92,13 @@ def test_few_shots(pets, shots, seed):
     train = draw(pets.split["train"], shots)
     val = draw(pets.split["val"], min(shots, 4))
     state = random.getstate()
-    for _ in range(2):  # drawn, then read from the file
+    for time in range(2):  # drawn, then read from the file
         dataset = Pets(make_cfg(pets.root, shots, seed))
         assert rows(dataset, "train_x") == train
         assert rows(dataset, "val") == val
         assert rows(dataset, "test") == pets.split["test"]
+        assert (pets.folder / "split_fewshot").exists() == bool(time)
+        dataset.write_draw()
     assert random.getstate() == state, "the global generator is not touched"
     (cached,) = (pets.folder / "split_fewshot").iterdir()
     assert cached.name == f"shot_{shots}-seed_{seed}.json"
@@ -104,7 +106,7 @@ def test_few_shots(pets, shots, seed):
 
 
 def test_a_saved_draw_of_more_images_is_refused(pets):
-    Pets(make_cfg(pets.root, shots=2))
+    Pets(make_cfg(pets.root, shots=2)).write_draw()
     folder = pets.folder / "split_fewshot"
     (folder / "shot_2-seed_1.json").rename(folder / "shot_1-seed_1.json")
     with pytest.raises(UserError, match=r"2 images of the class .*, more than the 1 of DATASET"):
@@ -113,7 +115,7 @@ def test_a_saved_draw_of_more_images_is_refused(pets):
 
 def test_the_saved_draw_is_used_until_the_split_changes(pets, capsys):
     cfg = make_cfg(pets.root, shots=1)
-    Pets(cfg)
+    Pets(cfg).write_draw()
     path = pets.folder / "split_fewshot" / "shot_1-seed_1.json"
     saved = json.loads(path.read_text())
     saved["train"] = [pets.split["train"][i] for i in (0, 6, 11)]
@@ -128,14 +130,16 @@ def test_the_saved_draw_is_used_until_the_split_changes(pets, capsys):
 
 
 def test_without_a_seed_no_draw_is_saved(pets):
-    drawn = {str(rows(Pets(make_cfg(pets.root, shots=2, seed=-1)), "train_x")) for _ in range(9)}
-    assert len(drawn) > 1
+    data = [Pets(make_cfg(pets.root, shots=2, seed=-1)) for _ in range(9)]
+    assert len({str(rows(one, "train_x")) for one in data}) > 1
+    data[0].write_draw()
     assert not (pets.folder / "split_fewshot").exists()
 
 
 def test_a_read_only_data_set(pets):
     (pets.folder / "split_fewshot").touch()  # blocks the folder even if the test runs as root
     dataset = Pets(make_cfg(pets.root, shots=1))
+    dataset.write_draw()
     random.seed(1)
     assert rows(dataset, "train_x") == draw(pets.split["train"], 1)
 
@@ -194,7 +198,7 @@ def test_a_few_shot_file_with_other_names(pets, write_public_file):
 
 def test_a_saved_draw_that_was_edited(pets):
     cfg = make_cfg(pets.root, shots=1)
-    Pets(cfg)
+    Pets(cfg).write_draw()
     path = pets.folder / "split_fewshot" / "shot_1-seed_1.json"
     saved = json.loads(path.read_text())
     saved["train"][0] = pets.split["test"][0]
@@ -341,6 +345,7 @@ def test_the_few_shot_folder_is_not_a_class(tmp_path):
         dataset = ImageFolder(make_cfg(tmp_path, shots=2))
         assert dataset.classnames == ["a", "b"]
         assert len(dataset.train_x) == 4
+        dataset.write_draw()
     assert (tmp_path / "split_fewshot" / "shot_2-seed_1.json").is_file()
 
 

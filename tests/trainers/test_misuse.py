@@ -491,6 +491,12 @@ def test_a_checkpoint_or_a_draw_of_another_seed_is_refused(tmp_path, capsys):
     assert says in refused(flags=["--seed", "2", *tested, str(two)])
     with pytest.raises(UserError, match="is of a run with the seed 1"):
         load_predictor(two)
+    more = root / "train/red_circle/more.png"  # makes it another split, of which images are drawn
+    more.write_bytes((root / "train/red_circle/0.png").read_bytes())
+    kept = {path: path.read_bytes() for path in draws.iterdir()}
+    assert says in refused("DATASET.NUM_SHOTS", "2", flags=["--seed", "2", *tested, str(two)])
+    assert {path: path.read_bytes() for path in draws.iterdir()} == kept
+    more.unlink()
     state = torch.load(io.BytesIO(before), weights_only=False)
     del state["seed"]  # of an earlier version
     torch.save(state, checkpoint)

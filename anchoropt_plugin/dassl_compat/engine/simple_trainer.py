@@ -67,7 +67,7 @@ class SimpleTrainer(TrainerBase):
                 "give --seed: without a seed each process would choose different training images"
             )
         distributed.start(cfg.USE_CUDA)
-        with distributed.main_first():  # the main process may write the few-shot images it draws
+        with distributed.main_first():  # the data set may write itself
             self.build_data_loader()
         share_randomness()
         self.build_model()
@@ -146,6 +146,9 @@ class SimpleTrainer(TrainerBase):
             mkdir_if_missing(Path(self.output_dir, name))
         classes = [name for _, name in sorted(self.lab2cname.items())]
         write_record(self.recorded_cfg, self.output_dir, classes)
+        data_set: Any = getattr(getattr(self, "dm", None), "dataset", None)
+        if hasattr(data_set, "write_draw"):  # of this package, with few-shot images
+            data_set.write_draw()
         open_writers(self)
         own = (value for value in vars(self).values() if isinstance(value, nn.Module))
         parts = itertools.chain(self._models.values(), own)
