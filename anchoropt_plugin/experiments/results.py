@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ..errors import UserError
+from ..files.predictions import PREDICTIONS, check_unedited
 from .facts import read_facts
 from .plan import Job, Run
 
@@ -20,7 +24,8 @@ def outcome(run: Run) -> dict[str, Any]:
     A test is unfinished if its model was trained again after the test.
 
     Raises:
-        UserError: ``results.json`` cannot be read or holds something else.
+        UserError: ``results.json`` cannot be read, holds something else, was edited, or is of
+            another run; or ``predictions.csv`` is of another test.
     """
     if not run.repository.is_recorded(run.argv, run.folder, run.settings):
         return {}
@@ -33,7 +38,29 @@ def outcome(run: Run) -> dict[str, Any]:
         checkpoints = [path.stat().st_mtime_ns for path in run.model.glob("*/checkpoint")]
         if not checkpoints or max(checkpoints) > tested:
             return {}
+    _check_own(run, results, path)
     return results
+
+
+def _check_own(run: Run, results: Mapping[str, Any], path: Path) -> None:
+    """Check that results were not copied from the folder of another run."""
+    for key, value in results.get("settings", {}).items():
+        planned = run.settings.get(key, value)
+        if planned != value:
+            raise UserError(
+                f"{path} is of a test with {key} {value}, but its folder of one with {planned}: "
+                "remove it and test again"
+            )
+    predictions = path.with_name(PREDICTIONS)
+    if predictions.is_file():
+        changed = predictions.stat().st_mtime_ns
+        _check_unedited(predictions, str(results.get("predictions") or ""), changed)
+
+
+@cache
+def _check_unedited(path: Path, written: str, changed: int) -> None:
+    """Check a file once unless it changes: it has a line for each image."""
+    check_unedited(path, written)
 
 
 def results(jobs: Iterable[Job]) -> pd.DataFrame:

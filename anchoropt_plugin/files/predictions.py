@@ -70,7 +70,7 @@ def write_predictions(
         rows: for each image its path, its class, the most likely classes and their probabilities.
 
     Returns:
-        The :func:`digest` of the file.
+        A short hash of the file, without the folder that all its images share.
     """
     if not Path(folder).is_dir():
         return ""
@@ -90,13 +90,21 @@ def write_predictions(
     return _digest(text, images)
 
 
-def digest(path: str | Path) -> str:
-    """Return a short hash of a csv file, without the folder that all its images share.
+def check_unedited(path: Path, written: str | None) -> None:
+    """Check that ``predictions.csv`` has the digest that ``write_predictions`` returned.
+
+    Args:
+        path: the file.
+        written: the digest; None or empty if an earlier version wrote none.
 
     Raises:
-        UserError: a missing or malformed file.
+        UserError: a malformed file, or one with another digest.
     """
-    return _digest(read_text(path), read_images(path))
+    if written and written != _digest(read_text(path), read_images(path)):
+        raise UserError(
+            f"{path} was changed, or copied from elsewhere, after the test of results.json: remove "
+            "both and test again"
+        )
 
 
 def _digest(text: str, images: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ a trainer that is used from Python needs no output folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from .readers import json_or_none, read_json, read_text
 
 RESULTS = "results.json"
 """The numbers of the test that a run ends with."""
+
+_DIGEST = "digest"
 
 EVENTS = "events.jsonl"
 """What happened in a training, one JSON object a line: ``{"event": "epoch", "epoch": 1, …}``."""
@@ -87,9 +90,30 @@ def rewind(folder: str | Path, epoch: int) -> None:
 
 
 def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
-    """Write ``results.json``."""
+    """Write ``results.json``, with a digest of its other entries."""
     if Path(folder).is_dir():
-        write_text(Path(folder, RESULTS), json.dumps(results, indent=1) + "\n")
+        content = {**results, _DIGEST: _digest(results)}
+        write_text(Path(folder, RESULTS), json.dumps(content, indent=1) + "\n")
+
+
+def unedited_results(folder: str | Path) -> dict[str, Any]:
+    """Return what ``results.json`` holds, complete or not; an empty dict without the file.
+
+    Raises:
+        UserError: the file cannot be read, is no dict, or was edited after it was written.
+    """
+    path = Path(folder, RESULTS)
+    results = read_json(path) if path.exists() else {}
+    if not isinstance(results, dict) or not isinstance(results.get("settings", {}), dict):
+        raise UserError(f"{path} does not hold the results of a test: remove it and test again")
+    written = results.pop(_DIGEST, None)  # an earlier version wrote none
+    if written not in (None, _digest(results)):
+        raise UserError(f"{path} was edited after its test: remove it and test again")
+    return results
+
+
+def _digest(results: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -101,12 +125,12 @@ def read_results(folder: str | Path) -> dict[str, Any]:
         known, with ``digest`` and ``drawn`` of the tested images.
 
     Raises:
-        UserError: the file cannot be read, or holds something else.
+        UserError: the file cannot be read, holds something else, or was edited.
     """
     path = Path(folder, RESULTS)
     if not path.exists():
         return {}
-    match read_json(path):
+    match unedited_results(folder):
         case {
             "after_training": bool(),
             "total": int(),

@@ -17,9 +17,8 @@ from ..config.record import RECORD
 from ..errors import UserError
 from ..files.atomic import write_text
 from ..files.images import read_image
-from ..files.predictions import PREDICTIONS, TOP, Predictions, digest, read_predictions
-from ..files.readers import read_json
-from ..files.run_events import RESULTS
+from ..files.predictions import PREDICTIONS, TOP, Predictions, check_unedited, read_predictions
+from ..files.run_events import RESULTS, unedited_results
 from ..files.training_images import digest_of_files
 from ..process.program import program
 from . import figures, measures
@@ -63,14 +62,14 @@ def write_page(folder: Path) -> Path:
             f"{folder} has no {PREDICTIONS}: test the run again (train.py --eval-only --model-dir "
             f"{folder}), or write the file: {program()} report --help names its columns"
         )
-    results = _results(folder)
+    results = unedited_results(folder)
     predictions = read_predictions(folder / PREDICTIONS, is_own=not results)
     _check_same_test(folder, predictions, results)
     config = dict(flattened(read_yaml(folder / RECORD))) if (folder / RECORD).exists() else {}
     sections = [*_of_the_test(folder, predictions), *_of_the_training(folder, config, results)]
     title = f"Test of {folder.resolve().name}"
     # A test in the folder of a training has settings of its own.
-    config |= results.get("settings", {})
+    config |= {k: value for k, value in results.get("settings", {}).items() if value != -1}
     known = {key: config[key] for key in _SETTINGS if config.get(key, -1) != -1}  # -1: not set
     facts = [_SETTINGS[key].format(value) for key, value in known.items()]
     facts += [f"{results['split']} split"] if "split" in results else []
@@ -87,14 +86,6 @@ _LAST = (
 )
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    """Return the content of ``results.json``; an empty dict without the file."""
-    results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
-    if not isinstance(results, dict):
-        raise UserError(f"{folder / RESULTS} does not hold the results of a test: test again")
-    return results
-
-
 def _check_same_test(folder: Path, predictions: Predictions, results: dict[str, Any]) -> None:
     """Check that ``predictions.csv`` is of the test of ``results.json``; note changed images."""
     counted = {
@@ -103,12 +94,7 @@ def _check_same_test(folder: Path, predictions: Predictions, results: dict[str, 
     }
     if any(results.get(name, count) != count for name, count in counted.items()):
         raise UserError(f"{PREDICTIONS} and {RESULTS} in {folder} are of two tests: test again")
-    written = results.get("predictions")  # an earlier version wrote none
-    if written and written != digest(folder / PREDICTIONS):
-        raise UserError(
-            f"{folder / PREDICTIONS} was changed, or copied from elsewhere, after the test of "
-            f"{RESULTS}: test again"
-        )
+    check_unedited(folder / PREDICTIONS, results.get("predictions"))
     images = results.get("images")
     tested = images.get("files") if isinstance(images, dict) else ""
     if tested and digest_of_files(predictions.images) not in ("", tested):

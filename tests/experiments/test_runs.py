@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -17,11 +18,13 @@ import pytest
 import torch
 
 import train
+from anchoropt_plugin import UserError
 from anchoropt_plugin.experiments import ablate, compare, execution, worker
 from anchoropt_plugin.experiments.checkout import CHECKOUT
 from anchoropt_plugin.experiments.plan import host_method, plan
 from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.experiments.results import outcome
+from anchoropt_plugin.files.predictions import PREDICTIONS
 
 SHORT = ["OPTIM.MAX_EPOCH", "2", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]
 HOST = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits", "--shots", "2"]
@@ -190,11 +193,37 @@ def test_a_finished_run_is_known_by_its_results_and_its_settings(job):
             (record, "OPTIM:", "OTHER:"),
         ):
             text, times = path.read_text(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-            path.write_text(text.replace(old, new))
+            content = json.loads(text.replace(old, new)) if path == numbers else {}
+            content.pop("digest", None)  # as an earlier version wrote it
+            path.write_text(json.dumps(content) if content else text.replace(old, new))
             assert bool(outcome(run)) == (old not in text)
             path.write_text(text)
             os.utime(path, ns=times)
         assert outcome(run)
+
+
+def test_results_that_were_copied_are_refused(job, compared):
+    folder = job.runs[1].folder
+    kept = {folder / name: (folder / name).read_bytes() for name in ("results.json", PREDICTIONS)}
+    times = {path: (path.stat().st_atime_ns, path.stat().st_mtime_ns) for path in kept}
+    zero_shot = next(compared.glob("*/test_new/**/ZeroshotCLIP/**/results.json")).parent
+    other_seed = Path(str(folder).replace("seed1", "seed2"))
+    for source, name, says in (
+        (zero_shot, "results.json", r"of a test with TRAINER.NAME ZeroshotCLIP, .* with CoOp: rem"),
+        (
+            other_seed,
+            "results.json",
+            r"of a test with SEED 2, but its folder of one with 1: remove",
+        ),
+        (zero_shot, PREDICTIONS, r"predictions\.csv was changed, or copied from elsewhere, after"),
+    ):
+        (folder / name).write_bytes((source / name).read_bytes())
+        with pytest.raises(UserError, match=says):
+            outcome(job.runs[1])
+        for path, content in kept.items():
+            path.write_bytes(content)
+            os.utime(path, ns=times[path])
+    assert outcome(job.runs[1])
 
 
 def test_a_test_is_not_finished_once_its_model_was_trained_again(job):

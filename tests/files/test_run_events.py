@@ -110,6 +110,16 @@ def test_what_is_no_result_is_refused(tmp_path, text):
         read_results(tmp_path)
 
 
+def test_results_that_were_edited_are_refused(tmp_path):
+    write_results(tmp_path, RESULTS)
+    path = tmp_path / run_events.RESULTS
+    path.write_text(path.read_text().replace(str(RESULTS["accuracy"]), "99.5"))
+    with pytest.raises(UserError, match=r"results\.json was edited after its test: remove it"):
+        read_results(tmp_path)
+    path.write_text(json.dumps(RESULTS))  # of an earlier version
+    assert read_results(tmp_path) == RESULTS
+
+
 def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path, monkeypatch):
     epoch(tmp_path, 1)
     write_results(tmp_path, RESULTS)

@@ -39,7 +39,10 @@ from ..utils.torchtools import load_checkpoint, parameters_in_words
 from ..validation import EarlyStop, check_split, check_validation
 from .base import Names, TrainerBase
 
-OF_TEST = ("MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES")
+OF_TEST = (
+    *("MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES", "DATASET.NUM_SHOTS"),
+    "SEED",
+)
 """Keys that ``results.json`` records: a test may be written into the folder of another run."""
 
 
