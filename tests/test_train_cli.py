@@ -272,14 +272,18 @@ def test_a_run_is_not_shortened(argv, tmp_path, base_run, capsys):
     assert "MAX_EPOCH was 2, now 1" in error_of(capsys, argv("--seed", "1", opts=opts))
 
 
+def without_its_run(folder):
+    (path,) = folder.rglob("model.pth.tar-*")
+    checkpoint = checkpoints.load(path)
+    del checkpoint["run"]
+    checkpoints.save(checkpoint, path)
+
+
 def test_without_a_record_a_folder_is_resumed_as_dassl_does(argv, tmp_path, base_run, capsys):
     shutil.copytree(base_run, tmp_path / "out")
     for name in ("config.yaml", "training_images.json"):
         (tmp_path / "out" / name).unlink()
-    path = next((tmp_path / "out").rglob("model.pth.tar-*"))
-    checkpoint = checkpoints.load(path)
-    del checkpoint["seed"]  # Dassl writes none
-    checkpoints.save(checkpoint, path)
+    without_its_run(tmp_path / "out")  # as Dassl writes it
     assert train.main(argv("--seed", "2")) == 0
     assert "Previous epoch: 2" in capsys.readouterr().out
     assert "SEED: 2\n" in (tmp_path / "out" / "config.yaml").read_text()
@@ -329,6 +333,7 @@ def test_a_home_folder_in_the_record_of_a_run_is_the_same_setting(argv, tmp_path
     text = (folder / "config.yaml").read_text()
     text = text.replace("ANCHOR_WEIGHTS: ''", "ANCHOR_WEIGHTS: ~/x")
     (folder / "config.yaml").write_text(text)
+    without_its_run(folder)
     words = argv("--seed", "1", opts=("TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", "~/x"))
     assert train.main(words) == 0
 

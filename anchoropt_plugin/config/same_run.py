@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..files.readers import read_json
+from ..files.training_images import content_of, recorded
 from .check import flattened
 from .merge import read_yaml
 from .record import CLASSES, EPOCHS, RECORD, hash_of_weights, recorded_weights
@@ -133,6 +134,48 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
         raise UserError(
             f"{folder} holds a run with other settings: {differing}: {remedy}"
             f"{hint if only and longer and _EXTEND in here else ''}"
+        )
+
+
+def run_of(folder: str | Path) -> dict[str, Any]:
+    """Return what decides the numbers of the run in an output folder, as its files record it.
+
+    Returns:
+        Values that a checkpoint can hold: settings by key, and digests of the class names and of
+        the training images. It is empty without a ``config.yaml``.
+    """
+    path, classes = Path(folder, RECORD), Path(folder, CLASSES)
+    if not path.is_file():
+        return {}
+    found = _settings(read_yaml(path))
+    weights, seed = recorded_weights(folder), found.get("SEED")
+    if weights:  # the file or folder may be moved
+        found["MODEL.BACKBONE.NAME"] = weights
+    if classes.is_file():
+        found["digest of the classes"] = content_of(classes)
+    if isinstance(seed, int) and seed >= 0:  # without one, each start draws images of its own
+        found["digest of the training images"] = recorded(folder).get("digest")
+    return found
+
+
+def check_of_folder(path: Path, run: Any) -> None:
+    """Check that a checkpoint was not copied from another run.
+
+    Args:
+        path: the checkpoint, in a folder of the output folder.
+        run: what ``run_of`` returned when it was saved; an earlier version saved None.
+
+    Raises:
+        UserError: its output folder is of another run; the message names the first differences.
+    """
+    folder = path.parent.parent
+    here = run_of(folder) if isinstance(run, dict) else {}
+    if here.get(_EXTEND):
+        here = {key: value for key, value in here.items() if key not in (EPOCHS, _EXTEND)}
+    differing = _differing(run, here) if here else ""
+    if differing:
+        raise UserError(
+            f"{path} is not of the run in {folder}: {differing}: copy whole folders, or train again"
         )
 
 

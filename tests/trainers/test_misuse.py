@@ -78,7 +78,14 @@ def test_other_images_of_the_same_names_do_not_resume_a_run(tmp_path, capsys):
     assert run(root, out) == 2
     assert "holds a run with other training images" in capsys.readouterr().err
     assert (out / "training_images.json").read_bytes() == before
-    (out / "training_images.json").unlink()  # of an earlier version
+    (out / "training_images.json").unlink()
+    assert run(root, out) == 2  # the checkpoint knows them, too
+    assert "digest of the training images was" in capsys.readouterr().err
+    checkpoint = out / "prompt_learner/model.pth.tar-1"
+    state = torch.load(checkpoint, weights_only=False)
+    del state["run"]  # of an earlier version, which did not write the file either
+    torch.save(state, checkpoint)
+    (out / "training_images.json").unlink(missing_ok=True)
     assert run(root, out) == 0
 
 
@@ -487,9 +494,9 @@ def test_a_checkpoint_or_a_draw_of_another_seed_is_refused(tmp_path, capsys):
     checkpoint = two / "prompt_learner/model.pth.tar-1"
     before = checkpoint.read_bytes()
     checkpoint.write_bytes((one / "prompt_learner/model.pth.tar-1").read_bytes())
-    says = f"{checkpoint} is of a run with the seed 1, but its folder of one with 2"
+    says = f"{checkpoint} is not of the run in {two}: SEED was 1, now 2; digest of the training"
     assert says in refused(flags=["--seed", "2", *tested, str(two)])
-    with pytest.raises(UserError, match="is of a run with the seed 1"):
+    with pytest.raises(UserError, match="SEED was 1, now 2"):
         load_predictor(two)
     more = root / "train/red_circle/more.png"  # makes it another split, of which images are drawn
     more.write_bytes((root / "train/red_circle/0.png").read_bytes())
@@ -498,7 +505,7 @@ def test_a_checkpoint_or_a_draw_of_another_seed_is_refused(tmp_path, capsys):
     assert {path: path.read_bytes() for path in draws.iterdir()} == kept
     more.unlink()
     state = torch.load(io.BytesIO(before), weights_only=False)
-    del state["seed"]  # of an earlier version
+    del state["run"]  # of an earlier version
     torch.save(state, checkpoint)
     load_predictor(two)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ...config.same_run import run_of
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL, is_of_anchoropt, newest_common_checkpoint
 from ...process import distributed
@@ -110,7 +111,6 @@ class TrainerBase:
             model_name: another file name.
         """
         scaler = getattr(self, "scaler", None)  # some hosts have one, for amp
-        seed = getattr(getattr(self, "cfg", None), "SEED", -1)  # subclasses have a cfg
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -121,7 +121,7 @@ class TrainerBase:
                 "val_result": val_result,
                 # With the random state a resumed run gives the numbers of an uninterrupted run.
                 "rng": random_state(),
-                "seed": seed,
+                "run": run_of(directory),
             }
             if scaler is not None and scaler.is_enabled():
                 state["scaler"] = scaler.state_dict()

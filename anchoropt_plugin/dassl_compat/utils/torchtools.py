@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...config.record import recorded_seed
+from ...config.same_run import check_of_folder
 from ...errors import UserError
 from ...files import checkpoints
 from ...files.atomic import write_text
@@ -63,18 +63,13 @@ def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: a missing or truncated file, a file that is not a run's checkpoint, or the
-            checkpoint of a run with another seed than that of its folder.
+            checkpoint of another run than that of its folder.
     """
     checkpoint = checkpoints.load(fpath)
     for key in ("state_dict", "epoch"):
         if key not in checkpoint:
             raise UserError(f"{fpath} has no {key!r}: give a checkpoint that a run wrote")
-    seed = recorded_seed(Path(fpath).parent.parent)
-    if seed is not None and checkpoint.get("seed", seed) != seed:  # earlier versions wrote none
-        raise UserError(
-            f"{fpath} is of a run with the seed {checkpoint['seed']}, but its folder of one with "
-            f"{seed}: copy whole folders, or train again"
-        )
+    check_of_folder(Path(fpath), checkpoint.get("run"))
     return checkpoint
 
 

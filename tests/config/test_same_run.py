@@ -1,0 +1,54 @@
+"""A checkpoint belongs to the run of its folder, by the settings, classes and images of both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+import yaml
+
+from anchoropt_plugin import UserError
+from anchoropt_plugin.config.same_run import check_of_folder, run_of
+
+SETTINGS = {"SEED": 1, "OPTIM": {"LR": 0.1, "MAX_EPOCH": 5, "EXTEND": False}}
+
+
+def recorded(folder, classes="cat", images="a", weights="", **settings):
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.dump({**SETTINGS, **settings}))
+    (folder / "classes.json").write_text(json.dumps([classes]))
+    (folder / "training_images.json").write_text(json.dumps({"digest": images}))
+    (folder / "weights.json").write_text(json.dumps({"sha256": weights}))
+    return folder
+
+
+def backbone(name):
+    return {"MODEL": {"BACKBONE": {"NAME": name}}}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "says"),
+    [
+        ({}, {"OPTIM": {"LR": 0.2}}, "OPTIM.LR was 0.1, now 0.2"),
+        ({}, {"OPTIM": {"MAX_EPOCH": 9, "EXTEND": False}}, "OPTIM.MAX_EPOCH was 5, now 9"),
+        ({"classes": "cat"}, {"classes": "dog"}, "digest of the classes was"),
+        ({"images": "a"}, {"images": "b"}, "digest of the training images was 'a', now 'b'"),
+        (backbone("ViT-B/16"), backbone("ViT-B/32"), "BACKBONE.NAME was 'ViT-B/16', now"),
+        (backbone("a.pt") | {"weights": "x"}, backbone("a.pt") | {"weights": "y"}, "was 'x', now"),
+        (backbone("a.pt") | {"weights": "x"}, backbone("moved.pt") | {"weights": "x"}, ""),
+        ({"images": "a", "SEED": -1}, {"images": "b", "SEED": -1}, ""),
+        ({"DATASET": {"ROOT": "a"}}, {"DATASET": {"ROOT": "moved"}}, ""),
+        ({}, {"OPTIM": {"LR": 0.1, "MAX_EPOCH": 9, "EXTEND": True}}, ""),
+        ({}, {"NEW": {"KEY": 1}}, ""),
+    ],
+)
+def test_a_checkpoint_that_was_copied_is_refused(tmp_path, there, here, says):
+    run = run_of(recorded(tmp_path / "there", **there))
+    path = recorded(tmp_path / "here", **here) / "prompt_learner/model.pth.tar-5"
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        check_of_folder(path, run)
+    check_of_folder(path, None)  # of an earlier version
+    (tmp_path / "here/config.yaml").unlink()
+    check_of_folder(path, run)
+    assert run_of(tmp_path / "here") == {}
