@@ -189,6 +189,7 @@ def check_transform(images: ImageInput, transform: Any) -> None:
     sample = Image.effect_noise((2 * width, 3 * height), 100).convert("RGB")
     if not torch.equal(transform(sample), transform_of(images)(sample)):
         raise UserError(
-            "INPUT.TRANSFORMS changes images at test by more than resize, crop and normalisation, "
-            "which no exported file can describe: train without instance_norm"
+            "the predictor's transform is not the resize, crop and normalisation of its run, which "
+            "is all that an exported file can describe: leave predictor.transform as it was "
+            "loaded, and train without instance_norm (INPUT.TRANSFORMS)"
         )

@@ -153,13 +153,21 @@ class Predictor:
         """Return probabilities (n, C) of n paths or PIL images: float32, on the CPU.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read, or one image alone or arrays are given.
         """
+        if isinstance(images, ImageLike):  # a path is a sequence of letters
+            raise UserError(f"one image alone is given, {images}: give a list of images")
         starts = range(0, len(images), self.batch_size)
         parts = [self._batch(images[start : start + self.batch_size]) for start in starts]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
 
     def _batch(self, images: Sequence[ImageLike]) -> Tensor:
+        for x in images:
+            if not isinstance(x, ImageLike):
+                raise UserError(
+                    f"an image is given as {type(x).__name__}: give its path, or a PIL image "
+                    "(PIL.Image.fromarray)"
+                )
         rgb = [
             to_rgb(x, upright=True) if isinstance(x, Image.Image) else read_image(x, upright=True)
             for x in images

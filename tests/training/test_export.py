@@ -144,6 +144,20 @@ def test_class_names_of_a_predictor_cannot_be_changed():
     assert earlier.classes == predictor.classes == ("cat", "dog")
 
 
+def test_what_is_no_list_of_images_is_refused(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    predictor = Predictor(["cat", "dog"], 1, None)
+    for one in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.new("RGB", (8, 8))):
+        with pytest.raises(UserError, match="one image alone is given, "):
+            predictor.probabilities(one)
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    for images in (pixels, [pixels[0]], torch.zeros(1, 3, 8, 8)):
+        with pytest.raises(UserError, match=r"given as (ndarray|Tensor): give its path, or a PIL"):
+            predictor.probabilities(images)
+    with pytest.raises(UserError, match="given as ndarray"):
+        predictor(pixels[0])
+
+
 def test_a_pickle_needs_neither_the_trainer_nor_its_folder(loaded, images, tmp_path):
     predictors = [loaded(host, NEW) for host in ("CoOp_AnchorOPT", "CoCoOp_AnchorOPT")]
     predictors.append(loaded("DePT_AnchorOPT"))
@@ -296,7 +310,7 @@ def test_errors_of_export(runs, tmp_path, monkeypatch, capsys):
         predictor.export(tmp_path / "x.npz")
     predictor = load_predictor(runs / "CoOp")
     predictor.transform = lambda image: torch.zeros(3, 32, 32)
-    with pytest.raises(UserError, match=r"INPUT\.TRANSFORMS"):
+    with pytest.raises(UserError, match=r"leave predictor\.transform as it was"):
         predictor.export(tmp_path / "x.npz")
     assert list(tmp_path.iterdir()) == []
 
