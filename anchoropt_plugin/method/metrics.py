@@ -42,6 +42,17 @@ def agreement(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
     return (prompt_logits.argmax(-1) == anchor_logits.argmax(-1)).float().mean()
 
 
+@torch.no_grad()
+def relative_spread(prompt_logits: Tensor, anchor_logits: Tensor) -> float:
+    """Return how far logits (B, C) spread over the classes, relative to the anchor logits (B, C).
+
+    >>> relative_spread(torch.tensor([[0.0, 4.0]]), torch.tensor([[5.0, 7.0]]))
+    2.0
+    """
+    own, anchors = (x.float().std(-1).mean() for x in (prompt_logits, anchor_logits))
+    return (own / anchors).item()
+
+
 def entropy(matrix: Tensor) -> Tensor:
     """Return the mean entropy, in nats, of the rows of a matrix (n, n) of distributions.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from ..encoders.shared_prefix import leaves
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
 from ..method.anchors import AnchorPrompts, AnchorTokens
-from ..method.metrics import Means, agreement, entropy
+from ..method.metrics import Means, agreement, entropy, relative_spread
 from ..method.objective import as_logits, average, distillation, to_float32
 from ..method.order import in_words
 from ..process import distributed
@@ -27,6 +28,11 @@ from .batch import Batch
 from .columns import Columns
 from .host_parts import HostParts
 from .settings import AnchorOPTConfig
+
+log = logging.getLogger("anchoropt_plugin")
+
+LARGEST_SPREAD = 5
+"""A note tells of logits that spread further than the anchor logits; DePT's reach this."""
 
 
 class AnchorOPT:
@@ -53,6 +59,7 @@ class AnchorOPT:
         tested_images: the images that the host's test read last, if known.
         tested_labels: the check of the labels of a test; None between tests.
         told_of_several: whether a warning told of several losses for the same images.
+        told_of_scale: whether the logits of the host were compared with the anchor logits.
     """
 
     def __init__(
@@ -68,7 +75,7 @@ class AnchorOPT:
         self.trained_classes: frozenset[tuple[str, ...]] | None = None
         self.sources: str | None = None
         self._words = frozenset(map(words_of, class_names))
-        self.is_in_training = self.is_in_test = self.told_of_several = False
+        self.is_in_training = self.is_in_test = self.told_of_several = self.told_of_scale = False
         self.batch: Batch | None = None
         self.tested_images: Any = None
         self.tested_labels: LabelCheck | None = None
@@ -225,9 +232,25 @@ class AnchorOPT:
         if self.settings.ensemble == "anchors":
             logits = self.logits(self.tested_features(n, images))
         elif self.averages(subsample):
-            logits = average(as_logits(logits), self.logits(self.tested_features(n, images)))
+            own, anchors = as_logits(logits), self.logits(self.tested_features(n, images))
+            self._note_scale(own, anchors)
+            logits = average(own, anchors)
         self.features.clear()
         return (logits, *others) if others else logits
+
+    def _note_scale(self, own: Tensor, anchors: Tensor) -> None:
+        """Warn at the first batch of a test if one of both logits decides most of their mean."""
+        if self.tested_labels is None or self.told_of_scale:  # not in a test, or not its first
+            return
+        self.told_of_scale, spread = True, relative_spread(own, anchors)
+        if spread > LARGEST_SPREAD or spread < 1 / LARGEST_SPREAD:  # False for NaN: one class
+            log.warning(
+                "the host's logits spread %.2g times as far over the classes as the anchor logits, "
+                "so %s decide most of the mean that this test counts (TRAINER.ANCHOROPT.ENSEMBLE): "
+                "do they have CLIP's logit scale?",
+                spread,
+                "they" if spread > 1 else "the latter",
+            )
 
     def tested_features(self, n: int, images: Tensor | None) -> Tensor:
         """Return plain features (n, e) of the images of a test, which may be known.

@@ -409,6 +409,31 @@ def test_an_order_of_the_classes_of_a_hosts_own_is_refused_in_a_test(host, tmp_p
         build(host, tmp_path).test()
 
 
+class OwnScale(Host):
+    factor = 1.0
+
+    def model_inference(self, image):
+        return self.factor * self.model(image)
+
+
+@pytest.mark.parametrize(
+    ("spread", "says"),
+    [(1, ""), (4, ""), (1 / 4, ""), (10, "10 times"), (0.01, "0.01 times")],
+)
+def test_logits_on_another_scale_than_the_anchor_logits_are_told(tmp_path, caplog, spread, says):
+    trainer = build(OwnScale, tmp_path, ENSEMBLE="always")
+    images, run = trainer.test_loader[0]["img"], trainer.anchoropt
+    with torch.no_grad():
+        own, anchors = trainer.model(images), run.logits(run.tested_features(4, images))
+    trainer.factor = spread * (anchors.std(1).mean() / own.std(1).mean()).item()
+    trainer.set_model_mode("eval")
+    trainer.model_inference(images)  # not a test
+    assert "spread" not in caplog.text
+    trainer.test()
+    trainer.test()
+    assert caplog.text.count("logits spread") == caplog.text.count(f"spread {says}") == bool(says)
+
+
 # ---------------------------------------------------------------------- gradients, views
 @pytest.mark.parametrize("position", ["identity", "soft", "sinkhorn", "gumbel"])
 def test_a_host_that_looks_at_each_gradient(position, tmp_path):
