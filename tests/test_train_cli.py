@@ -16,11 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import train
-from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.run_events import read_events
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
+
+from .trainers.runs import without_its_run
 
 CONFIGS = Path(train.__file__).parent / "configs"
 DIGITS = str(CONFIGS / "datasets" / "digits.yaml")
@@ -270,13 +271,6 @@ def test_a_run_is_not_shortened(argv, tmp_path, base_run, capsys):
     shutil.copytree(base_run, tmp_path / "out")
     opts = ("OPTIM.MAX_EPOCH", "1", "OPTIM.EXTEND", "True")
     assert "MAX_EPOCH was 2, now 1" in error_of(capsys, argv("--seed", "1", opts=opts))
-
-
-def without_its_run(folder):
-    (path,) = folder.rglob("model.pth.tar-*")
-    checkpoint = checkpoints.load(path)
-    del checkpoint["run"]
-    checkpoints.save(checkpoint, path)
 
 
 def test_without_a_record_a_folder_is_resumed_as_dassl_does(argv, tmp_path, base_run, capsys):

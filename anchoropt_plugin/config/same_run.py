@@ -150,7 +150,8 @@ def run_of(folder: str | Path) -> dict[str, Any]:
     found = _settings(read_yaml(path))
     weights, seed = recorded_weights(folder), found.get("SEED")
     if weights:  # the file or folder may be moved
-        found["MODEL.BACKBONE.NAME"] = weights
+        found.pop("MODEL.BACKBONE.NAME", None)
+        found["digest of the weights"] = weights
     if classes.is_file():
         found["digest of the classes"] = content_of(classes)
     if isinstance(seed, int) and seed >= 0:  # without one, each start draws images of its own
@@ -175,7 +176,8 @@ def check_of_folder(path: Path, run: Any) -> None:
     differing = _differing(run, here) if here else ""
     if differing:
         raise UserError(
-            f"{path} is not of the run in {folder}: {differing}: copy whole folders, or train again"
+            f"{path} is not of the run in {folder}: {differing}: copy whole folders, undo the "
+            "change of its files, or train again"
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from anchoropt_plugin import UserError
 from anchoropt_plugin.files.predictions import (
     PREDICTIONS,
-    digest,
+    check_unedited,
     read_images,
     read_predictions,
     write_predictions,
@@ -141,10 +141,12 @@ def test_the_digest_changes_with_a_value_and_not_with_the_place(tmp_path):
     for place in ("/a", "/another/place"):
         moved = [(image.replace("/a", place), *rest) for image, *rest in rows()]
         written.append(write_predictions(tmp_path, moved))
-        assert digest(tmp_path / PREDICTIONS) == written[-1]
+        check_unedited(tmp_path / PREDICTIONS, written[-1])
     assert len({*written}) == 1
     path = tmp_path / PREDICTIONS
     path.write_text(path.read_text().replace("\n", "\r\n"))  # as Windows saves it
-    assert digest(path) == written[0]
+    check_unedited(path, written[0])
+    check_unedited(path, None)  # of an earlier version
     path.write_text(path.read_text().replace("0.5", "0.6"))
-    assert digest(path) != written[0]
+    with pytest.raises(UserError, match="was changed, or copied from elsewhere"):
+        check_unedited(path, written[0])

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import train
+from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.engine import build_trainer
 
@@ -43,3 +44,11 @@ def register_bare(module):
     source, count = re.subn(decorated, r"\1class \2_Bare(", source, flags=re.MULTILINE)
     assert count and "@anchoropt" not in source
     exec(compile(source, "bare.py", "exec"), {"__name__": "bare", "__package__": "trainers"})
+
+
+def without_its_run(folder):
+    """Let the checkpoint in a folder say nothing of its run, as those of Dassl."""
+    (path,) = folder.rglob("model.pth.tar-*")
+    checkpoint = checkpoints.load(path)
+    del checkpoint["run"]
+    checkpoints.save(checkpoint, path)

@@ -15,7 +15,7 @@ from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.report.page import write_page
 from trainers import host, prompted_clip
 
-from .runs import ROOT, command
+from .runs import ROOT, command, without_its_run
 
 HOSTS = ["CoOp", "CoOp_AnchorOPT", "MaPLe", "DePT", "DePT_AnchorOPT"]
 
@@ -76,6 +76,7 @@ def test_new_classes_that_were_trained_are_told(runs, root, tmp_path, capsys):
     truths = {line.split(",")[1] for line in (tmp_path / "a/predictions.csv").read_text().split()}
     new = sorted(truths - {"truth"})
     (copy / "CoOp/classes.json").write_text(json.dumps([*names[:-1], new[0]]))
+    without_its_run(copy)
     assert evaluated(copy, root, tmp_path / "b", "CoOp") == 0
     assert f"Note: 1 of these {len(new)} new classes were trained" in capsys.readouterr().out
 
@@ -150,6 +151,7 @@ def test_a_test_and_predict_take_the_epoch_that_the_run_tests(
     runs, root, tmp_path, final, monkeypatch
 ):
     out = shutil.copytree(runs / "CoOp", tmp_path / "run")
+    without_its_run(out)
     best = torch.load(out / "prompt_learner/model.pth.tar-2", weights_only=False)
     torch.save({**best, "epoch": 1}, out / "prompt_learner/model-best.pth.tar")
     record = out / "config.yaml"
