@@ -29,6 +29,7 @@ FREE = {
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.LOGGERS",
+    "TRAINER.ANCHOROPT.ANCHOR_CACHE",
 }
 _EXTEND = "OPTIM.EXTEND"
 # A validation after each epoch takes random numbers, too.

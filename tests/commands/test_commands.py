@@ -35,6 +35,8 @@ from anchoropt_plugin.version import VERSION
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 
+from ..trainers.runs import without_its_run
+
 ROOT = Path(train.__file__).parent
 
 # A repository that never heard of AnchorOPT: its train.py, a data set, and a trainer as in CoOp.
@@ -987,10 +989,11 @@ def test_a_folder_without_class_names_asks_for_them(runs, tmp_path):
 
 
 def test_a_checkpoint_without_anchors_is_refused(runs, tmp_path):
-    for name in ("config.yaml", "classes.json", "prompt_learner"):
-        (tmp_path / name).symlink_to(runs / "CoOp" / name)
-    text = (tmp_path / "config.yaml").read_text().replace("NAME: CoOp\n", "NAME: CoOp_AnchorOPT\n")
-    (tmp_path / "config.yaml").unlink()
-    (tmp_path / "config.yaml").write_text(text)
+    folder = shutil.copytree(runs / "CoOp", tmp_path / "run")
+    text = (folder / "config.yaml").read_text().replace("NAME: CoOp\n", "NAME: CoOp_AnchorOPT\n")
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"TRAINER\.NAME was 'CoOp', now 'CoOp_AnchorOPT'"):
+        load_predictor(folder)
+    without_its_run(folder)
     with pytest.raises(UserError, match="has no anchors"):
-        load_predictor(tmp_path)
+        load_predictor(folder)
