@@ -165,13 +165,14 @@ def check_of_folder(path: Path, run: Any) -> None:
 
     Args:
         path: the checkpoint, in a folder of the output folder.
-        run: what ``run_of`` returned when it was saved; an earlier version saved None.
+        run: what ``run_of`` returned when it was saved; empty before the record was written, None
+            in a checkpoint of an earlier version.
 
     Raises:
         UserError: its output folder is of another run; the message names the first differences.
     """
     folder = path.parent.parent
-    here = run_of(folder) if isinstance(run, dict) else {}
+    here = run_of(folder) if run and isinstance(run, dict) else {}
     if here.get(_EXTEND):
         here = {key: value for key, value in here.items() if key not in (EPOCHS, _EXTEND)}
     differing = _differing(run, here) if here else ""

@@ -40,7 +40,7 @@ def note_frames(paths: Iterable[str]) -> None:
     found = [path for path in paths if has_frames(path)]
     if found:
         print(
-            f"Note: {len(found)} images have several frames or pages, of which the first is read: "
+            f"Note: {len(found)} image(s) have several frames or pages, the first is read: "
             f"{_first(found)}"
         )
 
@@ -52,16 +52,16 @@ def note_copies(train: Iterable[Datum], val: Iterable[Datum], test: Iterable[Dat
     copies = _copies(images)
     pairs = _with_first(copies)
     told = {
-        "images for validation or test are copies of training images": [
+        "image(s) for validation or test are copies of training images": [
             f"{path} of {first}"
             for path, first in pairs
             if first in trained and path not in trained
         ],
-        "test images are copies of other test images, and count again": [
+        "test image(s) are copies of other test images, and count again": [
             f"{path} of {first}"
             for path, first in _with_first([p for p in same if p in tested] for same in copies)
         ],
-        "images are copies of images with another label, which cannot both be right": [
+        "image(s) are copies of images with another label, which cannot both be right": [
             f"{path} ({images[path].classname}) of {first} ({images[first].classname})"
             for path, first in pairs
             if images[path].label != images[first].label

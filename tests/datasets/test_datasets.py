@@ -460,7 +460,7 @@ def test_images_of_several_frames_are_told(tmp_path, capsys):
     frames = [Image.new("L", (4, 4), value) for value in (0, 255)]
     frames[0].save(tmp_path / "a/9.gif", save_all=True, append_images=frames[1:])
     ImageFolder(make_cfg(tmp_path))
-    told = f"1 images have several frames or pages, of which the first is read: {tmp_path}/a/9.gif"
+    told = f"1 image(s) have several frames or pages, the first is read: {tmp_path}/a/9.gif"
     assert f"Note: {told}\n" in capsys.readouterr().out
 
 

@@ -298,12 +298,12 @@ def test_what_a_split_hides_is_told(tmp_path, capsys):
         "Note: 1 of 3 classes have no image for test, so the accuracy does not count them: "
         "green heart",
     ]
-    assert notes[2].startswith("Note: 7 images for validation or test are copies of training")
+    assert notes[2].startswith("Note: 7 image(s) for validation or test are copies of training")
     test, train_ = root / "test", root / "train"
     assert notes[3:5] == [
-        "Note: 1 test images are copies of other test images, and count again: "
+        "Note: 1 test image(s) are copies of other test images, and count again: "
         f"{test}/red_circle/copy.png of {test}/red_circle/1.png",
-        "Note: 2 images are copies of images with another label, which cannot both be right: "
+        "Note: 2 image(s) are copies of images with another label, which cannot both be right: "
         + ", ".join(
             f"{test}/blue_star/more_{n}.png (blue star) of {train_}/green_heart/{n}.png "
             "(green heart)"
