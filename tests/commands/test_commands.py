@@ -221,6 +221,16 @@ DEEP = """
         return x[torch.arange(len(x)), tokens.argmax(-1)] @ self.text_projection
 """
 
+# With a Dassl of the repository's own, a model may be built when the training begins.
+LATE = """
+from trainers.usual import *
+
+
+@TRAINER_REGISTRY.register()
+class Late(Usual):
+    def build_model(self): ...
+"""
+
 VISUAL = """
 import torch.nn as nn
 from clip import clip
@@ -278,6 +288,7 @@ def repository(tmp_path_factory):
     write(folder, "trainers/deep.py", deep)
     write(folder, "trainers/visual.py", VISUAL)
     write(folder, "trainers/tuple.py", TUPLE)
+    write(folder, "trainers/late.py", LATE)
     write(folder, "trainers/unimportable.py", "import a_module_that_is_nowhere\n")
     return folder
 
@@ -660,6 +671,7 @@ def test_clean_cfg_keeps_the_keys_of_the_host(repository, tmp_path):
     ("trainer", "wanted"),
     [
         ("visual:Visual", ["Visual has no prompt learner", "token_prefix", "like CoOp's"]),
+        ("late:Late", ["Late has no model after __init__", "build_model"]),
         ("odd:Odd", ["Odd computes no F.cross_entropy", "its 8 classes", "(output, label)"]),
         ("broken:Broken", ["Broken without AnchorOPT fails", "trainers/broken.py:", "stand-ins"]),
         ("tuple:Tuple", ["model_inference of Tuple returns a tuple, not logits"]),

@@ -10,6 +10,8 @@ import pytest
 from scripts import public_trainers
 
 TRAINER = """
+from torch import nn
+
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 
 @TRAINER_REGISTRY.register()
@@ -28,7 +30,7 @@ def checkout(tmp_path):
     files = {
         "train.py": "def extend_cfg(cfg): ...\n",
         "trainers/__init__.py": "",
-        "trainers/one.py": TRAINER.format(name="One", body="self.model = None"),
+        "trainers/one.py": TRAINER.format(name="One", body="self.model = nn.Identity()"),
         "trainers/broken.py": "def f(:",
         "trainers/.hidden/one.py": TRAINER.format(name="One", body="self.model = None"),
         "Dassl.pytorch/dassl/engine/own.py": TRAINER.format(name="Own", body="self.model = None"),
@@ -60,7 +62,7 @@ def test_each_trainer_is_tried_in_the_folder_of_its_train_py(checkout, tmp_path,
     refused, without, copies = page.split("## ")
     (row,) = refused.partition("| --- |\n")[2].strip().splitlines()
     assert row.startswith(f"| owner/name | {commit} | Two | Two without AnchorOPT fails")
-    assert row.endswith(": trainers/two.py:7: AttributeError: NO_SUCH_KEY |")  # no advice
+    assert row.endswith(": trainers/two.py:9: AttributeError: NO_SUCH_KEY |")  # no advice
     assert without.endswith(f"| owner/name | {commit} | One | refused |\n\n")
     assert copies.endswith("| --- |\n")
     assert str(tmp_path) not in page

@@ -137,6 +137,11 @@ def _trial(
         if learners:
             take_step(alone)
             logits_at_test(alone)
+    if not modules_of(alone):
+        raise UserError(
+            f"{name} has no model after __init__: AnchorOPT watches build_model, which Dassl's "
+            "__init__ calls"
+        )
     if not learners:
         raise UserError(
             f"{name} has no prompt learner: AnchorOPT needs a module with the tensors "
