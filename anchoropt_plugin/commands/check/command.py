@@ -75,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
                 with quiet():
                     cfg = trial_cfg(*given, second)
                 found = _trial(host, with_anchoropt, cfg, args.classes, weights)
-            except HostError:
-                raise error from None  # the second precision may be missing on this machine
+            except HostError as other:
+                # Many hosts fail in another precision than their own, which hides the true cause.
+                raise (error if first is None else other) from None
         _report(host.__name__, found)
     return 0
 
