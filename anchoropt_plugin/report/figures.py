@@ -102,7 +102,9 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
         seen = [value for of_run in drawn[key].values() for of in of_run.values() for value in of]
         if key == "loss" and 0 < 10 * min(seen) <= max(seen):  # a short log axis has odd ticks
             axis.set_yscale("log")
-    figure.legend(loc="outside right upper", fontsize="small")
+    of_seeds = any(len(folders) > 1 for folders in runs.values())
+    title = "mean of the seeds\n(band: their range)" if of_seeds else None
+    figure.legend(loc="outside right upper", fontsize="small", title=title, title_fontsize="small")
     return figure
 
 
@@ -140,7 +142,8 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
             axis.set_yticks(middles, numbers, fontsize="x-small")
         for axis in row[len(moments) :]:
             axis.set_axis_off()
-        row[0].set_ylabel(name, fontsize="small")
+        row[0].set_ylabel(f"{name}\nslot", fontsize="small")
+        row[0].set_xlabel("token", fontsize="small")
     panels = [axis for row in axes for axis in row]
     scale: Any = figure.colorbar(image, ax=panels, shrink=0.6, label="probability")
     scale.solids.set_rasterized(False)
