@@ -94,7 +94,9 @@ class Protocol:
 
     def with_changes(self, changes: Mapping[str, Any]) -> Protocol:
         """Return this protocol with other data sets, shots or seeds; None changes nothing."""
-        given: dict[str, Any] = {k: tuple(v) for k, v in changes.items() if v is not None}
+        given: dict[str, Any] = {
+            k: tuple(dict.fromkeys(v)) for k, v in changes.items() if v is not None
+        }
         return replace(self, **given)
 
 

@@ -25,23 +25,6 @@ def average(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
     return (prompt_logits.float() + anchor_logits.float()) / 2
 
 
-def as_logits(output: Tensor) -> Tensor:
-    """Turn probabilities (B, C) into logits; logits are returned as they are.
-
-    >>> import torch
-    >>> as_logits(torch.tensor([[1.0, 3.0]]).softmax(-1)).diff().round()
-    tensor([[2.]])
-    >>> as_logits(torch.tensor([[1.0, 3.0]]))
-    tensor([[1., 3.]])
-    """
-    full = output.float()
-    tolerance = 1e-5 if output.dtype in (torch.float32, torch.float64) else 1e-2
-    sums_to_one = (full.sum(-1) - 1).abs() <= tolerance
-    are_probabilities = (full >= 0).all() & sums_to_one.all()
-    # Not by an `if`, which would wait for a GPU.
-    return torch.where(are_probabilities, full.clamp_min(torch.finfo(full.dtype).tiny).log(), full)
-
-
 def to_float32(loss: Tensor) -> Tensor:
     """Return a host's loss in float32 at least: the largest number in half precision is 65504.
 

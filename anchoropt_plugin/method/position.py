@@ -56,6 +56,8 @@ class AnchorPositionModule(nn.Module):
     anchors: Tensor
     task: Tensor
 
+    _is_tested = False
+
     def __init__(
         self,
         n_ctx: int,
@@ -148,12 +150,25 @@ class AnchorPositionModule(nn.Module):
         # Under autocast the normalisations would run in half precision.
         with torch.autocast(self.logits.device.type, enabled=False):
             scores = self._scores()
-            if relaxation.noisy and (self.training or self.sample_at_eval):
+            if relaxation.noisy and (self._is_training or self.sample_at_eval):
                 noise = _gumbel(scores)
                 # Processes that share a batch share P.
-                scores = scores + (copy_from_main(noise) if self.training else noise)
+                scores = scores + (copy_from_main(noise) if self._is_training else noise)
             self._drawn = relaxation.used(scores, self.temperature)
         return self._drawn
+
+    @property
+    def _is_training(self) -> bool:
+        return self.training and not self._is_tested
+
+    @contextlib.contextmanager
+    def tested(self) -> Iterator[None]:
+        """Inside the context manager P is the mode: a host may test in training mode."""
+        self._is_tested = True
+        try:
+            yield
+        finally:
+            self._is_tested = False
 
     @contextlib.contextmanager
     def one_draw(self) -> Iterator[None]:
@@ -177,7 +192,7 @@ class AnchorPositionModule(nn.Module):
         Row i gives the tokens in slot i: columns 0 … M − 1 are soft tokens, the others anchors. In
         evaluation P always belongs to the present logits.
         """
-        if self._drawn is None or not (self.training or self.sample_at_eval):
+        if self._drawn is None or not (self._is_training or self.sample_at_eval):
             return self.draw()
         return self._drawn
 

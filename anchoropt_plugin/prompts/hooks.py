@@ -24,7 +24,7 @@ from ..encoders.image_features import unprompted
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
-from .eot import shift, unshift
+from .eot import end_at, shift, unshift
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -157,12 +157,14 @@ class Attachment:
         hook: describes the learner.
         moves_eot: whether ``tokenized_prompts`` was shifted.
         end: embedding (d,) of EOT, by which EOT is found in prompts, or None.
+        tokens: the learner's tokens that were shifted, or None.
     """
 
     module: AnchorPositionModule
     hook: PromptHook
     moves_eot: bool = False
     end: Tensor | None = None
+    tokens: Tensor | None = None
     _handle: RemovableHandle | None = None
     _is_suffix_checked: bool = False
 
@@ -196,12 +198,32 @@ class Attachment:
             return torch.cat([head, self.module(context), rest], -2)
 
         if isinstance(output, Tensor):
-            return arranged(output)
+            made = arranged(output)
+            self._check_tokens(learner, made)
+            return made
         same = [x for x in output if _has_same_context(x, prompts, stop)]
         # In one call, as each call of the module draws a position matrix.
         done = iter(arranged(torch.cat(same, -3)).split([x.shape[-3] for x in same], -3))
         outputs = [next(done) if any(x is y for y in same) else x for x in output]
         return outputs if isinstance(output, list) else tuple(outputs)
+
+    def _check_tokens(self, learner: Any, prompts: Tensor) -> None:
+        """Check tokens that were put into the learner later: they may have EOT elsewhere.
+
+        Raises:
+            UserError: the prompts do not have EOT where the tokens have it.
+        """
+        if self.tokens is None or self.end is None or torch.compiler.is_compiling():
+            return
+        tokens = self.hook.tokens(learner)
+        if tokens is self.tokens:
+            return
+        self.tokens = tokens
+        if prompts.shape[-3:-1] == tokens.shape and not bool(end_at(prompts, tokens, self.end)):
+            raise UserError(
+                f"the tokens in {type(learner).__name__} were replaced after attach, which moves "
+                "EOT in them: detach, replace tokens and embeddings, and attach again"
+            )
 
     def _check_suffix(self, learner: Any, rest: Tensor) -> None:
         """Warn once if the class names of ``token_suffix`` do not follow the context."""
@@ -327,6 +349,7 @@ def attach(
     if pooling == "eot":
         attachment.moves_eot, attachment.end = True, hook.end(learner)
         shift(tokens, hook.first(learner), n_anchors)
+        attachment.tokens = tokens
     attachment.put_on(learner)
     return module
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..encoders.logits import probabilities
 from ..errors import UserError
 from ..files.class_weights import SUFFIXES, write_class_weights
 from ..files.images import read_image, to_rgb
@@ -184,14 +185,14 @@ class Predictor:
             "index": zeros,
         }
         inputs = self._trainer.parse_batch_test(batch)[0]
-        return self._trainer.model_inference(inputs).float().softmax(-1).cpu()
+        return probabilities(self._trainer.model_inference(inputs)).cpu()
 
     def _tested(self, images: Tensor) -> Tensor:
         """Return probabilities (B, C) of images (B, 3, R, R), as a test computes them."""
         if self._trainer is None:
-            probabilities: Tensor = self.model(images)
-            return probabilities
-        return self._trainer.model_inference(images).float().softmax(-1)
+            found: Tensor = self.model(images)
+            return found
+        return probabilities(self._trainer.model_inference(images))
 
     @property
     def _device(self) -> torch.device:

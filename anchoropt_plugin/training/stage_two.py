@@ -14,13 +14,14 @@ from ..dassl_compat.evaluation.label_check import LabelCheck
 from ..encoders.clip_models import words_of
 from ..encoders.fast_forward import FastForward
 from ..encoders.image_features import ImageCall, ImageCalls
+from ..encoders.logits import as_logits
 from ..encoders.plain_clip import PlainImages
 from ..encoders.shared_prefix import leaves
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
 from ..method.anchors import AnchorPrompts, AnchorTokens
 from ..method.metrics import Means, agreement, entropy, relative_spread
-from ..method.objective import as_logits, average, distillation, to_float32
+from ..method.objective import average, distillation, to_float32
 from ..method.order import in_words
 from ..process import distributed
 from ..prompts.hooks import PromptHook
@@ -47,6 +48,7 @@ class AnchorOPT:
     Attributes:
         settings: checked settings.
         position: the module on the host's prompt learner.
+        learner: the host's prompt learner.
         classes: names of the classes of this run.
         trained_classes: the words of the classes that the prompt was trained on; None if unknown.
         sources: a digest of the file of anchors or descriptions; None before a training.
@@ -70,7 +72,7 @@ class AnchorOPT:
         trained: Iterable[nn.Parameter] = (),
     ) -> None:
         self.settings = settings
-        self.position = parts.position
+        self.position, self.learner = parts.position, parts.learner
         self.classes = list(class_names)
         self.trained_classes: frozenset[tuple[str, ...]] | None = None
         self.sources: str | None = None

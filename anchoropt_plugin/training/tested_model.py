@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..encoders.accelerate import is_text_encoder
 from ..encoders.fast_forward import FastForward
 from ..encoders.feature_cache import CachedFeatures
+from ..encoders.logits import probabilities
 from ..errors import UserError
 from ..method.position import AnchorPositionModule
 from .traced import TOLERANCE
@@ -64,8 +65,7 @@ class TestedModel(nn.Module):
 
     def trainers(self, images: Tensor) -> Tensor:
         """Return the probabilities (B, C) of the trainer itself."""
-        logits: Tensor = self._trainer.model_inference(images)
-        return logits.float().softmax(-1)
+        return probabilities(self._trainer.model_inference(images))
 
     @property
     def tolerance(self) -> float:

@@ -252,16 +252,17 @@ class TwoStages(Checkpoints):
                 output = run.tested(output, subsample, run.tested_images)
             return process(output, *labels)
 
-        with mock.patch.object(self.evaluator, "process", processed):
+        with mock.patch.object(self.evaluator, "process", processed), run.position.tested():
             result = super().test(split)  # type: ignore[misc]
         settle_all()
         check.settle()
         run.tested_labels = None
         if run.averages(subsample) and not run.is_in_test:
             log.warning(
-                "%s tests without its model_inference and its evaluator: its logits were not "
-                "averaged with the anchor logits, as ENSEMBLE %s asks",
+                "%s gives neither through its model_inference nor its evaluator logits (images, "
+                "%d classes): none were averaged with the anchor logits, as ENSEMBLE %s asks",
                 self.anchoropt_host.__name__,
+                len(run.classes),
                 run.settings.ensemble,
             )
         if split is None:

@@ -115,3 +115,15 @@ def test_classes_that_share_a_name_and_labels_without_a_name(tmp_path):
 def test_a_loader_of_ones_own_may_give_no_paths():
     assert paths_of({"img": torch.zeros(2, 1)}, 2) == paths_of([torch.zeros(2, 1)], 2) == ["", ""]
     assert paths_of({"impath": ["x.png"]}, 1) == [str(Path("x.png").absolute())]
+
+
+def test_a_host_may_give_probabilities():
+    torch.manual_seed(0)
+    logits, names = 9 * torch.randn(4, 3), {0: "x", 1: "y", 2: "z"}
+    rows = []
+    for output in (logits, logits.softmax(-1)):
+        top = TopClasses()
+        top.add(["a", "b", "c", "d"], output, torch.tensor([0, 1, 2, 0]))
+        rows.append([*top.rows(names)])
+    for (*ours, ps), (*theirs, qs) in zip(*rows, strict=True):
+        assert ours == theirs and list(ps) == pytest.approx(list(qs), abs=1e-5)

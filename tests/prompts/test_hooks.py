@@ -215,3 +215,12 @@ def test_a_hook_that_does_not_fit_its_learner_is_refused(clip, method, value, sa
     with pytest.raises(UserError, match=f"Mistake.* {says}"):
         attach(learner, torch.zeros(1, 64))
     assert torch.equal(learner.tokenized_prompts, before) and not learner._modules
+
+
+def test_tokens_that_are_put_there_after_attach_are_refused(learner):
+    attach(learner, torch.randn(2, learner.ctx.shape[-1]))
+    copied = copy.deepcopy(learner)
+    assert torch.equal(copied.eval()(), learner.eval()())  # its tokens are a copy, but moved
+    learner.tokenized_prompts = tokenize([f"X X X X {name}." for name in NAMES])
+    with pytest.raises(UserError, match=r"tokens in Learner were replaced after attach"):
+        learner()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from clip.model import CLIP, LayerNorm
@@ -12,6 +14,7 @@ from anchoropt_plugin import PromptHook, UserError, register_hook
 from anchoropt_plugin.commands.check.independent import record_steps
 from anchoropt_plugin.encoders.image_features import ImageCall
 from anchoropt_plugin.encoders.plain_clip import PlainCLIP, PlainImages
+from dassl.utils import load_checkpoint
 
 from .lookalikes import BATCHES, CE, SUPPORT, Biases, Host, Learner, Model, ProGrad
 from .test_probe import build
@@ -407,6 +410,46 @@ class OwnOrderInALoop(OwnOrderInTests):
 def test_an_order_of_the_classes_of_a_hosts_own_is_refused_in_a_test(host, tmp_path):
     with pytest.raises(UserError, match=r"parse_batch_test of .* returns other labels than its"):
         build(host, tmp_path).test()
+
+
+class InTrainingMode(Host):
+    """Its own loop forgets the evaluation mode."""
+
+    def test(self, split=None):
+        self.set_model_mode("train")
+        for _ in range(5):
+            self.evaluator.process(self.model(self.test_loader[0]["img"]), None)
+            position = self.anchoropt.position
+            assert torch.equal(position.matrix(), position.most_likely())
+        return 0.0
+
+
+def test_a_test_in_training_mode_draws_no_noise(tmp_path):
+    trainer = build(InTrainingMode, tmp_path, POSITION="gumbel", POSITION_INIT=0.0)
+    trainer.evaluator.process = lambda *_: None
+    trainer.test()
+    position = trainer.anchoropt.position.train()
+    drawn = torch.stack([position.draw() for _ in range(9)])
+    assert not torch.equal(drawn, position.most_likely().expand_as(drawn))
+
+
+class LoadsAll(Host):
+    def load_model(self, directory, epoch=None):
+        path = Path(directory, "prompt_learner", f"model.pth.tar-{epoch}")
+        self.model.load_state_dict(load_checkpoint(path)["state_dict"], strict=False)
+
+
+def test_a_checkpoint_that_brings_the_class_names_of_its_training_is_refused(tmp_path):
+    trainer = build(LoadsAll, tmp_path / "a")
+    trainer.save_model(0, str(tmp_path / "a"))
+    build(LoadsAll, tmp_path / "same").load_model(str(tmp_path / "a"), 1)
+    tested = build(LoadsAll, tmp_path / "b")
+    suffix = tested.model.prompt_learner.token_suffix
+    suffix.copy_(suffix.flip(0))  # as many other classes
+    with pytest.raises(
+        UserError, match=r"of LoadsAll puts token_suffix of the checkpoint"
+    ):
+        tested.load_model(str(tmp_path / "a"), 1)
 
 
 class OwnScale(Host):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...encoders.logits import probabilities
 from ...errors import UserError
 from ...files.predictions import TOP, different_names, write_predictions
 
@@ -29,7 +30,7 @@ class TopClasses:
     def add(self, images: Sequence[str], logits: Tensor, labels: Tensor) -> None:
         """Take a batch: paths, logits (B, C) and labels (B,)."""
         self._images += images
-        top = logits.float().softmax(dim=1).topk(min(TOP, logits.shape[1]))
+        top = probabilities(logits).topk(min(TOP, logits.shape[1]))
         # The evaluator's prediction: of equal probabilities topk may put another one first.
         self._batches.append((labels, logits.argmax(dim=1), top.indices, top.values))
 
