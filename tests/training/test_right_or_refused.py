@@ -446,9 +446,7 @@ def test_a_checkpoint_that_brings_the_class_names_of_its_training_is_refused(tmp
     tested = build(LoadsAll, tmp_path / "b")
     suffix = tested.model.prompt_learner.token_suffix
     suffix.copy_(suffix.flip(0))  # as many other classes
-    with pytest.raises(
-        UserError, match=r"of LoadsAll puts token_suffix of the checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"of LoadsAll puts token_suffix of the checkpoint"):
         tested.load_model(str(tmp_path / "a"), 1)
 
 
