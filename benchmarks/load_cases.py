@@ -191,7 +191,9 @@ def leave(run: Run, results: dict[str, Any]) -> None:
     if run.trains:
         (run.folder / "prompt_learner").mkdir()
         (run.folder / "prompt_learner" / "checkpoint").write_text(f"model.pth.tar-{EPOCHS}")
-    write_results(run.folder, {**results, "after_training": run.trains})
+    of_run = {key: run.settings[key] for key in results.get("settings", {})}
+    more = {"after_training": run.trains, "settings": of_run}
+    write_results(run.folder, {**results, **more})
     write_facts({"seconds": 1.0, "commit": "", "device": "cpu", "torch": "2"}, run.folder)
 
 

@@ -40,7 +40,7 @@ FEATURES = {
     ),
     "submitit": (
         [*COMPARE, "--executor", "slurm"],
-        "--executor slurm needs submitit: pip install -e '.[slurm]'",
+        "--executor slurm needs submitit: pip install 'anchoropt-plugin[slurm]'",
     ),
     "openai": (
         ["anchoropt_plugin", "describe", "cat", "--model", "x", "--output", "cat.json"],
@@ -66,7 +66,7 @@ FEATURES = {
             *("train.py", "--root", "data", "--trainer", "ZeroshotCLIP"),
             *("--config-file", TINY, "--dataset-config-file", DIGITS),
         ],
-        "the Digits data set needs scikit-learn: pip install -e '.[data]'",
+        "the Digits data set needs scikit-learn: pip install 'anchoropt-plugin[data]'",
     ),
 }
 """By optional package: a command that needs the package, and the error without the package."""
