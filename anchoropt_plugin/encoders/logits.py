@@ -16,11 +16,21 @@ def as_logits(output: Tensor) -> Tensor:
     tensor([[1., 3.]])
     """
     full = output.float()
+    # Not by an `if`, which would wait for a GPU.
+    logarithms = full.clamp_min(torch.finfo(full.dtype).tiny).log()
+    return torch.where(are_probabilities(output), logarithms, full)
+
+
+def are_probabilities(output: Tensor) -> Tensor:
+    """Return a boolean scalar: whether all rows (B, C) are probabilities.
+
+    >>> are_probabilities(torch.tensor([[0.25, 0.75]])), are_probabilities(torch.zeros(1, 2))
+    (tensor(True), tensor(False))
+    """
+    full = output.float()
     tolerance = 1e-5 if output.dtype in (torch.float32, torch.float64) else 1e-2
     sums_to_one = (full.sum(-1) - 1).abs() <= tolerance
-    are_probabilities = (full >= 0).all() & sums_to_one.all()
-    # Not by an `if`, which would wait for a GPU.
-    return torch.where(are_probabilities, full.clamp_min(torch.finfo(full.dtype).tiny).log(), full)
+    return (full >= 0).all() & sums_to_one.all()
 
 
 def probabilities(output: Tensor) -> Tensor:

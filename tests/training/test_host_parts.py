@@ -279,7 +279,7 @@ def test_a_host_that_goes_round_forward_backward_or_model_inference_is_told(
         classes="new",
     )
     assert trainer.test() == 0.5
-    assert "OwnTest tests without its model_inference" in caplog.text
+    assert "OwnTest gives neither through its model_inference" in caplog.text
 
 
 def test_a_second_learner_and_class_names_elsewhere_are_told(root, tmp_path, caplog):

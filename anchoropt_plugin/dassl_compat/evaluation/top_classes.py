@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...encoders.logits import probabilities
+from ...encoders.logits import are_probabilities
 from ...errors import UserError
 from ...files.predictions import TOP, different_names, write_predictions
 
@@ -26,11 +26,16 @@ class TopClasses:
     def __init__(self) -> None:
         self._images: list[str] = []
         self._batches: list[tuple[Tensor, ...]] = []
+        self._are_probabilities: bool | None = None
 
     def add(self, images: Sequence[str], logits: Tensor, labels: Tensor) -> None:
         """Take a batch: paths, logits (B, C) and labels (B,)."""
         self._images += images
-        top = probabilities(logits).topk(min(TOP, logits.shape[1]))
+        if self._are_probabilities is None:  # of the first batch: the comparison waits for a GPU
+            self._are_probabilities = bool(are_probabilities(logits))
+        full = logits.float()
+        likely = full if self._are_probabilities else full.softmax(dim=1)
+        top = likely.topk(min(TOP, logits.shape[1]))
         # The evaluator's prediction: of equal probabilities topk may put another one first.
         self._batches.append((labels, logits.argmax(dim=1), top.indices, top.values))
 
