@@ -19,7 +19,8 @@ from ..encoders.plain_clip import PlainImages
 from ..encoders.shared_prefix import leaves
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
-from ..method.anchors import AnchorPrompts, AnchorTokens
+from ..method.anchor_prompts import AnchorPrompts
+from ..method.anchors import AnchorTokens
 from ..method.metrics import Means, agreement, entropy, relative_spread
 from ..method.objective import average, distillation, to_float32
 from ..method.order import in_words

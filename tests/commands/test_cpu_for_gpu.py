@@ -1,4 +1,4 @@
-"""Half precision in ``check`` on a CPU, which stands in for a GPU."""
+"""Half precision in ``check`` without a GPU: products are added in float32, as a GPU adds them."""
 
 from __future__ import annotations
 

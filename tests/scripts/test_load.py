@@ -20,8 +20,8 @@ from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.experiments import checkout, compare, results
 from anchoropt_plugin.experiments.plan import plan
 from anchoropt_plugin.experiments.protocols import read_protocol
-from anchoropt_plugin.method import anchors
-from anchoropt_plugin.method.anchors import AnchorPrompts
+from anchoropt_plugin.method import anchor_prompts, anchors
+from anchoropt_plugin.method.anchor_prompts import AnchorPrompts
 from benchmarks import load, load_cases
 from benchmarks.load import Measured
 from dassl.config import get_cfg_default
@@ -59,7 +59,7 @@ def test_anchor_prompts_in_chunks_give_the_same_and_save_less(clip, monkeypatch)
     values = torch.randn(2, 64) * 0.02
     found = []
     for chunk in (40, 7):
-        monkeypatch.setattr(anchors, "CHUNK", chunk)
+        monkeypatch.setattr(anchor_prompts, "CHUNK", chunk)
         saved, leaf = [], values.clone().requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, saved=saved: saved.append(x.nbytes) or x, lambda x: x
