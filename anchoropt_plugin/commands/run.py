@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="...",
         help="flags and KEY VALUE pairs of the script",
     )
+    parser.set_defaults(
+        interrupted="interrupted; the same command resumes from its last checkpoint, if any"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..errors import UserError
@@ -99,21 +100,22 @@ class Estimate:
         """Return a row for each kind: its runs, and the seconds of one run in parts."""
         where = torch.cuda.get_device_name() if _has_gpu() else "a CPU"
         title = f"Seconds of a run, timed now on {where}; stage 1 is run once for equal anchors"
-        columns = ("runs", "n", "stage-1 runs", "build", "stage 1", "training", "test", "all runs")
-        table = Table(*columns, title=title, title_justify="left")
-        for column in table.columns:
-            column.overflow = "fold"
+        columns = ("runs", "n", "build", "stage 1", "training", "test", "all runs")
+        table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
         for column in table.columns[1:]:
-            column.justify = "right"
+            column.justify, column.no_wrap = "right", True
+        # A narrow terminal breaks a row between the words of its first cell, never in a name.
+        names = [len(word) for kind in self.kinds for word in kind.run.method.name.split()]
+        table.columns[0].min_width = max(names, default=0) + len(",")
         for kind in self.kinds:
             run, seconds = kind.run, kind.seconds
             doing = f"train, {run.shots} shots" if run.trains else "test"
             parts = [f"{part:.1f}" for part in kind.parts] if kind.parts else ["–"] * 4
             if kind.finished:
-                parts = ["finished runs:", "", "", f"{fmean(kind.finished):.1f}"]
+                doing += f"; finished runs took {fmean(kind.finished):.1f}"
             total = _text(seconds) if seconds is not None else "unknown"  # why is told once, below
             name = f"{run.method.name}, {run.dataset} {run.score}: {doing}"
-            table.add_row(name, str(kind.number), str(len(kind.anchors)), *parts, total)
+            table.add_row(name, str(kind.number), *parts, total)
         return table
 
 

@@ -667,6 +667,12 @@ def test_clean_cfg_keeps_the_keys_of_the_host(repository, tmp_path):
     assert main(["run", str(tmp_path / "train.py")]) == 0
 
 
+def test_an_interrupted_script_says_how_it_goes_on(tmp_path, capsys):
+    (tmp_path / "train.py").write_text("raise KeyboardInterrupt")
+    assert main(["run", str(tmp_path / "train.py")]) == 130
+    assert "the same command resumes from its last checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("trainer", "wanted"),
     [
