@@ -325,4 +325,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # status_of has its own handler
-    sys.exit(main())
+    distributed.leave(main())

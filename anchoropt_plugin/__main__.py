@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from .commands import all_commands
 from .dassl_compat import is_installed
 from .encoders.pkg_resources_stand_in import offered_pkg_resources
+from .process import distributed
 from .process.command_line import Parser, status_of
 from .process.program import MODULE, program
 from .version import VERSION
@@ -63,4 +63,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

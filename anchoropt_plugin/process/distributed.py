@@ -6,11 +6,13 @@ returns its argument unchanged.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,6 +92,20 @@ def stop() -> None:
         # would hold Python's lock while it waits for threads that may need the same lock.
         _ended_groups.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with an exit status, as ``sys.exit`` does.
+
+    A process of torchrun does not wait until Python has freed all objects: threads of torch (2.14,
+    gloo) abort it there now and then, after a successful run, if the machine is busy.
+    """
+    if is_launched():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -369,3 +370,35 @@ def test_torchrun(alone, data, tmp_path):
     assert done.stdout == (tmp_path / "out" / "log.txt").read_text()
     assert [path.name for path in (tmp_path / "out").glob("log*")] == ["log.txt"]
     assert log_lines(tmp_path / "out")[-4:] == log_lines(alone[1] / "CoOp")[-4:]
+
+
+@pytest.mark.parametrize("is_launched", [True, False])
+def test_a_process_of_torchrun_ends_before_python_frees_its_objects(is_launched):
+    script = """
+        import atexit
+        from anchoropt_plugin.process import distributed
+
+        class Thread:
+            def __del__(self):
+                print("freed", flush=True)
+
+        kept = Thread()
+        atexit.register(print, "left")
+        distributed.leave(3)
+    """
+    launched = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "",
+        "MASTER_PORT": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(launched if is_launched else {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.split() == (["left"] if is_launched else ["left", "freed"])
