@@ -1,4 +1,4 @@
-"""Runs of one table have the same images and descriptions; paths alone do not tell."""
+"""Runs of one table have the same images, class names and texts; paths alone do not tell."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config.record import hash_of_weights, recorded_weights
+from ..config.record import CLASSES, hash_of_weights, recorded_weights
 from ..errors import UserError
-from ..files.training_images import digest, images_of, recorded
+from ..files.readers import read_json
+from ..files.training_images import digest, digest_of_names, images_of, recorded
 from ..training.run_record import RUN_RECORD, read_record, sources_of
 from ..training.two_stages import TwoStages
 from .plan import Job, Run
@@ -39,7 +40,7 @@ class Input(NamedTuple):
 
 
 def check_same_inputs(jobs: Iterable[Job], planned: Iterable[Input] = ()) -> None:
-    """Check that finished runs with the same settings of the data had the same images and texts.
+    """Check that finished runs with the same settings of the data had the same data and texts.
 
     A run of an earlier version, which did not record them, is not compared.
 
@@ -66,7 +67,9 @@ def inputs_of(run: Run, trainer: Any) -> list[Input]:
     """Return what an unfinished run would read, given its trainer."""
     data_set = trainer.dm.dataset
     tested = images_of(data_set, run.settings["TEST.SPLIT"])
-    found = [_tested(run, tested)] if tested else []
+    found = [_named(run, digest_of_names(data_set.classnames))]
+    if tested:
+        found.append(_tested(run, tested))
     weights = hash_of_weights(run.settings[_BACKBONE])
     if run.trains and weights:
         found.append(_weights(run, weights))
@@ -82,17 +85,25 @@ def _recorded(run: Run) -> Iterator[Input]:
     results = outcome(run)
     tested = results.get("images")
     if isinstance(tested, dict):
+        if "names" in tested:  # not in the file of an earlier version
+            yield _named(run, tested["names"])
         yield _tested(run, tested)
     if not run.trains or not results:
         return
     images, sources = recorded(run.folder), sources_of(run.folder)
-    weights = recorded_weights(run.folder)
+    weights, names = recorded_weights(run.folder), run.folder / CLASSES
+    if names.is_file():
+        yield _named(run, digest_of_names(read_json(names)))
     if weights:
         yield _weights(run, weights)
     if images:
         yield _trained(run, images["digest"])
     if sources:
         yield _sources(run, sources, read_record(run.folder / RUN_RECORD)["settings"])
+
+
+def _named(run: Run, names: str) -> Input:
+    return _input(run, "class names", names, {})
 
 
 def _tested(run: Run, images: dict[str, Any]) -> Input:

@@ -47,6 +47,11 @@ def digest_of_files(paths: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
 
 
+def digest_of_names(names: Iterable[str]) -> str:
+    """Return a short hash of class names in their order."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]
+
+
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size  # noqa: PTH116
@@ -62,15 +67,16 @@ def images_of(data_set: Any, part: str) -> dict[str, Any] | None:
         part: of the data set, ``"val"`` or ``"test"``.
 
     Returns:
-        ``digest``; ``files``, the ``digest_of_files``; and ``drawn``: whether the seed and the
-        number of shots may have chosen them.
+        ``digest``; ``files``, the ``digest_of_files``; ``names``, the ``digest_of_names`` of the
+        classes; and ``drawn``: whether the seed and the number of shots may have chosen the images.
     """
     images = getattr(data_set, part, None) or ()
     if not images or not all(isinstance(getattr(image, "impath", None), str) for image in images):
         return None
     drawn = part != "test" or bool(getattr(data_set, "is_drawn", True))
     files = digest_of_files(str(image.impath) for image in images)
-    return {"digest": digest(images), "files": files, "drawn": drawn}
+    names = digest_of_names(data_set.classnames)
+    return {"digest": digest(images), "files": files, "names": names, "drawn": drawn}
 
 
 def content_of(path: str | Path) -> str:

@@ -13,6 +13,7 @@ from anchoropt_plugin.experiments import same_inputs
 from anchoropt_plugin.experiments.plan import host_method, plan
 from anchoropt_plugin.experiments.preflight import check_parts
 from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.files.training_images import digest_of_names
 from anchoropt_plugin.process.command_line import status_of
 
 from .test_runs import compared_in
@@ -53,6 +54,26 @@ def test_other_test_images_are_not_in_one_table(runs, monkeypatch):
     same_inputs.check_same_inputs(jobs)
 
 
+def test_renamed_classes_are_not_in_one_table(runs, monkeypatch):
+    jobs, (base, new, base_2, new_2) = runs
+    results = {run.folder: of_images(run.score) for run in (base, new, base_2, new_2)}
+    for run in (new, new_2):
+        results[run.folder]["images"]["names"] = digest_of_names(["five", "six"])
+    for run in (base, base_2):  # a file that earlier versions wrote, too
+        run.folder.mkdir(parents=True)
+        (run.folder / "classes.json").write_text('["zero", "one"]')
+    finished(monkeypatch, results)
+    same_inputs.check_same_inputs(jobs)
+    results[new_2.folder]["images"]["names"] = digest_of_names(["six", "five"])
+    with pytest.raises(UserError, match=r"the class names of .* differ"):
+        same_inputs.check_same_inputs(jobs)
+    del results[new_2.folder]["images"]["names"]  # as an earlier version wrote it
+    same_inputs.check_same_inputs(jobs)
+    (base_2.folder / "classes.json").write_text('["zero", "stick"]')
+    with pytest.raises(UserError, match=r"the class names of .* differ"):
+        same_inputs.check_same_inputs(jobs)
+
+
 def test_other_texts_under_the_same_name_are_not_in_one_table(runs, monkeypatch):
     jobs, (first, _, second, _) = runs
     finished(monkeypatch, {run.folder: {"accuracy": 50.0} for run in (first, second)})
@@ -77,10 +98,16 @@ def test_a_changed_data_set_is_told_before_further_runs(tmp_path, capsys):
     root, out = tmp_path / "data", tmp_path / "out"
     write_digits(root / "digits")
     assert compared_in(out, root, "--seeds", "1", "--anchoropt", "without") == 0
-    rows = json.loads((root / "digits/split_zhou_Digits.json").read_text())["test"]
+    words = "--seeds", "1", "2", "--anchoropt", "without"
+    split = root / "digits/split_zhou_Digits.json"
+    text = split.read_text()
+    split.write_text(text.replace('"one"', '"stick"'))
+    assert status_of(lambda: compared_in(out, root, *words)) == 2
+    assert "the class names of " in capsys.readouterr().err
+    split.write_text(text)
+    rows = json.loads(text)["test"]
     Image.effect_noise((64, 64), 90).save(root / "digits/images" / rows[0][0])  # class zero
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    words = "--seeds", "1", "2", "--anchoropt", "without"
     assert status_of(lambda: compared_in(out, root, *words)) == 2
     said = capsys.readouterr().err
     assert "the test images of " in said and "give another --output-dir" in said
