@@ -28,6 +28,7 @@ $(PYTHON):
 	python3 -m venv $(ENV)
 
 $(READY): $(PYTHON) pyproject.toml
+	@echo "Installing into $(ENV): torch and its CUDA libraries are the largest part, of several gigabytes."
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[data,report,slurm,describe,export,docs,dev]'
 	touch $@
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from anchoropt_plugin import anchoropt
-from anchoropt_plugin.encoders.clip_models import tokenize
+from anchoropt_plugin.encoders.clip_models import tokenize, warn_of_unknown_words
 from anchoropt_plugin.errors import UserError
 from dassl.engine import TRAINER_REGISTRY
 
 from . import cocoop, coop, dept, maple
 from .host import PromptTrainer
-from .prompted_clip import ContextLearner, warn_of_unknown_words
+from .prompted_clip import ContextLearner
 
 ATTRIBUTES_AT_MOST = 3
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.dassl_compat.utils import load_pretrained_weights
+from anchoropt_plugin.encoders.clip_models import warn_of_unknown_words
 from anchoropt_plugin.encoders.feature_cache import cache_image_features
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.files import checkpoints
@@ -37,7 +38,7 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint
 
-from .prompted_clip import ContextLearner, PromptedCLIP, load_host_clip, warn_of_unknown_words
+from .prompted_clip import ContextLearner, PromptedCLIP, load_host_clip
 
 
 class PromptTrainer(TrainerX):

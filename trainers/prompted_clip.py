@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anchoropt_plugin.encoders.class_names import as_words
-from anchoropt_plugin.encoders.clip_models import to_precision, tokenize, unknown_words
+from anchoropt_plugin.encoders.clip_models import to_precision, tokenize
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.training.backbone import check_images, load_backbone
 
@@ -29,16 +29,6 @@ def load_host_clip(cfg: Any, precision: str, device: torch.device) -> nn.Module:
     clip = load_backbone(cfg)
     check_images(cfg, clip)
     return to_precision(clip, precision, device).cpu()
-
-
-def warn_of_unknown_words(clip: nn.Module, texts: Sequence[str], what: str = "class names") -> None:
-    """Print a warning with the words of ``texts`` that the backbone was never trained on."""
-    words = unknown_words(clip, texts)
-    if words:
-        print(
-            f"Warning: the backbone never saw {len(words)} word(s) of the {what} "
-            f"({', '.join(words)}): these mean nothing to it"
-        )
 
 
 def run_blocks(transformer: nn.Module, x: Tensor, deep: Sequence[Tensor], first: int) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from anchoropt_plugin.encoders.class_names import as_words
+from anchoropt_plugin.encoders.clip_models import warn_of_unknown_words
 from anchoropt_plugin.encoders.text_tower import TextTower
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 
-from .prompted_clip import load_host_clip, warn_of_unknown_words
+from .prompted_clip import load_host_clip
 
 
 @TRAINER_REGISTRY.register()

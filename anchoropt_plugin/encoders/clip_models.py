@@ -39,6 +39,7 @@ __all__ = [
     "to_precision",
     "tokenize",
     "unknown_words",
+    "warn_of_unknown_words",
     "words_of",
 ]
 
@@ -204,6 +205,16 @@ def unknown_words(model: CLIP, texts: Sequence[str]) -> list[str]:
     tokenizer = _tokenizer()
     words = [word for text in texts for word in regex.findall(tokenizer.pat, text.lower())]
     return [word for word in dict.fromkeys(words) if not known.issuperset(tokenizer.encode(word))]
+
+
+def warn_of_unknown_words(model: CLIP, texts: Sequence[str], what: str = "class names") -> None:
+    """Print a warning with the words of ``texts`` that the backbone was never trained on."""
+    words = unknown_words(model, texts)
+    if words:
+        print(
+            f"Warning: the backbone never saw {len(words)} word(s) of the {what} "
+            f"({', '.join(words)}): these mean nothing to it"
+        )
 
 
 def to_precision(model: CLIP, precision: str, device: torch.device | str) -> CLIP:

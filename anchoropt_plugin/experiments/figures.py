@@ -19,7 +19,7 @@ from .tables import Cell, Table
 WHISKER = "points are means over the seeds, whiskers ± one sample standard deviation"
 PANELS = 4
 """The most columns of a table that are drawn side by side."""
-_HOST, _CHANGED, _PAIR = "tab:blue", "tab:orange", "0.75"
+_HOST, _CHANGED, _CONTROL, _PAIR = "tab:blue", "tab:orange", "tab:green", "0.75"
 _SEED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "none", "ls": "", "alpha": 0.6}
 
 
@@ -40,9 +40,10 @@ def accuracies(table: Table) -> Figure:
             if column not in table.rows[method]:
                 continue
             reference, cell = table.references[method], table.rows[method][column]
-            color = _CHANGED if reference else _HOST
+            paired = _is_paired(table, method)
+            color = _CHANGED if paired else _CONTROL if reference else _HOST
             above, below = place - 0.16, place + 0.16
-            if _is_paired(table, method):
+            if paired:
                 of_both = [table.values[name][column] for name in (reference, method)]
                 pairs = pd.concat(of_both, axis=1).dropna().to_numpy().T
                 ends = [places[reference] + 0.16, below]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def _figures(
     """Yield figures with their names and captions."""
     factors = _factors(experiment)
     for table in made:
-        title = table.title.replace(" ", "_")
+        title = "_".join(re.findall(r"[\w.-]+", table.title))
         lines = figures.ablation_lines(table, factors)
         if lines is not None:
             says = (

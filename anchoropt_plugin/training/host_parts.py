@@ -140,6 +140,7 @@ class HostParts:
         """Return the host's CLIP as it was loaded, with its own values of ``trained`` weights."""
         clip = self.clip
         plain = self._plain.get(clip) or PlainCLIP(clip)
+        plain.clip.known_tokens = getattr(clip, "known_tokens", None)  # set after the weights
         plain.note()
         plain.keep(trained)
         return plain

@@ -7,7 +7,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
+from ..encoders.clip_models import warn_of_unknown_words
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
 from ..method import descriptions
@@ -139,6 +141,8 @@ def _cached_or_learned(
     on_loss: OnLoss,
 ) -> AnchorTokens:
     texts = _descriptions(settings, class_names)
+    if settings.descriptions:
+        warn_of_unknown_words(tower.clip, list(chain.from_iterable(texts)), "descriptions")
     stage = settings.stage_one(steps)
     # Anchors learned from images depend on the seed, too, and are not shared.
     share = not settings.anchor_ce_weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,7 @@ class StepLosses:
         self.on_loss = on_loss
         self.batch = run.batch or Batch([])
         self._is_replaced = self._are_several = False
+        self._is_trained = self._is_learner_trained = False
         self._others: list[str] = []
 
     def __call__(self, seen: CrossEntropy) -> Tensor:
@@ -55,6 +57,7 @@ class StepLosses:
             images = call.features[rows.start : rows.stop]
             loss = run.loss(seen.value, logits, images, seen.reduction)
             self.on_loss(loss)
+            loss.register_hook(self._note_trained)
             return loss
         if run.hook.is_of_prompt_loss(logits, len(logits), len(run.classes)):
             return run.settings.prompt_ce_weight * to_float32(seen.value)
@@ -62,13 +65,30 @@ class StepLosses:
         self._others.append(f"{tuple(logits.shape)} {why}")
         return seen.value
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """In this context, note whether gradients of the step reach the prompt learner."""
+        with ExitStack() as hooks:
+            for parameter in self.run.learner.parameters():
+                if parameter.requires_grad:
+                    # Not a gradient hook: the fast text branch compares gradients on its own.
+                    hook = parameter.register_post_accumulate_grad_hook(self._note_learner_trained)
+                    hooks.callback(hook.remove)
+            yield
+
+    def _note_trained(self, gradient: Tensor) -> None:
+        self._is_trained = True
+
+    def _note_learner_trained(self, parameter: Tensor) -> None:
+        self._is_learner_trained = True
+
     def _why_not(self, seen: CrossEntropy) -> str:
         """Return why a cross-entropy cannot be the prompt's, or an empty string."""
         run, hook, logits = self.run, self.run.hook, seen.logits
         if not (logits.dim() and hook.is_prompt_logits(logits, len(logits), len(run.classes))):
             return f"and not (images, {len(run.classes)})"
         # The logits of a zero-shot head or an image head have the same shape.
-        if not run.is_learned(logits):
+        if not (seen.value.requires_grad and run.is_learned(logits)):
             return "that do not depend on the prompt learner"
         numbers = {len(call) for call in run.features.calls}
         if not any(n in numbers for n, _ in _places(logits)):
@@ -92,13 +112,24 @@ class StepLosses:
         return None
 
     def check(self, host: str) -> None:
-        """Raise ``UserError`` if the step had no cross-entropy of the prompt; warn of several."""
+        """Check the step; warn once of several cross-entropies of the prompt.
+
+        Raises:
+            UserError: it had none, or trained the learner with another loss alone.
+        """
         if self._are_several and not self.run.told_of_several:
             self.run.told_of_several = True
             log.warning(
                 "%s computes several cross-entropies of its prompt's logits for the same images: "
                 "AnchorOPT's objective replaces the first, the others stay",
                 host,
+            )
+        if self._is_learner_trained and self._is_replaced and not self._is_trained:
+            raise UserError(
+                f"{host} does not train the first cross-entropy of its prompt's logits, where "
+                "AnchorOPT puts its objective, but another loss: compute what is only logged, or "
+                "only weighs a loss, under torch.no_grad(), and what is trained with "
+                "F.cross_entropy"
             )
         if self._is_replaced:
             return

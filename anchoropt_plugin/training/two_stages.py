@@ -213,7 +213,7 @@ class TwoStages(Checkpoints):
         run.batch = Batch(batch)
         losses = StepLosses(run, partial(expect_finite, self, message="the loss is {}"))
         step = super().forward_backward  # type: ignore[misc]
-        with PromptLoss(losses):
+        with PromptLoss(losses), losses.watched():
             summary = checked_step(self, step, *batch)
         run.batch = None
         losses.check(host)

@@ -251,6 +251,55 @@ def test_the_loss_of_another_head_is_not_the_prompt_s(root, tmp_path, caplog):
     assert "several cross-entropies of its prompt's logits" in caplog.text
 
 
+def log_first(output, label):
+    F.cross_entropy(output, label).item()
+    return F.cross_entropy(output, label, label_smoothing=0.2)
+
+
+def weigh_hard_images(output, label):
+    weights = F.cross_entropy(output, label, reduction="none").detach()
+    return (weights / weights.sum() * F.cross_entropy(output, label, reduction="none")).sum()
+
+
+def own_loss(output, label):
+    F.cross_entropy(output, label).item()
+    return -output.log_softmax(1)[:, label].mean()
+
+
+def log_without_gradient(output, label):
+    with torch.no_grad():
+        F.cross_entropy(output, label)
+    return F.cross_entropy(output, label)
+
+
+@pytest.mark.parametrize("position", ["sinkhorn", "identity"])
+@pytest.mark.parametrize(
+    ("loss", "is_right"),
+    [(log_first, 0), (weigh_hard_images, 0), (own_loss, 0), (log_without_gradient, 1)],
+)
+def test_a_cross_entropy_that_is_not_trained_gets_no_objective(
+    root, tmp_path, loss, is_right, position
+):
+    def forward_backward(self, batch):
+        image, label = self.parse_batch_train(batch)
+        output = self.model(image)
+        trained = loss(output, label)
+        self.model_backward_and_update(trained)
+        return {"loss": trained.item(), "plain": F.cross_entropy(output.detach(), label).item()}
+
+    name = odd_host(f"{loss.__name__}_{position}", forward_backward=forward_backward)
+    keys = ["TRAINER.ANCHOROPT.KD_WEIGHT", "1000", "TRAINER.ANCHOROPT.POSITION", position]
+    trainer = build(root, tmp_path, trainer=name, keys=keys)
+    trainer.anchoropt_stage_one()
+    batch = next(iter(trainer.train_loader_x))
+    if is_right:
+        summary = trainer.forward_backward(batch)
+        assert summary["loss"] > summary["plain"] + 1e-3
+    else:
+        with pytest.raises(UserError, match="does not train the first cross-entropy"):
+            trainer.forward_backward(batch)
+
+
 def test_a_copy_of_the_model_gets_the_anchors_too(root, tmp_path):
     def build_model(self):
         TRAINER_REGISTRY.get("CoOp").build_model(self)

@@ -372,6 +372,15 @@ def test_the_descriptions_of_a_data_set_are_found_from_anywhere(root, tmp_path, 
     assert trainer.anchoropt.has_anchors
 
 
+def test_a_description_unknown_to_the_backbone_gives_a_warning(root, tmp_path, capsys):
+    names = "zero", "one", "two", "three", "four"
+    texts = {name: [f"the digit {name}", "It has lobes."] for name in names}
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    keys = ["TRAINER.ANCHOROPT.DESCRIPTIONS", str(tmp_path / "texts.json")]
+    build(root, tmp_path, keys=keys).anchoropt_stage_one()
+    assert "word(s) of the descriptions (has, lobes)" in capsys.readouterr().out
+
+
 def test_given_anchors_are_used(root, tmp_path, trained):
     values = torch.randn(1, 128)
     AnchorTokens(values).save(tmp_path / "given.pth.tar")
