@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..files.atomic import write_text
-from ..files.checkpoint_folder import last_checkpoint_name
+from ..files.checkpoint_folder import epoch_in_name, last_checkpoint_name
 from ..files.readers import read_json
 from ..files.training_images import content_of
 from .check import flattened
@@ -97,10 +96,10 @@ def final_epoch(folder: str | Path, model: str) -> int | None:
         return None
     settings = dict(flattened(read_yaml(record)))
     of_last = settings.get("TEST.FINAL_MODEL") != "best_val"
-    number = re.search(r"-(\d{1,9})$", last_checkpoint_name(last.parent))
-    if number is None and of_last:
+    done = epoch_in_name(last_checkpoint_name(last.parent))
+    if done is None and of_last:
         raise UserError(f"{last} names no checkpoint of an epoch: give the epoch (--load-epoch)")
-    done, epochs = int(number[1]) if number else None, settings.get(EPOCHS)
+    epochs = settings.get(EPOCHS)
     stops_early = settings.get("TRAIN.PATIENCE", 0) > 0
     if done is not None and isinstance(epochs, int) and done < epochs and not stops_early:
         log.warning("%s: the training stopped after epoch %d of %d", folder, done, epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ def last_checkpoint_name(folder: str | Path) -> str:
             f"of the last checkpoint into {noted.name}, or remove it"
         )
     return name
+
+
+def epoch_in_name(path: str | Path) -> int | None:
+    """Return the epoch in a checkpoint's file name, None if it has none.
+
+    >>> epoch_in_name("run/prompt_learner/model.pth.tar-50"), epoch_in_name(BEST_MODEL)
+    (50, None)
+    """
+    number = re.fullmatch(r"model\.pth\.tar-(\d{1,9})", Path(path).name, re.ASCII)
+    return int(number[1]) if number else None
 
 
 def newest_common_checkpoint(folders: Iterable[Path]) -> str:

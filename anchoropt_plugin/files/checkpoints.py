@@ -21,6 +21,7 @@ import torch
 
 from ..errors import UserError
 from .atomic import atomic_write
+from .checkpoint_folder import epoch_in_name
 from .torchscript import is_torchscript
 
 _SAFE_GLOBALS: dict[tuple[str, str], Any] = {
@@ -113,7 +114,7 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: a missing or truncated file, a file that holds no checkpoint dict, a
             ``state_dict`` that is not a dict of finite tensors by name, or an ``epoch`` that is
-            not an int from 0.
+            not an int from 0, or another one than that in the file's name.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -140,6 +141,13 @@ def load(path: str | Path) -> dict[str, Any]:
     fault = _fault_in(checkpoint)
     if fault:
         raise UserError(f"{path} is a broken checkpoint: {fault}; copy it again, or train again")
+    named = epoch_in_name(path)
+    inside = checkpoint.get("epoch", named)
+    if named not in (None, inside):  # its numbers would count for the other epoch
+        raise UserError(
+            f"{path} is named after epoch {named}, but holds epoch {inside}: rename it "
+            f"model.pth.tar-{inside}, or copy the checkpoint of epoch {named} again"
+        )
     return checkpoint
 
 

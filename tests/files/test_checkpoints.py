@@ -159,6 +159,17 @@ def test_the_checkpoint_of_a_run_has_weights_and_an_epoch(tmp_path, missing):
         load_checkpoint(tmp_path / "model")
 
 
+def test_the_epoch_in_the_name_of_a_file_is_that_of_its_weights(tmp_path):
+    three, best = tmp_path / "model.pth.tar-3", tmp_path / "model-best.pth.tar"
+    for path in (three, best):
+        checkpoints.save({"state_dict": {}, "epoch": 1}, path)
+    assert checkpoints.load(best)["epoch"] == 1
+    with pytest.raises(UserError, match=r"tar-3 is named after epoch 3, but holds epoch 1: rename"):
+        checkpoints.load(three)
+    checkpoints.save({"state_dict": {}}, three)
+    assert checkpoints.load(three) == {"state_dict": {}}
+
+
 def test_missing_files_torchscript_and_bare_tensors(tmp_path):
     with pytest.raises(UserError, match=r"cannot open the checkpoint .*gone: No such file"):
         checkpoints.load(tmp_path / "gone")
