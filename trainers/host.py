@@ -228,7 +228,8 @@ def check_classes(state: Mapping[str, Tensor], model: nn.Module, origin: str) ->
         if same_shape and name.endswith("ctx") and tensor_of_other_classes(state, own):
             raise UserError(
                 f"{origin} does not fit: its {name} is one context for each of {len(ctx)} other "
-                "classes (CSC True); such contexts fit the classes of their training alone"
+                "classes (CSC True); such contexts fit the classes of their training alone, in its "
+                "order"
             )
 
 

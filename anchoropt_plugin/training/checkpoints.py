@@ -68,7 +68,7 @@ class Checkpoints:
             if self._host_node().get("CSC") and trained != run.classes:
                 raise UserError(
                     f"{directory} has one context for each of {len(trained)} other classes (CSC "
-                    "True): such contexts fit the classes of their training alone"
+                    "True): such contexts fit the classes of their training alone, in its order"
                 )
         run.position.is_loaded = False
         with run.plain.unchanged(self._models.values()), _same_class_names(self, run.learner):

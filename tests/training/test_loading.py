@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anchoropt_plugin import UserError
+from anchoropt_plugin import UserError, load_predictor
 from dassl.engine import TrainerX
 from dassl.utils import load_checkpoint
 
 from .test_host_parts import odd_host
-from .test_two_stages import build, root
+from .test_two_stages import build, root, run
 
 __all__ = ["root"]
 
@@ -79,6 +79,10 @@ def test_contexts_of_single_classes_fit_no_others_in_any_host(root, tmp_path):
     other = build(root, tmp_path / "c", trainer=name, classes="new", keys=keys)
     with pytest.raises(UserError, match=r"one context for each of 5 other classes \(CSC True\)"):
         other.load_model(str(tmp_path / "a"), epoch=1)
+    run(root, tmp_path / "d", trainer="AnyClasses", keys=keys)  # without AnchorOPT
+    names = load_predictor(tmp_path / "d").classes
+    with pytest.raises(UserError, match="in the order of the training"):
+        load_predictor(tmp_path / "d", names[::-1])
 
 
 def test_a_strict_host_takes_no_checkpoint_of_other_classes(root, tmp_path):
