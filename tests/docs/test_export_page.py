@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 
 import clip
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
 import train
 from anchoropt_plugin import load_clip, load_predictor
+from anchoropt_plugin.files.images import read_image
 
 from ..trainers.runs import command
 
@@ -58,6 +60,14 @@ def same_as(found, wanted):
 @pytest.mark.parametrize("example", ["With this package", "With OpenAI's clip", "ONNX"])
 def test_examples_that_need_no_other_clip(folder, monkeypatch, capsys, example):
     same_as(printed_by(example, folder[0], monkeypatch, capsys), folder[1])
+
+
+def test_the_line_for_images_of_16_bits(tmp_path):
+    Image.fromarray(np.arange(65536, dtype=np.uint16).reshape(256, 256)).save(tmp_path / "a.png")
+    names = {"Image": Image, "np": np, "image": Image.open(tmp_path / "a.png")}
+    (line,) = re.findall(r"`(image = .*)`", PAGE)
+    exec(line, names)
+    assert names["image"].convert("RGB").tobytes() == read_image(tmp_path / "a.png").tobytes()
 
 
 def test_the_example_of_open_clip(folder, monkeypatch, capsys):
