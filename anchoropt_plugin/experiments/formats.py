@@ -17,6 +17,10 @@ DELTA = (
     "AnchorOPT or a control and the default"
 )
 P = "p is from a two-sided paired t-test over the seeds."
+P_OF_HARMONIC = (
+    "For {0}, p is from the {0} of the single seeds, whose mean difference can be another number "
+    "than Δ."
+)
 HOLM = "Holm is p corrected for the number of tests in the table."
 LARGE_P = "A difference with a large p shows nothing: it is no proof that two methods are equal."
 
@@ -24,7 +28,8 @@ LARGE_P = "A difference with a large p shows nothing: it is no proof that two me
 def caption_of(experiment: Experiment, made: Sequence[Table]) -> str:
     """Return the caption of an experiment's tables, about what is in them."""
     summary, texts = experiment.protocol.summary, [CAPTION]
-    if any(summary.name in table.columns for table in made):
+    has_summary = any(summary.name in table.columns for table in made)
+    if has_summary:
         mean = f"{summary.mean} mean of the accuracies averaged over seeds"
         texts.append(f"{summary.name} is the {mean}.")
     of_methods = [(table.columns[-1], row) for table in made for row in table.rows.values()]
@@ -32,6 +37,8 @@ def caption_of(experiment: Experiment, made: Sequence[Table]) -> str:
     has_p = any(cell.p is not None for cell in compared)
     if any(cell.delta is not None for cell in compared):
         texts.append(f"{DELTA}; {P}" if has_p else f"{DELTA}.")
+    if has_p and has_summary and summary.mean == "harmonic":
+        texts.append(P_OF_HARMONIC.format(summary.name))
     if any(cell.p_holm is not None for cell in compared):
         texts.append(HOLM)
     return " ".join([*texts, *([LARGE_P] if has_p else [])])

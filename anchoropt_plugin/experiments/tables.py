@@ -3,8 +3,9 @@
 The last column is computed as is usual in the field: first the accuracies are averaged over seeds
 (in the table of all data sets also over data sets), then the harmonic mean of these averages is
 taken. The deviation of the last column is that of the harmonic means of single seeds. A paired
-t-test compares the seeds that both methods have. A table with several p-values in a column also has
-them corrected for their number.
+t-test compares the seeds that both methods have, in the last column their harmonic means, whose
+mean difference can be another number than the difference of the cells. A table with several
+p-values in a column also has them corrected for their number.
 """
 
 from __future__ import annotations

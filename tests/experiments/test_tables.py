@@ -179,7 +179,10 @@ def test_the_caption_explains_what_the_tables_show():
     entries = rows()
     one_test = caption_of(experiment, made(entries))
     assert "Δ is" in one_test and "; p is from" in one_test and "large p" in one_test
-    assert "Holm" not in one_test
+    assert "For HM, p is from the HM of the single seeds" in one_test and "Holm" not in one_test
+    few_shot = [{**row, "score": {"base": "1", "new": "2"}[row["score"]]} for row in entries]
+    experiment_of_few = Experiment("", "", read_protocol("few_shot"), [])
+    assert "single seeds" not in caption_of(experiment_of_few, made(few_shot, "few_shot"))
     third = [{**row, "method": "x", "accuracy": row["accuracy"] - row["seed"]} for row in entries]
     third = [{**row, "reference": "CoOp"} for row in third if row["reference"]]
     tables_of_three = made([*entries, *third])
