@@ -80,11 +80,23 @@ class PromptHook:
 
     def check(self, learner: Any) -> None:
         """Raise ``UserError`` if this hook does not fit the learner."""
+        own, kind = type(self).__name__, type(learner).__name__
         missing = self.missing(learner)
         if missing:
+            advice = "a prompt learner needs them, or a PromptHook of its own (register_hook)"
+            if type(self) is not PromptHook:
+                advice = f"the method missing of {own} says that it needs them"
+            raise UserError(f"{kind} has no tensor {', '.join(missing)}: {advice}")
+        failing: dict[str, str] = {}
+        for method in (self.dim, self.n_ctx, self.first, self.tokens):
+            try:
+                method(learner)
+            except AttributeError as error:
+                failing[method.__name__] = str(error)
+        if failing:
             raise UserError(
-                f"{type(learner).__name__} has no tensor {', '.join(missing)}: a prompt learner "
-                "needs them, or a PromptHook of its own (register_hook)"
+                f"{own} must override {', '.join(failing)} for the tensors that {kind} has: "
+                + "; ".join(dict.fromkeys(failing.values()))
             )
         place = getattr(learner, "class_token_position", "end")
         if place != "end":

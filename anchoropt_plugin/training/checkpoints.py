@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config.same_run import check_same_classes, check_same_model, check_same_run
 from ..encoders.clip_models import words_of
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.anchors import AnchorTokens
+from ..prompts.class_tensors import changed_class_tensors, of_other_classes
 from . import run_record
 from .released_files import anchors_file, is_released, renamed
 from .stage_one import read_sources
@@ -71,8 +69,13 @@ class Checkpoints:
                     "True): such contexts fit the classes of their training alone, in its order"
                 )
         run.position.is_loaded = False
-        with run.plain.unchanged(self._models.values()), _same_class_names(self, run.learner):
+        with (
+            run.plain.unchanged(self._models.values()),
+            changed_class_tensors(run.learner) as names,
+        ):
             super().load_model(directory, epoch)  # type: ignore[misc]
+        if names and trained != run.classes:
+            raise of_other_classes(f"load_model of {self.anchoropt_host.__name__}", names)
         if directory:
             nodes = [self.anchoropt_node, *getattr(self, "further_nodes", ())]
             check_same_model(self.anchoropt_cfg, directory, nodes)
@@ -80,7 +83,7 @@ class Checkpoints:
             raise UserError(
                 f"load_model of {self.anchoropt_host.__name__} does not load the position logits "
                 f"and anchors in {directory}: it must load everything of the prompt learner except "
-                "token_prefix and token_suffix"
+                "the tokens and embeddings of the class names"
             )
         if directory and not run.position.is_loaded:
             log.warning(
@@ -120,29 +123,3 @@ class Checkpoints:
             state[f"{logits.removesuffix('logits')}anchors"] = AnchorTokens.load(file).values
             print(f"Anchors loaded from {file}: the checkpoint of the released code holds none")
         return state
-
-
-@contextlib.contextmanager
-def _same_class_names(trainer: Any, learner: nn.Module) -> Iterator[None]:
-    """Check that a block leaves the embeddings of the class names in a learner.
-
-    Raises:
-        UserError: it puts others there, which would be tested under the names of this run.
-    """
-    names = ("token_prefix", "token_suffix")
-    found = {name: getattr(learner, name, None) for name in names}
-    before = {
-        name: value.clone()
-        for name, value in found.items()
-        if isinstance(value, Tensor) and not value.requires_grad
-    }
-    yield
-    for name, was in before.items():
-        now = getattr(learner, name)
-        # Other precisions round.
-        if not torch.allclose(now.to(was), was, rtol=1e-2, atol=1e-3):
-            raise UserError(
-                f"load_model of {trainer.anchoropt_host.__name__} puts {name} of the checkpoint, "
-                "which belongs to the classes of its training, into the prompt learner: leave out "
-                "token_prefix and token_suffix"
-            )

@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
 from ..prompts.anchored_encoder import AnchoredEncoder
+from ..prompts.class_tensors import changed_class_tensors, of_other_classes
 from ..prompts.hooks import PromptHook, attach, attachment_of, hook_for, is_prompt_learner
 from .settings import AnchorOPTConfig
 
@@ -128,6 +129,15 @@ class HostParts:
                 task_dim=self.clip.text_projection.shape[1] if settings.position_task else 0,
             )
             self._prompts.attachment = attachment_of(module)
+            if self.replaces_weights:
+                self._building.enter_context(self._of_these_classes(module))
+
+    @contextlib.contextmanager
+    def _of_these_classes(self, learner: nn.Module) -> Iterator[None]:
+        with changed_class_tensors(learner) as names:
+            yield
+        if names:
+            raise of_other_classes(f"build_model of {self.host}, for MODEL.INIT_WEIGHTS,", names)
 
     def _loaded(self, clip: nn.Module) -> None:
         """Keep a CLIP whose weights were just loaded as it is, before its host extends it."""

@@ -263,6 +263,17 @@ def write(folder, name, text):
     path.write_text(textwrap.dedent(text))
 
 
+LOADING = """
+    def load_model(self, directory, epoch=None):
+        for name, model in self._models.items():
+            path = f"{directory}/{name}/model.pth.tar-{epoch}"
+            state = torch.load(path, weights_only=False)["state_dict"]
+            own = model.state_dict()  # what has another size stays
+            fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+            model.load_state_dict({**fitting, "token_prefix": own["token_prefix"]}, strict=False)
+"""
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """A repository with a usual trainer, and others that each differ from it in one point."""
@@ -280,6 +291,8 @@ def repository(tmp_path_factory):
     write(folder, "trainers/usual.py", HOST.format(**usual))
     for module, differing in others.items():
         write(folder, f"trainers/{module}.py", HOST.format(**{**usual, **differing}))
+    named = (folder / "trainers/named.py").read_text()
+    write(folder, "trainers/named.py", named + textwrap.indent(textwrap.dedent(LOADING), "    "))
     deep = HOST.format(**{**usual, "name": "Deep"})
     start, stop = deep.index("    def forward(self, prompts"), deep.index("class Learner")
     deep = deep[:start] + DEEP + deep[stop:]
@@ -522,7 +535,7 @@ def test_the_report_of_check(command, repository, trainer, learner):
     # [SOS], four soft tokens and an anchor once, then each name with its full stop and [EOT].
     computed = 6 + sum(len(tokenizer.encode(f"{name}.")) + 1 for name in CLASSES)
     for found in (
-        f"{name} works with AnchorOPT",
+        f"{name} works with AnchorOPT, except for tests on other classes: ",
         f"model.{learner} (Learner): 4 soft tokens of width 512, read by PromptHook",
         "deep prompts none",
         f"F.cross_entropy at trainers/{module}.py:{line + 1}, over logits (4, 8)",
@@ -559,6 +572,10 @@ def test_check_compares_the_objective_with_its_definition(
 def test_check_finds_learners_of_another_name(command, repository):
     result = command(repository, "check", "trainers.named:Named")
     assert "model.my_prompts (Learner)" in result.stdout, result.stderr
+    text = " ".join(result.stdout.split())
+    assert "Named works with AnchorOPT, except for tests on other classes: its load_model" in text
+    assert "must skip token_suffix learner" in text, text
+    assert "for others: no, as without AnchorOPT; of the plain host: yes" in text, text
 
 
 def test_check_has_all_text_blocks_that_hosts_expect(command, repository):

@@ -217,6 +217,16 @@ def test_a_hook_that_does_not_fit_its_learner_is_refused(clip, method, value, sa
     assert torch.equal(learner.tokenized_prompts, before) and not learner._modules
 
 
+def test_a_hook_that_reads_what_its_learner_lacks_names_its_methods(clip):
+    kind = type("Bare", (Learner,), {})
+    hooks.register_hook(kind, type("Partial", (PromptHook,), {"missing": lambda *_: []})())
+    learner = kind(clip)
+    del learner.token_prefix
+    says = "Partial must override dim, first for the tensors that Bare has: .* 'token_prefix'$"
+    with pytest.raises(UserError, match=says):
+        attach(learner, torch.zeros(1, 64))
+
+
 def test_tokens_that_are_put_there_after_attach_are_refused(learner):
     attach(learner, torch.randn(2, learner.ctx.shape[-1]))
     copied = copy.deepcopy(learner)

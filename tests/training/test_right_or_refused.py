@@ -16,6 +16,7 @@ from anchoropt_plugin.encoders.image_features import ImageCall
 from anchoropt_plugin.encoders.plain_clip import PlainCLIP, PlainImages
 from dassl.utils import load_checkpoint
 
+from . import lookalikes
 from .lookalikes import BATCHES, CE, SUPPORT, Biases, Host, Learner, Model, ProGrad
 from .test_probe import build
 
@@ -434,20 +435,83 @@ def test_a_test_in_training_mode_draws_no_noise(tmp_path):
 
 
 class LoadsAll(Host):
+    skipped = ()
+
+    def build_model(self):
+        super().build_model()
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            self.load(self.cfg.MODEL.INIT_WEIGHTS)
+
     def load_model(self, directory, epoch=None):
-        path = Path(directory, "prompt_learner", f"model.pth.tar-{epoch}")
-        self.model.load_state_dict(load_checkpoint(path)["state_dict"], strict=False)
+        self.load(Path(directory, "prompt_learner", f"model.pth.tar-{epoch}"))
+
+    def load(self, path):
+        state = load_checkpoint(path)["state_dict"]
+        state = {k: value for k, value in state.items() if k.split(".")[-1] not in self.skipped}
+        self.model.load_state_dict(state, strict=False)
 
 
-def test_a_checkpoint_that_brings_the_class_names_of_its_training_is_refused(tmp_path):
-    trainer = build(LoadsAll, tmp_path / "a")
+class RenamedLearner(Learner):
+    """Its tensors have names of its own; its tokens are saved, too."""
+
+    def __init__(self, clip):
+        super().__init__(clip)
+        self.norm = nn.BatchNorm1d(5)
+        for own, usual in {"sos": "prefix", "rest": "suffix"}.items():
+            self.register_buffer(own, self._buffers.pop(f"token_{usual}"))
+        self.register_buffer("ids", self.__dict__.pop("tokenized_prompts"))
+
+    def __getattr__(self, name):
+        return self.ids if name == "tokenized_prompts" else super().__getattr__(name)
+
+    def forward(self):
+        return torch.cat([self.sos, self.ctx.expand(len(self.sos), -1, -1), self.rest], 1)
+
+
+class RenamedHook(PromptHook):
+    def dim(self, learner):
+        return learner.sos.shape[-1]
+
+    def n_ctx(self, learner):
+        return len(learner.ctx)
+
+    def first(self, learner):
+        return 1
+
+    def missing(self, learner):
+        return []
+
+
+register_hook(RenamedLearner, RenamedHook())
+
+
+class LoadsAllRenamed(LoadsAll):
+    class model_type(Model):
+        learner_type = RenamedLearner
+
+
+@pytest.mark.parametrize(
+    ("host", "brought"), [(LoadsAll, ["token_suffix"]), (LoadsAllRenamed, ["rest", "ids"])]
+)
+def test_a_checkpoint_that_brings_the_class_names_of_its_training_is_refused(
+    host, brought, tmp_path, monkeypatch
+):
+    trainer = build(host, tmp_path / "a")
+    learner, file = trainer.model.prompt_learner, tmp_path / "a/prompt_learner/model.pth.tar-1"
+    for buffer in learner.buffers():
+        if buffer.shape == (5,):  # the running statistics, as after a training
+            buffer += 1
     trainer.save_model(0, str(tmp_path / "a"))
-    build(LoadsAll, tmp_path / "same").load_model(str(tmp_path / "a"), 1)
-    tested = build(LoadsAll, tmp_path / "b")
-    suffix = tested.model.prompt_learner.token_suffix
-    suffix.copy_(suffix.flip(0))  # as many other classes
-    with pytest.raises(UserError, match=r"of LoadsAll puts token_suffix of the checkpoint"):
+    build(host, tmp_path / "same", init_weights=str(file)).load_model(str(tmp_path / "a"), 1)
+    monkeypatch.setattr(lookalikes, "NAMES", lookalikes.NAMES[::-1])
+    tested = build(host, tmp_path / "b")
+    says = f"puts {', '.join(brought)} of the checkpoint, which belong to the classes"
+    with pytest.raises(UserError, match=f"load_model of {host.__name__} {says}"):
         tested.load_model(str(tmp_path / "a"), 1)
+    with pytest.raises(UserError, match=f"build_model of {host.__name__}, for .* {says}"):
+        build(host, tmp_path / "c", init_weights=str(file))
+    monkeypatch.setattr(host, "skipped", brought)
+    build(host, tmp_path / "d", init_weights=str(file)).load_model(str(tmp_path / "a"), 1)
 
 
 class OwnScale(Host):

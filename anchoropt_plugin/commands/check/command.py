@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from .cpu_for_gpu import CpuForGpu
 from .independent import Differences, compare, record_steps
 from .probes import SeenLoss, TextCalls, gain_of, record_losses
 from .random_clip import LAYERS, random_clip
-from .reload import loads_again, save
+from .reload import Loads, loads_again, save
 from .small_trainer import (
     BATCH,
     CLASSES,
@@ -109,7 +111,7 @@ class Found(NamedTuple):
     losses: list[SeenLoss]
     calls: TextCalls
     differences: Differences | None
-    loads: str
+    loads: Loads
 
 
 def _trial(
@@ -132,6 +134,7 @@ def _trial(
         "(--classes, with DATASET.NAME)"
     )
     stand_ins = f"{name} without AnchorOPT fails on the random CLIP and images of `check`: "
+    _tell(f"{name} without AnchorOPT")
     with host_errors(stand_ins, give):
         alone = build(host, cfg, trained)
         learners = learners_of(alone)
@@ -150,14 +153,23 @@ def _trial(
             "a PromptHook for the learner (register_hook)"
         )
     with host_errors(f"{name} works, but not with AnchorOPT: ", "please report this error"):
+        _tell("with AnchorOPT: stage 1, a step of stage 2, a test")
         trainer = build(with_anchoropt, cfg, trained)
         with record_steps(trainer.anchoropt) as steps:
             losses, calls = _step(name, trainer)
+        _tell("the objective in float64")
         differences = compare(trainer.anchoropt, steps, sorted(weights.iterdir()))
+        _tell("checkpoints")
         folder = Path(cfg.OUTPUT_DIR)
         checkpoints = save(alone, folder / "alone"), save(trainer, folder / "ours")
         loads = loads_again(host, with_anchoropt, *checkpoints, cfg, trained, others)
     return Found(trainer, losses, calls, differences, loads)
+
+
+def _tell(part: str) -> None:
+    """Tell someone who waits at a terminal which part of the check runs."""
+    if sys.stderr.isatty():
+        print(f"check: {part} …", file=sys.stderr)
 
 
 def _step(name: str, trainer: Any) -> tuple[list[SeenLoss], TextCalls]:
@@ -201,7 +213,8 @@ def _report(name: str, found: Found) -> None:
     console = Console(width=console.width if console.is_terminal else 120, highlight=False)
     learners = {n: module for n, module in learners_of(trainer).items() if attached(module)}
     table = Table.grid(padding=(0, 2))
-    console.print(f"[bold]{name} works with AnchorOPT[/bold]")
+    but = f", except for tests on other classes: {escape(loads.fault)}" if loads.fault else ""
+    console.print(f"[bold]{name} works with AnchorOPT[/bold]{but}")
     for path, learner in learners.items():
         hook, kind = hook_for(learner), type(learner).__name__
         size = f"{hook.n_ctx(learner)} soft tokens of width {hook.dim(learner)}"
@@ -220,7 +233,7 @@ def _report(name: str, found: Found) -> None:
     table.add_row("stage 2 trains", f"{total:,} numbers in {len(trained)} tensors")
     for path, parameter in trained.items():
         table.add_row("", f"{path} {tuple(parameter.shape)}")
-    table.add_row("checkpoints load", loads)
+    table.add_row("checkpoints load", escape(loads.text))
     table.add_row("fast text branch", "\n".join(_fast_branch(trainer, calls)))
     console.print(table)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,16 @@ from torch import Tensor
 from ...errors import UserError
 from ...files.checkpoint_folder import CHILD
 from ...process.user_code import error_in_one_line
-from .small_trainer import HostError, build, host_errors, logits_at_test, quiet, trained_by
+from ...prompts.class_tensors import changed_class_tensors
+from .small_trainer import (
+    HostError,
+    build,
+    host_errors,
+    learners_of,
+    logits_at_test,
+    quiet,
+    trained_by,
+)
 
 _REPORT = "please report this error"
 
@@ -38,6 +48,18 @@ def save(trainer: Any, folder: Path) -> Saved:
     return Saved(folder, {name: state[name].clone() for name in names})
 
 
+class Loads(NamedTuple):
+    """Which checkpoints load.
+
+    Attributes:
+        text: a sentence.
+        fault: why a test on other classes is wrong or refused; "" if it is right.
+    """
+
+    text: str
+    fault: str = ""
+
+
 def loads_again(
     host: type,
     with_anchoropt: type,
@@ -46,8 +68,8 @@ def loads_again(
     cfg: Any,
     trained: Sequence[str],
     others: Sequence[str],
-) -> str:
-    """Load both checkpoints as a user does, and return the result as a sentence.
+) -> Loads:
+    """Load both checkpoints as a user does.
 
     If the plain host cannot load its checkpoint for other classes, cannot load it at all, or
     ignores ``MODEL.INIT_WEIGHTS``, the same is not required with AnchorOPT either.
@@ -64,26 +86,23 @@ def loads_again(
     Raises:
         UserError: with AnchorOPT, a lost value that the plain host does not lose.
     """
-    name, classes, where = host.__name__, others, "for other classes: yes"
+    name, classes, found, fault = host.__name__, others, ["for other classes: yes"], ""
     new = cfg.clone()
     new.defrost()
     new.DATASET.SUBSAMPLE_CLASSES = "new"
     new.freeze()
     try:
+        _check_brings_no_classes(host, new, alone, trained[::-1])
         lost = _lost(alone, _loaded(host, new, alone, classes))
-    except UserError:
-        classes, new = trained, cfg
+    except UserError as error:
+        classes, new, fault = trained, cfg, str(error).removesuffix(f"; {_REPORT}")
         try:
             lost = _lost(alone, _loaded(host, cfg, alone, classes))
-        except HostError as error:
-            assert error.__cause__ is not None
-            why = error_in_one_line(error.__cause__)
-            return f"not tried: {name} alone does not load its own ({why})"
-        where = (
-            "for the same classes: yes; for others: no, as without AnchorOPT (load_model must skip "
-            "token_prefix and token_suffix)"
-        )
-    found = [where]
+        except HostError as own:
+            assert own.__cause__ is not None
+            why = error_in_one_line(own.__cause__)
+            return Loads(f"not tried: {name} alone does not load its own ({why})")
+        found = ["for the same classes: yes", "for others: no, as without AnchorOPT"]
     again = _loaded(with_anchoropt, new, ours, classes)
     _require(name, "does not load its own checkpoint", _lost(ours, again), lost)
     logits = logits_at_test(again)
@@ -91,9 +110,19 @@ def loads_again(
         raise UserError(
             f"{name}, loaded for {len(classes)} classes, gives logits of {logits.shape[-1]}"
         )
-    again = _loaded(with_anchoropt, new, alone, classes)
-    _require(name, "does not load a checkpoint of the plain host", _lost(alone, again), lost)
-    found.append("of the plain host: yes")
+
+    def of_plain_host(what: str, load: Callable[[], Any]) -> None:
+        try:
+            again = load()
+        except HostError:
+            raise
+        except UserError as refused:
+            found.append(f"{what}: no ({refused})")
+            return
+        _require(name, f"does not load a checkpoint {what}", _lost(alone, again), lost)
+        found.append(f"{what}: yes")
+
+    of_plain_host("of the plain host", lambda: _loaded(with_anchoropt, new, alone, classes))
     (path, *more) = sorted(alone.folder.rglob("model*.pth.tar*"))
     if not more:
         try:
@@ -101,10 +130,10 @@ def loads_again(
         except UserError:  # also: the host loads it into a module that nothing in it fits (LASP)
             lost = list(alone.values)
         if len(lost) < len(alone.values):
-            started = _started(with_anchoropt, cfg, path, trained)
-            _require(name, "does not load MODEL.INIT_WEIGHTS", _lost(alone, started), lost)
-            found.append("as MODEL.INIT_WEIGHTS: yes")
-    return "; ".join(found)
+            of_plain_host(
+                "as MODEL.INIT_WEIGHTS", lambda: _started(with_anchoropt, cfg, path, trained)
+            )
+    return Loads("; ".join(found), fault)
 
 
 def _loaded(trainer: type, cfg: Any, saved: Saved, classes: Sequence[str]) -> Any:
@@ -113,6 +142,23 @@ def _loaded(trainer: type, cfg: Any, saved: Saved, classes: Sequence[str]) -> An
         with quiet():
             again.load_model(str(saved.folder), epoch=1)
     return again
+
+
+def _check_brings_no_classes(host: type, cfg: Any, saved: Saved, classes: Sequence[str]) -> None:
+    """Load for ``classes``, which are others than the trained ones, but as many.
+
+    Raises:
+        UserError: the names of the class tensors that the load changes.
+    """
+    with host_errors(f"{host.__name__} does not load its checkpoint: ", _REPORT):
+        again = build(host, cfg, classes)
+        with quiet(), contextlib.ExitStack() as stack:
+            learners = set(learners_of(again).values())
+            changed = [stack.enter_context(changed_class_tensors(learner)) for learner in learners]
+            again.load_model(str(saved.folder), epoch=1)
+    brought = sorted({name for names in changed for name in names})
+    if brought:
+        raise UserError(f"its load_model must skip {', '.join(brought)}")
 
 
 def _started(trainer: type, cfg: Any, path: Path, classes: Sequence[str]) -> Any:
