@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..files.images import is_image_name
 from ..files.readers import read_text
 
-_NOT_CLASSES = {"split_fewshot"}
+NOT_CLASSES = {"split_fewshot"}
 
 
 def class_folders(parent: Path) -> list[Path]:
@@ -25,7 +25,7 @@ def class_folders(parent: Path) -> list[Path]:
     folders = sorted(
         entry
         for entry in parent.iterdir()
-        if entry.is_dir() and entry.name not in _NOT_CLASSES and not entry.name.startswith(".")
+        if entry.is_dir() and entry.name not in NOT_CLASSES and not entry.name.startswith(".")
     )
     if not folders:
         raise UserError(f"{parent} has no class folders; make a folder of images for each class")

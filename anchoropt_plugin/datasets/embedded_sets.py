@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..errors import UserError
 from .embedded import DIGITS_SPLIT, SHAPES_SPLIT, write_digits, write_shapes
+from .image_folder import is_image_folder
 from .split_dataset import SplitDataset
 from .splits import Split
 from .synthetic import CLASS_SPLITS
@@ -17,6 +19,12 @@ class _EmbeddedDataset(SplitDataset):
     write: Callable[[Path], None]
 
     def make_split(self) -> Split:
+        root = self.dataset_dir.parent
+        if not self.dataset_dir.exists() and is_image_folder(root):
+            raise UserError(
+                f"{type(self).__name__} would be written into {root}, whose folders are classes of "
+                "images: give another --root"
+            )
         type(self).write(self.dataset_dir)
         return super().make_split()
 

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from ..encoders.class_names import as_words
 from ..encoders.clip_models import first_twins
 from ..errors import UserError
-from ..files.images import files_in
-from .class_folders import class_folders, no_images, read_classnames
+from ..files.images import files_in, is_image_name
+from .class_folders import NOT_CLASSES, class_folders, no_images, read_classnames
 from .divisions import divide
 from .split_dataset import SplitDataset
 from .splits import Item, Split, check_classes, read_split
@@ -70,6 +70,17 @@ class ImageFolder(SplitDataset):
         return split
 
 
+def is_image_folder(root: Path) -> bool:
+    """Tell whether ``root`` has the layout ``<class>/*``, where each further folder is a class.
+
+    A folder of data sets has not: the images of a data set are further down.
+    """
+    folders = [at for at in _folders_in(root) if at.name not in NOT_CLASSES and at.name[0] != "."]
+    if len(folders) < 2 or _split_files(root) or any(map(_part, folders)):
+        return False
+    return all(any(is_image_name(file.name) for file in at.glob("*")) for at in folders)
+
+
 def _split_files(root: Path) -> list[Path]:
     """Return ``split.json``, if it is there, or all ``split_*.json``."""
     exact = root / "split.json"
@@ -106,7 +117,8 @@ def _check_class(folder: Path) -> None:
     if _split_files(folder):
         raise UserError(
             f"the class folder {folder} has a split, {_split_files(folder)[0].name}: give --root "
-            f"{folder}, or remove the file"
+            f"{folder} if it holds your images; move the folder away if it is another data set; "
+            "else remove the file"
         )
 
 

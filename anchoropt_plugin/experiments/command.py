@@ -22,10 +22,10 @@ from .executors import EXECUTORS
 from .experiment import Experiment
 from .files import find
 from .fork_server import start_server
-from .formats import caption_of, markdown, rich_table
+from .formats import caption_of, default_values, markdown, rich_table
 from .own_repository import own_repository
 from .plan import Job, plan
-from .preflight import check_parts
+from .preflight import check_parts, check_root
 from .progress import follow, print_failures
 from .protocols import Protocol, read_protocol
 from .report import write_report
@@ -130,14 +130,16 @@ def run_experiment(
     if not args.dry_run:
         start_server(repository)
     jobs = plan(experiment.protocol, experiment.methods, args.root, args.output_dir, args.opts)
+    todo = [run for job in jobs for run in unfinished(job)]
+    check_root(todo, args.root)
     if not args.dry_run:
         experiment.check(jobs)
     console.print(f"[bold]{experiment.title}[/bold]: {experiment.protocol.title}")
     console.print(f"Rows: {', '.join(method.name for method in experiment.methods)}")
-    console.print(experiment.about)
+    for text in (experiment.about, *default_values(experiment.methods)):
+        console.print(text)
     cost = estimate(jobs, workers, args.dry_run)
     console.print(_summary(jobs, workers, cost))
-    todo = [run for job in jobs for run in unfinished(job)]
     if args.dry_run:
         if cost.kinds:
             console.print(cost.table())
@@ -148,7 +150,7 @@ def run_experiment(
         except UserError as error:
             faults.insert(0, str(error))
         if faults:
-            console.print(f"Without --dry-run this command stops: {faults[0]}")
+            console.print(f"Without --dry-run this command stops: {faults[0]}", soft_wrap=True)
         return 0
     is_new = not args.output_dir.exists()
     try:

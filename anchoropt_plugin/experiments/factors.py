@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -115,7 +115,7 @@ def _changed(default: Method, change: Mapping[str, Any]) -> Method:
     (in_training, settings), (at_test, settings_at_test) = part("train"), part("test")
     return replace(
         default,
-        name=", ".join(f"{name}={value}" for name, value in change.items()),
+        name=", ".join(f"{_short(n, default.defaults)}={value}" for n, value in change.items()),
         settings={**default.settings, **settings},
         at_test=settings_at_test,
         reference=default.name,
@@ -123,6 +123,17 @@ def _changed(default: Method, change: Mapping[str, Any]) -> Method:
         factors_at_test=at_test,
         defaults={},
     )
+
+
+def _short(name: str, names: Iterable[str]) -> str:
+    """Return the last part of a config key, or the whole key if two of ``names`` have that part.
+
+    >>> _short("OPTIM.LR", ["OPTIM.LR", "SEED"]), _short("OPTIM.LR", ["OPTIM.LR", "MY.LR"])
+    ('LR', 'OPTIM.LR')
+    """
+    last = [other.rpartition(".")[2] for other in names]
+    part = name.rpartition(".")[2]
+    return part if last.count(part) == 1 else name
 
 
 def _values_of(method: Method, names: Sequence[str], dataset: str) -> dict[str, Any]:

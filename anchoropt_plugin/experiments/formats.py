@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 
 from ..report.parts import without_repeats
 from .experiment import Experiment
+from .plan import Method
 from .tables import Cell, Table, entries
 
 CAPTION = "Accuracy in per cent: mean ± sample standard deviation over the seeds."
@@ -41,7 +42,17 @@ def caption_of(experiment: Experiment, made: Sequence[Table]) -> str:
         texts.append(P_OF_HARMONIC.format(summary.name))
     if any(cell.p_holm is not None for cell in compared):
         texts.append(HOLM)
-    return " ".join([*texts, *([LARGE_P] if has_p else [])])
+    return " ".join([*texts, *([LARGE_P] if has_p else []), *default_values(experiment.methods)])
+
+
+def default_values(methods: Sequence[Method]) -> list[str]:
+    """Return a sentence on the values that the names of rows leave out, if factors are varied."""
+    return [
+        f"Default values, in the row {method.name} and in each changed row that names no other "
+        f"value: {', '.join(f'{name}={value}' for name, value in method.defaults.items())}."
+        for method in methods
+        if method.defaults
+    ]
 
 
 def heading(column: str) -> str:
@@ -132,6 +143,9 @@ def rich_table(table: Table) -> RichTable:
     )
     for column in out.columns:
         column.overflow = "fold"  # keys that are cut off look the same
+    # A narrow terminal breaks the text of a cell between words, never in a method's name.
+    words = [len(word) for name in frame["method"] for word in name.split()]
+    out.columns[0].min_width = max(words, default=0)
     for column in out.columns[1:]:
         column.justify = "right"
     for row in frame.to_numpy():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,28 @@ from .execution import default_workers
 from .fork_server import in_fork
 from .plan import Run
 from .same_inputs import Input, inputs_of
+
+
+def check_root(runs: Iterable[Run], root: Path) -> None:
+    """Check that no data set would be looked for, or written, among the class folders of another.
+
+    Raises:
+        UserError: ``root`` is the image folder of ``ImageFolder``, and another data set is in it.
+    """
+    names = dict.fromkeys(run.settings["DATASET.NAME"] for run in runs)
+    if "ImageFolder" not in names or len(names) < 2:
+        return
+    # Imported here: an installed Dassl imports much for its data.
+    from ..datasets import DATA_SETS
+    from ..datasets.image_folder import is_image_folder
+
+    others = [name for name in names if name in DATA_SETS and name != "ImageFolder"]
+    if others and is_image_folder(root):
+        raise UserError(
+            f"--root {root} is the image folder of ImageFolder, so {', '.join(others)} cannot be "
+            "in it: run ImageFolder apart, with an --output-dir of its own, or give your images a "
+            "data set with its own folder in --root (SplitDataset)"
+        )
 
 
 def check_parts(runs: Iterable[Run]) -> tuple[list[str], list[Input]]:

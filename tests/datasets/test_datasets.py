@@ -521,7 +521,7 @@ def test_folders_that_may_be_parts_of_a_split(tmp_path, names, message):
         (("train/a", "train/b", "valid/b"), "train", "are parts of one split: give --root .*own$"),
         (("images/a", "images/b"), "images", r"has its split in .*own/split_1\.json: give --root"),
         (("a/train/x", "a/test/x", "b"), "", r"own/a has folders for train and test"),
-        (("images/a", "b"), "..", r"the class folder .*own has a split, split_1\.json"),
+        (("images/a", "b"), "..", r"own has a split, split_1\.json: give .* another data set"),
         (("train/a", "train/b", "test/unlabelled"), "train", None),
         (("train/a", "train/b", "my_test/a"), "train", None),
         (("dev/a", "dev/b", "other/a"), "dev", None),
@@ -592,3 +592,15 @@ def test_an_embedded_data_set_with_an_unwritable_root(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write the data set to .*file/digits"):
         DATASET_REGISTRY.get("Digits")(make_cfg(tmp_path / "file"))
+
+
+def test_no_embedded_data_set_is_written_among_classes_of_images(tmp_path):
+    folders(tmp_path, {"own/cat": 4, "own/dog": 4, "split_fewshot": 0})
+    digits = DATASET_REGISTRY.get("Digits")
+    with pytest.raises(UserError, match=r"Digits would be written into .*own, whose folders are"):
+        digits(make_cfg(tmp_path / "own"))
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["cat", "dog"]
+    folders(tmp_path, {"caltech-101/images/face": 1})
+    digits(make_cfg(tmp_path))  # a folder of data sets, one of them with folders of classes
+    folders(tmp_path / "parts", {"train/cat": 1, "train/dog": 1, "test/cat": 1})
+    digits(make_cfg(tmp_path / "parts"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 
 import pandas as pd
@@ -150,8 +151,12 @@ def test_ablate_varies_a_key_of_the_repository(compared):
     done = command(compared, *words, "--output-dir", "ablated", "--protocol", "few_shot")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = pd.read_csv(compared / "ablated/results.csv").set_index("method")
-    assert list(rows.index) == ["MyCoOp", "MyCoOp_AnchorOPT", "TRAINER.MYCOOP.N_CTX=2"]
+    assert list(rows.index) == ["MyCoOp", "MyCoOp_AnchorOPT", "N_CTX=2"]
     assert list(rows["TRAINER.MYCOOP.N_CTX"]) == [4, 4, 2]
+    row = "Default values, in the row MyCoOp_AnchorOPT and in each changed row that names no other "
+    says = f"{row}value: TRAINER.MYCOOP.N_CTX=4."
+    assert " ".join(done.stdout.split()).count(says) == 2, "in the plan and below the tables"
+    assert says in (compared / "ablated/report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -191,6 +196,18 @@ def test_refusals_are_one_line_and_nothing_is_written(compared, words, says):
     assert not (compared / "refused").exists()
 
 
+def test_image_folder_shares_its_root_with_no_other_data_set(compared):
+    for name in ("cat", "dog"):
+        (compared / "imgs" / name).mkdir(parents=True)
+        (compared / "imgs" / name / "1.png").touch()
+    for more in ([], ["--dry-run"]):
+        words = [*COMPARE, "--root", "imgs", "--datasets", "digits", "image_folder", *more]
+        said = one_line(command(compared, *words, "--output-dir", "refused"))
+        assert "imgs is the image folder of ImageFolder, so Digits cannot be in it: run" in said
+    assert sorted(path.name for path in (compared / "imgs").iterdir()) == ["cat", "dog"]
+    assert not (compared / "refused").exists()
+
+
 def test_what_is_missing_is_told_before_any_run(compared):
     (compared / "fork/data/black.png").rename(compared / "black.png")
     lost = command(compared, *COMPARE, *DOTS, "--output-dir", "refused")
@@ -210,13 +227,11 @@ def test_a_dry_run_times_the_parts_of_each_kind_without_slurm(compared):
     words = [*COMPARE, "--datasets", "digits", "--executor", "slurm", "--gpus", "1", "--dry-run"]
     done = command(compared, *words, "--seeds", "1", "2", "--output-dir", "dry", PATH="/usr/bin")
     assert done.returncode == 0, done.stderr
-    kinds = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    kinds = [line for line in done.stdout.splitlines() if line.startswith("  MyCoOp")]
     assert len(kinds) == 4 and "Without --dry-run" not in done.stdout
     (learning,) = (line for line in kinds if "MyCoOp_AnchorOPT, digits base: train" in line)
-    cells = [cell.strip() for cell in learning.strip("│").split("│")]
-    name, n, stages, build, stage_one, training, test, _ = cells
-    # Two seeds share the anchors of one stage 1.
-    assert (name, n, stages) == ("MyCoOp_AnchorOPT, digits base: train, 2 shots", "2", "1")
+    name, n, build, stage_one, training, test, _ = re.split("  +", learning.strip())
+    assert (name, n) == ("MyCoOp_AnchorOPT, digits base: train, 2 shots", "2")
     assert float(build) > 0 and min(map(float, (stage_one, training, test))) >= 0  # in tenths
     assert not (compared / "dry").exists()
 

@@ -234,11 +234,14 @@ def test_the_published_preset_names_existing_files(tmp_path, capsys):
     words = ["--preset", "published", "--datasets", "caltech101", "dtd", *places, "--dry-run"]
     assert compare.main("", words) == 0
     # Four hosts with and without AnchorOPT, 5 seeds, 2 data sets, train and test; 4 of zero-shot.
-    out = " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr().out
+    out = " ".join(said.split())
     assert f"{4 * 2 * 5 * 2 * 2 + 4} runs, 0 of them finished" in out
     assert "CoOp_AnchorOPT (released), CoCoOp" in out and "(our defaults)" not in out
     assert "run the released method, bugs included (TRAINER.ANCHOROPT.PRESET reference)" in out
-    assert "Without --dry-run this command stops: no anchors and no descriptions for caltech" in out
+    (fault,) = (line for line in said.splitlines() if line.startswith("Without --dry-run"))
+    assert "stops: no anchors and no descriptions for caltech101" in fault
+    assert fault.endswith("(--templates)"), "a path in a fault is not broken"
     assert not (tmp_path / "out").exists()
 
 

@@ -193,7 +193,7 @@ def test_the_caption_explains_what_the_tables_show():
     assert "Δ" not in alone and alone.endswith("over seeds.")
 
 
-def test_keys_are_folded_and_not_cut_off_in_a_narrow_terminal():
+def test_a_narrow_terminal_neither_breaks_nor_cuts_off_a_name():
     names = {"CoOp": "CoOp"} | {
         name: f"TRAINER.SMOOTH.EPS={value}"
         for name, value in {"CoOp_AnchorOPT": "0.05", "other": "0.025"}.items()
@@ -204,7 +204,7 @@ def test_keys_are_folded_and_not_cut_off_in_a_narrow_terminal():
     console.print(rich_table(table))
     said = console.file.getvalue()
     cells = [line.strip("│").split("│")[0].strip() for line in said.splitlines() if "│" in line]
-    assert "…" not in said and "".join(cells) == "".join(names.values())
+    assert "…" not in said and [cell for cell in cells if cell] == [*names.values()]
 
 
 def test_formats():
