@@ -54,6 +54,7 @@ def accuracies(table: Table) -> Figure:
             axis.errorbar(cell.mean, above, xerr=cell.std, fmt="o", color=color, capsize=3, ms=5)
             if cell.published:
                 axis.plot(cell.published.value, above, "D", color="black", ms=4)
+        _end_near_100(axis)
         axis.set_title(heading(column), fontsize="medium")
         axis.set_xlabel("accuracy, %")
         axis.grid(axis="x", color="0.92")
@@ -65,6 +66,13 @@ def accuracies(table: Table) -> Figure:
     figure.suptitle(table.title, fontsize="medium")
     figure.legend(handles=_legend(table), loc="outside lower center", ncols=4, fontsize="small")
     return figure
+
+
+def _end_near_100(axis: Any) -> None:
+    """Let an axis of accuracies end at 100 or at the end of the longest whisker."""
+    left, right = axis.get_xlim()
+    end = max(100.0, axis.dataLim.x1) + (right - left) / 50
+    axis.set_xlim(right=min(right, end))
 
 
 def _is_paired(table: Table, method: str) -> bool:

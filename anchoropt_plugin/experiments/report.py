@@ -121,14 +121,14 @@ def _figures(
             yield f"accuracy_{title}", says, figures.accuracies(table)
     group = experiment.protocol.datasets[0]
     runs = figures.folders_of([run for job in jobs for run in job.runs], group)
-    curves = None if factors else training_curves(runs)
+    curves = None if factors else training_curves(runs, group)
     if curves is not None:
         says = (
             f"Training on {group}: loss and accuracy of each epoch; bands span the seeds. Do not "
             "compare the losses of methods: the loss of AnchorOPT includes a distillation."
         )
         yield "training", says, curves
-    matrices = position_matrices({name: folders[0] for name, folders in runs.items()})
+    matrices = position_matrices({name: folders[0] for name, folders in runs.items()}, group)
     if matrices is not None:
         says = (
             f"The relaxed position matrix during training on {group}, first seed. Each row is a "

@@ -72,8 +72,12 @@ def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
     return (folder / f"{name}.svg").read_bytes()
 
 
-def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
+def training_curves(runs: Mapping[str, Sequence[Path]], title: str = "") -> Figure | None:
     """Draw training loss and accuracy over the epochs; bands span the seeds of a method.
+
+    Args:
+        runs: the output folders of each method.
+        title: the title of the figure.
 
     Returns:
         The figure, or None if no run has written its epochs.
@@ -103,13 +107,18 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure | None:
         if key == "loss" and 0 < 10 * min(seen) <= max(seen):  # a short log axis has odd ticks
             axis.set_yscale("log")
     of_seeds = any(len(folders) > 1 for folders in runs.values())
-    title = "mean of the seeds\n(band: their range)" if of_seeds else None
-    figure.legend(loc="outside right upper", fontsize="small", title=title, title_fontsize="small")
+    band = "mean of the seeds\n(band: their range)" if of_seeds else None
+    figure.legend(loc="outside right upper", fontsize="small", title=band, title_fontsize="small")
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
-def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
+def position_matrices(runs: Mapping[str, Path], title: str = "") -> Figure | None:
     """Draw the relaxed position matrix at some epochs, a row for each method.
+
+    Args:
+        runs: the output folder of each method.
+        title: the title of the figure.
 
     Returns:
         The figure, or None if no run has a position matrix.
@@ -119,7 +128,8 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
     if not histories:
         return None
     columns = min(MOMENTS, max(len(history) for history, _ in histories.values()))
-    size = 2 * columns + 0.9, 2.2 * len(histories) + 0.2  # with room for the colour bar
+    # With room for the colour bar and the title.
+    size = 2 * columns + 0.9, 2.2 * len(histories) + 0.2 + 0.2 * bool(title)
     figure, axes = new_figure(len(histories), columns, *size)
     for row, (name, (history, n_soft)) in zip(axes, histories.items(), strict=True):
         steps = max(columns - 1, 1)
@@ -147,6 +157,7 @@ def position_matrices(runs: Mapping[str, Path]) -> Figure | None:
     panels = [axis for row in axes for axis in row]
     scale: Any = figure.colorbar(image, ax=panels, shrink=0.6, label="probability")
     scale.solids.set_rasterized(False)
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 

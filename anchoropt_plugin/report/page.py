@@ -274,12 +274,13 @@ def _of_the_training(
 ) -> Iterator[str]:
     """Yield the sections about a training; a folder with a test alone has none."""
     name = str(config.get("TRAINER.NAME", "run"))
-    curves = figures.training_curves({name: [folder]})
+    title = str(config.get("DATASET.NAME", ""))
+    curves = figures.training_curves({name: [folder]}, title)
     if curves is not None:
         yield "<h2>Training</h2>"
         says = "Loss and accuracy of each epoch of the training: means over its batches."
         yield _figure(folder, curves, "training", "training curves", says)
-    matrices = figures.position_matrices({name: folder})
+    matrices = figures.position_matrices({name: folder}, title)
     if matrices is not None:
         yield "<h2>Position matrix</h2>"
         says = (

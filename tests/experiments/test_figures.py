@@ -65,7 +65,8 @@ def test_the_matrix_is_drawn_in_vectors(folder):
 
 
 def test_the_first_slot_is_at_the_top_and_every_cell_is_drawn(folder):
-    figure = position_matrices({"CoOp_AnchorOPT": folder})
+    figure = position_matrices({"CoOp_AnchorOPT": folder}, "digits")
+    assert figure.get_suptitle() == "digits"
     history = [json.loads(line) for line in (folder / "position.jsonl").read_text().splitlines()]
     for axis, epoch in zip(figure.axes, (1, 3, 4, 5, 7), strict=False):
         assert axis.get_title() == f"epoch {epoch}"
@@ -105,7 +106,9 @@ def test_labels_of_many_tokens_do_not_overlap(tmp_path, n_soft, n_epochs):
 def test_the_axis_of_the_loss_is_logarithmic_over_a_decade(tmp_path, losses, scale):
     for epoch, loss in enumerate(losses, start=1):
         append_event(tmp_path, "epoch", epoch=epoch, epochs=2, loss=loss, acc=50.0)
-    loss, accuracy = training_curves({"one": [tmp_path]}).axes
+    figure = training_curves({"one": [tmp_path]}, "digits")
+    assert figure.get_suptitle() == "digits"
+    loss, accuracy = figure.axes
     assert (loss.get_yscale(), accuracy.get_yscale()) == (scale, "linear")
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("training loss", "training accuracy, %")
 
@@ -153,6 +156,14 @@ def test_each_seed_is_a_point_and_the_same_seed_is_joined():
         assert (left + right) / 2 == pytest.approx(np.mean(values))
         assert (right - left) / 2 == pytest.approx(np.std(values, ddof=1))
     assert not axis.patches, "no bars, which would have to start at zero"
+
+
+@pytest.mark.parametrize("values", [(100.0, 100.0), (99.0, 100.0), (85.0, 100.0)])
+def test_no_axis_goes_on_far_beyond_100_and_no_whisker_is_cut_off(values):
+    (axis,) = accuracies(table_of({("CoOp", "base"): dict(enumerate(values))})).axes
+    left, right = axis.get_xlim()
+    end = max(100.0, np.mean(values) + np.std(values, ddof=1))
+    assert left < min(values) and end < right <= end + (right - left) / 20
 
 
 def test_few_shot_curves_have_the_seeds_and_name_the_shots():
