@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError, nearest
 from .architecture import build, sizes_of
 from .class_names import as_words
-from .hub import OPEN_CLIP
+from .hub import CONFIG_KEY, OPEN_CLIP
 from .openai_clip import CLIP, SimpleTokenizer, basic_clean, convert_weights, whitespace_clean
 from .weight_files import (
     BY_NAME,
@@ -256,9 +256,9 @@ def _tokenizer() -> SimpleTokenizer:
 def _ask(path: Path) -> NoReturn:
     raise UserError(
         f"{path} does not tell whether its activation is GELU or QuickGELU, nor how many attention "
-        f"heads it has: set config (MODEL.BACKBONE.CONFIG) to {BY_NAME!r} for OpenAI's weights, "
-        "else to the json file of open_clip or transformers that describes the model, or to "
-        f"{OPEN_CLIP}MODEL; or give the folder with both"
+        f"heads it has: give load_clip(name, config=…) {BY_NAME!r} for OpenAI's weights, else the "
+        "json file of open_clip or transformers that describes the model, or "
+        f"{OPEN_CLIP}MODEL; {CONFIG_KEY}. Or give the folder with both"
     )
 
 

@@ -13,6 +13,8 @@ HUB = "hf-hub:"
 """Start of the name of a repository on the hub, as open_clip writes it."""
 OPEN_CLIP = "open_clip:"
 """Start of a name MODEL/TAG in open_clip's list, or of the name of one of its models."""
+CONFIG_KEY = "a train.py with the key MODEL.BACKBONE.CONFIG takes it there"
+"""Behind what to give to ``load_clip``: a user's own ``train.py`` may not know the key."""
 
 _PREPARATIONS = ("preprocessor_config.json", "processor_config.json")
 
@@ -92,8 +94,8 @@ def open_clip_weights(name: str, root: str | None) -> tuple[Path, dict[str, Any]
     except Exception as error:  # no network, a wrong checksum
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name} could not be downloaded ({reason}): download the file elsewhere and give the "
-            f"path, with config (MODEL.BACKBONE.CONFIG) {OPEN_CLIP}{model}"
+            f"{name} could not be downloaded ({reason}): download the file elsewhere and give "
+            f"load_clip(path, config='{OPEN_CLIP}{model}'); {CONFIG_KEY}"
         ) from error
     return path, {**config, "preprocess_cfg": told}
 

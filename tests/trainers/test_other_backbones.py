@@ -50,7 +50,9 @@ def test_a_bare_file_asks_for_its_key(folder, root, tmp_path, capsys):
     bare = folder / "open_clip_pytorch_model.bin"
     assert train.main(command(root, tmp_path, "CoOp", keys=of(bare, *MEAN))) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{bare} does not tell whether" in line and "MODEL.BACKBONE.CONFIG" in line
+    assert f"{bare} does not tell whether" in line
+    assert "give load_clip(name, config=…) 'openai' for OpenAI's weights" in line
+    assert "; a train.py with the key MODEL.BACKBONE.CONFIG takes it there" in line
 
 
 @pytest.mark.parametrize("bare", [False, True])
