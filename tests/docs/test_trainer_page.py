@@ -9,19 +9,13 @@ import torch
 from torch.nn import functional as F
 
 import train
-from anchoropt_plugin import load_clip, tokenize
+from anchoropt_plugin import tokenize
 from tests.training.lookalikes import TextEncoder
-from trainers.prompted_clip import ContextLearner, PromptedCLIP, initial_context
 
 PAGE = (Path(train.__file__).parent / "docs/trainer.md").read_text(encoding="utf-8")
-LOOP, OTHER = re.findall(
+MODEL, LOOP, OTHER = re.findall(
     r"```python\n(.*?)```", PAGE.partition("## Plain PyTorch")[2].partition("\n## ")[0], re.DOTALL
 )
-
-
-class Learner(ContextLearner):
-    def forward(self):
-        return self.prompts(self.ctx)
 
 
 NAMES, NEW = ["red star", "blue circle", "ring"], ["green cross", "star"]
@@ -29,19 +23,16 @@ NAMES, NEW = ["red star", "blue circle", "ring"], ["green cross", "star"]
 
 def test_the_plain_loop():
     torch.manual_seed(0)
-    clip = load_clip("tiny")
     loader = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])) for _ in range(3)]
 
-    def built(names):
-        return PromptedCLIP(Learner(clip, names, *initial_context(clip, "", 4)), clip)
-
-    model, other = built(NAMES), built(NEW)
     names = {
-        **{"clip": clip, "model": model, "other": other, "loader": loader},
-        "class_names": NAMES,
+        **{"__name__": "example", "class_names": NAMES, "loader": loader},
         "descriptions": {name: [f"a photo of a {name}."] for name in NAMES},
     }
-    exec(compile(LOOP + OTHER, "docs/trainer.md", "exec"), names)
+    example = MODEL.replace("ViT-B/16", "tiny") + f"other = Model(clip, {NEW})\n" + LOOP + OTHER
+    exec(compile(example, "docs/trainer.md", "exec"), names)
+    clip, model, other = (names[name] for name in ("clip", "model", "other"))
+    assert model.text_encoder.forward.in_use
 
     images = loader[0][0]
     embedded = clip.token_embedding(tokenize([f"X of {name}." for name in NAMES])).detach()
