@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+HOTTEST = 100.0
+"""The highest temperature of the distillation: above it, float32 rounds away what T² multiplies."""
+
 
 def average(prompt_logits: Tensor, anchor_logits: Tensor) -> Tensor:
     """Return the mean of both logits (B, C) in float32: the teacher, and the vote on new classes.
@@ -46,7 +49,7 @@ def distillation(
     Args:
         prompt_logits: l_n, (B, C).
         anchor_logits: l_a, (B, C).
-        temperature: T > 0.
+        temperature: 0 < T ≤ ``HOTTEST``.
         reduction: as of ``F.cross_entropy``: the mean over images, their sum, or each image's own
             value ("none").
 
@@ -54,7 +57,7 @@ def distillation(
         In float32, a scalar, or (B,) for "none"; 0 if both logits are equal.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or T is out of its range.
 
     >>> import torch
     >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
@@ -66,6 +69,8 @@ def distillation(
             f"prompt logits {tuple(prompt_logits.shape)} and anchor logits "
             f"{tuple(anchor_logits.shape)}: expected both to be (B, C)"
         )
+    if not 0 < temperature <= HOTTEST:
+        raise ValueError(f"the temperature is {temperature}: expected 0 < T ≤ {HOTTEST}")
     teacher = average(prompt_logits, anchor_logits).detach() / temperature
     student = prompt_logits.float() / temperature
     divergence = F.kl_div(

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from ..errors import UserError, nearest
 from ..method.anchors import StageOne
+from ..method.objective import HOTTEST
 from ..method.relaxations import RELAXATIONS
 from ..prompts.hooks import POOLINGS
 
@@ -103,7 +104,7 @@ class AnchorOPTConfig:
             keeps their start and trains its soft tokens, as the released CoCoOp does.
         prompt_ce_weight: weight of the prompt's cross-entropy; the host's further losses stay.
         kd_weight: weight of the distillation.
-        kd_temperature: temperature T of the distillation.
+        kd_temperature: temperature T of the distillation, 100 at most.
         ensemble: average with the anchor logits at test: "auto" does so if a class was not trained;
             "always"; "never"; "anchors" uses the anchor logits alone, as a control.
 
@@ -166,6 +167,8 @@ class AnchorOPTConfig:
         faults += [
             f"{key.upper()} must not be negative" for key in not_negative if getattr(self, key) < 0
         ]
+        if self.kd_temperature > HOTTEST:
+            faults.append(f"KD_TEMPERATURE must be at most {HOTTEST:g}, as float32 rounds")
         if not self.anchor.strip():
             faults.append(f"ANCHOR is {self.anchor!r}: {LEARNED}, {RANDOM}, or words")
         if self.anchor_weights and self.anchor != LEARNED:

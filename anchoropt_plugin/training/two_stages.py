@@ -89,6 +89,9 @@ class TwoStages(Checkpoints):
         trained = self._anchoropt_trained()
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames, trained)
         self.anchoropt.features.watch(self.model)
+        for module in _position_modules(self):
+            # MODEL.INIT_WEIGHTS may have brought anchors, but the settings decide on them: stage 1.
+            module.anchors.zero_()
         for name in self.get_model_names():
             optimizer, scheduler = self._optims[name], self._scheds[name]
             if optimizer is not None and settings.position_lr:

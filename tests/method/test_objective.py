@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anchoropt_plugin.method.objective import PromptLoss, average, distillation
+from anchoropt_plugin import UserError
+from anchoropt_plugin.method.objective import HOTTEST, PromptLoss, average, distillation
+from anchoropt_plugin.training.settings import AnchorOPTConfig
 
 
 def written_out(prompt, anchor, temperature):
@@ -29,6 +31,19 @@ def test_distillation_equals_the_sum_written_out(temperature):
     prompt, anchor = torch.randn(4, 6) * 3, torch.randn(4, 6) * 3
     expected = written_out(prompt, anchor, temperature)
     assert distillation(prompt, anchor, temperature).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_temperature_at_which_float32_loses_the_distillation_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = 5 * torch.randn(2, 32, 5, generator=generator)
+    exact = [(logits.double() / HOTTEST).log_softmax(-1) for logits in ((ours + theirs) / 2, ours)]
+    want = HOTTEST**2 * F.kl_div(exact[1], exact[0], reduction="sum", log_target=True) / 160
+    assert distillation(ours, theirs, HOTTEST).item() == pytest.approx(want.item(), rel=1e-3)
+    for temperature in (0.0, 2 * HOTTEST):
+        with pytest.raises(ValueError, match="the temperature is"):
+            distillation(ours, theirs, temperature)
+    with pytest.raises(UserError, match="KD_TEMPERATURE must be at most 100"):
+        AnchorOPTConfig(kd_temperature=2 * HOTTEST)
 
 
 def test_the_teacher_gets_no_gradient():

@@ -128,8 +128,9 @@ def test_training_starts_from_such_a_checkpoint(root, tmp_path, host, capsys):
     (file,) = (tmp_path / "run").glob("*/model.pth.tar-20")
     keys = [*REFERENCE, "MODEL.INIT_WEIGHTS", str(file)]
     trainer = build(root, tmp_path / "b", f"{host}_AnchorOPT", keys=keys)
+    wanted.pop("anchoropt.anchors", None)
     check(trainer.model.prompt_learner, wanted)
-    assert trainer.anchoropt.has_anchors == (host == "MaPLe")
+    assert not trainer.anchoropt.has_anchors  # ANCHOR_WEIGHTS names them
     assert f"of the released code from {file}" in capsys.readouterr().out
     if host != "DePT":  # whose own names differ
         keys += [f"TRAINER.{trainer.node}.N_CTX", "3"]

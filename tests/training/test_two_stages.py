@@ -352,6 +352,21 @@ def test_init_weights_start_the_soft_tokens(root, tmp_path, trained):
     assert torch.equal(trainer.model.prompt_learner.ctx, weights(trained)["ctx"])
 
 
+@pytest.mark.parametrize("anchor", ["random", "photo"])
+def test_the_anchors_are_those_of_the_settings_not_of_init_weights(root, tmp_path, trained, anchor):
+    file = trained / "prompt_learner/model.pth.tar-3"
+    keys = ["TRAINER.ANCHOROPT.ANCHOR", anchor]
+    values = []
+    for name, more in (("a", []), ("b", ["MODEL.INIT_WEIGHTS", str(file)])):
+        trainer = build(root, tmp_path / name, keys=[*keys, *more])
+        torch.manual_seed(0)
+        trainer.anchoropt_stage_one()
+        values.append(trainer.anchoropt.position.anchors)
+    assert torch.equal(*values) and not torch.equal(
+        values[1], weights(trained)["anchoropt.anchors"]
+    )
+
+
 # ---------------------------------------------------------------------- anchors
 def test_runs_with_the_same_content_share_anchors(root, tmp_path):
     keys = ["TRAINER.ANCHOROPT.ANCHOR_CACHE", str(tmp_path / "cache")]
