@@ -47,7 +47,6 @@ from anchoropt_plugin.config.record import (
 )
 from anchoropt_plugin.config.same_run import (
     check_same_classes,
-    check_same_model,
     check_same_order,
     check_same_run,
 )
@@ -75,6 +74,7 @@ from anchoropt_plugin.training.checks import (
     check_anchoropt,
     check_trainer_name,
 )
+from anchoropt_plugin.training.trainer_registry import settings_in_force
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -185,6 +185,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     if settings.DESCRIPTIONS and not given.exists() and beside.exists():
         # The yaml files of data sets name files of this repository, for any working directory.
         settings.DESCRIPTIONS = str(beside)
+    cfg = settings_in_force(cfg)
     cfg.freeze()
     return cfg
 
@@ -265,10 +266,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
             if args.model_dir and epoch is None:
                 epoch = final_epoch(args.model_dir, next(iter(trainer.get_model_names()), ""))
             trainer.load_model(args.model_dir, epoch=epoch)
-            if args.model_dir:  # after the checkpoint, whose shapes tell more faults
-                node = getattr(trainer, "node", cfg.TRAINER.NAME)
-                nodes = [node, *getattr(trainer, "further_nodes", ())]
-                check_same_model(cfg, args.model_dir, nodes)
+            if args.model_dir:
                 check_not_trained(args.model_dir, trainer.dm.dataset, cfg.TEST.SPLIT)
                 names = trainer.dm.dataset.classnames
                 check_same_order(cfg, args.model_dir, names)

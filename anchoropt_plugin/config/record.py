@@ -27,6 +27,8 @@ CLASSES = "classes.json"
 WEIGHTS = "weights.json"
 """A hash of the CLIP, if ``MODEL.BACKBONE.NAME`` is a file or folder: others may take its place."""
 _SUFFIXES_OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+RUN_RECORD = "anchoropt.json"
+"""Of a run with AnchorOPT: the classes and the settings that a model was trained with."""
 EPOCHS = "OPTIM.MAX_EPOCH"
 
 

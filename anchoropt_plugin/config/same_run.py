@@ -15,7 +15,7 @@ from ..files.readers import read_json
 from ..files.training_images import content_of, recorded
 from .check import flattened
 from .merge import read_yaml
-from .record import CLASSES, EPOCHS, RECORD, hash_of_weights, recorded_weights
+from .record import CLASSES, EPOCHS, RECORD, RUN_RECORD, hash_of_weights, recorded_weights
 
 # A resumed run may change these keys: training does not depend on them, except on USE_CUDA: another
 # device draws and rounds in another way. NUM_WORKERS is none of them: each worker process draws the
@@ -33,6 +33,9 @@ FREE = {
 }
 _EXTEND = "OPTIM.EXTEND"
 # A validation after each epoch takes random numbers, too.
+_NODE = "TRAINER.ANCHOROPT."
+# In the run of a checkpoint: its record has the arguments of @anchoropt and what a preset sets.
+_IN_FORCE = "settings in force"
 _DRAWS = {"TEST.FINAL_MODEL"}
 # A test may not change these keys: the outputs of a trained model depend on them.
 _OF_MODEL = {
@@ -118,7 +121,7 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
     path = Path(folder, RECORD)
     if not path.is_file() or not any(Path(folder).glob("*/checkpoint")):
         return
-    there = _settings(read_yaml(path))
+    there = _settings(read_yaml(path)) | _settings_of_anchoropt(folder)
     here = _settings(yaml.safe_load(cfg.dump()))
     check_same_weights(cfg, folder)
     longer = here.get(EPOCHS, 0) > there.get(EPOCHS, 0)
@@ -138,6 +141,21 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
         )
 
 
+def _settings_of_anchoropt(folder: str | Path) -> dict[str, Any]:
+    """Return the keys of ``TRAINER.ANCHOROPT`` that a run had, as its ``anchoropt.json`` says.
+
+    The ``config.yaml`` of an earlier version lacks the arguments of ``@anchoropt`` and what a
+    preset sets.
+    """
+    path = Path(folder, RUN_RECORD)
+    match read_json(path) if path.is_file() else {}:
+        case {"settings": dict(settings)}:
+            # N_CTX 0 is the number of the host, which may have a key of that name there.
+            names = [name for name, value in settings.items() if value or name != "n_ctx"]
+            return _settings({f"{_NODE}{name.upper()}": settings[name] for name in names})
+    return {}
+
+
 def run_of(folder: str | Path) -> dict[str, Any]:
     """Return what decides the numbers of the run in an output folder, as its files record it.
 
@@ -148,7 +166,7 @@ def run_of(folder: str | Path) -> dict[str, Any]:
     path, classes = Path(folder, RECORD), Path(folder, CLASSES)
     if not path.is_file():
         return {}
-    found = _settings(read_yaml(path))
+    found = {**_settings(read_yaml(path)), _IN_FORCE: True}
     weights, seed = recorded_weights(folder), found.get("SEED")
     if weights:  # the file or folder may be moved
         found.pop("MODEL.BACKBONE.NAME", None)
@@ -175,6 +193,8 @@ def check_of_folder(path: Path, run: Any) -> None:
     here = run_of(folder) if run and isinstance(run, dict) else {}
     if here.get(_EXTEND):
         here = {key: value for key, value in here.items() if key not in (EPOCHS, _EXTEND)}
+    if here and _IN_FORCE not in run:  # of an earlier version; a resumed run records them now
+        run = {key: value for key, value in run.items() if not key.startswith(_NODE)}
     differing = _differing(run, here) if here else ""
     if differing:
         raise UserError(

@@ -23,7 +23,6 @@ from ..config.same_run import FREE
 from ..errors import UserError, nearest
 from ..files.atomic import write_text
 from ..files.run_events import RESULTS, read_results
-from ..training.settings import AnchorOPTConfig
 from ..training.two_stages import SUFFIX, TwoStages
 from .files import find
 from .repository import Repository, Value, as_in_yaml
@@ -72,8 +71,6 @@ class Checkout(Repository):
         cfg, training = self.cfg(argv), "--eval-only" not in argv
         # The model of a test will be there once it is trained.
         self.train.check(cfg, Namespace(eval_only=not training, no_train=False, model_dir=""))
-        if self.is_two_stages(cfg.TRAINER.NAME):
-            AnchorOPTConfig.from_cfg(cfg, host=cfg.TRAINER.NAME.removesuffix(SUFFIX))
 
     def run(self, argv: Sequence[str], folder: Path) -> int:
         record, training = folder / RECORD, "--eval-only" not in argv

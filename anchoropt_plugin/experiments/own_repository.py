@@ -33,6 +33,7 @@ from ..files.predictions import PREDICTIONS
 from ..files.readers import read_text
 from ..files.run_events import RESULTS, read_results
 from ..process.command_line import KEY
+from ..training.trainer_registry import settings_in_force
 from ..training.two_stages import SUFFIX
 from .facts import FACTS
 from .files import ASSETS
@@ -214,7 +215,7 @@ def own_repository(folder: Path, data_sets: Sequence[str]) -> OwnRepository:
 
 def _asked_settings(repository: OwnRepository, argv: Sequence[str]) -> dict[str, Any]:
     def settings(cfg: Any) -> dict[str, Any]:
-        return {key: as_in_yaml(value) for key, value in flattened(cfg)}
+        return {key: as_in_yaml(value) for key, value in flattened(settings_in_force(cfg))}
 
     return repository._reached(argv, settings)
 

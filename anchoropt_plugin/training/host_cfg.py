@@ -1,10 +1,30 @@
-"""The configuration as the host alone would get it."""
+"""The configuration with the settings in force, and as the host alone would get it."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
+from yacs.config import CfgNode
+
 from ..errors import UserError
+from .settings import AnchorOPTConfig
+
+
+def in_force(cfg: Any, settings: AnchorOPTConfig) -> Any:
+    """Return a copy of ``cfg`` whose ``TRAINER.ANCHOROPT`` has the settings of a run.
+
+    Its ``config.yaml`` then records them, and gives the same run as a ``--config-file``: keys in a
+    file win over the arguments of ``@anchoropt`` and over a preset.
+    """
+    with _copy(cfg) as cfg:
+        node = cfg.TRAINER.setdefault("ANCHOROPT", CfgNode())
+        for name, value in asdict(settings).items():
+            if value or name != "n_ctx":  # 0 keeps the host's number, maybe under the same key
+                node[name.upper()] = value
+    return cfg
 
 
 def host_cfg(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
@@ -16,15 +36,21 @@ def host_cfg(cfg: Any, name: str, node: str, n_ctx: int) -> Any:
         node: name of the host's node in ``cfg.TRAINER``.
         n_ctx: soft tokens of the host; 0 keeps its own number.
     """
-    is_frozen = cfg.is_frozen()
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.TRAINER.NAME = name
-    if n_ctx:
-        _set_soft_tokens(cfg, node, n_ctx)
-    if is_frozen:
-        cfg.freeze()
+    with _copy(cfg) as cfg:
+        cfg.TRAINER.NAME = name
+        if n_ctx:
+            _set_soft_tokens(cfg, node, n_ctx)
     return cfg
+
+
+@contextlib.contextmanager
+def _copy(cfg: Any) -> Iterator[Any]:
+    """Return a copy of ``cfg`` that a block may change; afterwards it is frozen if ``cfg`` is."""
+    copy = cfg.clone()
+    copy.defrost()
+    yield copy
+    if cfg.is_frozen():
+        copy.freeze()
 
 
 def _set_soft_tokens(cfg: Any, node: str, n_ctx: int) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from ..config.record import CLASSES, RECORD, final_epoch, merge_record
+from ..config.record import CLASSES, RECORD, RUN_RECORD, final_epoch, merge_record
 from ..config.same_run import check_same_weights
 from ..encoders.clip_models import first_twins, words_of
 from ..errors import UserError, nearest
 from ..files.class_weights import SUFFIXES
 from ..files.readers import read_json
 from .predictor import Predictor
-from .run_record import RUN_RECORD, read_record
+from .run_record import read_record
 from .settings import extend_cfg
 from .trainer_registry import two_stages_on_demand
 from .two_stages import TwoStages
@@ -152,8 +152,7 @@ def _recorded_cfg(folder: Path, device: str | None = None) -> Any:
     check_same_weights(cfg, folder)
     cfg.MODEL.INIT_WEIGHTS = ""  # the checkpoint holds everything that was trained
     if (folder / RUN_RECORD).is_file():
-        # config.yaml does not say which values were given, but arguments of @anchoropt change only
-        # the others.
+        # The config.yaml of an earlier version lacks the arguments of @anchoropt.
         record = read_record(folder / RUN_RECORD)
         for name, value in record["settings"].items():
             cfg.TRAINER.ANCHOROPT[name.upper()] = value

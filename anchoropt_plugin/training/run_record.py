@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..config.record import RUN_RECORD
 from ..errors import UserError
 from ..files.atomic import write_text
 from ..files.readers import json_or_none, read_json, read_text
@@ -17,8 +18,6 @@ from .settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")
 
-RUN_RECORD = "anchoropt.json"
-"""In the folder of the checkpoints: the classes and the settings that a model was trained with."""
 HISTORY = "position.jsonl"
 """In the output folder: after each epoch, a line with the relaxed position matrix."""
 READ_AT_TEST = (

@@ -51,6 +51,19 @@ def two_stages_on_demand() -> Iterator[None]:
         yield
 
 
+def settings_in_force(cfg: Any) -> Any:
+    """Return ``cfg`` with the settings of AnchorOPT that a run of its trainer has.
+
+    Without AnchorOPT, or without a trainer of that name, this is ``cfg`` itself.
+    """
+    from dassl.engine import TRAINER_REGISTRY
+
+    name = cfg.TRAINER.NAME
+    is_known = name in list(TRAINER_REGISTRY.registered_names())  # by `run`: it tells what is wrong
+    trainer: Any = TRAINER_REGISTRY.get(name) if is_known else object
+    return trainer.anchoropt_in_force(cfg) if issubclass(trainer, TwoStages) else cfg
+
+
 class _Names(list[str]):
     """The registered names, and the names that can be made from them.
 

@@ -28,7 +28,7 @@ from ..process.gradients import trained_parameters
 from ..process.late_checks import settle_all
 from .batch import Batch, views
 from .checkpoints import Checkpoints
-from .host_cfg import host_cfg
+from .host_cfg import host_cfg, in_force
 from .host_parts import HostParts
 from .optimizer_group import own_learning_rate
 from .rehearsal import rehearse
@@ -57,17 +57,27 @@ class TwoStages(Checkpoints):
     anchoropt: AnchorOPT
 
     def __init__(self, cfg: Any) -> None:
-        self.anchoropt_cfg = cfg
-        settings = self._anchoropt_settings(cfg)
-        own = cfg.TRAINER.get("ANCHOROPT", {}).get("N_CTX")
+        settings, given = self._anchoropt_settings(cfg), cfg.TRAINER.get("ANCHOROPT", {})
+        own = given.get("N_CTX")
         if own and not settings.n_ctx:
             log.warning("TRAINER.ANCHOROPT.N_CTX %s is a key of this repository: not used", own)
+        self.anchoropt_cfg = cfg = in_force(cfg, settings)
+        node = cfg.TRAINER.ANCHOROPT
+        told = [f"{key} {value}" for key, value in node.items() if given.get(key) != value]
+        if told:  # a train.py has printed its configuration by now
+            print(f"TRAINER.ANCHOROPT, by @anchoropt or PRESET: {', '.join(told)}")
         cfg = host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
-    def _anchoropt_settings(self, cfg: Any) -> AnchorOPTConfig:
+    @classmethod
+    def anchoropt_in_force(cls, cfg: Any) -> Any:
+        """Return ``cfg`` with the settings that a run has: see ``host_cfg.in_force``."""
+        return in_force(cfg, cls._anchoropt_settings(cfg))
+
+    @classmethod
+    def _anchoropt_settings(cls, cfg: Any) -> AnchorOPTConfig:
         return AnchorOPTConfig.from_cfg(
-            cfg, host=self.anchoropt_host.__name__, **self.anchoropt_arguments
+            cfg, host=cls.anchoropt_host.__name__, **cls.anchoropt_arguments
         )
 
     def build_model(self: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 
@@ -254,6 +255,20 @@ def test_another_run_is_refused(cfg, trained):
     )
     (trained / "learner" / "checkpoint").unlink()
     check_same_run(cfg, trained)
+
+
+def test_a_record_of_an_earlier_version_lacks_the_arguments_of_the_decorator(cfg, trained):
+    settings = {"position": "soft", "n_ctx": 0}
+    (trained / "anchoropt.json").write_text(json.dumps({"settings": settings}))
+    cfg.TRAINER.ANCHOROPT.POSITION = "soft"
+    cfg.TRAINER.ANCHOROPT.N_CTX = 4
+    with pytest.raises(UserError, match=r"settings: TRAINER\.ANCHOROPT\.N_CTX was 0, now 4: give"):
+        check_same_run(cfg, trained)
+    cfg.TRAINER.ANCHOROPT.N_CTX = 0
+    check_same_run(cfg, trained)
+    cfg.TRAINER.ANCHOROPT.POSITION = "sinkhorn"  # as its config.yaml says
+    with pytest.raises(UserError, match="POSITION was 'soft', now 'sinkhorn': give"):
+        check_same_run(cfg, trained)
 
 
 def test_a_folder_of_another_repository_has_no_record(cfg, trained):

@@ -53,3 +53,15 @@ def test_a_checkpoint_that_was_copied_is_refused(tmp_path, there, here, says):
     (tmp_path / "here/config.yaml").unlink()
     check_of_folder(path, run)
     assert run_of(tmp_path / "here") == {}
+
+
+def test_a_checkpoint_of_an_earlier_version_lacks_the_arguments_of_the_decorator(tmp_path):
+    before, now = ({"ANCHOROPT": {"POSITION": position}} for position in ("sinkhorn", "soft"))
+    run = run_of(recorded(tmp_path / "there", TRAINER=before))
+    path = recorded(tmp_path / "here", TRAINER=now) / "prompt_learner/model.pth.tar-5"
+    with pytest.raises(UserError, match="POSITION was 'sinkhorn', now 'soft'"):
+        check_of_folder(path, run)
+    del run["settings in force"]
+    check_of_folder(path, run)  # its run was resumed, and recorded again
+    with pytest.raises(UserError, match="SEED was 2, now 1"):
+        check_of_folder(path, {**run, "SEED": 2})

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.dassl_compat.engine import trainer as engine
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.run_events import read_events, read_results
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import (
     load_checkpoint,
     resume_from_checkpoint,
@@ -451,3 +454,34 @@ def test_training_with_unlabelled_images_needs_dassl():
 
     with pytest.raises(UserError, match=r"^Paired trains on labelled and unlabelled"):
         Paired().run_epoch()
+
+
+# ---------------------------------------------------------------------- tests of a trained model
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("INPUT", "INTERPOLATION", "nearest"),
+        ("INPUT", "PIXEL_MEAN", [0.0, 0.0, 0.0]),
+        ("MODEL.BACKBONE", "NAME", "other"),
+        ("TRAINER.OWNLOADING", "SCALE", 2.0),
+        ("TRAINER.LINEARPROBE", "SCALE", 2.0),  # of the trainer it derives from
+    ],
+)
+def test_a_model_is_tested_with_the_settings_of_its_training(cfg, tmp_path, section, key, value):
+    class OwnLoading(TRAINER_REGISTRY.get("LinearProbe")):
+        def load_model(self, directory, epoch=None):  # as CoOp's, it calls no method of the base
+            path = Path(directory, "linear", f"model.pth.tar-{epoch}")
+            self.model.load_state_dict(load_checkpoint(path)["state_dict"])
+
+    for node in ("OWNLOADING", "LINEARPROBE", "OTHER"):
+        cfg.TRAINER[node] = CfgNode({"SCALE": 1.0})
+    cfg.OPTIM.MAX_EPOCH, folder = 1, cfg.OUTPUT_DIR
+    OwnLoading(cfg).train()
+    cfg.OUTPUT_DIR = str(tmp_path / "test")
+    cfg.OPTIM.LR, cfg.INPUT.TRANSFORMS, cfg.TRAINER.OTHER.SCALE = 1.0, ("normalize",), 3.0
+    OwnLoading(cfg).load_model(folder, epoch=1)
+    reduce(getitem, section.split("."), cfg)[key] = value
+    with pytest.raises(UserError, match=rf"was trained with other settings: {section}\.{key} was"):
+        OwnLoading(cfg).load_model(folder, epoch=1)
+    Path(folder, "config.yaml").unlink()  # as of Dassl
+    OwnLoading(cfg).load_model(folder, epoch=1)

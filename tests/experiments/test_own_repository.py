@@ -148,7 +148,8 @@ def test_a_validation_is_not_the_result_of_a_training():
 
 def test_ablate_varies_a_key_of_the_repository(compared):
     words = ["ablate", *WORDS, "--host", "MyCoOp", *DOTS, "--grid", "TRAINER.MYCOOP.N_CTX=2,4"]
-    done = command(compared, *words, "--output-dir", "ablated", "--protocol", "few_shot")
+    words += ["--output-dir", "ablated", "--protocol", "few_shot"]
+    done = command(compared, *words, "TRAINER.ANCHOROPT.PRESET", "reference")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = pd.read_csv(compared / "ablated/results.csv").set_index("method")
     assert list(rows.index) == ["MyCoOp", "MyCoOp_AnchorOPT", "N_CTX=2"]
@@ -157,6 +158,8 @@ def test_ablate_varies_a_key_of_the_repository(compared):
     says = f"{row}value: TRAINER.MYCOOP.N_CTX=4."
     assert " ".join(done.stdout.split()).count(says) == 2, "in the plan and below the tables"
     assert says in (compared / "ablated/report.html").read_text()
+    in_force = rows["TRAINER.ANCHOROPT.POSITION"]  # what the preset sets
+    assert list(in_force) == ["sinkhorn", "gumbel", "gumbel"]
 
 
 @pytest.mark.parametrize(

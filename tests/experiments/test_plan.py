@@ -257,6 +257,7 @@ def test_both_methods_are_rows_of_their_own(tmp_path):
     _, released, ours = runs.values()
     assert released.method.reference == ours.method.reference == "CoCoOp"
     assert released.settings["TRAINER.ANCHOROPT.PRESET"] == "reference"
+    assert released.settings["TRAINER.ANCHOROPT.POSITION"] == "gumbel", "what the preset sets"
     assert ours.settings["TRAINER.ANCHOROPT.PRESET"] == ""
     assert released.settings["TRAINER.ANCHOROPT.KD_TEMPERATURE"] == 4
     config = published_settings("CoCoOp")[0]

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import train
 from anchoropt_plugin import AnchorTokens, anchoropt
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.process.randomness import set_random_seed
+from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers import prompted_clip
 
@@ -524,6 +526,29 @@ def test_arguments_of_the_decorator_are_defaults(root, tmp_path):
     keys = ["TRAINER.ANCHOROPT.POSITION", "identity"]
     trainer = build(root, tmp_path, "HostA_Rows", keys=keys)
     assert trainer.anchoropt.settings.position == "identity"
+
+
+def test_a_record_has_the_settings_in_force_and_gives_the_same_run(root, tmp_path, capsys):
+    anchoropt(host_like("HostC"), name="HostC_Soft", position="soft", anchor_len=2, n_ctx=3)
+    keys = ["TRAINER.ANCHOROPT.PRESET", "reference", "TRAINER.ANCHOROPT.DESCRIPTIONS", ""]
+    parse = train.build_parser().parse_args
+    cfg = train.setup_cfg(parse(command(root, tmp_path, "HostC_Soft", keys=keys)))
+    plain = cfg.clone()  # as another train.py would have it
+    plain.defrost()
+    plain.TRAINER.ANCHOROPT = get_cfg_default().TRAINER.ANCHOROPT
+    plain.merge_from_list([*SHORT, *keys])
+    trainer = build_trainer(plain)
+    settings = trainer.anchoropt.settings
+    assert (settings.position, settings.anchor_len, settings.n_ctx) == ("soft", 2, 3)
+    assert settings.pooling == "unshifted", "of the preset"
+    told = "TRAINER.ANCHOROPT, by @anchoropt or PRESET: N_CTX 3, ANCHOR_LEN 2, POSITION soft, "
+    assert told in capsys.readouterr().out
+    for recorded in (cfg, trainer.recorded_cfg):
+        node = recorded.TRAINER.ANCHOROPT
+        assert {name.lower(): value for name, value in node.items()} == asdict(settings)
+    file = tmp_path / "config.yaml"
+    file.write_text(trainer.recorded_cfg.dump())
+    assert train.setup_cfg(parse(["--trainer", "HostC_Soft", "--config-file", str(file)])) == cfg
 
 
 def test_a_host_without_a_learner_of_that_name_is_told(root, tmp_path, capsys):

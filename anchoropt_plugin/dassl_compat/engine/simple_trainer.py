@@ -7,7 +7,8 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from yacs.config import CfgNode
 
 from ...config.check import flattened
 from ...config.record import write_record
-from ...config.same_run import check_same_run
+from ...config.same_run import check_same_model, check_same_run
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind, write_results
@@ -80,6 +81,19 @@ class SimpleTrainer(TrainerBase):
         self.best_result = -math.inf
         self._early_stop = EarlyStop(cfg.TRAIN.PATIENCE)
         self.is_trained = False
+        # Here, because hosts have a load_model of their own.
+        self.load_model = partial(self._load_compared, self.load_model)  # type: ignore[method-assign]
+
+    def _load_compared(
+        self, load: Callable[..., Any], directory: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call the host's ``load_model``; the settings must be those of the loaded model."""
+        loaded = load(directory, *args, **kwargs)
+        if directory:  # after the checkpoint, whose shapes tell more faults
+            nodes = [one.__name__ for one in type(self).__mro__]  # a host may derive from another
+            nodes += [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
+            check_same_model(self.recorded_cfg, directory, nodes)
+        return loaded
 
     def _synchronise(self) -> None:
         """Give all processes the weights of the main process, and average their gradients."""
