@@ -120,9 +120,9 @@ class StepLosses:
         if self._are_several and not self.run.told_of_several:
             self.run.told_of_several = True
             log.warning(
-                "%s computes several cross-entropies of its prompt's logits, for the same images or "
-                "for images that the loader did not give: AnchorOPT's objective replaces the first, "
-                "the others stay",
+                "%s computes several cross-entropies of its prompt's logits, for the same images "
+                "or for images that the loader did not give: AnchorOPT's objective replaces the "
+                "first, the others stay",
                 host,
             )
         if self._is_learner_trained and self._is_replaced and not self._is_trained:
