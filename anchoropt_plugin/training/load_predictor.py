@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 
 from ..config.record import CLASSES, RECORD, RUN_RECORD, final_epoch, merge_record
 from ..config.same_run import check_same_weights
+from ..dassl_compat.class_contexts import check_contexts
 from ..encoders.clip_models import first_twins, words_of
 from ..errors import UserError, nearest
 from ..files.class_weights import SUFFIXES
@@ -114,7 +113,7 @@ def _of_run(
         first, second = (names[place] for place in twins)
         raise UserError(f"the classes {first!r} and {second!r} are one to CLIP: give one of them")
     trainer = without_data(_trainer_class(cfg.TRAINER.NAME), names)(cfg)
-    _check_contexts(trainer, folder, names)
+    check_contexts(trainer, folder, names)
     if epoch is None:
         epoch = final_epoch(folder, trainer.get_model_names()[0])
     try:
@@ -171,31 +170,6 @@ def _recorded_classes(folder: Path) -> list[str]:
             f"{folder / CLASSES} is not a list of class names: give them (predict: --classes)"
         )
     return names
-
-
-def _check_contexts(trainer: Any, folder: Path, names: list[str]) -> None:
-    """Check that contexts of single classes (CSC), if the model has some, are given their classes.
-
-    Many hosts load them for any classes of the same number.
-
-    Raises:
-        UserError: other classes, or another order; the message has the order of the training.
-    """
-    sections = (value for value in trainer.cfg.TRAINER.values() if isinstance(value, dict))
-    if not (folder / CLASSES).is_file() or not any(section.get("CSC") for section in sections):
-        return
-    trained = _named(_recorded_classes(folder))
-    models = (trainer._models[name] for name in trainer.get_model_names())
-    parameters = itertools.chain.from_iterable(model.parameters() for model in models)
-    # A host without such contexts may have been given the key CSC, too.
-    has_contexts = any(one.dim() == 3 and len(one) == len(names) for one in parameters)
-    if has_contexts and [*map(words_of, names)] != [*map(words_of, trained)]:
-        order = shorten(", ".join(trained), 300, placeholder=" …")
-        raise UserError(
-            f"{folder} has one context for each class of its training (CSC True): such contexts "
-            "fit these classes alone, in the order of the training; leave the class names out "
-            f"(predict: --classes), or give them in the order of {folder / CLASSES}: {order}"
-        )
 
 
 def _named(names: list[str]) -> list[str]:

@@ -80,6 +80,9 @@ def test_contexts_of_single_classes_fit_no_others_in_any_host(root, tmp_path):
     with pytest.raises(UserError, match=r"one context for each of 5 other classes \(CSC True\)"):
         other.load_model(str(tmp_path / "a"), epoch=1)
     run(root, tmp_path / "d", trainer="AnyClasses", keys=keys)  # without AnchorOPT
+    alone = build(root, tmp_path / "e", trainer="AnyClasses", classes="new", keys=keys)
+    with pytest.raises(UserError, match="in the order of the training"):
+        alone.load_model(str(tmp_path / "d"), epoch=3)
     names = load_predictor(tmp_path / "d").classes
     with pytest.raises(UserError, match="in the order of the training"):
         load_predictor(tmp_path / "d", names[::-1])

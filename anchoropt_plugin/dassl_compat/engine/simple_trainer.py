@@ -30,6 +30,7 @@ from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.gradients import GradientAverage, trained_parameters
 from ...process.late_checks import settle_all
 from ...process.randomness import share_randomness
+from ..class_contexts import check_contexts
 from ..data import DataManager
 from ..evaluation import build_evaluator
 from ..evaluation.label_check import LabelCheck
@@ -93,6 +94,7 @@ class SimpleTrainer(TrainerBase):
             nodes = [one.__name__ for one in type(self).__mro__]  # a host may derive from another
             nodes += [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
             check_same_model(self.recorded_cfg, directory, nodes)
+            check_contexts(self, directory, self.dm.dataset.classnames)
         return loaded
 
     def _synchronise(self) -> None:

@@ -1,0 +1,43 @@
+"""Contexts of single classes (CSC) fit no other classes, but many hosts load them for any."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from ..config.record import CLASSES
+from ..encoders.clip_models import words_of
+from ..errors import UserError
+from ..files.readers import read_json
+
+
+def check_contexts(trainer: Any, folder: str | Path, names: Sequence[str]) -> None:
+    """Check that contexts of single classes, if the model has some, are given their classes.
+
+    Args:
+        trainer: whose model has the contexts.
+        folder: of the training; without a ``classes.json`` nothing is checked.
+        names: of the classes that the model is used with.
+
+    Raises:
+        UserError: other classes, or another order; the message has the order of the training.
+    """
+    path = Path(folder, CLASSES)
+    sections = (value for value in trainer.cfg.TRAINER.values() if isinstance(value, dict))
+    if not path.is_file() or not any(section.get("CSC") for section in sections):
+        return
+    trained = read_json(path)
+    models = (trainer._models[name] for name in trainer.get_model_names())
+    parameters = itertools.chain.from_iterable(model.parameters() for model in models)
+    # A host without such contexts may have been given the key CSC, too.
+    has_contexts = any(one.dim() == 3 and len(one) == len(names) for one in parameters)
+    if has_contexts and [*map(words_of, names)] != [*map(words_of, trained)]:
+        order = shorten(", ".join(trained), 300, placeholder=" …")
+        raise UserError(
+            f"{folder} has one context for each class of its training (CSC True): such contexts "
+            "fit these classes alone, in the order of the training; leave the class names out "
+            f"(predict: --classes), or give them in the order of {path}: {order}"
+        )
