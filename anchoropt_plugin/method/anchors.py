@@ -26,6 +26,7 @@ from .descriptions import of_classes
 
 log = logging.getLogger("anchoropt_plugin")
 
+
 PUBLISHED_NAME = "anchor_ctx_1"
 """Name of the tokens in published checkpoints; our files have the same layout."""
 PUBLISHED_FILE = Path("anchor_prompt_learner", "model.pth.tar")
@@ -39,6 +40,10 @@ SENTENCES = 512
 
 ImageBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Returns one epoch of (L2-normalised image features (B, e), labels (B,))."""
+
+
+class LossNotFiniteError(UserError):
+    """The loss of stage 1 is infinite or NaN."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,9 @@ class AnchorTokens:
         Raises:
             ValueError: the names are not a list of texts, the descriptions are not one list of
                 texts for each class, or a list is empty. A set is refused: it has no order.
-            UserError: a dict without a class, a loss that is not finite, a model that is no CLIP,
-                or a text tower of another architecture than CLIP's.
+            UserError: a dict without a class, a text that is longer than CLIP reads, a loss that is
+                not finite, a model that is no CLIP, or a text tower of another architecture than
+                CLIP's.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
 
@@ -206,7 +212,7 @@ class AnchorTokens:
             # One copy an epoch: to read each loss, the host would wait for the GPU at each step.
             losses.append(sum(torch.stack(of_steps).tolist()) / settings.steps)
             if not math.isfinite(losses[-1]):
-                raise UserError(
+                raise LossNotFiniteError(
                     f"stage 1: the loss of epoch {epoch + 1} is {losses[-1]}: lower lr or "
                     "mse_weight"
                 )

@@ -13,7 +13,7 @@ from ..encoders.clip_models import warn_of_unknown_words
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
 from ..method import descriptions
-from ..method.anchors import AnchorTokens, ImageBatches
+from ..method.anchors import AnchorTokens, ImageBatches, LossNotFiniteError
 from ..process import distributed
 from . import anchor_cache
 from .released_files import anchors_file
@@ -171,7 +171,7 @@ def _cached_or_learned(
         anchors = AnchorTokens.learn(
             tower, class_names, texts, stage, images=images, on_epoch=report
         )
-    except UserError as error:
+    except LossNotFiniteError as error:
         keys = "TRAINER.ANCHOROPT.ANCHOR_LR, ANCHOR_MSE_WEIGHT"
         raise UserError(f"{error} ({keys})") from error
     if share:

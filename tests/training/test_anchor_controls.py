@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from anchoropt_plugin import AnchorTokens, UserError
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.training.settings import AnchorOPTConfig
+from anchoropt_plugin.training.stage_one import find_anchors
 
 from .test_two_stages import build, command, root
 
@@ -32,6 +35,27 @@ def test_words_stand_in_for_learned_anchors(root, tmp_path):
     found = anchors_of(root, tmp_path / "out", "ANCHOR=photo_picture", "ANCHOR_LEN=2")
     assert torch.equal(found, row.detach())
     assert "Stage 1: skipped" in (tmp_path / "out/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "lr", "says"),
+    [
+        ("a cat " * 40, 0.002, r"has \d+ tokens, but CLIP reads at most 77; [^(]*$"),
+        (
+            "A cat.",
+            1e30,
+            r"the loss of epoch \d is (nan|inf): .* \(TRAINER\.ANCHOROPT\.ANCHOR_LR, ",
+        ),
+    ],
+)
+def test_only_a_loss_that_is_not_finite_names_the_keys_of_the_loss(tmp_path, text, lr, says):
+    (tmp_path / "texts.json").write_text(json.dumps({"cat": [text], "dog": ["A dog."]}))
+    settings = AnchorOPTConfig(
+        descriptions=str(tmp_path / "texts.json"), anchor_lr=lr, anchor_epochs=9
+    )
+    tower = TextTower(load_clip("tiny"))
+    with pytest.raises(UserError, match=says):
+        find_anchors(settings, tower, ["cat", "dog"], 1, lambda: [], print, print)
 
 
 def test_words_of_another_length(root, tmp_path, capsys):
