@@ -154,7 +154,8 @@ def subsample(split: Split, which: str) -> Split:
     If the number of classes is odd, base has one more. New labels start from 0.
 
     Raises:
-        UserError: an unknown half, or a half without classes.
+        UserError: an unknown half, or fewer than two classes: each image of a single class would
+            count as right.
     """
     choices = ("all", "base", "new")
     if which not in choices:
@@ -162,15 +163,18 @@ def subsample(split: Split, which: str) -> Split:
             f"DATASET.SUBSAMPLE_CLASSES is {which!r}{nearest(which, choices)}; "
             "choose all, base or new"
         )
-    if which == "all":
-        return split
     labels = sorted({item.label for item in split.train})
     middle = math.ceil(len(labels) / 2)
-    chosen = labels[:middle] if which == "base" else labels[middle:]
-    if not chosen:
+    chosen = {"all": labels, "base": labels[:middle], "new": labels[middle:]}[which]
+    if len(labels) < 2:
+        raise UserError("the data set has one class, which each image would have: add another")
+    if len(chosen) < 2:
         raise UserError(
-            "DATASET.SUBSAMPLE_CLASSES is new, but the data set has one class: choose all or base"
+            f"DATASET.SUBSAMPLE_CLASSES {which} leaves one of {len(labels)} classes, which each "
+            "image would have: choose all, or add classes"
         )
+    if which == "all":
+        return split
     print(f"SUBSAMPLE {which.upper()} CLASSES!")
     new_label = {label: number for number, label in enumerate(chosen)}
     return Split(

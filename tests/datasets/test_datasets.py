@@ -207,10 +207,25 @@ def test_a_saved_draw_that_was_edited(pets):
         Pets(cfg)
 
 
+@pytest.fixture
+def four_classes(pets):
+    """Add a class, so that each half has two."""
+    for part, items in pets.split.items():
+        items.append([f"owl/{part}.jpg", 3, "owl"])
+        add_image(pets.folder / "images" / items[-1][0])
+    pets.path.write_text(json.dumps(pets.split))
+    return pets
+
+
 @pytest.mark.parametrize(
-    ("half", "chosen"), [("base", {0: (0, "cat"), 1: (1, "bird")}), ("new", {2: (0, "hairy_dog")})]
+    ("half", "chosen"),
+    [
+        ("base", {0: (0, "cat"), 1: (1, "bird")}),
+        ("new", {2: (0, "hairy_dog"), 3: (1, "owl")}),
+    ],
 )
-def test_halves_of_the_classes(pets, half, chosen):
+def test_halves_of_the_classes(four_classes, half, chosen):
+    pets = four_classes
     dataset = Pets(make_cfg(pets.root, subsample=half))
     for part, name in (("train_x", "train"), ("val", "val"), ("test", "test")):
         expected = [
@@ -220,11 +235,33 @@ def test_halves_of_the_classes(pets, half, chosen):
     assert dataset.classnames == [name for _, name in chosen.values()]
 
 
-def test_shots_are_drawn_before_the_half_is_taken(pets):
+def test_shots_are_drawn_before_the_half_is_taken(four_classes):
+    pets = four_classes
     random.seed(1)
     drawn = [path for path, label, _ in draw(pets.split["train"], 2) if label == 2]
+    drawn.append("owl/train.jpg")
     dataset = Pets(make_cfg(pets.root, shots=2, subsample="new"))
     assert [row[0] for row in rows(dataset, "train_x")] == drawn
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "refused", "says"),
+    [
+        (1, ("all", "base", "new"), "the data set has one class"),
+        (2, ("base", "new"), "leaves one of 2 classes, which each image would have: choose all"),
+        (3, ("new",), "SUBSAMPLE_CLASSES new leaves one of 3 classes"),
+        (4, (), None),
+    ],
+)
+def test_a_single_class_is_refused(four_classes, n_classes, refused, says):
+    """Its accuracy would be 100 %."""
+    pets = four_classes
+    parts = {part: [row for row in pets.split[part] if row[1] < n_classes] for part in pets.split}
+    pets.path.write_text(json.dumps(parts))
+    for which in ("all", "base", "new"):
+        expected = pytest.raises(UserError, match=says)
+        with expected if which in refused else contextlib.nullcontext():
+            assert len(Pets(make_cfg(pets.root, subsample=which)).classnames) > 1
 
 
 def test_an_unknown_half(pets):
@@ -364,12 +401,16 @@ def test_train_and_test_folders(tmp_path):
 
 @pytest.mark.parametrize(("name", "images"), [("split.json", "."), ("split_own.json", "images")])
 def test_a_split_file(tmp_path, name, images):
-    folders(tmp_path / images, {"a": 2})
-    split = {"train": [["a/0.png", 0, "first"]], "test": [["a/1.png", 0, "first"]]}
+    folders(tmp_path / images, {"a": 2, "b": 2})
+    names = [("a", 0, "first"), ("b", 1, "second")]
+    split = {
+        part: [[f"{folder}/{number}.png", *of] for folder, *of in names]
+        for number, part in enumerate(("train", "test"))
+    }
     (tmp_path / name).write_text(json.dumps(split))
     dataset = ImageFolder(make_cfg(tmp_path))
     assert rows(dataset, "test") == split["test"]
-    assert dataset.classnames == ["first"]
+    assert dataset.classnames == ["first", "second"]
 
 
 def test_class_names_from_a_file(tmp_path):

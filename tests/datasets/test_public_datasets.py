@@ -439,10 +439,15 @@ def test_the_documented_data_set_of_a_user(tmp_path):
     names = {"__name__": f"{package}.birds", "__package__": package}
     exec(code, names)  # trusted: the documentation of this repository
     try:
-        split = {part: [[f"crow/{part}.jpg", 0, "crow"]] for part in ("train", "val", "test")}
+        split = {
+            part: [
+                [f"{part}_{name}.jpg", label, name] for label, name in enumerate(("crow", "owl"))
+            ]
+            for part in ("train", "val", "test")
+        }
         images = tmp_path / "birds" / names["Birds"].images
-        (images / "crow").mkdir(parents=True)
-        for ((path, *_),) in split.values():
+        images.mkdir(parents=True)
+        for path, *_ in (row for part in split.values() for row in part):
             Image.new("RGB", (4, 4)).save(images / path)
         (tmp_path / "birds" / "split.json").write_text(json.dumps(split))
         cfg = make_cfg(tmp_path, "ImageNet")
