@@ -39,16 +39,12 @@ from anchoropt_plugin import UserError, datasets  # before dassl: it makes `impo
 from anchoropt_plugin.config.check import check_values
 from anchoropt_plugin.config.merge import merge_file, merge_list
 from anchoropt_plugin.config.reads import reads
-from anchoropt_plugin.config.record import (
-    final_epoch,
-    recorded_seed,
-    trained_among,
-    write_record,
-)
+from anchoropt_plugin.config.record import final_epoch, trained_among, write_record
 from anchoropt_plugin.config.same_run import (
     check_same_classes,
     check_same_order,
     check_same_run,
+    note_other_training,
 )
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (
@@ -270,9 +266,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 check_not_trained(args.model_dir, trainer.dm.dataset, cfg.TEST.SPLIT)
                 names = trainer.dm.dataset.classnames
                 check_same_order(cfg, args.model_dir, names)
-                seed = recorded_seed(args.model_dir)
-                if seed is not None and cfg.SEED not in (seed, -1):
-                    print(f"Note: the model was trained with the seed {seed}, not {cfg.SEED}")
+                note_other_training(cfg, args.model_dir)
                 trained = trained_among(args.model_dir, names)
                 if cfg.DATASET.SUBSAMPLE_CLASSES == "new" and trained:
                     print(f"Note: {trained} of these {len(names)} new classes were trained")

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -30,6 +31,8 @@ _SUFFIXES_OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 RUN_RECORD = "anchoropt.json"
 """Of a run with AnchorOPT: the classes and the settings that a model was trained with."""
 EPOCHS = "OPTIM.MAX_EPOCH"
+OF_TRAINING = ("DATASET.NUM_SHOTS", "SEED")
+"""Keys that say how a model was trained: a test has the values of the training, not its own."""
 
 
 def write_record(cfg: CfgNode, folder: str | Path, class_names: Sequence[str]) -> None:
@@ -96,7 +99,7 @@ def final_epoch(folder: str | Path, model: str) -> int | None:
     record, last = Path(folder, RECORD), Path(folder, model, "checkpoint")
     if not record.is_file() or not last.is_file():
         return None
-    settings = dict(flattened(read_yaml(record)))
+    settings = recorded_settings(folder)
     of_last = settings.get("TEST.FINAL_MODEL") != "best_val"
     done = epoch_in_name(last_checkpoint_name(last.parent))
     if done is None and of_last:
@@ -108,11 +111,10 @@ def final_epoch(folder: str | Path, model: str) -> int | None:
     return done if of_last else None
 
 
-def recorded_seed(folder: str | Path) -> int | None:
-    """Return the seed of the run in an output folder; None if it had none, or is not recorded."""
+def recorded_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the settings of the run in an output folder by dotted key; none without a record."""
     record = Path(folder, RECORD)
-    seed = read_yaml(record).get("SEED") if record.is_file() else None
-    return seed if isinstance(seed, int) and seed >= 0 else None
+    return dict(flattened(read_yaml(record))) if record.is_file() else {}
 
 
 def trained_among(folder: str | Path, class_names: Sequence[str]) -> int:

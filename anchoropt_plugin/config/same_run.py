@@ -12,10 +12,20 @@ from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..files.readers import read_json
+from ..files.run_events import RESULTS
 from ..files.training_images import content_of, recorded
 from .check import flattened
 from .merge import read_yaml
-from .record import CLASSES, EPOCHS, RECORD, RUN_RECORD, hash_of_weights, recorded_weights
+from .record import (
+    CLASSES,
+    EPOCHS,
+    OF_TRAINING,
+    RECORD,
+    RUN_RECORD,
+    hash_of_weights,
+    recorded_settings,
+    recorded_weights,
+)
 
 # A resumed run may change these keys: training does not depend on them, except on USE_CUDA: another
 # device draws and rounds in another way. NUM_WORKERS is none of them: each worker process draws the
@@ -203,6 +213,32 @@ def check_of_folder(path: Path, run: Any) -> None:
         )
 
 
+def check_results_of_folder(folder: Path, results: Mapping[str, Any]) -> None:
+    """Check that the ``results.json`` in an output folder was not copied from another run.
+
+    The ``config.yaml`` there is that of the trained run; in an experiment also that of a test. A
+    test in the folder of its model may have other classes, or another data set.
+
+    Args:
+        folder: the output folder; one without a ``config.yaml`` is accepted.
+        results: the content of the file. The tests of an earlier version state no ``training``, and
+            the shots and the seed of their own command: they are accepted.
+
+    Raises:
+        UserError: it is of another run; the message names the first settings that differ.
+    """
+    if "training" not in results and not results.get("after_training"):
+        return
+    here = dict(_flattened(recorded_settings(folder)))
+    known = (results.get(name) for name in ("training", "settings"))
+    differing = [_differing(dict(_flattened(one)), here) for one in known if one]
+    if differing and all(differing):
+        raise UserError(
+            f"{folder / RESULTS} is not of the run in its folder: {differing[0]}: remove it and "
+            "test again"
+        )
+
+
 def check_same_model(cfg: CfgNode, folder: str | Path, nodes: Iterable[str]) -> None:
     """Check that a test has the settings on which the outputs of a trained model depend.
 
@@ -232,6 +268,14 @@ def check_same_model(cfg: CfgNode, folder: str | Path, nodes: Iterable[str]) -> 
             f"{folder} was trained with other settings: {differing}: give the --config-file and "
             "the values that it was trained with"
         )
+
+
+def note_other_training(cfg: CfgNode, folder: str | Path) -> None:
+    """Print where a test sets another seed or number of shots than its model was trained with."""
+    there, here = recorded_settings(folder), dict(flattened(cfg))
+    for key in OF_TRAINING:
+        if here[key] not in (there.get(key, here[key]), -1):  # -1: not set
+            print(f"Note: the model was trained with {key} {there[key]}, not {here[key]}")
 
 
 def _settings_of_model(values: dict[str, Any], of_host: Collection[str]) -> dict[str, Any]:

@@ -104,7 +104,8 @@ def unedited_results(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder, RESULTS)
     results = read_json(path) if path.exists() else {}
-    if not isinstance(results, dict) or not isinstance(results.get("settings", {}), dict):
+    settings = ("settings", "training") if isinstance(results, dict) else ()
+    if not settings or not all(isinstance(results.get(name, {}), dict) for name in settings):
         raise UserError(f"{path} does not hold the results of a test: remove it and test again")
     written = results.pop(_DIGEST, None)  # an earlier version wrote none
     if written not in (None, _digest(results)):

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config.check import flattened
-from ..config.merge import read_yaml
-from ..config.record import RECORD
+from ..config.record import recorded_settings
+from ..config.same_run import check_results_of_folder
 from ..errors import UserError
 from ..files.atomic import write_text
 from ..files.images import read_image
@@ -53,7 +52,7 @@ def write_page(folder: Path) -> Path:
 
     Raises:
         UserError: a folder without a readable ``predictions.csv``, or one of another test than
-            ``results.json``.
+            ``results.json``, or a ``results.json`` of another run than ``config.yaml``.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give the output folder of a run")
@@ -65,7 +64,8 @@ def write_page(folder: Path) -> Path:
     results = unedited_results(folder)
     predictions = read_predictions(folder / PREDICTIONS, is_own=not results)
     _check_same_test(folder, predictions, results)
-    config = dict(flattened(read_yaml(folder / RECORD))) if (folder / RECORD).exists() else {}
+    check_results_of_folder(folder, results)
+    config = recorded_settings(folder)
     sections = [*_of_the_test(folder, predictions), *_of_the_training(folder, config, results)]
     title = f"Test of {folder.resolve().name}"
     # A test in the folder of a training has settings of its own.

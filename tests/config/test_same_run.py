@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from anchoropt_plugin import UserError
-from anchoropt_plugin.config.same_run import check_of_folder, run_of
+from anchoropt_plugin.config.same_run import check_of_folder, check_results_of_folder, run_of
 
 SETTINGS = {"SEED": 1, "OPTIM": {"LR": 0.1, "MAX_EPOCH": 5, "EXTEND": False}}
 
@@ -65,3 +65,41 @@ def test_a_checkpoint_of_an_earlier_version_lacks_the_arguments_of_the_decorator
     check_of_folder(path, run)  # its run was resumed, and recorded again
     with pytest.raises(UserError, match="SEED was 2, now 1"):
         check_of_folder(path, {**run, "SEED": 2})
+
+
+BASE = {"SEED": 1, "DATASET.NUM_SHOTS": 4, "DATASET.SUBSAMPLE_CLASSES": "base"}
+NEW = BASE | {"DATASET.SUBSAMPLE_CLASSES": "new"}
+OTHER = {"SEED": 2}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "after_training", "training", "settings", "says"),
+    [
+        (BASE, True, BASE, BASE, ""),
+        (BASE, True, BASE | OTHER, BASE | OTHER, "SEED was 2, now 1: remove it and test again"),
+        (BASE, True, NEW, NEW, "DATASET.SUBSAMPLE_CLASSES was 'new', now 'base'"),
+        (BASE, False, BASE, NEW, ""),  # of new classes, in the folder of the training
+        (BASE, False, BASE | OTHER, NEW | OTHER, "SEED was 2, now 1"),
+        (NEW, False, BASE, NEW, ""),  # in an experiment, a test has a record of its own
+        (NEW, False, BASE | OTHER, NEW | OTHER, "SEED was 2, now 1"),
+        (NEW, False, {}, NEW, ""),  # zero-shot
+        (NEW, False, {}, NEW | OTHER, "SEED was 2, now 1"),
+        (BASE, True, None, BASE | OTHER, "SEED was 2, now 1"),  # of an earlier version
+        (BASE, False, None, NEW | OTHER, ""),
+        ({}, False, BASE, NEW, ""),
+        ({"LATER.KEY": 1}, True, BASE, BASE, ""),
+    ],
+)
+def test_results_of_another_run_are_refused(
+    tmp_path, recorded, after_training, training, settings, says
+):
+    if recorded:
+        tree = {}
+        for key, value in recorded.items():
+            section, _, name = key.rpartition(".")
+            (tree.setdefault(section, {}) if section else tree)[name] = value
+        (tmp_path / "config.yaml").write_text(yaml.dump(tree))
+    results = {"after_training": after_training, "settings": settings}
+    results |= {} if training is None else {"training": training}
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        check_results_of_folder(tmp_path, results)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +30,7 @@ from anchoropt_plugin.files.training_images import (
     write_training_images,
 )
 from anchoropt_plugin.method import descriptions
+from anchoropt_plugin.report.page import write_page
 from anchoropt_plugin.training import run_record
 from anchoropt_plugin.training.stage_two import AnchorOPT
 
@@ -420,11 +424,12 @@ def test_a_test_records_what_its_report_compares(tmp_path):
 
 
 def test_class_names_that_were_swapped_after_the_training_are_refused(tmp_path, capsys):
-    root, out = images(tmp_path / "a"), tmp_path / "out"
-    folders = [name.replace(" ", "_") for name in CLASSES]
+    classes = [*CLASSES, "white square"]
+    root, out = images(tmp_path / "a", classes), tmp_path / "out"
+    folders = [name.replace(" ", "_") for name in classes]
 
     def name(*names):
-        lines = map(" ".join, zip(folders, names, strict=True))
+        lines = map(" ".join, zip(folders, [*names, classes[-1]], strict=True))
         (root / "classnames.txt").write_text("\n".join(lines))
 
     def test(*words):
@@ -489,7 +494,23 @@ def test_a_checkpoint_or_a_draw_of_another_seed_is_refused(tmp_path, capsys):
         assert run(root, folder, "DATASET.NUM_SHOTS", "2", flags=["--seed", str(seed)]) == 0
     tested = "--eval-only", "--model-dir"
     assert run(root, tmp_path / "test", flags=["--seed", "2", *tested, str(one)]) == 0
-    assert "Note: the model was trained with the seed 1, not 2\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Note: the model was trained with SEED 1, not 2\n" in said
+    assert "Note: the model was trained with DATASET.NUM_SHOTS 2, not 16\n" in said
+    content = json.loads((tmp_path / "test/results.json").read_text())
+    assert (content["settings"]["SEED"], content["settings"]["DATASET.NUM_SHOTS"]) == (1, 2)
+    page = write_page(tmp_path / "test").read_text()
+    assert "up to 2 training images per class, seed 1," in page
+    for source, folder in itertools.product((tmp_path / "test", one), (one, two)):
+        shutil.copytree(folder, tmp_path / "mixed")
+        for name in ("results.json", "predictions.csv"):
+            shutil.copy(source / name, tmp_path / "mixed")
+        of_it = contextlib.nullcontext()
+        if folder == two:
+            of_it = pytest.raises(UserError, match=r"results.json is not of .*: SEED was 1, now 2")
+        with of_it:
+            write_page(tmp_path / "mixed")
+        shutil.rmtree(tmp_path / "mixed")
 
     checkpoint = two / "prompt_learner/model.pth.tar-1"
     before = checkpoint.read_bytes()

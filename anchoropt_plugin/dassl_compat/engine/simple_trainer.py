@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ...config.check import flattened
-from ...config.record import write_record
+from ...config.record import OF_TRAINING, recorded_settings, write_record
 from ...config.same_run import check_same_model, check_same_run
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
@@ -42,8 +42,8 @@ from ..validation import EarlyStop, check_split, check_validation
 from .base import Names, TrainerBase
 
 OF_TEST = (
-    *("MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES", "DATASET.NUM_SHOTS"),
-    "SEED",
+    *("TRAINER.NAME", "MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES"),
+    *OF_TRAINING,
 )
 """Keys that ``results.json`` records: a test may be written into the folder of another run."""
 
@@ -82,6 +82,7 @@ class SimpleTrainer(TrainerBase):
         self.best_result = -math.inf
         self._early_stop = EarlyStop(cfg.TRAIN.PATIENCE)
         self.is_trained = False
+        self.loaded_from = ""
         # Here, because hosts have a load_model of their own.
         self.load_model = partial(self._load_compared, self.load_model)  # type: ignore[method-assign]
 
@@ -90,6 +91,7 @@ class SimpleTrainer(TrainerBase):
     ) -> Any:
         """Call the host's ``load_model``; the settings must be those of the loaded model."""
         loaded = load(directory, *args, **kwargs)
+        self.loaded_from = directory
         if directory:  # after the checkpoint, whose shapes tell more faults
             nodes = [one.__name__ for one in type(self).__mro__]  # a host may derive from another
             nodes += [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
@@ -219,7 +221,7 @@ class SimpleTrainer(TrainerBase):
     def after_train(self) -> None:
         """Test, unless ``TEST.NO_TEST`` is set, and print the time of the run."""
         print("Finish training")
-        self.is_trained = True
+        self.is_trained, self.loaded_from = True, ""
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
@@ -282,9 +284,7 @@ class SimpleTrainer(TrainerBase):
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         if is_final:
-            of = {key: value for key, value in flattened(self.cfg) if key in OF_TEST}
-            of["TRAINER.NAME"] = type(self).__name__
-            test = {"split": split, "after_training": self.is_trained, "settings": of}
+            test = {"split": split, "after_training": self.is_trained, **self._settings()}
             data_set = getattr(getattr(self, "dm", None), "dataset", None)  # users' own may differ
             test["images"] = images_of(data_set, split)
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
@@ -304,6 +304,18 @@ class SimpleTrainer(TrainerBase):
             return split, self.val_loader
         check_split(self)
         return "test", self.test_loader
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of a test, and those of the training of its model, if known."""
+        if self.loaded_from:
+            trained = recorded_settings(self.loaded_from)
+        else:
+            trained = dict(flattened(self.recorded_cfg)) if self.is_trained else {}
+        training = {key: trained[key] for key in OF_TEST if key in trained}
+        own = {key: value for key, value in flattened(self.cfg) if key in OF_TEST}
+        own["TRAINER.NAME"] = type(self).__name__
+        own |= {key: training[key] for key in OF_TRAINING if key in training}
+        return {"settings": own, "training": training}
 
     def further_results(self) -> dict[str, Any]:
         """Return further entries of ``results.json``: values that JSON can hold."""
