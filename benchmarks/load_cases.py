@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import train
-from anchoropt_plugin.config.record import RECORD
+from anchoropt_plugin.config.record import RECORD, RUN_RECORD
 from anchoropt_plugin.datasets.table import TABLE
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.encoders.text_tower import TextTower
@@ -25,6 +25,7 @@ from anchoropt_plugin.experiments import compare
 from anchoropt_plugin.experiments.facts import write_facts
 from anchoropt_plugin.experiments.plan import Run, plan
 from anchoropt_plugin.experiments.protocols import Protocol, read_protocol
+from anchoropt_plugin.files.readers import read_json
 from anchoropt_plugin.files.run_events import EVENTS, read_results, write_results
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchors import AnchorTokens, StageOne
@@ -179,8 +180,12 @@ def _finish(protocol: Protocol, out: Path, folder: Path) -> None:
         accuracy = 100 * correct / real_results["total"]
         leave(run, {**real_results, "correct": correct, "accuracy": accuracy})
         if run.trains:
-            for name in ("position.jsonl", "anchoropt.json", EVENTS):
+            for name in ("position.jsonl", EVENTS):
                 (run.folder / name).write_bytes((folder / "out" / name).read_bytes())
+            record = read_json(folder / "out" / RUN_RECORD)
+            for name in record["settings"]:
+                record["settings"][name] = run.settings[f"TRAINER.ANCHOROPT.{name.upper()}"]
+            (run.folder / RUN_RECORD).write_text(json.dumps(record))
 
 
 def leave(run: Run, results: dict[str, Any]) -> None:

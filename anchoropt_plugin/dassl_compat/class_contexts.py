@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import Any
 
 from ..config.record import CLASSES
-from ..encoders.clip_models import words_of
+from ..encoders.class_names import as_words
 from ..errors import UserError
 from ..files.readers import read_json
 
@@ -34,10 +34,14 @@ def check_contexts(trainer: Any, folder: str | Path, names: Sequence[str]) -> No
     parameters = itertools.chain.from_iterable(model.parameters() for model in models)
     # A host without such contexts may have been given the key CSC, too.
     has_contexts = any(one.dim() == 3 and len(one) == len(names) for one in parameters)
-    if has_contexts and [*map(words_of, names)] != [*map(words_of, trained)]:
+    if has_contexts and [*map(_words, names)] != [*map(_words, trained)]:
         order = shorten(", ".join(trained), 300, placeholder=" …")
         raise UserError(
             f"{folder} has one context for each class of its training (CSC True): such contexts "
             "fit these classes alone, in the order of the training; leave the class names out "
             f"(predict: --classes), or give them in the order of {path}: {order}"
         )
+
+
+def _words(name: str) -> list[str]:
+    return as_words(name).lower().split()

@@ -437,6 +437,13 @@ def test_models_by_name(cfg):
     trainer.save_model(1, cfg.OUTPUT_DIR)
     folder = Path(cfg.OUTPUT_DIR, "frozen")
     (folder / "model.pth.tar-1").replace(folder / "model.pth.tar-2")
+    with pytest.raises(UserError, match="is named after epoch 2, but holds epoch 1"):
+        trainer.resume_model_if_exist(cfg.OUTPUT_DIR)
+    (folder / "model.pth.tar-2").replace(folder / "model-best.pth.tar")
+    best = Path(cfg.OUTPUT_DIR, "linear", "model-best.pth.tar")
+    best.with_name("model.pth.tar-2").replace(best)
+    for path in (best.parent, folder):
+        (path / "checkpoint").write_text("model-best.pth.tar\n")
     with pytest.raises(UserError, match=r"different epochs \[1, 2\]"):
         trainer.resume_model_if_exist(cfg.OUTPUT_DIR)
 

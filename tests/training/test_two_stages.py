@@ -570,9 +570,9 @@ def test_a_loss_that_is_not_a_cross_entropy_is_told(root, tmp_path, capsys):
     def forward_backward(self, batch):
         return {"loss": self.model(batch["img"]).square().mean().item()}
 
-    anchoropt(host_like("HostC", forward_backward=forward_backward))
-    assert train.main(command(root, tmp_path, "HostC_AnchorOPT")) == 2
-    assert "HostC computes no F.cross_entropy" in capsys.readouterr().err
+    anchoropt(host_like("HostOfSquares", forward_backward=forward_backward))
+    assert train.main(command(root, tmp_path, "HostOfSquares_AnchorOPT")) == 2
+    assert "HostOfSquares computes no F.cross_entropy" in capsys.readouterr().err
 
 
 def test_a_host_that_optimises_its_context_alone_is_told(root, tmp_path, capsys):
