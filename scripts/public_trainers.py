@@ -189,7 +189,8 @@ def _check(trainer: Trainer, more: Sequence[str], limit: float) -> str:
     if done.returncode == 0:
         return RIGHT
     lines = done.stderr.strip().splitlines() or ["no message"]
-    return lines[-1].removeprefix("error: ").replace(f"{trainer.folder.resolve()}/", "")
+    line = lines[-1].removeprefix("error: ").replace(f"{path}/", "")
+    return line.replace(f"{trainer.folder.resolve()}/", "")
 
 
 def as_table(rows: Sequence[Row]) -> str:
