@@ -75,7 +75,7 @@ def images_of(data_set: Any, part: str) -> dict[str, Any] | None:
         return None
     drawn = part != "test" or bool(getattr(data_set, "is_drawn", True))
     files = digest_of_files(str(image.impath) for image in images)
-    names = digest_of_names(data_set.classnames)
+    names = digest_of_names(getattr(data_set, "classnames", ()))
     return {"digest": digest(images), "files": files, "names": names, "drawn": drawn}
 
 

@@ -6,6 +6,7 @@ import re
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.dassl_compat.engine import trainer as engine
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.run_events import read_events, read_results
+from anchoropt_plugin.files.training_images import digest_of_names, images_of
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import (
     load_checkpoint,
@@ -446,6 +448,15 @@ def test_models_by_name(cfg):
         (path / "checkpoint").write_text("model-best.pth.tar\n")
     with pytest.raises(UserError, match=r"different epochs \[1, 2\]"):
         trainer.resume_model_if_exist(cfg.OUTPUT_DIR)
+
+
+def test_a_data_manager_of_ones_own_may_lack_what_only_the_records_read(cfg):
+    trainer = build_trainer(cfg)
+    trainer.save_model(0, cfg.OUTPUT_DIR)
+    del trainer.dm
+    trainer.load_model(cfg.OUTPUT_DIR, epoch=1)
+    image = SimpleNamespace(impath="a.png", label=0)
+    assert images_of(SimpleNamespace(test=[image]), "test")["names"] == digest_of_names([])
 
 
 def test_an_unknown_trainer_is_named_with_the_nearest(cfg):

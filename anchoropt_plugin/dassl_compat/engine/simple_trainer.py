@@ -1,62 +1,47 @@
-"""A run of CoOp and its relatives: loaders, checkpoints and tests."""
+"""A run of CoOp and its relatives: loaders, model, training and checkpoints."""
 
 from __future__ import annotations
 
 import datetime
 import itertools
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
-from ...config.check import flattened
-from ...config.record import OF_TRAINING, recorded_settings, write_record
+from ...config.record import write_record
 from ...config.same_run import check_same_model, check_same_run
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
-from ...files.run_events import rewind, write_results
-from ...files.training_images import images_of
+from ...files.run_events import rewind
 from ...process import distributed
 from ...process.data_parallel import refuse_data_parallel, without_data_parallel
 from ...process.gradients import GradientAverage, trained_parameters
-from ...process.late_checks import settle_all
 from ...process.randomness import share_randomness
 from ..class_contexts import check_contexts
 from ..data import DataManager
 from ..evaluation import build_evaluator
-from ..evaluation.label_check import LabelCheck
-from ..evaluation.top_classes import TopClasses, paths_of
 from ..scalar_writers import check_loggers, open_writers
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint, parameters_in_words
-from ..validation import EarlyStop, check_split, check_validation
-from .base import Names, TrainerBase
-
-OF_TEST = (
-    *("TRAINER.NAME", "MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES"),
-    *OF_TRAINING,
-)
-"""Keys that ``results.json`` records: a test may be written into the folder of another run."""
+from ..validation import EarlyStop, check_validation
+from .base import Names
+from .tested import Tested
 
 
-class SimpleTrainer(TrainerBase):
+class SimpleTrainer(Tested):
     """A run on one data set: loaders, model, evaluator, checkpoints and test.
 
     A subclass (here called a host) overrides two methods: :meth:`build_model` sets ``self.model``
     and calls :meth:`register_model`; :meth:`forward_backward` trains on a batch. For other programs
     a run writes ``events.jsonl`` and ``results.json``: see ``files/run_events.py``.
     """
-
-    model: Any
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -96,8 +81,12 @@ class SimpleTrainer(TrainerBase):
             nodes = [one.__name__ for one in type(self).__mro__]  # a host may derive from another
             nodes += [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
             check_same_model(self.recorded_cfg, directory, nodes)
-            check_contexts(self, directory, self.dm.dataset.classnames)
+            check_contexts(self, directory, self._class_names())
         return loaded
+
+    def _class_names(self) -> list[str]:
+        """Return the class names in the order of their labels; users' data sets may have none."""
+        return [name for _, name in sorted(self.lab2cname.items())]
 
     def _synchronise(self) -> None:
         """Give all processes the weights of the main process, and average their gradients."""
@@ -165,8 +154,7 @@ class SimpleTrainer(TrainerBase):
             self._save_missing_checkpoint()
         for name in self.get_model_names():  # now, so that an error here costs no epoch
             mkdir_if_missing(Path(self.output_dir, name))
-        classes = [name for _, name in sorted(self.lab2cname.items())]
-        write_record(self.recorded_cfg, self.output_dir, classes)
+        write_record(self.recorded_cfg, self.output_dir, self._class_names())
         data_set: Any = getattr(getattr(self, "dm", None), "dataset", None)
         if hasattr(data_set, "write_draw"):  # of this package, with few-shot images
             data_set.write_draw()
@@ -245,126 +233,6 @@ class SimpleTrainer(TrainerBase):
                 )
         if self._is_due(done):
             self.save_model(self.epoch, self.output_dir)
-
-    @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        """Evaluate on a split and print the results.
-
-        Args:
-            split: ``"val"`` or ``"test"``. None takes ``TEST.SPLIT`` and writes ``predictions.csv``
-                and ``results.json``. A data set without a validation split is evaluated on its
-                test split.
-
-        Returns:
-            The evaluator's first result, the accuracy in per cent.
-        """
-        self.set_model_mode("eval")
-        self.evaluator.reset()
-        is_final = split is None
-        split, loader = self.split_and_loader(split or self.cfg.TEST.SPLIT)
-        print(f"Evaluate on the *{split}* set")
-        progress, top = Console(stderr=True), TopClasses()
-        label_check = LabelCheck(type(self).__name__)
-        for logits, labels, images in track(
-            self._outputs(loader, label_check),
-            "evaluate",
-            total=len(loader),
-            console=progress,
-            transient=True,
-            disable=not (sys.stderr.isatty() and distributed.is_main()),
-        ):
-            self.evaluator.process(logits, labels)
-            if is_final:
-                top.add(images, logits, labels)
-        settle_all()
-        label_check.settle()
-        if is_final:
-            top.check_finite()
-        results = self.evaluator.evaluate()
-        for name, value in results.items():
-            self.write_scalar(f"{split}/{name}", value, self.epoch)
-        if is_final:
-            test = {"split": split, "after_training": self.is_trained, **self._settings()}
-            data_set = getattr(getattr(self, "dm", None), "dataset", None)  # users' own may differ
-            test["images"] = images_of(data_set, split)
-            counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
-            numbers = {name: float(value) for name, value in results.items()}
-            further = self.further_results()
-            test["predictions"] = top.write(self.output_dir, self.lab2cname)
-            write_results(self.output_dir, {**test, **counts, **numbers, **further})
-        return next(iter(results.values()))
-
-    def split_and_loader(self, split: str) -> tuple[str, Any]:
-        """Return the name and the loader of a split: of the test if there is no validation.
-
-        Raises:
-            UserError: ``TEST.SPLIT`` asks for a validation set that does not exist.
-        """
-        if split == "val" and self.val_loader is not None:
-            return split, self.val_loader
-        check_split(self)
-        return "test", self.test_loader
-
-    def _settings(self) -> dict[str, dict[str, Any]]:
-        """Return the settings of a test, and those of the training of its model, if known."""
-        if self.loaded_from:
-            trained = recorded_settings(self.loaded_from)
-        else:
-            trained = dict(flattened(self.recorded_cfg)) if self.is_trained else {}
-        training = {key: trained[key] for key in OF_TEST if key in trained}
-        own = {key: value for key, value in flattened(self.cfg) if key in OF_TEST}
-        own["TRAINER.NAME"] = type(self).__name__
-        own |= {key: training[key] for key in OF_TRAINING if key in training}
-        return {"settings": own, "training": training}
-
-    def further_results(self) -> dict[str, Any]:
-        """Return further entries of ``results.json``: values that JSON can hold."""
-        return {}
-
-    def _outputs(
-        self, loader: Any, label_check: LabelCheck
-    ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-        """Yield logits, labels and paths of each batch.
-
-        Several processes share the work, and get all.
-        """
-
-        def parsed(batch: Any) -> tuple[Tensor, Tensor]:
-            images, labels = self.parse_batch_test(batch)
-            label_check.add(batch, (images, labels))
-            return images, labels
-
-        if not (distributed.is_started() and hasattr(loader, "in_turns")):
-            for batch in loader:
-                images, labels = parsed(batch)
-                yield self._logits(images), labels, paths_of(batch, len(labels))
-            return
-        for batch in loader.in_turns():
-            output = None
-            if batch is not None:
-                images, labels = parsed(batch)
-                logits, paths = self._logits(images), paths_of(batch, len(labels))
-                output = logits.cpu(), labels.cpu(), paths
-            yield from (other for other in distributed.gathered(output) if other is not None)
-
-    def _logits(self, images: Tensor) -> Tensor:
-        logits: Any = self.model_inference(images)
-        if not isinstance(logits, Tensor):
-            raise UserError(
-                f"in a test, model_inference of {type(self).__name__} returns a "
-                f"{type(logits).__name__}, not logits (images, classes); only registered models "
-                "(register_model) are in eval mode then: ask one of them for `training`"
-            )
-        return logits
-
-    def model_inference(self, input: Tensor) -> Tensor:
-        """Return the logits (B, C) of images (B, 3, H, W)."""
-        return self.model(input)
-
-    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the images and the labels of a batch, on the device."""
-        images = batch["img"].to(self.device, non_blocking=True)
-        return images, batch["label"].to(self.device, non_blocking=True)
 
     def get_current_lr(self, names: Names = None) -> float:
         """Return the learning rate of the first model's first parameter group."""
