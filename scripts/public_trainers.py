@@ -15,6 +15,7 @@ import argparse
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,8 @@ python scripts/public_trainers.py checkouts/*/* --markdown docs/results/public_t
 ```
 
 Of {repositories} repositories {tried} trainers were tried: {right} are right, {refused} are
-refused, and {without} have no prompt learner. {copies} more are copies.
+refused ({alone} of these fail without AnchorOPT, too, on the random CLIP and images of `check`, or
+cannot be imported), and {without} have no prompt learner. {copies} more are copies.
 
 {table}
 ## Without a prompt learner
@@ -61,6 +63,7 @@ The file of these trainers is equal, byte for byte, to one of another repository
 {table_copies}"""
 RIGHT, PACKAGE = "right by the probe of `check`", "anchoropt_plugin"
 COPY, NO_LEARNER = "the same file as in", " has no prompt learner: "
+ALONE = re.compile(r"\w+ without AnchorOPT fails |importing \S+ fails: ")
 
 
 class Trainer(NamedTuple):
@@ -225,6 +228,7 @@ def as_page(rows: Sequence[Row]) -> str:
         tried=len(table) + len(without),
         right=right,
         refused=len(table) - right,
+        alone=sum(ALONE.match(row.result) is not None for row in table),
         without=len(without),
         copies=len(copies),
         table=as_table(table),

@@ -57,7 +57,7 @@ def test_each_trainer_is_tried_in_the_folder_of_its_train_py(checkout, tmp_path,
     assert public_trainers.main([str(checkout), "--markdown", str(table)]) == 0
     page, commit = table.read_text(), commit_of(checkout)
     assert (
-        "Of 1 repositories 2 trainers were tried: 0 are right, 1 are\nrefused, and 1 have" in page
+        "Of 1 repositories 2 trainers were tried: 0 are right, 1 are\nrefused (1 of these" in page
     )
     refused, without, copies = page.split("## ")
     (row,) = refused.partition("| --- |\n")[2].strip().splitlines()
