@@ -150,7 +150,7 @@ def run_experiment(
         except UserError as error:
             faults.insert(0, str(error))
         if faults:
-            console.print(f"Without --dry-run this command stops: {faults[0]}", soft_wrap=True)
+            raise UserError(f"without --dry-run this command stops: {faults[0]}")
         return 0
     is_new = not args.output_dir.exists()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any, NoReturn
 
 from ..errors import UserError, nearest
@@ -150,6 +152,22 @@ def _sigterm_raises() -> Iterator[None]:
     finally:
         if is_ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@functools.cache
+def tell_uncaught_in_one_line() -> None:
+    """Let a script that ends with an uncaught ``UserError`` print one line, and exit with status 2.
+
+    Python's own hook, or that of a debugger, gets every other exception.
+    """
+    others = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError):
+            sys.exit(_failed(str(error)))
+        others(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _failed(message: str) -> int:

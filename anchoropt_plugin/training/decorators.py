@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+from ..process.command_line import tell_uncaught_in_one_line
 from .settings import AnchorOPTConfig
 from .two_stages import SUFFIX, TwoStages
 
@@ -43,6 +44,8 @@ def anchoropt(
 ) -> Trainer | Callable[[Trainer], Trainer]:
     """Register ``<Name>_AnchorOPT`` beside a Dassl trainer, and return the trainer untouched.
 
+    From then on, a ``UserError`` that nobody catches ends a script with one line and status 2.
+
     Args:
         trainer: a trainer of the CoOp family: its ``build_model`` builds CLIP and a model whose
             prompt learner fits ``PromptHook``, and its loss goes through ``F.cross_entropy``.
@@ -65,6 +68,7 @@ def anchoropt(
     >>> TRAINER_REGISTRY.get("MyPrompts_AnchorOPT").anchoropt_host is MyPrompts
     True
     """
+    tell_uncaught_in_one_line()
     AnchorOPTConfig.with_arguments(settings)
 
     def register(host: Trainer) -> Trainer:
