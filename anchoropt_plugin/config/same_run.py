@@ -270,6 +270,23 @@ def check_same_model(cfg: CfgNode, folder: str | Path, nodes: Iterable[str]) -> 
         )
 
 
+def check_same_trainer(folder: str | Path, trainer: type) -> None:
+    """Check that a trainer, or a base class of it, trained the model in an output folder.
+
+    Many hosts load what fits, so that what only the other trainer learned would be left out. A
+    folder without a ``config.yaml`` is accepted: another repository may have written it.
+
+    Raises:
+        UserError: another trainer did.
+    """
+    name = recorded_settings(folder).get("TRAINER.NAME")
+    if name and name not in {one.__name__ for one in trainer.__mro__}:
+        raise UserError(
+            f"{folder} was trained with {name}, this run has {trainer.__name__}: give --trainer "
+            f"{name}"
+        )
+
+
 def note_other_training(cfg: CfgNode, folder: str | Path) -> None:
     """Print where a test sets another seed or number of shots than its model was trained with."""
     there, here = recorded_settings(folder), dict(flattened(cfg))

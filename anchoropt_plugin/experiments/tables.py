@@ -2,10 +2,11 @@
 
 The last column is computed as is usual in the field: first the accuracies are averaged over seeds
 (in the table of all data sets also over data sets), then the harmonic mean of these averages is
-taken. The deviation of the last column is that of the harmonic means of single seeds. A paired
-t-test compares the seeds that both methods have, in the last column their harmonic means, whose
-mean difference can be another number than the difference of the cells. A table with several
-p-values in a column also has them corrected for their number.
+taken, over the seeds that have all of them. The deviation of the last column is that of the
+harmonic means of single seeds. The difference and a paired t-test compare the seeds that both
+methods have, in the last column by their harmonic means, whose mean difference can be another
+number than the difference of the harmonic means of averages. A table with several p-values in a
+column also has them corrected for their number.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from .significance import holm, paired_p
 class Cell(NamedTuple):
     """The accuracy of a method in per cent, over seeds.
 
-    ``delta`` is the difference to the reference, ``p`` the p-value of the paired test, ``p_holm``
-    that value corrected for the number of tests in the same column of the table. They are None
-    without a reference; p is also None with one seed or with equal differences, and p_holm if
-    there is one test only.
+    ``delta`` is the difference to the reference over the seeds that both have, ``p`` the p-value of
+    the paired test, ``p_holm`` that value corrected for the number of tests in the same column of
+    the table. They are None without a reference; p is also None with one seed or with equal
+    differences, and p_holm if there is one test only.
     """
 
     mean: float
@@ -111,16 +112,20 @@ def _table(
     if summary.over == "tests":
         over = [score for score in scores if score != protocol.train.score.format(dataset=title)]
     methods = dict(list(results.groupby("method", sort=False)))
-    values, means = {}, {}
+    values = {}
     for method, part in methods.items():
         frame = part.pivot_table(index="seed", columns="score", values="accuracy")
         frame = frame.reindex(columns=scores)
         whole = frame[over].dropna()
         of_seeds = {seed: summary.of(row.tolist()) for seed, row in whole.iterrows()}
         frame[summary.name] = pd.Series(of_seeds, dtype=float)
-        mean = frame.mean()
-        mean[summary.name] = summary.of(mean[over].tolist())
-        values[method], means[method] = frame, mean
+        values[method] = frame
+
+    def mean(method: str, column: str, seeds: pd.Index) -> float:
+        averages = values[method].loc[seeds].mean()
+        is_summary = column == summary.name
+        return summary.of(averages[over].tolist()) if is_summary else float(averages[column])
+
     place = {
         "protocol": protocol.name,
         "backbone": results["MODEL.BACKBONE.NAME"].iloc[0],
@@ -137,23 +142,19 @@ def _table(
         table.rows[method] = row = {}
         numbers = published_numbers(method, **place) if published else {}
         for column in table.values[method].dropna(axis="columns", how="all"):
-            ours, mean = values[method][column].dropna(), float(means[method][column])
+            ours = values[method][column].dropna()
             std = float(ours.std()) if len(ours) > 1 else None
-            cell = Cell(mean, std, len(ours), published=numbers.get(column))
-            if reference in values:
-                cell = _compared(cell, ours, values[reference][column], means[reference][column])
+            of_all = mean(method, column, ours.index)
+            cell = Cell(of_all, std, len(ours), published=numbers.get(column))
+            theirs = values[reference][column].dropna() if reference in values else ours[:0]
+            both = ours.index.intersection(theirs.index)
+            if len(both):  # a run may have failed: other seeds are not compared
+                delta = mean(method, column, both) - mean(reference, column, both)
+                p = paired_p(ours[both].tolist(), theirs[both].tolist())
+                cell = cell._replace(delta=delta, p=p)
             row[column] = cell
     _correct(table)
     return table
-
-
-def _compared(cell: Cell, ours: pd.Series, theirs: pd.Series, their_mean: float) -> Cell:
-    """Return a cell with its difference to the reference, if both have a seed in common."""
-    pairs = pd.concat([ours, theirs], axis=1).dropna()
-    if pairs.empty:
-        return cell
-    p = paired_p(*pairs.to_numpy().T.tolist())
-    return cell._replace(delta=cell.mean - float(their_mean), p=p)
 
 
 def _correct(table: Table) -> None:

@@ -81,7 +81,19 @@ def test_pairs_have_the_same_seed_and_missing_seeds_are_shown():
     t = differences.mean() / (differences.std(ddof=1) / math.sqrt(2))
     expected = 1 - 2 / math.pi * math.atan(t)  # one degree of freedom
     assert table.rows["CoOp_AnchorOPT"]["base"].p == pytest.approx(expected)
+    assert table.rows["CoOp_AnchorOPT"]["base"].delta == pytest.approx(differences.mean())
     assert "| CoOp (2 of 3 seeds) |" in markdown_table(table)
+
+
+def test_a_harmonic_mean_and_a_difference_mix_no_seeds():
+    """A failed test, and a failed training of another seed: seed 1 alone has everything."""
+    lost = [("CoOp", "new", 2), ("CoOp_AnchorOPT", "base", 3), ("CoOp_AnchorOPT", "new", 3)]
+    entries = [row for row in rows() if (row["method"], row["score"], row["seed"]) not in lost]
+    (table,) = made(entries)
+    ours, theirs = table.rows["CoOp_AnchorOPT"]["HM"], table.rows["CoOp"]["HM"]
+    assert theirs.mean == pytest.approx(harmonic((80 + 84) / 2, (60 + 59) / 2))
+    assert ours.mean == pytest.approx(harmonic((81 + 85) / 2, (70 + 74) / 2))
+    assert ours.delta == pytest.approx(harmonic(81, 70) - harmonic(80, 60)) and ours.p is None
 
 
 def test_one_seed_has_no_deviation_and_no_p():

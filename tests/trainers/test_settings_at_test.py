@@ -59,6 +59,19 @@ def test_other_settings_are_refused(
     assert not (tmp_path / "log.txt").exists()
 
 
+def test_a_model_of_another_trainer_is_refused(runs, root, tmp_path, capsys):
+    """Where the checkpoint would be loaded, as by hosts that load what fits."""
+    shutil.copytree(runs / "CoOp", tmp_path / "runs/CoOp")
+    record = tmp_path / "runs/CoOp/config.yaml"
+    text = record.read_text()
+    record.write_text(text.replace("NAME: CoOp\n", "NAME: MyCoOp\n"))
+    assert "NAME: CoOp\n" in text
+    without_its_run(tmp_path / "runs")
+    assert evaluated(tmp_path / "runs", root, tmp_path / "out", "CoOp") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was trained with MyCoOp, this run has CoOp: give --trainer MyCoOp" in line
+
+
 def test_settings_of_training_alone_may_differ(runs, root, tmp_path):
     keys = ["OPTIM.LR", "1", "DATASET.NUM_SHOTS", "2", "INPUT.TRANSFORMS", "['normalize']"]
     assert evaluated(runs, root, tmp_path / "a", "CoOp", [*keys, "TRAINER.MAPLE.N_CTX", "4"]) == 0

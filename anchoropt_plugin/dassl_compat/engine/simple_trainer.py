@@ -16,7 +16,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ...config.record import write_record
-from ...config.same_run import check_same_model, check_same_run
+from ...config.same_run import check_same_model, check_same_run, check_same_trainer
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind
@@ -81,6 +81,7 @@ class SimpleTrainer(Tested):
             nodes = [one.__name__ for one in type(self).__mro__]  # a host may derive from another
             nodes += [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
             check_same_model(self.recorded_cfg, directory, nodes)
+            check_same_trainer(directory, type(self))
             check_contexts(self, directory, self._class_names())
         return loaded
 
