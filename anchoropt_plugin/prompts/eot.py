@@ -42,6 +42,28 @@ def unshift(tokens: Tensor, first: int, by: int) -> None:
     tokens[:, tokens.shape[1] - by :] = 0
 
 
+def version_of(tokens: Tensor) -> int:
+    """Return a number that changes when ``tokens`` change in place."""
+    return 0 if tokens.is_inference() else tokens._version
+
+
+def check_not_moved(name: str, tokens: Tensor, embedded: Tensor) -> None:
+    """Raise ``UserError`` if EOT of ``tokens`` stands at padding: the tokens were moved before.
+
+    Args:
+        name: of the prompt learner, for the message.
+        tokens: those of one prompt from EOT on.
+        embedded: their embeddings, as the prompts have them.
+    """
+    is_padded = len(tokens) > 1 and bool(tokens[0] != tokens[1])
+    if is_padded and torch.equal(embedded[0], embedded[1]):
+        raise UserError(
+            f"the tokens of {name} have EOT where token_suffix has padding: attach moved EOT in "
+            "them before, for another learner that holds the same tensor or in a loaded state. "
+            "Give each learner a copy of the plain tokens (clone), or detach the other learner"
+        )
+
+
 def tokens_as_prompts(
     given: tuple[Any, ...], end: Tensor, n_anchors: int
 ) -> tuple[tuple[Any, ...], bool]:

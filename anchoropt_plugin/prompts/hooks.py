@@ -24,7 +24,7 @@ from ..encoders.image_features import unprompted
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
-from .eot import end_at, shift, unshift
+from .eot import check_not_moved, end_at, shift, unshift, version_of
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -71,6 +71,7 @@ class PromptHook:
                 f"{type(learner).__name__} has the last {suffix.shape[1]} of {tokens.shape[1]} "
                 "tokens: its first and n_ctx must fit, or give it a method end of its own"
             )
+        check_not_moved(type(learner).__name__, tokens[0, stop + row :], suffix[0, row:])
         return suffix[0, row].detach()
 
     def missing(self, learner: Any) -> list[str]:
@@ -169,14 +170,14 @@ class Attachment:
         hook: describes the learner.
         moves_eot: whether ``tokenized_prompts`` was shifted.
         end: embedding (d,) of EOT, by which EOT is found in prompts, or None.
-        tokens: the learner's tokens that were shifted, or None.
+        tokens: the learner's tokens that were shifted, and their version, or None.
     """
 
     module: AnchorPositionModule
     hook: PromptHook
     moves_eot: bool = False
     end: Tensor | None = None
-    tokens: Tensor | None = None
+    tokens: tuple[Tensor, int] | None = None
     _handle: RemovableHandle | None = None
     _is_suffix_checked: bool = False
 
@@ -200,6 +201,7 @@ class Attachment:
             )
         first = self.hook.first(learner)
         stop = first + self.module.n_ctx
+        self._check_length(learner, prompts)
         self._check_suffix(learner, prompts[..., stop:, :])
 
         def arranged(prompts: Tensor) -> Tensor:
@@ -210,32 +212,43 @@ class Attachment:
             return torch.cat([head, self.module(context), rest], -2)
 
         if isinstance(output, Tensor):
-            made = arranged(output)
-            self._check_tokens(learner, made)
-            return made
+            return self._checked(learner, arranged(output))
         same = [x for x in output if _has_same_context(x, prompts, stop)]
         # In one call, as each call of the module draws a position matrix.
         done = iter(arranged(torch.cat(same, -3)).split([x.shape[-3] for x in same], -3))
         outputs = [next(done) if any(x is y for y in same) else x for x in output]
+        self._checked(learner, outputs[0])
         return outputs if isinstance(output, list) else tuple(outputs)
 
-    def _check_tokens(self, learner: Any, prompts: Tensor) -> None:
-        """Check tokens that were put into the learner later: they may have EOT elsewhere.
+    def _check_length(self, learner: Any, prompts: Tensor) -> None:
+        """Raise ``UserError`` if the context has another length than at ``attach``."""
+        length, n_ctx = self.hook.tokens(learner).shape[-1], self.hook.n_ctx(learner)
+        if prompts.shape[-2] != length or n_ctx != self.module.n_ctx:
+            raise UserError(
+                f"{type(learner).__name__} makes prompts of {prompts.shape[-2]} tokens with "
+                f"{n_ctx} soft tokens, but was attached with {self.module.n_ctx} in {length}: "
+                "detach, change the soft tokens, and attach again"
+            )
+
+    def _checked(self, learner: Any, prompts: Tensor) -> Tensor:
+        """Return arranged prompts; tokens that changed after ``attach`` may have EOT elsewhere.
 
         Raises:
             UserError: the prompts do not have EOT where the tokens have it.
         """
         if self.tokens is None or self.end is None or torch.compiler.is_compiling():
-            return
+            return prompts
         tokens = self.hook.tokens(learner)
-        if tokens is self.tokens:
-            return
-        self.tokens = tokens
+        known, version = self.tokens
+        if tokens is known and version_of(tokens) == version:
+            return prompts
         if prompts.shape[-3:-1] == tokens.shape and not bool(end_at(prompts, tokens, self.end)):
             raise UserError(
                 f"the tokens in {type(learner).__name__} were replaced after attach, which moves "
                 "EOT in them: detach, replace tokens and embeddings, and attach again"
             )
+        self.tokens = tokens, version_of(tokens)
+        return prompts
 
     def _check_suffix(self, learner: Any, rest: Tensor) -> None:
         """Warn once if the class names of ``token_suffix`` do not follow the context."""
@@ -306,24 +319,26 @@ def attach(
     Raises:
         ValueError: ``pooling`` is unknown, or ``AnchorPositionModule`` refuses an argument.
         UserError: the learner is of another kind, its hook does not fit it, it already carries
-            anchors, ``anchors`` are no tensor (K, d), or a prompt has no room for K more tokens.
+            anchors, ``anchors`` are no tensor (K, d), a prompt has no room for K more tokens, or
+            EOT was moved in its tokens before.
 
     >>> class Learner(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.ctx = nn.Parameter(torch.zeros(2, 4))
-    ...         self.token_prefix, self.token_suffix = torch.ones(3, 1, 4), torch.ones(3, 5, 4)
     ...         self.tokenized_prompts = torch.tensor([[9, 1, 1, 5, 99, 0, 0, 0]] * 3)
+    ...         embedded = self.tokenized_prompts[..., None].expand(-1, -1, 4).float()
+    ...         self.token_prefix, self.token_suffix = embedded[:, :1], embedded[:, 3:]
     ...     def forward(self):
     ...         context = self.ctx.expand(3, -1, -1)
     ...         return torch.cat([self.token_prefix, context, self.token_suffix], 1)
     >>> learner = Learner()
     >>> module = attach(learner, torch.full((1, 4), 7.0)).eval()
     >>> learner()[0, :, 0].tolist()
-    [1.0, 0.0, 0.0, 7.0, 1.0, 1.0, 1.0, 1.0]
+    [9.0, 0.0, 0.0, 7.0, 5.0, 99.0, 0.0, 0.0]
     >>> detach(learner)
     >>> learner()[0, :, 0].tolist()
-    [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    [9.0, 0.0, 0.0, 5.0, 99.0, 0.0, 0.0, 0.0]
     """
     hook = hook_for(learner)
     hook.check(learner)
@@ -358,10 +373,11 @@ def attach(
     module = AnchorPositionModule(hook.n_ctx(learner), anchors, **position)
     module.to(next(chain(learner.parameters(), learner.buffers())).device).train(learner.training)
     attachment = Attachment(module, hook)
+    end = hook.end(learner)
     if pooling == "eot":
-        attachment.moves_eot, attachment.end = True, hook.end(learner)
+        attachment.moves_eot, attachment.end = True, end
         shift(tokens, hook.first(learner), n_anchors)
-        attachment.tokens = tokens
+        attachment.tokens = tokens, version_of(tokens)
     attachment.put_on(learner)
     return module
 

@@ -234,3 +234,46 @@ def test_tokens_that_are_put_there_after_attach_are_refused(learner):
     learner.tokenized_prompts = tokenize([f"X X X X {name}." for name in NAMES])
     with pytest.raises(UserError, match=r"tokens in Learner were replaced after attach"):
         learner()
+    with pytest.raises(UserError, match=r"tokens in Learner were replaced after attach"):
+        learner()  # still
+
+
+@pytest.mark.parametrize("shape", ["plain", "tuple"])
+def test_other_tokens_that_a_state_puts_into_a_buffer_are_refused(clip, shape):
+    learner = Learner(clip, shape=shape)
+    tokens = learner.__dict__.pop("tokenized_prompts")
+    learner.register_buffer("tokenized_prompts", tokens)
+    plain = copy.deepcopy(learner.state_dict())
+    attach(learner, torch.zeros(1, 64))
+    moved = copy.deepcopy(learner.state_dict())
+    learner.load_state_dict(moved)
+    learner()
+    learner.load_state_dict(plain, strict=False)
+    with pytest.raises(UserError, match=r"tokens in Learner were replaced after attach"):
+        learner()
+
+
+def test_tokens_in_which_eot_was_moved_before_are_refused(clip, learner):
+    """By a learner that holds the same tensor."""
+    other = Learner(clip)
+    other.tokenized_prompts = learner.tokenized_prompts
+    attach(learner, torch.zeros(1, 64))
+    moved = learner.tokenized_prompts.clone()
+    for pooling in ("eot", "unshifted"):
+        with pytest.raises(UserError, match="tokens of Learner have EOT where token_suffix has pa"):
+            attach(other, torch.zeros(1, 64), pooling=pooling)
+    assert torch.equal(learner.tokenized_prompts, moved) and not other._modules
+    detach(learner)
+    attach(other, torch.zeros(1, 64))
+
+
+@pytest.mark.parametrize("n_ctx", [3, 6])
+def test_another_number_of_soft_tokens_after_attach_is_refused(clip, learner, n_ctx):
+    attach(learner, torch.zeros(1, 64))
+    learner.ctx = nn.Parameter(torch.randn(n_ctx, 64))
+    says = f"Learner makes prompts of {73 + n_ctx} tokens with 4 soft tokens, .* with 4 in 77"
+    with pytest.raises(UserError, match=says):
+        learner()
+    learner.token_suffix = Learner(clip, n_ctx).token_suffix  # such prompts have 77 tokens
+    with pytest.raises(UserError, match=f"of 77 tokens with {n_ctx} soft tokens, .* with 4 in 77"):
+        learner()
