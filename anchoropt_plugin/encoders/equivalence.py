@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import UserError
 from .clip_models import tokenize
@@ -69,7 +70,7 @@ def compare(
     prompts, tokens = _sample(prompts.detach(), tokens, n_classes)
     prompts = prompts.clone()  # a tensor made in inference mode cannot be in a graph
     # Autocast and TF32 round both sides differently, by much more than the tolerance.
-    with torch.autocast(prompts.device.type, enabled=False), _no_tf32():
+    with _exact(prompts.device):
         name = type(encoder).__name__
         try:
             with torch.enable_grad():
@@ -93,12 +94,13 @@ def compare(
 
 
 @contextlib.contextmanager
-def _no_tf32() -> Iterator[None]:
-    """Multiply float32 matrices in float32 inside the context manager."""
+def _exact(device: torch.device) -> Iterator[None]:
+    """Compute without autocast and TF32 inside the context manager."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
 
@@ -107,8 +109,8 @@ def _no_tf32() -> Iterator[None]:
 def tower_of(model: TextTower | nn.Module) -> TextTower:
     """Return the text tower of a CLIP, or the tower that is given.
 
-    Models of open_clip and transformers have many variants, so the tower's features of a text are
-    compared with those of such a model.
+    Models of open_clip and transformers have many variants, and any CLIP may have been changed by
+    adapters or hooks, so the tower's features of some texts are compared with the model's own.
 
     Raises:
         UserError: the model is no CLIP, as the text encoder of a host; or its text tower has
@@ -117,28 +119,39 @@ def tower_of(model: TextTower | nn.Module) -> TextTower:
     if isinstance(model, TextTower):
         return model
     tower, name = TextTower(model), type(model).__name__
-    if type(model).__module__.partition(".")[0] not in ("open_clip", "transformers"):
+    of_library = type(model).__module__.partition(".")[0] in ("open_clip", "transformers")
+    if not of_library:
         missing = [part for part in _ONLY_IN_CLIP if not hasattr(tower.clip, part)]
         if missing:
             raise UserError(f"{name} has no {', '.join(missing)}: give the whole CLIP")
-        return tower
-    clip: Any = model
-    tokens = tokenize(["a photo of a cat."])
+    other = f"{name} has another text tower than OpenAI's CLIP"
     try:
-        tokens = tokens.to(tower.device)
-        if is_huggingface(clip):
-            want = clip.text_projection(clip.text_model(input_ids=tokens).pooler_output)
-        else:
-            want = clip.encode_text(tokens)
-        error = float((tower.encode_tokens(tokens) - want).float().norm() / want.float().norm())
+        tokens = tokenize(["a photo of a cat.", "a red fox"]).to(tower.device)
+        with _exact(tower.device):
+            found = F.normalize(tower.encode_tokens(tokens).float(), dim=-1)
     except CALL_ERRORS as refusal:
-        raise UserError(f"{name} has another text tower than OpenAI's CLIP: {refusal}") from refusal
+        raise UserError(f"{other}: {refusal}") from refusal
+    try:
+        with _exact(tower.device):
+            # Some models normalise the features of texts, so directions are compared.
+            want = F.normalize(_own_features(model, tokens).float(), dim=-1)
+        error = float((found - want).norm() / found.norm())
+    except CALL_ERRORS as refusal:
+        if not of_library:  # a repository's own CLIP may have no encode_text, or another one
+            return tower
+        raise UserError(f"{other}: {refusal}") from refusal
     if not error <= TOLERANCE.get(tower.dtype, HALF_TOLERANCE):
         raise UserError(
-            f"{name} has another text tower than OpenAI's CLIP: its features of a text differ by "
-            f"{error:.0e}"
+            f"{other}: its features of a text differ by {error:.0e}; give the CLIP without "
+            "adapters and hooks"
         )
     return tower
+
+
+def _own_features(clip: Any, tokens: Tensor) -> Any:
+    if is_huggingface(clip):
+        return clip.text_projection(clip.text_model(input_ids=tokens).pooler_output)
+    return clip.encode_text(tokens)
 
 
 def _sample(prompts: Tensor, tokens: Tensor, at_most: int) -> tuple[Tensor, Tensor]:

@@ -181,6 +181,20 @@ class AnchorTokens:
                 f"{len(class_names)} classes and {len(descriptions)} lists of descriptions: "
                 "expected one list of one or more sentences for each class"
             )
+        # Under a caller's autocast, features and loss would be rounded.
+        with torch.autocast(tower.device.type, enabled=False):
+            return cls._learned(tower, class_names, descriptions, settings, images, on_epoch)
+
+    @classmethod
+    def _learned(
+        cls,
+        tower: TextTower,
+        class_names: Sequence[str],
+        descriptions: Sequence[Sequence[str]],
+        settings: StageOne,
+        images: ImageBatches | None,
+        on_epoch: Callable[[int, float], None] | None,
+    ) -> AnchorTokens:
         prompts = AnchorPrompts(tower, class_names, settings.length)
         targets, spread = _targets(tower, descriptions)
         start = torch.randn(settings.length, tower.dim, generator=torch.Generator().manual_seed(0))
@@ -265,7 +279,8 @@ class AnchorTokens:
         _check_names(class_names)
         tower = tower_of(tower)
         anchors = self.values.to(tower.device)
-        return AnchorPrompts(tower, class_names, len(anchors)).encode(anchors)
+        with torch.autocast(tower.device.type, enabled=False):
+            return AnchorPrompts(tower, class_names, len(anchors)).encode(anchors)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the anchors, whole or not at all, in the layout of published ones."""

@@ -47,7 +47,7 @@ def distillation(
     its weight depends on the number of classes.
 
     Args:
-        prompt_logits: l_n, (B, C).
+        prompt_logits: l_n, (B, C), finite: a class that is masked with −inf gives NaN.
         anchor_logits: l_a, (B, C).
         temperature: 0 < T ≤ ``HOTTEST``.
         reduction: as of ``F.cross_entropy``: the mean over images, their sum, or each image's own
@@ -57,14 +57,14 @@ def distillation(
         In float32, a scalar, or (B,) for "none"; 0 if both logits are equal.
 
     Raises:
-        ValueError: the shapes differ, or T is out of its range.
+        ValueError: the shapes differ or are not (B, C), or T is out of its range.
 
     >>> import torch
     >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
     >>> distillation(logits, logits, 2.0).item()
     0.0
     """
-    if prompt_logits.shape != anchor_logits.shape:
+    if prompt_logits.shape != anchor_logits.shape or prompt_logits.dim() != 2:
         raise ValueError(
             f"prompt logits {tuple(prompt_logits.shape)} and anchor logits "
             f"{tuple(anchor_logits.shape)}: expected both to be (B, C)"

@@ -174,14 +174,19 @@ class Predictor:
             for x in images
         ]
         pixels = torch.stack([self.transform(image) for image in rgb])
+        with torch.autocast(self._device.type, enabled=False):  # a test has none around it
+            return self._probabilities(pixels)
+
+    def _probabilities(self, pixels: Tensor) -> Tensor:
+        """Return probabilities (B, C), on the CPU, of transformed images (B, 3, R, R)."""
         if self._trainer is None:
             return self._tested(pixels.to(self._device)).cpu()
-        zeros = torch.zeros(len(rgb), dtype=torch.long)
+        zeros = torch.zeros(len(pixels), dtype=torch.long)
         batch = {
             "img": pixels,
             "label": zeros,
             "domain": zeros,
-            "impath": [""] * len(rgb),
+            "impath": [""] * len(pixels),
             "index": zeros,
         }
         inputs = self._trainer.parse_batch_test(batch)[0]

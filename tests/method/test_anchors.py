@@ -161,6 +161,28 @@ def test_a_text_encoder_in_place_of_a_clip_is_refused(clip):
         AnchorTokens.learn(encoder, NAMES, TEXTS)
 
 
+def test_a_clip_whose_text_tower_was_changed_is_refused(clip, monkeypatch):
+    block = clip.transformer.resblocks[1]
+    hook = block.mlp.register_forward_hook(lambda module, args, output: 3 * output)
+    with pytest.raises(UserError, match=r"CLIP has another text tower .* differ by"):
+        AnchorTokens.learn(clip, NAMES, TEXTS)
+    with pytest.raises(UserError, match="without adapters and hooks"):
+        AnchorTokens(torch.zeros(1, 64)).class_features(clip, NAMES)
+    hook.remove()
+    # As of a repository with a CLIP of its own.
+    monkeypatch.setattr(clip, "encode_text", lambda prompts, tokens, deep: None)
+    assert AnchorTokens(torch.zeros(1, 64)).class_features(clip, NAMES).shape == (3, 32)
+
+
+def test_autocast_changes_no_anchors_and_no_features_of_them(clip):
+    plain = AnchorTokens.learn(clip, NAMES, TEXTS, StageOne(epochs=3))
+    features = plain.class_features(clip, NAMES)
+    with torch.autocast("cpu", torch.bfloat16):
+        learned = AnchorTokens.learn(clip, NAMES, TEXTS, StageOne(epochs=3))
+        assert torch.equal(plain.class_features(clip, NAMES), features)
+    assert torch.equal(learned.values, plain.values) and learned.losses == plain.losses
+
+
 def test_a_dict_of_descriptions_and_a_plain_clip_give_the_same_anchors(clip):
     listed = AnchorTokens.learn(TextTower(clip), NAMES, TEXTS, StageOne(epochs=2))
     by_name = {"Red_Panda": TEXTS[2], "cat": TEXTS[0], "Golden Retriever": TEXTS[1], "dog": ["x"]}

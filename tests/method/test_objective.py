@@ -46,6 +46,12 @@ def test_a_temperature_at_which_float32_loses_the_distillation_is_refused():
         AnchorOPTConfig(kd_temperature=2 * HOTTEST)
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4)])
+def test_logits_that_are_no_batch_of_classes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected both to be \(B, C\)"):
+        distillation(torch.zeros(shape), torch.zeros(shape))
+
+
 def test_the_teacher_gets_no_gradient():
     prompt = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     anchor = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)

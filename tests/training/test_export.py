@@ -72,6 +72,8 @@ def test_class_weights_give_the_probabilities(loaded, images, tmp_path, host, cl
     found, wanted = load_predictor(path), predictor.probabilities(images)
     assert found.classes == predictor.classes
     torch.testing.assert_close(found.probabilities(images), wanted, atol=1e-5, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(predictor.probabilities(images), wanted, atol=1e-5, rtol=0)
     assert found(images[0]) == pytest.approx(predictor(images[0]), abs=1e-5)
 
 
