@@ -81,8 +81,9 @@ def write_page(folder: Path) -> Path:
 
 _LAST = (
     '<p class="note">The numbers of the test are computed from predictions.csv in the same folder, '
-    "which lists the images of the test. <code>python -m anchoropt_plugin predict --model-dir DIR "
-    "DIR/predictions.csv</code> classifies just these images.</p>"
+    "which lists the images of the test. <code>python -m anchoropt_plugin predict --model-dir "
+    "TRAINING TEST/predictions.csv</code>, with the folders of the training and of this test, "
+    "classifies just these images.</p>"
 )
 
 

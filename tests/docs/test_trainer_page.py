@@ -27,9 +27,10 @@ def test_the_plain_loop():
 
     names = {
         **{"__name__": "example", "class_names": NAMES, "loader": loader},
+        "other_names": NEW,
         "descriptions": {name: [f"a photo of a {name}."] for name in NAMES},
     }
-    example = MODEL.replace("ViT-B/16", "tiny") + f"other = Model(clip, {NEW})\n" + LOOP + OTHER
+    example = MODEL.replace("ViT-B/16", "tiny") + f"other = Model(clip, {NEW})\n" + LOOP
     exec(compile(example, "docs/trainer.md", "exec"), names)
     clip, model, other = (names[name] for name in ("clip", "model", "other"))
     assert model.text_encoder.forward.in_use
@@ -49,7 +50,9 @@ def test_the_plain_loop():
 
     learner = model.prompt_learner
     assert learner.ctx.grad.norm() > 0 and names["position"].logits.grad.norm() > 0
+    exec(compile(OTHER, "docs/trainer.md", "exec"), names)
     trained = learner.state_dict()
     there = other.prompt_learner.state_dict()
     assert all(torch.equal(there[key], trained[key]) for key in trained if "token_" not in key)
-    assert other.eval()(images).shape == (4, 2)
+    assert not other.training and other(images).shape == (4, 2)
+    assert names["anchor_logits"](images).shape == (4, 2)
