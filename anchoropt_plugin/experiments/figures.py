@@ -16,7 +16,7 @@ from .formats import heading
 from .plan import Run
 from .tables import Cell, Table
 
-WHISKER = "points are means over the seeds, whiskers ± one sample standard deviation"
+WHISKER = "points are the numbers of the table, whiskers ± one sample standard deviation"
 PANELS = 4
 """The most columns of a table that are drawn side by side."""
 _HOST, _CHANGED, _CONTROL, _PAIR = "tab:blue", "tab:orange", "tab:green", "0.75"
@@ -90,7 +90,7 @@ def _legend(table: Table) -> list[Line2D]:
     """Return the signs that are in the figure of a table, with their meanings."""
     grey = "0.3"
     signs = [
-        Line2D([], [], marker="o", ms=5, ls="", color=grey, label="mean ± standard deviation"),
+        Line2D([], [], marker="o", ms=5, ls="", color=grey, label="of the table, ± deviation"),
         Line2D([], [], color=grey, label="one seed", **_SEED),
     ]
     if has_pairs(table):
@@ -119,7 +119,7 @@ def few_shot_curves(table: Table) -> Figure:
         _line(axis, cells, method, "o-")
     axis.set_xscale("log", base=2)
     axis.set_xticks([int(column) for column in shots], [heading(column) for column in shots])
-    axis.set(xlabel="training images per class", ylabel="accuracy, %", title=table.title)
+    axis.set(xlabel="training images per class, at most", ylabel="accuracy, %", title=table.title)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
 

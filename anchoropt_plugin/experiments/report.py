@@ -108,8 +108,8 @@ def _figures(
             yield f"ablation_{title}", says, lines
         elif sum(name.isdecimal() for name in table.columns) > 1:
             says = (
-                f"{table.title}: accuracy over the training images per class; {figures.WHISKER}, "
-                "circles single seeds."
+                f"{table.title}: accuracy over the training images per class, or all where a class "
+                f"has fewer; {figures.WHISKER}, circles single seeds."
             )
             yield f"few_shot_{title}", says, figures.few_shot_curves(table)
         else:
