@@ -21,7 +21,8 @@ from .encoders.accelerate import accelerate, fast_text, restore
 from .encoders.clip_models import load_clip, tokenize
 from .encoders.text_tower import TextTower
 from .errors import UserError
-from .method.anchors import AnchorTokens, StageOne
+from .method.anchor_learning import StageOne
+from .method.anchors import AnchorTokens
 from .method.objective import distillation
 from .method.position import AnchorPositionModule
 from .prompts.hooks import PromptHook, attach, attached, detach, register_hook

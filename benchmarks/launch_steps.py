@@ -20,7 +20,9 @@ from torch.nn import functional as F
 import train
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.encoders.text_tower import TextTower
-from anchoropt_plugin.method.anchors import AnchorPrompts, AnchorTokens, StageOne
+from anchoropt_plugin.method.anchor_learning import StageOne
+from anchoropt_plugin.method.anchor_prompts import AnchorPrompts
+from anchoropt_plugin.method.anchors import AnchorTokens
 from anchoropt_plugin.method.position import AnchorPositionModule
 from anchoropt_plugin.training.stage_two import AnchorOPT
 from anchoropt_plugin.training.two_stages import SUFFIX

@@ -28,7 +28,8 @@ from anchoropt_plugin.experiments.protocols import Protocol, read_protocol
 from anchoropt_plugin.files.readers import read_json
 from anchoropt_plugin.files.run_events import EVENTS, read_results, write_results
 from anchoropt_plugin.method import descriptions
-from anchoropt_plugin.method.anchors import AnchorTokens, StageOne
+from anchoropt_plugin.method.anchor_learning import StageOne
+from anchoropt_plugin.method.anchors import AnchorTokens
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.many_classes import CHUNK, IMAGENET_21K
 from benchmarks.plain import class_names

@@ -20,13 +20,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anchoropt_plugin.encoders.text_tower import TextTower
-from anchoropt_plugin.method.anchors import (
-    INIT_STD,
-    MOMENTUM,
-    WEIGHT_DECAY,
-    AnchorPrompts,
-    StageOne,
-)
+from anchoropt_plugin.method.anchor_learning import INIT_STD, MOMENTUM, WEIGHT_DECAY, StageOne
+from anchoropt_plugin.method.anchor_prompts import AnchorPrompts
 from benchmarks import command
 from benchmarks.cost import cut_text, fast_text, image_tower, plain_text
 from benchmarks.harness import Bench, Case, Outcome, Side

@@ -16,7 +16,7 @@ import torch
 import train
 from anchoropt_plugin import AnchorTokens, TextTower, load_clip, load_predictor
 from anchoropt_plugin.method import descriptions
-from anchoropt_plugin.method.anchors import StageOne
+from anchoropt_plugin.method.anchor_learning import StageOne
 from anchoropt_plugin.training import anchor_cache
 from anchoropt_plugin.training.run_record import read_history
 

@@ -239,51 +239,48 @@ def check_results_of_folder(folder: Path, results: Mapping[str, Any]) -> None:
         )
 
 
-def check_same_model(cfg: CfgNode, folder: str | Path, nodes: Iterable[str]) -> None:
-    """Check that a test has the settings on which the outputs of a trained model depend.
+def check_same_model(
+    cfg: CfgNode, folder: str | Path, trainer: type, nodes: Iterable[str] = ()
+) -> None:
+    """Check that a test has the trainer and settings on which a trained model's outputs depend.
 
-    These are the backbone, the way from an image to a tensor, and the keys of the host.
+    The settings are the backbone, the way from an image to a tensor, and the keys of the host. A
+    base class of the trainer may have trained the model. Hosts of another one often load what fits
+    and leave out what it learned besides.
     A folder without a ``config.yaml`` is accepted: another repository may have written it.
 
     Args:
         cfg: the configuration of the test.
         folder: the output folder of the trained model.
-        nodes: names of the host's nodes in ``cfg.TRAINER``, in any case.
+        trainer: the class of the test's trainer.
+        nodes: names of the host's nodes in ``cfg.TRAINER``, in any case, besides those of its
+            classes.
 
     Raises:
-        UserError: the model was trained with other settings; the message names the first ones.
+        UserError: the model was trained with another trainer, or other settings; the message names
+            the first ones.
     """
     path = Path(folder, RECORD)
     if not path.is_file():
         return
-    of_host = {f"TRAINER.{node}".upper() for node in nodes}
+    kinds = [one.__name__ for one in trainer.__mro__]
+    of_host = {f"TRAINER.{node}".upper() for node in (*kinds, *nodes)}
+    record = read_yaml(path)
     there, here = (
-        _settings_of_model(values, of_host)
-        for values in (read_yaml(path), yaml.safe_load(cfg.dump()))
+        _settings_of_model(values, of_host) for values in (record, yaml.safe_load(cfg.dump()))
     )
     differing = _differing(there, here)
     check_same_weights(cfg, folder)
+    name = dict(flattened(record)).get("TRAINER.NAME")
+    if name and name not in kinds:
+        raise UserError(
+            f"{folder} was trained with {name}, this run has {trainer.__name__}: give --trainer "
+            f"{name}"
+        )
     if differing:
         raise UserError(
             f"{folder} was trained with other settings: {differing}: give the --config-file and "
             "the values that it was trained with"
-        )
-
-
-def check_same_trainer(folder: str | Path, trainer: type) -> None:
-    """Check that a trainer, or a base class of it, trained the model in an output folder.
-
-    Many hosts load what fits, so that what only the other trainer learned would be left out. A
-    folder without a ``config.yaml`` is accepted: another repository may have written it.
-
-    Raises:
-        UserError: another trainer did.
-    """
-    name = recorded_settings(folder).get("TRAINER.NAME")
-    if name and name not in {one.__name__ for one in trainer.__mro__}:
-        raise UserError(
-            f"{folder} was trained with {name}, this run has {trainer.__name__}: give --trainer "
-            f"{name}"
         )
 
 

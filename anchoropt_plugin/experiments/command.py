@@ -143,14 +143,11 @@ def run_experiment(
     if args.dry_run:
         if cost.kinds:
             console.print(cost.table())
-        faults = [f"{kind.run}: {kind.fault}" for kind in cost.kinds if kind.fault]
-        try:
-            experiment.check(jobs)
-            check_same_inputs(jobs)
-        except UserError as error:
-            faults.insert(0, str(error))
-        if faults:
-            raise UserError(f"without --dry-run this command stops: {faults[0]}")
+        experiment.check(jobs)
+        check_same_inputs(jobs)
+        for kind in cost.kinds:
+            if kind.fault:
+                raise UserError(f"{kind.run}: {kind.fault}")
         return 0
     is_new = not args.output_dir.exists()
     try:

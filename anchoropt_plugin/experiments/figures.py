@@ -88,9 +88,9 @@ def has_pairs(table: Table) -> bool:
 
 def _legend(table: Table) -> list[Line2D]:
     """Return the signs that are in the figure of a table, with their meanings."""
-    grey = "0.3"
+    grey, point = "0.3", "number in the table, ± deviation"
     signs = [
-        Line2D([], [], marker="o", ms=5, ls="", color=grey, label="of the table, ± deviation"),
+        Line2D([], [], marker="o", ms=5, ls="", color=grey, label=point),
         Line2D([], [], color=grey, label="one seed", **_SEED),
     ]
     if has_pairs(table):

@@ -3,10 +3,10 @@
 The last column is computed as is usual in the field: first the accuracies are averaged over seeds
 (in the table of all data sets also over data sets), then the harmonic mean of these averages is
 taken, over the seeds that have all of them. The deviation of the last column is that of the
-harmonic means of single seeds. The difference and a paired t-test compare the seeds that both
-methods have, in the last column by their harmonic means, whose mean difference can be another
-number than the difference of the harmonic means of averages. A table with several p-values in a
-column also has them corrected for their number.
+harmonic means of single seeds. The difference and a paired t-test are of the seeds that both
+methods have. In the last column the test takes the harmonic means of single seeds, whose mean
+difference can be another number than the difference in the table. A table with several p-values in
+a column also has them corrected for their number.
 """
 
 from __future__ import annotations

@@ -42,7 +42,39 @@ def unshift(tokens: Tensor, first: int, by: int) -> None:
     tokens[:, tokens.shape[1] - by :] = 0
 
 
-def version_of(tokens: Tensor) -> int:
+class MovedTokens:
+    """Tokens in which ``attach`` moved EOT. They may be replaced, or changed in place by a state.
+
+    Args:
+        tokens: (C, L), after the move.
+        end: embedding (d,) of EOT, or None: then nothing is compared.
+    """
+
+    def __init__(self, tokens: Tensor, end: Tensor | None) -> None:
+        self.end = end
+        self._known = tokens, _version(tokens)
+
+    def check(self, name: str, tokens: Tensor, prompts: Tensor) -> None:
+        """Compare tokens that were changed with arranged prompts (…, C, L, d).
+
+        Raises:
+            UserError: the prompts do not have EOT where the tokens have it; ``name`` is the
+                learner's.
+        """
+        if self.end is None or torch.compiler.is_compiling():
+            return
+        known, version = self._known
+        if tokens is known and _version(tokens) == version:
+            return
+        if prompts.shape[-3:-1] == tokens.shape and not bool(end_at(prompts, tokens, self.end)):
+            raise UserError(
+                f"the tokens in {name} were replaced after attach, which moves EOT in them: "
+                "detach, replace tokens and embeddings, and attach again"
+            )
+        self._known = tokens, _version(tokens)
+
+
+def _version(tokens: Tensor) -> int:
     """Return a number that changes when ``tokens`` change in place."""
     return 0 if tokens.is_inference() else tokens._version
 

@@ -24,7 +24,7 @@ from ..encoders.image_features import unprompted
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
-from .eot import check_not_moved, end_at, shift, unshift, version_of
+from .eot import MovedTokens, check_not_moved, shift, unshift
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -168,18 +168,19 @@ class Attachment:
     Attributes:
         module: arranges soft and anchor tokens; the learner's submodule ``anchoropt``.
         hook: describes the learner.
-        moves_eot: whether ``tokenized_prompts`` was shifted.
-        end: embedding (d,) of EOT, by which EOT is found in prompts, or None.
-        tokens: the learner's tokens that were shifted, and their version, or None.
+        moved: the tokens in which EOT was moved, or None.
     """
 
     module: AnchorPositionModule
     hook: PromptHook
-    moves_eot: bool = False
-    end: Tensor | None = None
-    tokens: tuple[Tensor, int] | None = None
+    moved: MovedTokens | None = None
     _handle: RemovableHandle | None = None
     _is_suffix_checked: bool = False
+
+    @property
+    def end(self) -> Tensor | None:
+        """Return the embedding (d,) of EOT, by which a moved EOT is found in prompts."""
+        return None if self.moved is None else self.moved.end
 
     def put_on(self, learner: Any) -> None:
         """Register the hook and the module on ``learner``."""
@@ -231,23 +232,9 @@ class Attachment:
             )
 
     def _checked(self, learner: Any, prompts: Tensor) -> Tensor:
-        """Return arranged prompts; tokens that changed after ``attach`` may have EOT elsewhere.
-
-        Raises:
-            UserError: the prompts do not have EOT where the tokens have it.
-        """
-        if self.tokens is None or self.end is None or torch.compiler.is_compiling():
-            return prompts
-        tokens = self.hook.tokens(learner)
-        known, version = self.tokens
-        if tokens is known and version_of(tokens) == version:
-            return prompts
-        if prompts.shape[-3:-1] == tokens.shape and not bool(end_at(prompts, tokens, self.end)):
-            raise UserError(
-                f"the tokens in {type(learner).__name__} were replaced after attach, which moves "
-                "EOT in them: detach, replace tokens and embeddings, and attach again"
-            )
-        self.tokens = tokens, version_of(tokens)
+        """Return arranged prompts, after a comparison with tokens that have changed."""
+        if self.moved is not None:
+            self.moved.check(type(learner).__name__, self.hook.tokens(learner), prompts)
         return prompts
 
     def _check_suffix(self, learner: Any, rest: Tensor) -> None:
@@ -375,9 +362,8 @@ def attach(
     attachment = Attachment(module, hook)
     end = hook.end(learner)
     if pooling == "eot":
-        attachment.moves_eot, attachment.end = True, end
         shift(tokens, hook.first(learner), n_anchors)
-        attachment.tokens = tokens, version_of(tokens)
+        attachment.moved = MovedTokens(tokens, end)
     attachment.put_on(learner)
     return module
 
@@ -392,6 +378,6 @@ def detach(learner: Any) -> None:
     if attachment is None:
         raise UserError(f"{type(learner).__name__} carries no anchors: nothing to detach")
     attachment.take_off(learner)
-    if attachment.moves_eot:
+    if attachment.moved is not None:
         hook = attachment.hook
         unshift(hook.tokens(learner), hook.first(learner), attachment.module.n_anchors)

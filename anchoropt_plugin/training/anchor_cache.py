@@ -15,7 +15,8 @@ import torch
 from ..encoders.architecture import variant_of
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
-from ..method.anchors import AnchorTokens, StageOne
+from ..method.anchor_learning import StageOne
+from ..method.anchors import AnchorTokens
 from ..version import VERSION
 
 log = logging.getLogger("anchoropt_plugin")

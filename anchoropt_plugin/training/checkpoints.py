@@ -8,12 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config.same_run import (
-    check_same_classes,
-    check_same_model,
-    check_same_run,
-    check_same_trainer,
-)
+from ..config.same_run import check_same_classes, check_same_model, check_same_run
 from ..encoders.clip_models import words_of
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
@@ -83,8 +78,7 @@ class Checkpoints:
             raise of_other_classes(f"load_model of {self.anchoropt_host.__name__}", names)
         if directory:
             nodes = [self.anchoropt_node, *getattr(self, "further_nodes", ())]
-            check_same_model(self.anchoropt_cfg, directory, nodes)
-            check_same_trainer(directory, type(self))
+            check_same_model(self.anchoropt_cfg, directory, type(self), nodes)
         if trained is not None and not run.position.is_loaded:
             raise UserError(
                 f"load_model of {self.anchoropt_host.__name__} does not load the position logits "

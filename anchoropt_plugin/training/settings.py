@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from yacs.config import CfgNode
 
 from ..errors import UserError, nearest
-from ..method.anchors import StageOne
+from ..method.anchor_learning import StageOne
 from ..method.objective import HOTTEST
 from ..method.relaxations import RELAXATIONS
 from ..prompts.hooks import POOLINGS

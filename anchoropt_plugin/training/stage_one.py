@@ -13,7 +13,8 @@ from ..encoders.clip_models import warn_of_unknown_words
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
 from ..method import descriptions
-from ..method.anchors import AnchorTokens, ImageBatches, LossNotFiniteError
+from ..method.anchor_learning import ImageBatches, LossNotFiniteError
+from ..method.anchors import AnchorTokens
 from ..process import distributed
 from . import anchor_cache
 from .released_files import anchors_file

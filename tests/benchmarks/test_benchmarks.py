@@ -16,7 +16,7 @@ from anchoropt_plugin.encoders.equivalence import TOLERANCE
 from anchoropt_plugin.encoders.fast_forward import FastForward
 from anchoropt_plugin.encoders.feature_cache import CachedFeatures
 from anchoropt_plugin.encoders.text_tower import TextTower
-from anchoropt_plugin.method.anchors import AnchorPrompts
+from anchoropt_plugin.method.anchor_prompts import AnchorPrompts
 from benchmarks import (
     cost,
     evaluate,

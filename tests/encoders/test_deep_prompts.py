@@ -12,6 +12,7 @@ from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.deep_prompts import OWN_SLOTS, Survivors, arranged
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
+from anchoropt_plugin.prompts.eot import MovedTokens
 from anchoropt_plugin.prompts.hooks import Attachment
 from tests.conftest import random_clip
 
@@ -21,7 +22,8 @@ M, K, DEPTH = 3, 2, 4
 
 def anchored(position, end=None, survivors=OWN_SLOTS):
     """Prompts that ``position`` arranges; without it the host's own."""
-    attachment = position and Attachment(position, PromptHook(), end is not None, end)
+    moved = None if end is None else MovedTokens(tokenize(NAMES), end)
+    attachment = position and Attachment(position, PromptHook(), moved)
     return AnchoredEncoder(attachment, survivors)
 
 

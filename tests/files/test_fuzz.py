@@ -207,7 +207,7 @@ def recorded(path):
     (path.parent / "model").mkdir(exist_ok=True)
     (path.parent / "model/checkpoint").touch()
     check_same_run(train.get_cfg_default(), path.parent)
-    check_same_model(train.get_cfg_default(), path.parent, ["COOP"])
+    check_same_model(train.get_cfg_default(), path.parent, object, ["COOP"])
     final_epoch(path.parent, "learner")
 
 

@@ -10,7 +10,7 @@ import torch
 import train
 from anchoropt_plugin.dassl_compat.data import DatasetWrapper
 from anchoropt_plugin.encoders import text_tower
-from anchoropt_plugin.method import anchors, position
+from anchoropt_plugin.method import anchor_learning, position
 from anchoropt_plugin.training import stage_two
 from anchoropt_plugin.training.without_data import without_data
 from benchmarks.pretend_gpu import pretend_gpu
@@ -82,7 +82,7 @@ REFUSED = {
     ),
     "targets of stage 1 are on the CPU": (
         "fp32",
-        replaced(anchors, "_targets", result(lambda pair: [x.cpu() for x in pair])),
+        replaced(anchor_learning, "_targets", result(lambda pair: [x.cpu() for x in pair])),
     ),
     "features of the anchor prompts are on the CPU": (
         "fp32",

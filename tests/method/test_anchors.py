@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from anchoropt_plugin import AnchorPositionModule, AnchorTokens, UserError, load_predictor
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
+from anchoropt_plugin.method.anchor_learning import StageOne
 from anchoropt_plugin.method.anchor_prompts import AnchorPrompts
-from anchoropt_plugin.method.anchors import StageOne
 from anchoropt_plugin.training import anchor_cache
 from anchoropt_plugin.training.anchor_cache import content_key
 from tests.conftest import random_clip

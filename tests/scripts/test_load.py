@@ -20,7 +20,7 @@ from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.experiments import checkout, compare, results
 from anchoropt_plugin.experiments.plan import plan
 from anchoropt_plugin.experiments.protocols import read_protocol
-from anchoropt_plugin.method import anchor_prompts, anchors
+from anchoropt_plugin.method import anchor_learning, anchor_prompts
 from anchoropt_plugin.method.anchor_prompts import AnchorPrompts
 from benchmarks import load, load_cases
 from benchmarks.load import Measured
@@ -106,11 +106,11 @@ def test_a_text_is_split_into_tokens_once(monkeypatch):
 
 def test_features_of_descriptions_are_held_until_their_class_is_complete(clip, monkeypatch):
     tower, sizes = TextTower(clip), []
-    monkeypatch.setattr(anchors, "SENTENCES", 4)
+    monkeypatch.setattr(anchor_learning, "SENTENCES", 4)
     for n_classes in (4, 40):
         texts = [[f"cat {c}, view {m}." for m in range(1 + c % 3)] for c in range(n_classes)]
         with Largest() as largest:
-            means, spread = anchors._targets(tower, texts)
+            means, spread = anchor_learning._targets(tower, texts)
         sizes.append(largest.numel)
     whole = [F.normalize(clip.encode_text(tokenize(sentences)), dim=-1) for sentences in texts]
     torch.testing.assert_close(means, torch.stack([t.mean(0) for t in whole]))

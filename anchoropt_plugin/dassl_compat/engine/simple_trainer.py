@@ -16,7 +16,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ...config.record import write_record
-from ...config.same_run import check_same_model, check_same_run, check_same_trainer
+from ...config.same_run import check_same_model, check_same_run
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind
@@ -78,10 +78,8 @@ class SimpleTrainer(Tested):
         loaded = load(directory, *args, **kwargs)
         self.loaded_from = directory
         if directory:  # after the checkpoint, whose shapes tell more faults
-            nodes = [one.__name__ for one in type(self).__mro__]  # a host may derive from another
-            nodes += [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
-            check_same_model(self.recorded_cfg, directory, nodes)
-            check_same_trainer(directory, type(self))
+            nodes = [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
+            check_same_model(self.recorded_cfg, directory, type(self), nodes)
             check_contexts(self, directory, self._class_names())
         return loaded
 
