@@ -14,8 +14,8 @@ from .tables import Cell, Table, entries
 
 CAPTION = "Accuracy in per cent: mean ± sample standard deviation over the seeds."
 DELTA = (
-    "Δ is the difference between a host with AnchorOPT and the host alone, or between a changed "
-    "AnchorOPT or a control and the default"
+    "Δ is the difference, over the seeds that both have, between a host with AnchorOPT and the "
+    "host alone, or between a changed AnchorOPT or a control and the default"
 )
 P = "p is from a two-sided paired t-test over the seeds."
 P_OF_HARMONIC = (

@@ -190,7 +190,11 @@ def test_the_caption_explains_what_the_tables_show():
     experiment = Experiment("", "", read_protocol("base2new"), [])
     entries = rows()
     one_test = caption_of(experiment, made(entries))
-    assert "Δ is" in one_test and "; p is from" in one_test and "large p" in one_test
+    assert (
+        "Δ is the difference, over the seeds that both have," in one_test
+        and "; p is from" in one_test
+        and "large p" in one_test
+    )
     assert "For HM, p is from the HM of the single seeds" in one_test and "Holm" not in one_test
     few_shot = [{**row, "score": {"base": "1", "new": "2"}[row["score"]]} for row in entries]
     experiment_of_few = Experiment("", "", read_protocol("few_shot"), [])
