@@ -109,6 +109,7 @@ class Run:
         argv: the words after ``python train.py``.
         folder: the output folder.
         model: the output folder of the tested model; None for a training or without a model.
+        epoch: of the tested checkpoint; None for the best one, or without a model.
         settings: all keys of the configuration and their values.
         reported: whether the accuracy is in the tables. A method with settings for tests only
             needs a training whose own accuracy is not.
@@ -123,6 +124,7 @@ class Run:
     argv: tuple[str, ...]
     folder: Path
     model: Path | None
+    epoch: int | None
     settings: Settings = field(repr=False)
     reported: bool = True
 
@@ -220,22 +222,28 @@ class _Cell:
     def runs(self) -> Iterator[Run]:
         """Yield the runs of the cell; methods that differ only in tests share a training."""
         tests = [*self.protocol.tests]
-        flags, model = ["--eval-only"], None
+        flags, model, epoch = ["--eval-only"], None, None
         if self.method.trained:
             trained = self._run(self.protocol.train, self.group)
             yield replace(trained, reported=not self.method.at_test)
             model = trained.folder
             flags += ["--model-dir", str(model)]
             if trained.settings["TEST.FINAL_MODEL"] == "last_step":
-                flags += ["--load-epoch", str(trained.settings["OPTIM.MAX_EPOCH"])]
+                epoch = trained.settings["OPTIM.MAX_EPOCH"]
+                flags += ["--load-epoch", str(epoch)]
         if self.method.at_test or not self.method.trained:
             tests.insert(0, self.protocol.train)
         for part in tests:
             for dataset in part.datasets or [self.group]:
-                yield self._run(part, dataset, flags, model)
+                yield self._run(part, dataset, flags, model, epoch)
 
     def _run(
-        self, part: Part, dataset: str, flags: Sequence[str] = (), model: Path | None = None
+        self,
+        part: Part,
+        dataset: str,
+        flags: Sequence[str] = (),
+        model: Path | None = None,
+        epoch: int | None = None,
     ) -> Run:
         """Return the training, or with ``flags`` a test."""
         method = self.method
@@ -274,6 +282,7 @@ class _Cell:
             argv=argv,
             folder=folder,
             model=model,
+            epoch=epoch,
             settings={**found, "OUTPUT_DIR": str(folder)},
         )
 

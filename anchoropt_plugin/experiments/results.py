@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..files.predictions import PREDICTIONS, check_unedited
+from ..files.run_events import model_of_test
 from .facts import read_facts
 from .plan import Job, Run
 
@@ -21,7 +22,8 @@ _NUMBERS = ("accuracy", "macro_f1", "correct", "total", "order")
 def outcome(run: Run) -> dict[str, Any]:
     """Return the results of a run; an empty dict unless it is finished with these settings.
 
-    A test is unfinished if its model was trained again after the test.
+    A test is unfinished if its model was trained again after the test, or if somebody tested
+    another folder's model, or another epoch, into its folder.
 
     Raises:
         UserError: ``results.json`` cannot be read, holds something else, was edited, or is of
@@ -39,6 +41,10 @@ def outcome(run: Run) -> dict[str, Any]:
         if not checkpoints or max(checkpoints) > tested:
             return {}
     _check_own(run, results, path)
+    if run.model is not None:
+        planned = model_of_test(run.folder, run.model, run.epoch)
+        if results.get("model", planned) != planned:  # an earlier version wrote none
+            return {}
     return results
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,21 @@ def write_results(folder: str | Path, results: Mapping[str, Any]) -> None:
     if Path(folder).is_dir():
         content = {**results, _DIGEST: _digest(results)}
         write_text(Path(folder, RESULTS), json.dumps(content, indent=1) + "\n")
+
+
+def model_of_test(
+    folder: str | Path, model_dir: str | Path, epoch: int | None
+) -> dict[str, str | int | None]:
+    """Return the entry ``model`` of the ``results.json`` in ``folder``.
+
+    Args:
+        folder: the output folder of the test.
+        model_dir: the output folder of the training; relative to ``folder`` in the entry, because
+            both may be moved.
+        epoch: of the checkpoint; None for the best one.
+    """
+    path = os.path.relpath(Path(model_dir).resolve(), Path(folder).resolve())
+    return {"folder": Path(path).as_posix(), "epoch": epoch}
 
 
 def unedited_results(folder: str | Path) -> dict[str, Any]:

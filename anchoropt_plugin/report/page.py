@@ -73,6 +73,10 @@ def write_page(folder: Path) -> Path:
     known = {key: config[key] for key in _SETTINGS if config.get(key, -1) != -1}  # -1: not set
     facts = [_SETTINGS[key].format(value) for key, value in known.items()]
     facts += [f"{results['split']} split"] if "split" in results else []
+    match results.get("model"):
+        case {"folder": model, "epoch": epoch}:
+            which = "the best epoch" if epoch is None else f"epoch {epoch}"
+            facts.append(f"{which} of the model in {model}" if model != "." else which)
     facts.append(f"{len(predictions.images):,} images")
     body = [f'<p class="note">{html.escape(", ".join(facts))}</p>', *sections, _LAST]
     write_text(folder / PAGE, page_html(title, "\n".join(body)))

@@ -25,6 +25,7 @@ from anchoropt_plugin.experiments.plan import host_method, plan
 from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.experiments.results import outcome
 from anchoropt_plugin.files.predictions import PREDICTIONS
+from anchoropt_plugin.report.page import write_page
 
 SHORT = ["OPTIM.MAX_EPOCH", "2", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]
 HOST = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits", "--shots", "2"]
@@ -234,6 +235,28 @@ def test_a_test_is_not_finished_once_its_model_was_trained_again(job):
     os.utime(checkpoint, ns=(later, later))
     assert not outcome(tested) and execution.unfinished(job) == [tested]
     os.utime(checkpoint, ns=times)
+    assert execution.unfinished(job) == []
+
+
+def test_a_test_of_another_model_or_epoch_in_its_folder_is_not_its_own(job, tmp_path):
+    trained, tested = job.runs
+    argv = dict(zip(tested.argv, tested.argv[1:], strict=False))
+    assert argv["--load-epoch"] == "2" and Path(argv["--model-dir"]) == trained.folder
+    copied = shutil.copytree(trained.folder, tmp_path / "copied")
+    of_epoch = trained.folder / "prompt_learner/model.pth.tar-1"
+    last = torch.load(of_epoch.with_name("model.pth.tar-2"), weights_only=True)
+    torch.save({**last, "epoch": 1}, of_epoch)
+    for flag, value, says in (
+        ("--model-dir", str(copied), "/copied, 269 images"),
+        ("--load-epoch", "1", "epoch 1 of the model in ../../"),
+    ):
+        words = [*tested.argv]
+        words[words.index(flag) + 1] = value
+        assert train.main(words) == 0
+        assert not outcome(tested) and execution.unfinished(job) == [tested]
+        assert says in write_page(tested.folder).read_text()
+    assert train.main([*tested.argv]) == 0
+    of_epoch.unlink()
     assert execution.unfinished(job) == []
 
 

@@ -67,7 +67,7 @@ class SimpleTrainer(Tested):
         self.best_result = -math.inf
         self._early_stop = EarlyStop(cfg.TRAIN.PATIENCE)
         self.is_trained = False
-        self.loaded_from = ""
+        self.loaded_from, self.loaded_epoch = "", None
         # Here, because hosts have a load_model of their own.
         self.load_model = partial(self._load_compared, self.load_model)  # type: ignore[method-assign]
 
@@ -77,6 +77,7 @@ class SimpleTrainer(Tested):
         """Call the host's ``load_model``; the settings must be those of the loaded model."""
         loaded = load(directory, *args, **kwargs)
         self.loaded_from = directory
+        self.loaded_epoch = kwargs.get("epoch", args[0] if args else None)
         if directory:  # after the checkpoint, whose shapes tell more faults
             nodes = [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
             check_same_model(self.recorded_cfg, directory, type(self), nodes)

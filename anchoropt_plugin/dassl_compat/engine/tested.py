@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from ...config.check import flattened
 from ...config.record import OF_TRAINING, recorded_settings
 from ...errors import UserError
-from ...files.run_events import write_results
+from ...files.run_events import model_of_test, write_results
 from ...files.training_images import images_of
 from ...process import distributed
 from ...process.late_checks import settle_all
@@ -45,6 +45,7 @@ class Tested(TrainerBase):
     lab2cname: dict[int, str]
     is_trained: bool
     loaded_from: str
+    loaded_epoch: int | None
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -86,6 +87,8 @@ class Tested(TrainerBase):
         if is_final:
             test = {"split": split, "after_training": self.is_trained, **self._settings()}
             data_set = getattr(getattr(self, "dm", None), "dataset", None)  # users' own may differ
+            if self.loaded_from:
+                test["model"] = model_of_test(self.output_dir, self.loaded_from, self.loaded_epoch)
             test["images"] = images_of(data_set, split)
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
