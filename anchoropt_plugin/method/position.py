@@ -115,11 +115,6 @@ class AnchorPositionModule(nn.Module):
         """Whether anchors are there; they are zeros before stage 1."""
         return bool(self.anchors.any())
 
-    @property
-    def in_force(self) -> bool:
-        """Whether a P was drawn, as the first forward does."""
-        return self._drawn is not None
-
     def relaxed(self) -> Tensor:
         """Return the soft matrix (M + K, M + K) of the present logits, without noise.
 

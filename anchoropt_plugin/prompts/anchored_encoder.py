@@ -23,6 +23,9 @@ class AnchoredEncoder(HostPrompts):
         attachment: what ``attach`` put on the learner. A host may register its text encoder before
             its learner: until there is an attachment, prompts are as the host makes them.
         survivors: how deep layers read the tokens that no deep prompt replaces.
+
+    Attributes:
+        seen: whether prompts carried anchors, of all calls since somebody cleared it.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class AnchoredEncoder(HostPrompts):
     ) -> None:
         self.attachment = attachment
         self.survivors = survivors
+        self.seen: set[bool] = set()
         self._read: Remembered[tuple[tuple[Tensor, ...], bool]] = Remembered()
         self._still_ends = LateCheck(
             UserError(
@@ -54,13 +58,16 @@ class AnchoredEncoder(HostPrompts):
         end, n_anchors = self.attachment.end, self.n_anchors
         assert end is not None
         if len(given) < 2 or not _are_prompts_and_tokens(given[0], given[1], end):
-            return tokens_as_prompts(given, end, n_anchors)
+            arguments, have_anchors = tokens_as_prompts(given, end, n_anchors)
+            self.seen.add(have_anchors)
+            return arguments, have_anchors
         prompts, tokens = given[:2]
         (moved, have_anchors), is_old = self._read.get(
             prompts, tokens, lambda: tokens_as_prompts((prompts, tokens), end, n_anchors)
         )
         if is_old:
             self._still_ends.expect(end_at(prompts, moved[1], end))
+        self.seen.add(have_anchors)
         return (prompts, moved[1], *given[2:]), have_anchors
 
     def matrix(self) -> Tensor | None:

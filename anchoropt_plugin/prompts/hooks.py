@@ -3,21 +3,22 @@
 A learner of the CoOp family holds ``token_prefix`` (C, 1, d), ``token_suffix`` (C, 76 − M, d) and
 ``tokenized_prompts`` (C, 77). Its ``forward`` returns prompts (…, C, 77, d) of
 [SOS] context [class name] . [EOT] and padding, alone or first in a tuple. So the context stands
-between prefix and suffix, whatever the learner's own parameters are called. A forward hook arranges
-the context there: no line, parameter name or checkpoint of the learner changes.
+between prefix and suffix, whatever the learner's own parameters are called. A ``forward`` on the
+object, before that of its class, arranges the context there: no line, parameter name or checkpoint
+of the learner changes. Not a forward hook: some hosts call ``learner.forward()``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..encoders.deep_prompts import DeepPrompt, DeepPromptFinder
 from ..encoders.image_features import unprompted
@@ -163,7 +164,7 @@ def is_prompt_learner(module: nn.Module) -> bool:
 
 @dataclass(eq=False)
 class Attachment:
-    """An ``AnchorPositionModule`` on a learner; it is the forward hook that arranges the prompts.
+    """An ``AnchorPositionModule`` on a learner, whose ``forward`` it is: it arranges the prompts.
 
     Attributes:
         module: arranges soft and anchor tokens; the learner's submodule ``anchoropt``.
@@ -174,7 +175,7 @@ class Attachment:
     module: AnchorPositionModule
     hook: PromptHook
     moved: MovedTokens | None = None
-    _handle: RemovableHandle | None = None
+    _own: Callable[..., Any] | None = None
     _is_suffix_checked: bool = False
 
     @property
@@ -183,17 +184,24 @@ class Attachment:
         return None if self.moved is None else self.moved.end
 
     def put_on(self, learner: Any) -> None:
-        """Register the hook and the module on ``learner``."""
+        """Put the module and the ``forward`` on ``learner``."""
         learner.add_module(CHILD, self.module)
-        self._handle = learner.register_forward_hook(self)
+        self._own = vars(learner).get("forward")  # somebody may have put one there
+        learner.forward = partial(self, learner)
 
     def take_off(self, learner: Any) -> None:
         """Undo ``put_on``."""
-        assert self._handle is not None
-        self._handle.remove()
+        del learner.forward
+        if self._own is not None:
+            learner.forward = self._own
         delattr(learner, CHILD)
 
-    def __call__(self, learner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def __call__(self, learner: nn.Module, *args: Any, **named: Any) -> Any:
+        """Return what the learner's own ``forward`` returns, with arranged prompts."""
+        forward = self._own or partial(type(learner).forward, learner)
+        return self._arranged(learner, forward(*args, **named))
+
+    def _arranged(self, learner: nn.Module, output: Any) -> Any:
         prompts = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(prompts, Tensor):
             raise UserError(
@@ -269,8 +277,8 @@ def _has_same_context(other: Any, prompts: Tensor, stop: int) -> bool:
 
 def attachment_of(learner: nn.Module) -> Attachment | None:
     """Return what ``attach`` put on ``learner``, or None."""
-    hooks = learner._forward_hooks.values()
-    return next((hook for hook in hooks if isinstance(hook, Attachment)), None)
+    forward = getattr(vars(learner).get("forward"), "func", None)
+    return forward if isinstance(forward, Attachment) else None
 
 
 def attached(learner: nn.Module) -> AnchorPositionModule | None:

@@ -42,6 +42,7 @@ class HostParts:
         hook: describes the host's learner.
         learner: the host's prompt learner, once it is registered.
         text_encoders: the host's text encoders.
+        prompts: how these get the learner's prompts.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class HostParts:
         self._position: AnchorPositionModule | None = None
         self._image_encoders: list[tuple[nn.Module, nn.Module]] = []
         self.text_encoders: dict[nn.Module, None] = {}
-        self._prompts = AnchoredEncoder(
+        self.prompts = AnchoredEncoder(
             survivors=Survivors(early=int(settings.deep_early), first=settings.deep_first)
         )
 
@@ -102,7 +103,7 @@ class HostParts:
             self.text_encoders[module] = None
             install(
                 module,
-                prompts=self._prompts,
+                prompts=self.prompts,
                 chunk=settings.class_chunk,
                 split=settings.split_classes,
                 in_use=settings.fast_text,
@@ -128,7 +129,7 @@ class HostParts:
                 sample_at_eval=settings.sample_at_eval,
                 task_dim=self.clip.text_projection.shape[1] if settings.position_task else 0,
             )
-            self._prompts.attachment = attachment_of(module)
+            self.prompts.attachment = attachment_of(module)
             if self.replaces_weights:
                 self._building.enter_context(self._of_these_classes(module))
 

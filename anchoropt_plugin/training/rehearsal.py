@@ -42,6 +42,7 @@ def rehearse(trainer: Any, inference: Callable[[Tensor], Any]) -> None:
         images = torch.randn(IMAGES, 3, *trainer.cfg.INPUT.SIZE).to(trainer.device)
         with mock.patch.multiple(trainer, model=model.eval(), anchoropt=run), torch.no_grad():
             inference(images)
+            run.check_prompts()
             if run.features.calls:
                 run.logits()
     except UserError:

@@ -33,6 +33,10 @@ from .settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")
 
+_NO_ANCHORS = (
+    "the host gets its prompts without calling its learner, so they carry no anchors: call "
+    "prompt_learner(), not another method of it"
+)
 LARGEST_SPREAD = 5
 """A note tells of logits that spread further than the anchor logits; DePT's reach this."""
 
@@ -91,6 +95,7 @@ class AnchorOPT:
         parts.image_encoder.register_forward_hook(self.features, with_kwargs=True)
         self.tower = TextTower(self.plain.clip)
         self.prompts = AnchorPrompts(self.tower, class_names, settings.anchor_len)
+        self._host_prompts = parts.prompts
         self._text_encoders = list(parts.text_encoders)
         self.columns = Columns(parts.text_encoders, class_names)
         self.means = Means()
@@ -167,6 +172,31 @@ class AnchorOPT:
         """Whether ``logits`` depend on the prompt learner."""
         return any(id(leaf) in self._learned for leaf in leaves(logits))
 
+    def check_position(self, logits: Tensor) -> None:
+        """Raise ``UserError`` if a position matrix that is to be learned does not reach l_n."""
+        weights = {id(parameter): parameter for parameter in self.position.parameters()}
+        if not self.settings.position_trained or any(id(x) in weights for x in leaves(logits)):
+            return
+        if not any(parameter.requires_grad for parameter in weights.values()):
+            raise UserError(
+                "the host freezes the position logits of its prompt learner after build_model, so "
+                "that no position matrix is learned: leave parameters with 'anchoropt' in their "
+                "name as they are"
+            )
+        raise UserError(_NO_ANCHORS)
+
+    def forget_prompts(self) -> None:
+        """Forget whether the prompts that the text encoder got carried anchors."""
+        self._host_prompts.seen.clear()
+
+    def check_prompts(self) -> None:
+        """Raise ``UserError`` if only prompts without anchors came since ``forget_prompts``.
+
+        A host may encode further prompts, as of a teacher, that carry none.
+        """
+        if self._host_prompts.seen == {False}:
+            raise UserError(_NO_ANCHORS)
+
     def loss(
         self,
         cross_entropy: Tensor,
@@ -232,6 +262,7 @@ class AnchorOPT:
         if shape != (n, len(self.classes)):
             return output
         self.is_in_test = True
+        self.check_prompts()
         if self.settings.ensemble == "anchors":
             logits = self.logits(self.tested_features(n, images))
         elif self.averages(subsample):

@@ -46,14 +46,16 @@ class StepLosses:
         run, logits = self.run, seen.logits
         why = self._why_not(seen)
         found = None if why else self._images_of(logits)
-        # In the first step alone, because a comparison waits for a GPU.
-        is_first = bool(run.settings.kd_weight) and not run.is_in_training
-        if is_first and found and any(map(found[0].reorders, self.batch.images)):
-            why, found = "of the images of the batch in another order", None
+        is_first = not run.is_in_training
+        if is_first and run.settings.kd_weight and found:  # only then, as this waits for a GPU
+            if any(map(found[0].reorders, self.batch.images)):
+                why, found = "of the images of the batch in another order", None
         if found is not None:
             call, rows = found
             call.used.append(rows)
             self._is_replaced = True
+            if is_first:
+                run.check_position(logits)
             images = call.features[rows.start : rows.stop]
             loss = run.loss(seen.value, logits, images, seen.reduction)
             self.on_loss(loss)

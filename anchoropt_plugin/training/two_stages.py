@@ -223,6 +223,7 @@ class TwoStages(Checkpoints):
         run, host = self.anchoropt, self.anchoropt_host.__name__
         run.features.clear()
         run.columns.clear()
+        run.forget_prompts()
         run.batch = Batch(batch)
         losses = StepLosses(run, partial(expect_finite, self, message="the loss is {}"))
         step = super().forward_backward  # type: ignore[misc]
@@ -230,11 +231,7 @@ class TwoStages(Checkpoints):
             summary = checked_step(self, step, *batch)
         run.batch = None
         losses.check(host)
-        if not run.position.in_force:
-            raise UserError(
-                f"{host} gets its prompts without calling its learner, so they carry no anchors: "
-                "call prompt_learner(), not one of its methods"
-            )
+        run.check_prompts()
         return summary
 
     def parse_batch_train(self: Any, *batch: Any) -> Any:
@@ -254,6 +251,7 @@ class TwoStages(Checkpoints):
         run, process = self.anchoropt, self.evaluator.process
         subsample = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         run.features.clear()
+        run.forget_prompts()
         run.tested_images = None
         run.is_in_test = False
         # Here too: a test loop of the host's own has no such check.

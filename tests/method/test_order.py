@@ -58,7 +58,7 @@ def test_the_most_likely_matrix_is_that_of_the_evaluation(relaxation):
     torch.manual_seed(0)
     position = AnchorPositionModule(3, torch.ones(2, 4), relaxation=relaxation, init_std=2.0)
     found = position.train().most_likely()
-    assert not position.in_force and not found.requires_grad
+    assert not found.requires_grad
     assert torch.equal(found, position.eval().draw())
     if relaxation == "soft":
         assert re.match("a mixture of tokens", in_words(found, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_detach_restores_the_learner_bit_for_bit(learner):
     assert list(learner.state_dict()) == list(before.state_dict())
     assert torch.equal(learner.tokenized_prompts, before.tokenized_prompts)
     assert torch.equal(learner(), before())
-    assert not learner._forward_hooks and not learner._modules
+    assert "forward" not in vars(learner) and not learner._modules
     module = attach(learner, torch.randn(2, 64))
     assert isinstance(module, AnchorPositionModule)
 
@@ -127,8 +128,17 @@ def test_a_learner_with_anchors_can_be_copied_pickled_and_detached_there(learner
     for copied in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
         assert torch.equal(copied(), learner())
         detach(copied)
-        assert not copied._forward_hooks
-    assert learner._forward_hooks
+        assert hooks.attached(copied) is None
+    assert hooks.attached(learner) is not None
+
+
+def test_forward_without_the_hooks_of_the_call_carries_anchors_too(learner):
+    own = learner.forward = partial(type(learner).forward, learner)  # somebody replaced it before
+    module = attach(learner, torch.randn(2, 64)).eval()
+    assert torch.equal(learner.forward(), arranged_plainly(learner, module))
+    assert torch.equal(learner.forward(), learner())
+    detach(learner)
+    assert learner.forward is own
 
 
 def test_vanilla_parameters_keep_their_names(learner):

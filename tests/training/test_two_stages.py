@@ -589,20 +589,49 @@ def test_a_host_that_optimises_its_context_alone_is_told(root, tmp_path, capsys)
     assert "no optimiser of HostH holds the position logits" in capsys.readouterr().err
 
 
-def test_a_learner_that_is_not_called_is_told(root, tmp_path, capsys):
-    """Hooks do not run on ``learner.forward()``, so its prompts are without anchors."""
+@pytest.mark.parametrize("which", ["training", "own draw", "fixed position", "test"])
+def test_a_learner_that_is_not_called_is_told(root, tmp_path, capsys, which):
+    """Another method of the learner makes prompts without anchors."""
+
+    def logits(model, images, is_called):
+        learner = model.prompt_learner
+        prompts = learner() if is_called else type(learner).forward(learner)
+        texts = model.text_encoder(prompts, model.tokenized_prompts)
+        return model.logits(model.image_encoder(images), texts)
 
     def forward_backward(self, batch):
         images, labels = self.parse_batch_train(batch)
-        model = self.model
-        prompts = model.prompt_learner.forward()
-        texts = model.text_encoder(prompts, model.tokenized_prompts)
-        loss = F.cross_entropy(model.logits(model.image_encoder(images), texts), labels)
+        loss = F.cross_entropy(logits(self.model, images, which == "test"), labels)
+        if which == "own draw":
+            loss = loss + self.model.prompt_learner().mean()
+        self.model_backward_and_update(loss)
         return {"loss": loss.item()}
 
-    anchoropt(host_like("HostI", forward_backward=forward_backward))
-    assert train.main(command(root, tmp_path, "HostI_AnchorOPT")) == 2
-    assert "HostI gets its prompts without calling its learner" in capsys.readouterr().err
+    def model_inference(self, images):
+        return logits(self.model, images, which not in ("test", "fixed position"))
+
+    host = host_like(
+        "HostI" + which.replace(" ", ""),
+        forward_backward=forward_backward,
+        model_inference=model_inference,
+    )
+    anchoropt(host)
+    words = command(root, tmp_path, f"{host.__name__}_AnchorOPT")
+    if which == "fixed position":
+        words += ["TRAINER.ANCHOROPT.POSITION", "identity"]
+    assert train.main(words) == 2
+    assert "the host gets its prompts without calling its learner" in capsys.readouterr().err
+
+
+def test_position_logits_that_are_frozen_at_each_step_are_told(root, tmp_path, capsys):
+    def forward_backward(self, batch):
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.endswith("ctx"))
+        return TRAINER_REGISTRY.get("CoOp").forward_backward(self, batch)
+
+    anchoropt(host_like("HostZ", forward_backward=forward_backward))
+    assert train.main(command(root, tmp_path, "HostZ_AnchorOPT")) == 2
+    assert "the host freezes the position logits" in capsys.readouterr().err
 
 
 def test_position_logits_learn_in_a_host_that_trains_only_what_is_named_ctx(root, tmp_path):
