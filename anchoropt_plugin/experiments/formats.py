@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from rich.table import Table as RichTable
@@ -104,7 +104,7 @@ def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
     """Return a table as texts, and a note.
 
     The method is in the first column; Δ is that of the last score. Scores that all methods share
-    have no column: the note has them.
+    have no column: the note has them. It also has the numbers of images of classes with too few.
     """
     last = table.columns[-1]
     compared = any(cell.delta is not None for row in table.rows.values() for cell in row.values())
@@ -122,7 +122,16 @@ def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
     header, texts_of, note = without_repeats(
         [*rows[0]], [[*texts.values()] for texts in rows], always=[heading(last)]
     )
-    return pd.DataFrame(texts_of, columns=header), note
+    notes = [*filter(None, [note]), *_few_images(table)]
+    return pd.DataFrame(texts_of, columns=header), " ".join(notes)
+
+
+def _few_images(table: Table) -> Iterator[str]:
+    """Yield a sentence for each number of shots that a class has too few images for."""
+    for shots, (fewest, most) in table.too_few.items():
+        counts = f"{fewest} to {most}" if fewest < most else str(most)
+        asked = heading(str(shots))
+        yield f"Too few images for {asked}: the training images per class are {counts}."
 
 
 def sources(several: Sequence[Table]) -> list[str]:

@@ -75,6 +75,7 @@ def results(jobs: Iterable[Job]) -> pd.DataFrame:
     for run in (run for job in jobs for run in job.runs if run.reported):
         numbers = outcome(run)
         if numbers:
+            trained_on = numbers.get("images_per_class") or {}
             factors = {**run.method.factors, **run.method.factors_at_test}
             rows.append(
                 {
@@ -89,6 +90,7 @@ def results(jobs: Iterable[Job]) -> pd.DataFrame:
                     "seed": run.seed,
                     "has_seeds": run.method.has_seeds,
                     **{key: numbers[key] for key in _NUMBERS if key in numbers},
+                    **{f"{name}_images": count for name, count in trained_on.items()},
                     "does": "train" if run.trains else "test",
                     **read_facts(run.folder),
                     "folder": str(run.folder),

@@ -5,7 +5,9 @@ The last column is computed as is usual in the field: first the accuracies are a
 taken, over the seeds that have all of them. The deviation of the last column is that of the
 harmonic means of single seeds. The difference and a paired t-test are of the seeds that both
 methods have. In the last column the test takes the harmonic means of single seeds, whose mean
-difference can be another number than the difference in the table. A table with several p-values in
+difference can be another number than the difference in the table. It is left out if the differences
+of each of the averaged accuracies are equal in all seeds: those of their harmonic means are almost,
+not quite, equal, which a test takes for certainty. A table with several p-values in
 a column also has them corrected for their number.
 """
 
@@ -53,6 +55,8 @@ class Table:
         seeds: the planned number of seeds of each method: one for a method without training.
         values: the accuracies of each method, by seed and column.
         references: the method that each method is compared with, or "".
+        too_few: the fewest and the most training images of a class, by the number of shots, where a
+            class has fewer images than shots.
     """
 
     title: str
@@ -61,6 +65,7 @@ class Table:
     seeds: dict[str, int]
     values: dict[str, pd.DataFrame]
     references: dict[str, str]
+    too_few: dict[int, tuple[int, int]]
 
     @property
     def published(self) -> bool:
@@ -79,18 +84,30 @@ def tables(results: pd.DataFrame, protocol: Protocol, published: bool = True) ->
     if results.empty:
         return []
     groups = dict(list(results.groupby("group", sort=False)))
-    out = [_table(group, [group], part, protocol, published) for group, part in groups.items()]
+    out = [
+        _table(group, [group], part, protocol, published, _too_few(part))
+        for group, part in groups.items()
+    ]
     averaged = _averaged(results)
     if len(groups) > 1 and not averaged.empty:
         seeds, all_seeds = _seeds(averaged), _seeds(results)
         of_seeds = f", seeds {', '.join(map(str, seeds))}" if seeds != all_seeds else ""
         title = f"average of {len(groups)} data sets{of_seeds}"
-        out.append(_table(title, list(groups), averaged, protocol, published))
+        few = _too_few(results)
+        out.append(_table(title, list(groups), averaged, protocol, published, few))
     return out
 
 
 def _seeds(rows: pd.DataFrame) -> list[int]:
     return sorted(rows.loc[rows["has_seeds"].astype(bool), "seed"].unique())
+
+
+def _too_few(results: pd.DataFrame) -> dict[int, tuple[int, int]]:
+    if "fewest_images" not in results:  # no training here told them
+        return {}
+    shots = results.dropna(subset="fewest_images").groupby("shots")
+    counts = shots.agg({"fewest_images": "min", "most_images": "max"}).astype(int)
+    return {n: (fewest, most) for n, fewest, most in counts.itertuples() if fewest < n}
 
 
 def _averaged(results: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +121,12 @@ def _averaged(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _table(
-    title: str, datasets: Sequence[str], results: pd.DataFrame, protocol: Protocol, published: bool
+    title: str,
+    datasets: Sequence[str],
+    results: pd.DataFrame,
+    protocol: Protocol,
+    published: bool,
+    too_few: dict[int, tuple[int, int]],
 ) -> Table:
     summary = protocol.summary
     scores = list(results["score"].unique())
@@ -126,6 +148,10 @@ def _table(
         is_summary = column == summary.name
         return summary.of(averages[over].tolist()) if is_summary else float(averages[column])
 
+    def test(method: str, reference: str, column: str, seeds: pd.Index) -> float | None:
+        ours, theirs = (values[name].loc[seeds, column].tolist() for name in (method, reference))
+        return paired_p(ours, theirs)
+
     place = {
         "protocol": protocol.name,
         "backbone": results["MODEL.BACKBONE.NAME"].iloc[0],
@@ -134,7 +160,8 @@ def _table(
     }
     planned = min(len(protocol.seeds_for(dataset)) for dataset in datasets)
     columns = [*scores, summary.name] if len(over) > 1 else scores
-    table = Table(title, columns, {}, {}, {m: frame[columns] for m, frame in values.items()}, {})
+    by_seed = {method: frame[columns] for method, frame in values.items()}
+    table = Table(title, columns, {}, {}, by_seed, {}, too_few)
     for method, part in methods.items():
         reference, has_seeds = part[["reference", "has_seeds"]].iloc[0]
         table.seeds[method] = planned if has_seeds else 1
@@ -150,7 +177,10 @@ def _table(
             both = ours.index.intersection(theirs.index)
             if len(both):  # a run may have failed: other seeds are not compared
                 delta = mean(method, column, both) - mean(reference, column, both)
-                p = paired_p(ours[both].tolist(), theirs[both].tolist())
+                made_of = over if column == summary.name else [column]
+                ps = (test(method, reference, name, both) for name in made_of)
+                can_differ = any(p is not None for p in ps)
+                p = test(method, reference, column, both) if can_differ else None
                 cell = cell._replace(delta=delta, p=p)
             row[column] = cell
     _correct(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,18 @@ def images_of(data_set: Any, part: str) -> dict[str, Any] | None:
     files = digest_of_files(str(image.impath) for image in images)
     names = digest_of_names(getattr(data_set, "classnames", ()))
     return {"digest": digest(images), "files": files, "names": names, "drawn": drawn}
+
+
+def images_per_class(data_set: Any) -> dict[str, int] | None:
+    """Return the ``fewest`` and the ``most`` training images of a class, each file counted once.
+
+    It is None for images without a path.
+    """
+    found = {(getattr(image, "impath", None), image.label) for image in data_set.train_x or ()}
+    if not found or not all(isinstance(path, str) for path, _ in found):
+        return None
+    counts = Counter(label for _, label in found).values()
+    return {"fewest": min(counts), "most": max(counts)}
 
 
 def content_of(path: str | Path) -> str:

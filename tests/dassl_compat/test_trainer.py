@@ -153,6 +153,7 @@ def test_a_run_writes_its_epochs_and_its_results(cfg, capsys):
     results = read_results(cfg.OUTPUT_DIR)
     assert results["split"] == "test" and results["after_training"]
     assert results["total"] == 12
+    assert results["images_per_class"] == {"fewest": 6, "most": 6}
     assert results["accuracy"] == 100 * results["correct"] / 12 == 100 - results["error_rate"]
     assert f"* correct: {results['correct']}\n" in said
     assert f"* macro_f1: {results['macro_f1']:.1f}%" in said

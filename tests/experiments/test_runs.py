@@ -110,6 +110,7 @@ def test_a_row_for_each_run_with_the_numbers_of_its_log(compared):
         assert row.accuracy == pytest.approx(accuracy_in(Path(row.folder)), abs=0.051)
         assert row.accuracy == 100 * row.correct / row.total
     assert (table["OPTIM.MAX_EPOCH"] == 2).all() and (table["DATASET.NUM_SHOTS"] == 2).all()
+    assert set(table["most_images"].dropna()) == {2}
     assert (table["seconds"] > 0).all() and (table["peak_memory_mb"] > 100).all()
     assert (table["torch"] == torch.__version__).all()
 

@@ -102,6 +102,17 @@ def test_one_seed_has_no_deviation_and_no_p():
     assert (cell.mean, cell.std, cell.delta, cell.p) == (81.0, None, 1.0, None)
 
 
+def test_equal_differences_have_no_p_in_any_column():
+    """The same drop on base and rise on new in each seed: there is no deviation to test with."""
+    ours = [value + 1.5 for value in BASE["CoOp"]], [value - 2.0 for value in NEW["CoOp"]]
+    base, new = ({**of, "CoOp_AnchorOPT": x} for of, x in zip((BASE, NEW), ours, strict=True))
+    (table,) = made(rows(base=base, new=new))
+    assert [cell.p for cell in table.rows["CoOp_AnchorOPT"].values()] == [None] * 3
+    (table,) = made(rows(base=base))  # only those on base are equal: new has a deviation
+    cells = table.rows["CoOp_AnchorOPT"]
+    assert cells["base"].p is None and cells["HM"].p > 0
+
+
 def test_over_data_sets_the_averages_are_averaged():
     other = {"CoOp": [50.0, 52.0, 54.0], "CoOp_AnchorOPT": [60.0, 62.0, 64.0]}
     *single, average = made(rows() + rows("shapes", base=other, new=other))
@@ -158,6 +169,26 @@ def test_few_shot_has_a_column_for_each_number_of_images():
     (table,) = made(entries, "few_shot")
     assert table.columns == ["1", "2", "average"]
     assert table.rows["CoOp"]["average"].mean == pytest.approx((82.0 + 60.0) / 2)
+    assert "Too few" not in markdown_table(table)
+
+
+def test_shots_that_are_not_there_are_told():
+    """Eight shots are all six images of each class, or three of one class: not eight."""
+    entries = rows() + rows("shapes")
+    for row in entries:
+        row["shots"] = row["score"] = {"base": 4, "new": 8}[row["score"]]
+        row["score"] = str(row["score"])
+        most = min(row["shots"], 6)
+        row |= {"fewest_images": most, "most_images": most}
+        if row["group"] == "shapes" and row["seed"] == 2:
+            row["fewest_images"] = 3
+    without = {**entries[0], "method": "ZeroshotCLIP", "fewest_images": None, "most_images": None}
+    digits, shapes, average = made([*entries, without], "few_shot")
+    says = "Too few images for {} shots: the training images per class are {}."
+    for text in (markdown_table(digits), latex_table(digits)):
+        assert says.format(8, 6) in text and "for 4" not in text
+    both = f"{says.format(4, '3 to 4')} {says.format(8, '3 to 6')}"
+    assert both in markdown_table(shapes) and both in markdown_table(average)
 
 
 def test_a_summary_of_one_score_has_no_column():

@@ -16,7 +16,7 @@ from ...config.check import flattened
 from ...config.record import OF_TRAINING, recorded_settings
 from ...errors import UserError
 from ...files.run_events import model_of_test, write_results
-from ...files.training_images import images_of
+from ...files.training_images import images_of, images_per_class
 from ...process import distributed
 from ...process.late_checks import settle_all
 from ..evaluation.label_check import LabelCheck
@@ -90,6 +90,8 @@ class Tested(TrainerBase):
             if self.loaded_from:
                 test["model"] = model_of_test(self.output_dir, self.loaded_from, self.loaded_epoch)
             test["images"] = images_of(data_set, split)
+            if self.is_trained and hasattr(data_set, "train_x"):
+                test["images_per_class"] = images_per_class(data_set)
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
             further = self.further_results()
