@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..errors import UserError
 from .equivalence import CALL_ERRORS
 from .frozen_linear import frozen_products
+from .logit_origin import nodes_in, reached
 
 REMEMBERED = 8
 """Calls of an image encoder that are remembered: their images stay in memory until then."""
@@ -26,11 +27,13 @@ class ImageCall:
         images: (N, 3, R, R).
         plain: the features (N, e) of the plain CLIP, or a function that computes them.
         given: the images that the host's model was called with, if the model made this call.
+        output: of the encoder, if known.
 
     Attributes:
         images: (N, 3, R, R).
         given: see above.
         used: rows whose logits have met the objective.
+        nodes, output: see ``logit_origin.Call``.
     """
 
     def __init__(
@@ -38,8 +41,13 @@ class ImageCall:
         images: Tensor,
         plain: Tensor | Callable[[], Tensor],
         given: Tensor | None = None,
+        output: Any = None,
     ) -> None:
         self.images, self.given = images, given
+        self.nodes = {*nodes_in(output)}
+        first = output[0] if isinstance(output, (tuple, list)) and output else output
+        is_of_images = isinstance(first, Tensor) and first.dim() == 2
+        self.output = first.detach() if is_of_images else None
         self.used: list[range] = []
         # At once: a host may change the output of its encoder in place.
         self._plain = _normalised(plain) if isinstance(plain, Tensor) else plain
@@ -120,23 +128,36 @@ class ImageCalls:
         self.calls: deque[ImageCall] = deque(maxlen=REMEMBERED)
         self._plain = plain
         self._busy = False
-        self._given: Tensor | None = None
+        self.clear()
 
     def clear(self) -> None:
         """Forget all calls."""
         self.calls.clear()
-        self._given = None
+        self._given: Tensor | None = None
+        self._open: list[ImageCall] | None = None
+        self._text_nodes: set[Any] = set()
 
-    def watch(self, model: nn.Module) -> None:
-        """Note which images ``model`` is called with, for the calls that it makes."""
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a model has called nothing yet, and a graph cannot be copied.
+        return {**self.__dict__, **vars(ImageCalls(self._plain))}
+
+    def watch(self, model: nn.Module, text_encoders: Iterable[nn.Module] = ()) -> None:
+        """Note the images and the outputs of a host's model, for the calls that it makes."""
         model.register_forward_pre_hook(self._enter, with_kwargs=True)
         model.register_forward_hook(self._leave)
+        for encoder in text_encoders:
+            encoder.register_forward_hook(self._encode_text)
 
     def _enter(self, model: nn.Module, args: Any, named: dict[str, Any]) -> None:
-        self._given = images_among(args, named)
+        self._given, self._open = images_among(args, named), []
 
-    def _leave(self, *_: Any) -> None:
-        self._given = None
+    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        for call in self._open or []:
+            call.nodes.update(nodes_in(output))
+        self._given = self._open = None
+
+    def _encode_text(self, encoder: nn.Module, args: Any, output: Any) -> None:
+        self._text_nodes.update(nodes_in(output))
 
     def __call__(self, module: nn.Module, args: Any, named: dict[str, Any], output: Any) -> None:
         images = images_among(args, named)
@@ -151,7 +172,10 @@ class ImageCalls:
                 with self._alone():
                     return compute()
 
-        self.calls.append(ImageCall(images, plain, self._given))
+        call = ImageCall(images, plain, self._given, output)
+        self.calls.append(call)
+        if self._open is not None:
+            self._open.append(call)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -168,7 +192,9 @@ class ImageCalls:
         """The features (N, e) of the first call's images, or None before a call."""
         return self.calls[0].features if self.calls else None
 
-    def of(self, n: int, rows: range, batch: Sequence[Tensor] = ()) -> ImageCall | None:
+    def of(
+        self, n: int, rows: range, batch: Sequence[Tensor] = (), logits: Tensor | None = None
+    ) -> ImageCall | None:
         """Return the first call with ``n`` images of which ``rows`` have not met the objective.
 
         Args:
@@ -176,24 +202,38 @@ class ImageCalls:
             rows: some of them.
             batch: images, each (B, 3, R, R): calls with other images are skipped, if there is a
                 call with these.
+            logits: of these images, with a graph: of several calls with ``n`` images, one that
+                ``logits`` do not come from is skipped, if there is one that they come from.
 
         Raises:
-            UserError: there are several such calls with different images, none of ``batch``.
+            UserError: there are several such calls with different images.
         """
-        calls = list(self.calls)
-        known = False
+        calls, known = list(self.calls), False
         if len(calls) > 1:
             shown = [call for call in calls if any(call.shows(images) for images in batch)]
             known = bool(shown)
             calls = shown or calls
+        if known and logits is not None:
+            found = self._reached(logits, [call for call in self.calls if len(call) == n])
+            calls = [call for call in calls if call in found] if found else calls
         calls = [call for call in calls if len(call) == n and not call.is_used(rows)]
-        if not known and not all(call.shows(calls[0].images) for call in calls[1:]):
+        if not all(call.shows(calls[0].images) for call in calls[1:]):
+            unknown = "" if known else " that the loader did not give"
             raise UserError(
-                f"the host encodes {len(calls)} sets of {n} images in one step, none of which the "
-                "loader gave, so AnchorOPT cannot tell of which images logits are: encode the "
-                "images of the loader, or only one set"
+                f"the host encodes {len(calls)} sets of {n} images{unknown} in one step, and "
+                "AnchorOPT cannot tell of which of them logits are: call the model once for each "
+                "view of the loader, or with all views at once, and give F.cross_entropy the "
+                "logits of that call"
             )
         return calls[0] if calls else None
+
+    def _reached(self, logits: Tensor, calls: list[ImageCall]) -> list[ImageCall]:
+        """Return those of ``calls`` that logits come from; none if that cannot be told."""
+        if len(calls) < 2:
+            return []
+        # A model that computes its loss itself has not returned yet.
+        inside = [call for call in calls if any(call is one for one in self._open or [])]
+        return inside if len(inside) == 1 else reached(logits, inside or calls, self._text_nodes)
 
 
 def images_among(args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | None:

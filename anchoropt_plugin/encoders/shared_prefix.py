@@ -9,6 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .logit_origin import nodes_of
+
 FULL_PRECISION = (torch.float32, torch.float64)
 REMEMBERED = 16
 """Ways of computing prompts for which a value is remembered."""
@@ -103,7 +105,7 @@ def origin(prompts: Tensor) -> Hashable:
     >>> origin(one + 1) == origin(one + 2), origin(one + 1) == origin(other + 1)
     (True, False)
     """
-    steps = tuple(node.name() for node in _nodes(prompts))
+    steps = tuple(node.name() for node in nodes_of(prompts))
     return steps, tuple((id(leaf), leaf.shape) for leaf in leaves(prompts))
 
 
@@ -155,16 +157,4 @@ def leaves(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the tensors that require a gradient and from which ``tensor`` was computed."""
     if tensor.grad_fn is None:
         yield tensor
-    yield from (node.variable for node in _nodes(tensor) if hasattr(node, "variable"))
-
-
-def _nodes(tensor: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the graph of ``tensor``, always in the same order."""
-    seen, stack = set(), [tensor.grad_fn]
-    while stack:
-        node: Any = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        stack += [following for following, _ in node.next_functions]
+    yield from (node.variable for node in nodes_of(tensor) if hasattr(node, "variable"))

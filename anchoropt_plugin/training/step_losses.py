@@ -18,6 +18,8 @@ from .stage_two import AnchorOPT
 
 log = logging.getLogger("anchoropt_plugin")
 
+_OTHER_IMAGES = "of images that are not the loader's"
+
 
 class StepLosses:
     """The cross-entropies of one step of a host.
@@ -47,9 +49,9 @@ class StepLosses:
         why = self._why_not(seen)
         found = None if why else self._images_of(logits)
         is_first = not run.is_in_training
-        if is_first and run.settings.kd_weight and found:  # only then, as this waits for a GPU
-            if any(map(found[0].reorders, self.batch.images)):
-                why, found = "of the images of the batch in another order", None
+        is_compared = is_first and bool(run.settings.kd_weight)  # once, as this waits for a GPU
+        if is_compared and found and any(map(found[0].reorders, self.batch.images)):
+            why, found = "of the images of the batch in another order", None
         if found is not None:
             call, rows = found
             call.used.append(rows)
@@ -64,7 +66,7 @@ class StepLosses:
         if run.hook.is_of_prompt_loss(logits, len(logits), len(run.classes)):
             return run.settings.prompt_ce_weight * to_float32(seen.value)
         self._are_several = self._are_several or not why
-        self._others.append(f"{tuple(logits.shape)} {why}")
+        self._others.append(f"{tuple(logits.shape)} {why or _OTHER_IMAGES}")
         return seen.value
 
     @contextmanager
@@ -108,7 +110,7 @@ class StepLosses:
         have met the objective.
         """
         for n, rows in _places(logits):
-            call = self.run.features.of(n, rows, self.batch.images)
+            call = self.run.features.of(n, rows, self.batch.images, logits)
             if call is not None:
                 return call, rows
         return None

@@ -98,7 +98,7 @@ class TwoStages(Checkpoints):
         refuse_data_parallel(self.model, name)
         trained = self._anchoropt_trained()
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames, trained)
-        self.anchoropt.features.watch(self.model)
+        self.anchoropt.features.watch(self.model, parts.text_encoders)
         for module in _position_modules(self):
             # MODEL.INIT_WEIGHTS may have brought anchors, but the settings decide on them: stage 1.
             module.anchors.zero_()

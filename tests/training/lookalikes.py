@@ -449,6 +449,60 @@ class ViewsApart(Views):
         return (F.cross_entropy(weak, label) + F.cross_entropy(strong, label)) / 2
 
 
+class SecondView(Host):
+    """The loader gives two views; the first makes pseudo-labels, the second is learned from."""
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.train_loader_x = [
+            {**one, "img": [one["img"].flip(-1) + 0.1, one["img"]]} for one in BATCHES
+        ]
+
+    def parse_batch_train(self, batch):
+        return batch["img"], batch["label"]
+
+    def loss(self, image, label):
+        with torch.no_grad():
+            self.model(image[0])
+        return F.cross_entropy(self.model(image[1]), label)
+
+    @classmethod
+    def slow_loss(cls, slow_, images, labels):
+        return super().slow_loss(slow_, images[1], labels)
+
+
+class SecondViewByHand(SecondView):
+    """The same, without a call of the model."""
+
+    def loss(self, image, label):
+        model = self.model
+        _, ours = (F.normalize(model.images(view), dim=-1) for view in image)
+        texts = F.normalize(model.texts(), dim=-1)
+        return F.cross_entropy(ours @ texts.t() * model.logit_scale.exp(), label)
+
+
+class SecondViewTuned(SecondViewByHand):
+    """The same, with trained biases."""
+
+    def is_trained(self, name):
+        return name.endswith("bias") or super().is_trained(name)
+
+
+class SecondViewWithin(SecondView):
+    """The same, in a model that computes its loss itself."""
+
+    class model_type(Model):
+        def forward(self, image, label=None):
+            if label is None:
+                return super().forward(image)
+            self.images(image[0])
+            return F.cross_entropy(super().forward(image[1]), label)
+
+    def loss(self, image, label):
+        self.model(image[0], label=None)
+        return self.model(image, label)
+
+
 # ---------------------------------------------------------------------- other images first
 class Prototypes(Host):
     """Encodes a support set of as many images first, in training and in a test of its own."""
@@ -574,5 +628,6 @@ SOFT = torch.eye(4)[[1, 2, 3, 0]]
 HOSTS = [
     *(Host, NormsOfImages, Biases, NormsOfTexts, Whole, LowRank, PromptsByKeyword),
     *(Further, Contrastive, EachImage, Summed, Halves, HalvesAlone, Views, ViewsApart),
+    *(SecondView, SecondViewByHand, SecondViewTuned, SecondViewWithin),
     *(Prototypes, PrototypesInALoop, Crops, Reversed, Sorted, Mirrored, TwoViews, InParts),
 ]

@@ -11,7 +11,7 @@ from anchoropt_plugin import anchoropt, extend_cfg
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 
-from .lookalikes import BATCHES, CE, HOSTS, KD, TEMPERATURE, Slow
+from .lookalikes import CE, HOSTS, KD, TEMPERATURE, Slow
 
 KEYS = {"ANCHOR": "random", "POSITION": "soft", "POSITION_INIT_STD": 0.5, "ENSEMBLE": "always"}
 KEYS |= {"PROMPT_CE_WEIGHT": CE, "KD_WEIGHT": KD, "KD_TEMPERATURE": TEMPERATURE}
@@ -47,7 +47,7 @@ def assert_close(ours, theirs, what=""):
 def test_loss_gradients_and_test_outputs(host, tmp_path, monkeypatch):
     monkeypatch.setattr(LayerNorm, "forward", nn.LayerNorm.forward)  # OpenAI's rounds to float32
     trainer = build(host, tmp_path)
-    for number, batch in enumerate(BATCHES):
+    for number, batch in enumerate(trainer.train_loader_x):
         trainer.set_model_mode("train")
         trainer.batch_idx = number
         slow = Slow(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from anchoropt_plugin.encoders.plain_clip import PlainCLIP, PlainImages
 from dassl.utils import load_checkpoint
 
 from . import lookalikes
-from .lookalikes import BATCHES, CE, SUPPORT, Biases, Host, Learner, Model, ProGrad
+from .lookalikes import BATCHES, CE, SUPPORT, Biases, Host, Learner, Model, ProGrad, SecondView
 from .test_probe import build
 
 
@@ -169,8 +170,52 @@ class TwoSets(Host):
 
 
 def test_images_that_cannot_be_told_apart(tmp_path):
-    with pytest.raises(UserError, match="encodes 2 sets of 4 images in one step, none of which"):
+    with pytest.raises(UserError, match="encodes 2 sets of 4 images that the loader did not give"):
         step(TwoSets, tmp_path)
+
+
+class BothViews(SecondView):
+    """Averages the logits of two views."""
+
+    def loss(self, image, label):
+        return F.cross_entropy((self.model(image[0]) + self.model(image[1])) / 2, label)
+
+
+class BothFeatures(SecondView):
+    """Averages the features of two views."""
+
+    def loss(self, image, label):
+        model = self.model
+        ours = F.normalize(model.images(image[0]) + model.images(image[1]), dim=-1)
+        return F.cross_entropy(ours @ F.normalize(model.texts(), dim=-1).t(), label)
+
+
+class OwnView(Host):
+    """Learns from a view of its own, after the loader's images."""
+
+    def loss(self, image, label):
+        self.model.images(image)
+        return F.cross_entropy(self.model(image + 0.1), label)
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        (BothViews, "encodes 2 sets of 4 images in one step, and AnchorOPT cannot tell"),
+        (BothFeatures, "encodes 2 sets of 4 images in one step, and AnchorOPT cannot tell"),
+        (OwnView, r"seen over logits: \(4, 4\) of images that are not the loader's"),
+    ],
+)
+def test_logits_of_several_views_or_of_another_one_are_told(host, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        step(host, tmp_path)
+
+
+def test_a_trainer_can_be_copied_after_a_step(tmp_path):
+    trainer, _ = step(SecondView, tmp_path)
+    assert trainer.anchoropt.features.calls
+    copied = copy.deepcopy(trainer.model)  # the forward hooks of the encoder are copied too
+    assert torch.equal(copied.eval()(SUPPORT), trainer.model.eval()(SUPPORT))
 
 
 class Claimed(Learner):
