@@ -110,6 +110,8 @@ class HostParts:
             )
         elif is_learner and module is not self.learner:
             if self.learner is not None:
+                if attachment_of(module) is not None:  # a copy, as for averages of weights
+                    return
                 log.warning(
                     "%s has a second prompt learner, %s: it gets no anchors", self.host, name
                 )

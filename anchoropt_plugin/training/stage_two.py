@@ -65,7 +65,6 @@ class AnchorOPT:
         batch: what the present step was given; None between steps.
         tested_images: the images that the host's test read last, if known.
         tested_labels: the check of the labels of a test; None between tests.
-        told_of_several: whether a warning told of several losses for the same images.
         told_of_scale: whether the logits of the host were compared with the anchor logits.
     """
 
@@ -82,7 +81,8 @@ class AnchorOPT:
         self.trained_classes: frozenset[tuple[str, ...]] | None = None
         self.sources: str | None = None
         self._words = frozenset(map(words_of, class_names))
-        self.is_in_training = self.is_in_test = self.told_of_several = self.told_of_scale = False
+        self.is_in_training = self.is_in_test = self.told_of_scale = False
+        self._told: set[str] = set()
         self.batch: Batch | None = None
         self.tested_images: Any = None
         self.tested_labels: LabelCheck | None = None
@@ -171,6 +171,12 @@ class AnchorOPT:
     def is_learned(self, logits: Tensor) -> bool:
         """Whether ``logits`` depend on the prompt learner."""
         return any(id(leaf) in self._learned for leaf in leaves(logits))
+
+    def warn_once(self, message: str, *values: object) -> None:
+        """Log a warning, unless one with this message was logged."""
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message, *values)
 
     def check_position(self, logits: Tensor) -> None:
         """Raise ``UserError`` if a position matrix that is to be learned does not reach l_n."""

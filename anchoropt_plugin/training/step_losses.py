@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,8 +14,6 @@ from ..method.objective import CrossEntropy, to_float32
 from ..prompts.hooks import PromptHook
 from .batch import Batch
 from .stage_two import AnchorOPT
-
-log = logging.getLogger("anchoropt_plugin")
 
 _OTHER_IMAGES = "of images that are not the loader's"
 
@@ -39,7 +36,7 @@ class StepLosses:
         self.run = run
         self.on_loss = on_loss
         self.batch = run.batch or Batch([])
-        self._is_replaced = self._are_several = False
+        self._is_replaced = self._are_several = self._are_of_images = False
         self._is_trained = self._is_learner_trained = False
         self._others: list[str] = []
 
@@ -55,7 +52,7 @@ class StepLosses:
         if found is not None:
             call, rows = found
             call.used.append(rows)
-            self._is_replaced = True
+            self._is_replaced, self._are_of_images = True, seen.reduction == "none"
             if is_first:
                 run.check_position(logits)
             images = call.features[rows.start : rows.stop]
@@ -121,12 +118,18 @@ class StepLosses:
         Raises:
             UserError: it had none, or trained the learner with another loss alone.
         """
-        if self._are_several and not self.run.told_of_several:
-            self.run.told_of_several = True
-            log.warning(
+        if self._are_several:
+            self.run.warn_once(
                 "%s computes several cross-entropies of its prompt's logits, for the same images "
                 "or for images that the loader did not give: AnchorOPT's objective replaces the "
                 "first, the others stay",
+                host,
+            )
+        if self._are_of_images and self.run.settings.kd_weight:
+            self.run.warn_once(
+                "%s takes its cross-entropy with reduction='none': each value is now AnchorOPT's "
+                "objective of an image, distillation included; weights that are made from these "
+                "values (focal loss, small-loss selection) see that",
                 host,
             )
         if self._is_learner_trained and self._is_replaced and not self._is_trained:

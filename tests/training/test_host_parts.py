@@ -339,8 +339,9 @@ def test_a_second_learner_and_class_names_elsewhere_are_told(root, tmp_path, cap
 
     class Twice(PromptedCLIP):
         def __init__(self, learner, clip):
+            other = copy.deepcopy(learner)
             super().__init__(learner, clip)
-            self.other_learner = copy.copy(learner)
+            self.other_learner, self.average = other, copy.deepcopy(learner)
 
     name = odd_host(
         "RolledTwice",
@@ -349,6 +350,7 @@ def test_a_second_learner_and_class_names_elsewhere_are_told(root, tmp_path, cap
     )
     trainer = build(root, tmp_path, trainer=name)
     assert "has a second prompt learner, other_learner" in caplog.text
+    assert "learner, average" not in caplog.text  # a copy of one with anchors
     trainer.model.prompt_learner()
     trainer.model.prompt_learner()
     assert caplog.text.count("token_suffix does not follow the") == 1

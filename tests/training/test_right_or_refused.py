@@ -160,6 +160,14 @@ def test_smoothed_labels_are_labels(tmp_path):
     assert trainer.anchoropt.is_in_training
 
 
+def test_losses_of_each_image_are_told_once(tmp_path, caplog):
+    trainer, _ = step(lookalikes.EachImage, tmp_path)
+    trainer.forward_backward(trainer.train_loader_x[1])
+    assert caplog.text.count("takes its cross-entropy with reduction='none'") == 1
+    step(Host, tmp_path)
+    assert caplog.text.count("takes its cross-entropy with reduction='none'") == 1
+
+
 class TwoSets(Host):
     """Encodes two sets of images that the loader did not give."""
 
