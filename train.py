@@ -221,6 +221,10 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         if folder and not Path(folder).expanduser().is_dir():
             what = "folder of the data sets" if flag == "--root" else "output folder of a run"
             raise UserError(f"{flag} {folder} is not a folder: give the {what}")
+    if args.model_dir and not any(Path(args.model_dir).expanduser().glob("*/model*")):
+        raise UserError(
+            f"--model-dir {args.model_dir} holds no model: give the output folder of a training"
+        )
     if training:
         if cfg.RESUME and not any(Path(cfg.RESUME).glob("*/checkpoint")):
             raise UserError(f"--resume {cfg.RESUME} holds no checkpoint: give the folder of a run")
@@ -308,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     return status_of(
         command,
-        room="free some space, or give another --output-dir",
+        room="give another --output-dir",
         interrupted="interrupted; the same command resumes from the last checkpoint (see "
         "TRAIN.CHECKPOINT_FREQ), or starts again if there is none",
     )

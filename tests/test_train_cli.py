@@ -439,12 +439,17 @@ def test_errors_during_a_run(argv, tmp_path, capsys):
     )
     nesterov = ("OPTIM.SGD_NESTEROV", "True", "OPTIM.MOMENTUM", "0")
     assert "OPTIM of sgd: Nesterov" in error_of(capsys, argv(opts=nesterov))
-    flags = ["--eval-only", "--model-dir", str(tmp_path / "out")]
-    assert "no model at" in error_of(capsys, argv(*flags))
+    (tmp_path / "empty").mkdir()
+    flags = ["--eval-only", "--model-dir", str(tmp_path / "empty")]
+    assert f"--model-dir {tmp_path}/empty holds no model: give the" in error_of(
+        capsys, argv(*flags)
+    )
     (tmp_path / "file").touch()
     words = argv()
     words[words.index(str(tmp_path / "out"))] = str(tmp_path / "file" / "out")
-    assert f"{tmp_path}/file/out: Not a directory; free some space" in error_of(capsys, words)
+    assert f"{tmp_path}/file/out: Not a directory; give another --output-dir" in error_of(
+        capsys, words
+    )
 
 
 @pytest.mark.parametrize("name", ["probe", "tensorboard", "config.yaml/x", "probe/checkpoint/x"])

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise UserError(f"--top is {args.top}, but must be 1 or more")
     if not args.images:
-        raise UserError("no image is given: images come before --classes, which takes all words")
+        taken = ", before --classes, which takes all words after it" if args.classes else ""
+        raise UserError(f"no image is given: name images or folders of images{taken}")
     for path in map(Path, args.images):
         if not path.exists():
             raise UserError(f"there is no image {path}")

@@ -44,7 +44,9 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(unfinished):
+            error.filename = str(path)  # the name that the caller knows
         unfinished.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)

@@ -89,11 +89,12 @@ def read_image(path: str | Path, upright: bool = False) -> Image.Image:
         with Image.open(path, formats=_FORMATS) as image:
             return to_rgb(image, upright or isinstance(path, UprightPath))
     except FileNotFoundError as error:
-        raise UserError(f"the image {path} is missing; put it back, or fix the split") from error
+        raise UserError(f"the image {path} is missing; put it back, or correct the path") from error
     except Exception as error:  # PIL answers a broken file with a dozen different exceptions
         if is_too_many(error):
             raise UserError(TOO_MANY) from error
-        reason = " ".join(str(error).split()) or type(error).__name__
+        said = str(getattr(error, "strerror", None) or error)  # str(error) repeats the path
+        reason = " ".join(said.split()) or type(error).__name__
         raise UserError(f"cannot read the image {path}: {reason}") from error
 
 
@@ -153,7 +154,7 @@ class DamagedImages(UserError):
 
     def __init__(self, opened: int, faults: list[str]) -> None:
         super().__init__(
-            f"{len(faults)} of {opened} images are damaged; mend or remove them: "
+            f"{len(faults)} of {opened} images cannot be read; mend or remove them: "
             + "; ".join(faults)
         )
         self.opened = opened

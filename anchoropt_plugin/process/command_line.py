@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -18,6 +19,8 @@ from typing import Any, NoReturn
 from ..errors import UserError, nearest
 from .distributed import is_main, rank, world_size
 from .open_files import TOO_MANY, is_too_many
+
+_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
 """The form of a config key."""
@@ -85,7 +88,8 @@ def status_of(
 
     Args:
         command: the function to run.
-        room: advice after an ``OSError``, such as "give another folder".
+        room: advice after an ``OSError``, such as "give another folder"; on a full disk it is one
+            of two.
         interrupted: message after ctrl-C or SIGTERM.
 
     >>> status_of(lambda: None)
@@ -113,7 +117,9 @@ def status_of(
             return _failed(TOO_MANY)
         parts = error.filename2 or error.filename, error.strerror or error
         reason = ": ".join(str(part) for part in parts if part)
-        return _failed(f"{reason}; {room}" if room else reason)
+        more_space = "free some space" if error.errno in _IS_FULL else ""
+        advice = ", or ".join(filter(None, [more_space, room]))
+        return _failed(f"{reason}; {advice}" if advice else reason)
     except Exception:
         if world_size() > 1:  # the traces of all processes are mixed on one terminal
             print(f"error in rank {rank()} of {world_size()}:", file=sys.stderr)

@@ -28,6 +28,7 @@ log = logging.getLogger("anchoropt_plugin")
 
 LOCK = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
+_FORBIDDEN = (errno.EACCES, errno.EROFS)
 _SHOWN_AT_MOST = 200
 
 
@@ -91,7 +92,12 @@ def _locked(folder: Path) -> IO[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     while True:
-        file = path.open("ab+", buffering=0)
+        try:
+            file = path.open("ab+", buffering=0)
+        except OSError as error:
+            if error.errno in _FORBIDDEN:
+                error.filename = str(folder)  # the name that the user knows
+            raise
         try:
             _lock(file, path)
             if _is_at(file, path):

@@ -70,6 +70,8 @@ def write_page(folder: Path) -> Path:
     title = f"Test of {folder.resolve().name}"
     # A test in the folder of a training has settings of its own.
     config |= {k: value for k, value in results.get("settings", {}).items() if value != -1}
+    if not (results.get("after_training", True) or results.get("model")):  # nothing was trained
+        config.pop("DATASET.NUM_SHOTS", None)
     known = {key: config[key] for key in _SETTINGS if config.get(key, -1) != -1}  # -1: not set
     facts = [_SETTINGS[key].format(value) for key, value in known.items()]
     facts += [f"{results['split']} split"] if "split" in results else []

@@ -959,9 +959,11 @@ def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, c
     ("words", "message"),
     [
         (["cut.png"], "cannot read the image cut.png"),
-        (["list.csv"], "the image none.png is missing"),
+        (["list.csv"], "the image none.png is missing; put it back, or correct the path"),
         (["cut.csv"], "cut.csv has no column 'image'"),
         (["none.png"], "there is no image none.png"),
+        ([], "error: no image is given: name images or folders of images"),
+        (["--classes", "cat", "dog"], "images, before --classes, which takes all words after it"),
         (["empty"], "there is no image in the folder empty"),
         (["cut.png", "--top", "0"], "--top is 0"),
         (["cut.png", "--load-epoch", "7"], "model.pth.tar-2"),

@@ -361,6 +361,8 @@ def test_loading(cfg, capsys):
     assert "No model is loaded" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"no model at .*model-best.*folder: model\.pth\.tar-4\)"):
         fresh.load_model(cfg.OUTPUT_DIR)
+    with pytest.raises(UserError, match=r"nowhere holds no model 'linear': give the output folder"):
+        fresh.load_model("nowhere")
 
 
 def test_splits(cfg, capsys):

@@ -491,7 +491,7 @@ def test_all_damaged_images_are_named_before_a_training(tmp_path):
     folders(tmp_path, {"a": 9, "b": 9})
     for path in ("a/2.png", "b/0.png", "b/8.png"):
         (tmp_path / path).write_bytes(b"x")
-    with pytest.raises(UserError, match="3 of 18 images are damaged") as error:
+    with pytest.raises(UserError, match="3 of 18 images cannot be read") as error:
         ImageFolder(make_cfg(tmp_path))
     assert all(f"{tmp_path}/{path}" in str(error.value) for path in ("a/2.png", "b/0.png"))
 

@@ -195,6 +195,9 @@ def test_a_write_is_whole_or_not_at_all(tmp_path):
         checkpoints.save({"epoch": 2, "other": Unsavable()}, path)
     assert checkpoints.load(path)["epoch"] == 1
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(OSError) as error:
+        checkpoints.save({"epoch": 1}, tmp_path / "none/model.pth.tar-1")
+    assert error.value.filename == str(tmp_path / "none/model.pth.tar-1")
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

@@ -146,10 +146,21 @@ def test_all_damaged_images_are_named(tmp_path):
     check_images(paths)
     for path in paths[::4]:
         path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DamagedImages, match="3 of 9 images are damaged") as error:
+    with pytest.raises(DamagedImages, match="3 of 9 images cannot be read") as error:
         check_images(paths)
     assert [str(path) in fault for path, fault in zip(paths[::4], error.value.faults, strict=True)]
     assert all(str(path) in str(error.value) for path in paths[::4])
+
+
+def test_an_image_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(DamagedImages) as error:
+        check_images([tmp_path / "a.png"])
+    says = f"mend or remove them: cannot read the image {tmp_path}/a.png: Permission denied"
+    assert str(error.value) == f"1 of 1 images cannot be read; {says}"
 
 
 def test_an_image_is_not_blamed_for_too_many_open_files(tmp_path, monkeypatch):

@@ -232,6 +232,16 @@ def test_a_folder_that_cannot_be_locked_gives_a_warning(tmp_path, monkeypatch, c
         assert "let only one run write there" in caplog.text
 
 
+def test_a_folder_without_permission_is_named_and_not_its_lock_file(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)  # the tests may be run as root
+    with pytest.raises(PermissionError) as error, locked_folder(tmp_path):
+        pass
+    assert error.value.filename == str(tmp_path)
+
+
 def test_the_content_of_the_lock_file_is_shown_as_text(tmp_path):
     with holder(tmp_path):
         (tmp_path / LOCK).write_bytes(b"\x1b[2J\n\xff" + b"x" * 9999)

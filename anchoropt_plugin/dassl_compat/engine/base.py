@@ -179,9 +179,13 @@ class TrainerBase:
             path = Path(directory, name, file_name)
             if not path.is_file():
                 found = sorted(file.name for file in path.parent.glob("model*.pth.tar*"))
+                if not found:
+                    raise UserError(
+                        f"{directory} holds no model {name!r}: give the output folder of a training"
+                    )
                 raise UserError(
                     f"no model at {path} (choose with --model-dir and --load-epoch; "
-                    f"in that folder: {', '.join(found) or 'none'})"
+                    f"in that folder: {', '.join(found)})"
                 )
             checkpoint = load_checkpoint(path)
             try:
