@@ -66,7 +66,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     names.add_argument("--classes-file", metavar="FILE", help="file of class names, one per line")
     add("--load-epoch", type=int, help="epoch of the checkpoint (default: the one the run tests)")
-    add("--backbone", help="name or file of the CLIP of class weights, if it is elsewhere now")
+    add("--backbone", help="the file or folder of the CLIP, if it is elsewhere now")
     add(
         "--import",
         action="append",

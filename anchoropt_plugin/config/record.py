@@ -31,6 +31,7 @@ _SUFFIXES_OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 RUN_RECORD = "anchoropt.json"
 """Of a run with AnchorOPT: the classes and the settings that a model was trained with."""
 EPOCHS = "OPTIM.MAX_EPOCH"
+BACKBONE = "MODEL.BACKBONE.NAME"
 OF_TRAINING = ("DATASET.NUM_SHOTS", "SEED")
 """Keys that say how a model was trained: a test has the values of the training, not its own."""
 

@@ -17,6 +17,7 @@ from ..files.training_images import content_of, recorded
 from .check import flattened
 from .merge import read_yaml
 from .record import (
+    BACKBONE,
     CLASSES,
     EPOCHS,
     OF_TRAINING,
@@ -49,7 +50,7 @@ _IN_FORCE = "settings in force"
 _DRAWS = {"TEST.FINAL_MODEL"}
 # A test may not change these keys: the outputs of a trained model depend on them.
 _OF_MODEL = {
-    "MODEL.BACKBONE.NAME",
+    BACKBONE,
     "MODEL.BACKBONE.CONFIG",
     "INPUT.SIZE",
     "INPUT.INTERPOLATION",
@@ -63,8 +64,12 @@ _NAMED_AT_MOST = 3
 _OF_ORDER = ("DATASET.NAME", "DATASET.CLASS_SPLIT")
 
 
-def check_same_weights(cfg: CfgNode, folder: str | Path) -> None:
+def check_same_weights(cfg: CfgNode, folder: str | Path) -> bool:
     """Check that the files of the CLIP are those that an output folder was trained with.
+
+    Returns:
+        Whether they are known to be: they may have another path then. A CLIP that is given by its
+        name has no file.
 
     Raises:
         UserError: it has other content now.
@@ -75,6 +80,7 @@ def check_same_weights(cfg: CfgNode, folder: str | Path) -> None:
             f"{cfg.MODEL.BACKBONE.NAME} holds other weights than when {folder} was trained: give "
             "the file or folder of that training (--backbone)"
         )
+    return bool(there and here)
 
 
 def check_same_classes(folder: str | Path, class_names: Sequence[str]) -> None:
@@ -133,7 +139,8 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
         return
     there = _settings(read_yaml(path)) | _settings_of_anchoropt(folder)
     here = _settings(yaml.safe_load(cfg.dump()))
-    check_same_weights(cfg, folder)
+    if check_same_weights(cfg, folder):
+        here.pop(BACKBONE, None)
     longer = here.get(EPOCHS, 0) > there.get(EPOCHS, 0)
     if longer and here.get(_EXTEND):
         there = {key: value for key, value in there.items() if key not in (EPOCHS, _EXTEND)}
@@ -179,7 +186,7 @@ def run_of(folder: str | Path) -> dict[str, Any]:
     found = {**_settings(read_yaml(path)), _IN_FORCE: True}
     weights, seed = recorded_weights(folder), found.get("SEED")
     if weights:  # the file or folder may be moved
-        found.pop("MODEL.BACKBONE.NAME", None)
+        found.pop(BACKBONE, None)
         found["digest of the weights"] = weights
     if classes.is_file():
         found["digest of the classes"] = content_of(classes)
@@ -269,8 +276,9 @@ def check_same_model(
     there, here = (
         _settings_of_model(values, of_host) for values in (record, yaml.safe_load(cfg.dump()))
     )
+    if check_same_weights(cfg, folder):
+        here.pop(BACKBONE, None)
     differing = _differing(there, here)
-    check_same_weights(cfg, folder)
     name = dict(flattened(record)).get("TRAINER.NAME")
     if name and name not in kinds:
         raise UserError(

@@ -48,7 +48,7 @@ def load_predictor(
             They may differ from the run's: as at test, ``_AnchorOPT`` averages with the anchor
             logits if a class was not trained.
         epoch: epoch of the checkpoint; None takes the one that the run tests at its end.
-        backbone: name or file of the CLIP of class weights, if it is elsewhere now.
+        backbone: name, file or folder of the CLIP, if it is elsewhere now.
         device: "cpu" or "cuda"; None takes a GPU if there is one, and if the run may use it.
 
     Returns:
@@ -88,12 +88,8 @@ def load_predictor(
             f"{folder} is neither the output folder of a run nor class weights "
             f"({', '.join(SUFFIXES)}): onnxruntime runs an exported .onnx file"
         )
-    if backbone is not None:
-        raise UserError(
-            f"{folder} is not a file of class weights: backbone (--backbone) is for these alone"
-        )
     with contextlib.redirect_stdout(io.StringIO()) as printed:  # Dassl and hosts tell what they do
-        predictor = _of_run(folder, classes, epoch, device)
+        predictor = _of_run(folder, classes, epoch, device, backbone)
     log.debug("%s", printed.getvalue())
     if classes is not None:  # the training told them of its own classes
         told = (line for line in printed.getvalue().splitlines() if line.startswith(_WARNING))
@@ -103,10 +99,14 @@ def load_predictor(
 
 
 def _of_run(
-    folder: Path, classes: Sequence[str] | None, epoch: int | None, device: str | None
+    folder: Path,
+    classes: Sequence[str] | None,
+    epoch: int | None,
+    device: str | None,
+    backbone: str | None,
 ) -> Predictor:
     """Return the predictor of a run's output folder; see ``load_predictor``."""
-    cfg = _recorded_cfg(folder, device)
+    cfg = _recorded_cfg(folder, device, backbone)
     names = _named(_recorded_classes(folder) if classes is None else list(classes))
     twins = None if classes is None else first_twins(names)  # ImageNet has two of one name
     if twins:
@@ -136,8 +136,8 @@ def _check_device(device: str | None) -> None:
         raise UserError("device is 'cuda', but torch finds no GPU: give 'cpu'")
 
 
-def _recorded_cfg(folder: Path, device: str | None = None) -> Any:
-    """Return the configuration that a run was trained with."""
+def _recorded_cfg(folder: Path, device: str | None = None, backbone: str | None = None) -> Any:
+    """Return the configuration that a run was trained with; its CLIP may have another path now."""
     from dassl.config import get_cfg_default
 
     if not (folder / RECORD).is_file():
@@ -148,7 +148,13 @@ def _recorded_cfg(folder: Path, device: str | None = None) -> Any:
     cfg = get_cfg_default()
     extend_cfg(cfg)
     merge_record(cfg, folder)
-    check_same_weights(cfg, folder)
+    recorded = cfg.MODEL.BACKBONE.NAME
+    cfg.MODEL.BACKBONE.NAME = backbone or recorded
+    if not check_same_weights(cfg, folder) and backbone not in (None, recorded):
+        raise UserError(
+            f"{folder} was trained with {recorded}, whose weights it did not record, so {backbone} "
+            "cannot be compared: leave backbone (--backbone) out"
+        )
     cfg.MODEL.INIT_WEIGHTS = ""  # the checkpoint holds everything that was trained
     if (folder / RUN_RECORD).is_file():
         # The config.yaml of an earlier version lacks the arguments of @anchoropt.

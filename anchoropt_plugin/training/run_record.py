@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.record import RUN_RECORD
+from ..config.same_run import check_same_weights
 from ..errors import UserError
 from ..files.atomic import write_text
 from ..files.readers import json_or_none, read_json, read_text
@@ -122,8 +123,8 @@ def trained_classes(folder: Path, cfg: Any, settings: AnchorOPTConfig) -> list[s
         )
         return None
     record = read_record(path)
-    backbone = record["backbone"]
-    if Path(backbone).expanduser() != Path(cfg.MODEL.BACKBONE.NAME).expanduser():
+    backbone, is_same = record["backbone"], check_same_weights(cfg, folder)
+    if not is_same and Path(backbone).expanduser() != Path(cfg.MODEL.BACKBONE.NAME).expanduser():
         raise UserError(
             f"{folder} was trained on {backbone}, this run has {cfg.MODEL.BACKBONE.NAME}: "
             "give the --config-file or --backbone of the trained model"

@@ -358,7 +358,15 @@ def test_other_weights_in_the_file_of_the_backbone_are_refused(tmp_path, capsys)
     words = "MODEL.BACKBONE.NAME", str(file), "MODEL.BACKBONE.CONFIG", "openai"
     assert run(root, out, *words, trainer="CoOp_AnchorOPT") == 0
     tested = "--eval-only", "--model-dir", str(out)
-    assert run(root, tmp_path / "b", *words, trainer="CoOp_AnchorOPT", flags=tested) == 0
+    before, image = load_predictor(out), str(next((root / "test").rglob("*.png")))
+    file = file.rename(tmp_path / "moved.pt")
+    words = words[0], str(file), *words[2:]
+    for folder, flags in ((tmp_path / "b", tested), (out, ())):
+        assert run(root, folder, *words, trainer="CoOp_AnchorOPT", flags=flags) == 0
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("moved", "clip"))
+    with pytest.raises(UserError, match=r"clip\.pt"):
+        load_predictor(out)
+    assert load_predictor(out, backbone=str(file))(image) == before(image)
     with torch.no_grad():
         clip.visual.proj.mul_(2)
     torch.save(clip.state_dict(), file)
@@ -366,6 +374,9 @@ def test_other_weights_in_the_file_of_the_backbone_are_refused(tmp_path, capsys)
     for folder, flags in ((tmp_path / "c", tested), (out, ())):
         assert run(root, folder, *words, trainer="CoOp_AnchorOPT", flags=flags) == 2
         assert says in capsys.readouterr().err
+    with pytest.raises(UserError, match="holds other weights"):
+        load_predictor(out, backbone=str(file))
+    file.rename(tmp_path / "clip.pt")
     with pytest.raises(UserError, match="holds other weights"):
         load_predictor(out)
     (out / "weights.json").unlink()  # of an earlier version
