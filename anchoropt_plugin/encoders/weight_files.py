@@ -104,8 +104,8 @@ def find(backbone: str, download_root: str | None) -> WeightFile:
         return _in_folder(path)
     names = [TINY, *clip.available_models()]
     remedy = (
-        "give the path of a file or folder with CLIP weights (OpenAI's, open_clip's or "
-        f"transformers'), {HUB}OWNER/NAME, {OPEN_CLIP}MODEL/TAG, or one of {', '.join(names)}"
+        "give (--backbone) the path of a file or folder with CLIP weights (OpenAI's, open_clip's "
+        f"or transformers'), {HUB}OWNER/NAME, {OPEN_CLIP}MODEL/TAG, or one of {', '.join(names)}"
     )
     if path.suffix or (path.parent != Path() and path.parent.is_dir()):
         raise UserError(f"there is no file {backbone!r}: {remedy}")
