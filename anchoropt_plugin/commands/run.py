@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from ..dassl_compat.finite_checks import training_errors
+from ..dassl_compat.utils.logger import lone_log_withdrawn
 from ..errors import UserError
 from ..process import distributed
 from ..process.folder_lock import locked_folder
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if not script.is_file():
         raise UserError(f"there is no script {script}: give the path of the repository's train.py")
     with (
+        lone_log_withdrawn(),
         _in_place_of_python(script, args.arguments),
         two_stages_on_demand(),
         _offer_data_sets(),

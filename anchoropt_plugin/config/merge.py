@@ -158,7 +158,8 @@ class _Merge:
             full_key = f"{prefix}{key}"
             old = cfg.get(key)
             if key not in cfg:
-                self.check_unused(full_key, value, [f"{prefix}{name}" for name in cfg])
+                beside = [f"{prefix}{name}" for name in cfg if _may_be_meant(cfg[name], value)]
+                self.check_unused(full_key, value, beside)
             elif not isinstance(old, CfgNode):
                 cfg[key] = _coerced(_literal(value), old, f"{self.source}: {full_key}")
             elif isinstance(value, Mapping):
@@ -167,7 +168,7 @@ class _Merge:
                 raise UserError(f"{self.source}: {full_key} is a section; give one of its keys")
 
     def check_unused(self, full_key: str, value: Any, beside: Sequence[str]) -> None:
-        """Check that all keys of ``value`` are in ``unused``; ``beside`` are the known ones."""
+        """Check that all keys of ``value`` are in ``unused``; a hint names one of ``beside``."""
         keys = [full_key]
         if isinstance(value, Mapping):
             keys = [key for key, _ in flattened(value, [full_key])] or keys
@@ -177,8 +178,16 @@ class _Merge:
         if full_key not in {_section(key) for key in self.unused}:
             unknown = full_key
         moved = [key for key, _ in flattened(self.whole) if _name(key) == _name(unknown)]
-        hint = nearest(unknown, moved if len(moved) == 1 else [*beside, *self.unused])
+        alike = [key for key in self.unused if key.count(".") == unknown.count(".")]
+        hint = nearest(unknown, moved if len(moved) == 1 else [*beside, *alike])
         raise UserError(f"{self.source}: unknown config key {unknown}{hint}")
+
+
+def _may_be_meant(known: Any, value: Any) -> bool:
+    """Tell whether ``value`` may be for what is known: a section, if any, has one of its keys."""
+    if isinstance(value, Mapping) and value:
+        return isinstance(known, CfgNode) and not known.keys().isdisjoint(value)
+    return True
 
 
 def _section(key: str) -> str:

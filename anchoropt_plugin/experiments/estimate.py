@@ -17,6 +17,7 @@ from ..training.stage_one import seconds_of_stage_one
 from ..training.two_stages import TwoStages
 from .execution import unfinished
 from .fork_server import in_fork
+from .formats import heading
 from .plan import Job, Run
 from .results import outcome, read_facts
 
@@ -109,7 +110,7 @@ class Estimate:
         table.columns[0].min_width = max(names, default=0) + len(",")
         for kind in self.kinds:
             run, seconds = kind.run, kind.seconds
-            doing = f"train, {run.shots} shots" if run.trains else "test"
+            doing = f"train, {heading(str(run.shots))}" if run.trains else "test"
             parts = [f"{part:.1f}" for part in kind.parts] if kind.parts else ["–"] * 4
             if kind.finished:
                 doing += f"; finished runs took {fmean(kind.finished):.1f}"

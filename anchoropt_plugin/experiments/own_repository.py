@@ -161,8 +161,8 @@ class OwnRepository(Repository):
                 return reached.value
         last = errors.getvalue().strip().splitlines()[-1:] or [f"exit status {status}"]
         raise UserError(
-            f"{self.folder / 'train.py'} ends before it calls dassl.engine.build_trainer: "
-            f"{last[0].removeprefix('error: ')}"
+            f"{last[0].removeprefix('error: ')} ({self.folder / 'train.py'}, before it calls "
+            "dassl.engine.build_trainer)"
         )
 
     def _main(self, argv: Sequence[str]) -> int:

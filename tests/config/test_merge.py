@@ -159,6 +159,8 @@ def test_unused_keys_change_nothing(cfg, tmp_path):
     [
         ({"IVLP": {"PREC": "x", "N_CTX_TXT": 2}}, r"IVLP\.N_CTX_TXT .did you mean '.*N_CTX_TEXT'"),
         ({"IVLPS": {"PREC": "x"}}, r"unknown config key TRAINER\.IVLPS"),
+        ({"COOPS": {"N_CTX": 4}}, r"TRAINER\.COOPS .did you mean 'TRAINER\.COOP'"),
+        ({"COOPS": {"W": 4}}, r"TRAINER\.COOPS$"),  # COOP has no such key
         ({"IVLP": {}}, r"unknown config key TRAINER\.IVLP"),
         ({"IVLP": 3}, r"unknown config key TRAINER\.IVLP"),
         ({"COOP": {"V": 1}}, r"unknown config key TRAINER\.COOP\.V"),

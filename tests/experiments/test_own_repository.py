@@ -190,7 +190,7 @@ def test_what_is_not_there_is_refused(tmp_path, monkeypatch, words, says):
             "MyCoOp_AnchorOPT has AnchorOPT already: give the",
         ),
         ([*DOTS, "--seeds", "0"], "train.py makes SEED -1 of --seed 0: give another seed"),
-        ([*DOTS, "TRAINER.MYCOOP.N_CONTEXT", "2"], "N_CONTEXT"),
+        ([*DOTS, "TRAINER.MYCOOP.N_CONTEXT", "2"], "error: command line: unknown config key"),
     ],
 )
 def test_refusals_are_one_line_and_nothing_is_written(compared, words, says):

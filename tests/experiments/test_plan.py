@@ -440,12 +440,14 @@ def test_a_table_of_times_has_no_room_for_the_reason(tmp_path):
 
 def test_a_narrow_terminal_breaks_no_name_in_a_table_of_times(tmp_path):
     (run, *_) = planned(tmp_path, "base2new", coop(), datasets=["digits"])[1].runs
-    long = replace(run, method=replace(run.method, name="MyMethodOfTwentyTwo_AnchorOPT"))
+    method = replace(run.method, name="MyMethodOfTwentyTwo_AnchorOPT")
+    long = replace(run, method=method, shots=1)
     console = Console(width=80, file=io.StringIO())
     kinds = [Kind(run, 2, parts=Parts(1.0, 0.0, 1.0, 1.0)), Kind(long, 1, finished=[2.0])]
     console.print(Estimate(kinds, 1).table())
     said = console.file.getvalue()
     assert "…" not in said and "CoOp_AnchorOPT, digits" in said
+    assert "16 shots" in said and "1 shots" not in said
     assert "MyMethodOfTwentyTwo_AnchorOPT," in said and "finished runs took" in said
     assert len({len(line) for line in said.splitlines()[1:] if line}) == 1  # fits into 80 columns
 

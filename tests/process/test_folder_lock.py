@@ -279,6 +279,17 @@ print("at work")
 """
 
 
+@pytest.mark.parametrize("more", ["", "open(out + '/more', 'w').close()"])
+def test_a_log_is_withdrawn_if_a_script_fails_before_it_writes_more(tmp_path, capsys, more):
+    fail = "import anchoropt_plugin\nraise anchoropt_plugin.UserError('no such file')\n"
+    script = f"{SCRIPT}out = parser.parse_args().output_dir\n{more}\n{fail}"
+    (tmp_path / "train.py").write_text(script)
+    words = ["run", str(tmp_path / "train.py"), "--output-dir", str(tmp_path / "out")]
+    assert command(words) == 2 and capsys.readouterr().err == "error: no such file\n"
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == (["out", "out/log.txt", "out/more"] if more else []) + ["train.py"]
+
+
 @pytest.mark.parametrize("name", ["", "log.txt", "own.log"])
 def test_the_log_of_a_dassl_that_locks_nothing(tmp_path, monkeypatch, capsys, name):
     def setup_logger(output=None):

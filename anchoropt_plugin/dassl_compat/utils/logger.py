@@ -9,11 +9,13 @@ import os
 import sys
 import warnings
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from ...errors import UserError
 from ...process.distributed import is_main
-from ...process.folder_lock import locked_folder
+from ...process.folder_lock import LOCK, locked_folder
 
 
 class Logger:
@@ -101,6 +103,20 @@ def withdraw_log() -> None:
         logger.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             logger.path.parent.rmdir()
+
+
+@contextlib.contextmanager
+def lone_log_withdrawn() -> Iterator[None]:
+    """Undo ``setup_logger`` if the block ends with a ``UserError`` and wrote only its log."""
+    try:
+        yield
+    except UserError:
+        logger = sys.stdout
+        if isinstance(logger, Logger):
+            here = {path.name for path in logger.path.parent.iterdir()}
+            if here <= {logger.path.name, LOCK}:
+                withdraw_log()
+        raise
 
 
 class _PrintHandler(logging.Handler):
