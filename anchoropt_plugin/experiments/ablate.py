@@ -14,7 +14,7 @@ from .experiment import Experiment
 from .factors import parse_grid, varied
 from .flags import add_ablate, build_parser
 from .plan import host_method, zero_shot_method
-from .zero_shot_control import averaged_with_zero_shot
+from .zero_shot_control import averaged_with_zero_shot, name_of
 
 PRESETS = CHECKOUT.configs / "presets" / "ablate"
 KEYS = (
@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     has_control = any(part.classes == "new" for part in protocol.tests) and repository.has_zero_shot
     about = (ABOUT + CONTROL * has_control).format(host=args.host, default=default.name)
-    experiment = Experiment(f"Ablation of AnchorOPT on {args.host}", about, protocol, methods)
     more = partial(averaged_with_zero_shot, host=plain.name, reference=default.name)
-    folder = f"ablate/{args.preset or args.host}"
-    return run_experiment(experiment, args, folder, more if has_control else None)
+    computed = {name_of(plain.name): more} if has_control else {}
+    title = f"Ablation of AnchorOPT on {args.host}"
+    experiment = Experiment(title, about, protocol, methods, computed=computed)
+    return run_experiment(experiment, args, f"ablate/{args.preset or args.host}")

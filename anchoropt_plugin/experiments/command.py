@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,6 @@ from .tables import tables
 
 SETTINGS = "settings"
 """The key of a preset with config keys and values for all runs."""
-
-MoreRows = Callable[[Sequence[Job], pd.DataFrame], pd.DataFrame]
-"""Computes additional rows from the jobs and the rows of their runs."""
 
 
 def with_preset(
@@ -102,16 +99,13 @@ def protocol_of(args: argparse.Namespace, **defaults: Sequence[Any]) -> Protocol
     return read_protocol(args.protocol or "base2new").with_changes(changes)
 
 
-def run_experiment(
-    experiment: Experiment, args: argparse.Namespace, folder: str, more: MoreRows | None = None
-) -> int:
+def run_experiment(experiment: Experiment, args: argparse.Namespace, folder: str) -> int:
     """Plan an experiment, execute the unfinished runs and write the report.
 
     Args:
         experiment: the experiment.
         args: the arguments, with the preset's.
         folder: the default of ``--output-dir``, in ``output/``.
-        more: computes additional rows of the tables.
 
     Returns:
         The exit status: 1 if runs failed, else 0.
@@ -135,7 +129,8 @@ def run_experiment(
     if not args.dry_run:
         experiment.check(jobs)
     console.print(f"[bold]{experiment.title}[/bold]: {experiment.protocol.title}")
-    console.print(f"Rows: {', '.join(method.name for method in experiment.methods)}")
+    names = [*(method.name for method in experiment.methods), *experiment.computed]
+    console.print(f"Rows: {', '.join(names)}")
     for text in (experiment.about, *default_values(experiment.methods)):
         console.print(text)
     cost = estimate(jobs, workers, args.dry_run)
@@ -158,7 +153,7 @@ def run_experiment(
             check_same_inputs(jobs, planned)
             for note in notes:
                 console.print(note)
-            return _run_and_report(experiment, args, jobs, executor(jobs, workers), more, console)
+            return _run_and_report(experiment, args, jobs, executor(jobs, workers), console)
     finally:
         if is_new:
             with contextlib.suppress(OSError):  # not empty
@@ -170,7 +165,6 @@ def _run_and_report(
     args: argparse.Namespace,
     jobs: Sequence[Job],
     events: Generator[Event, None, None],
-    more: MoreRows | None,
     console: Console,
 ) -> int:
     started, command = time.time(), args.command_line
@@ -189,8 +183,9 @@ def _run_and_report(
     if rows.empty:
         console.print("no run is finished: there is nothing to report")
         return 1
-    if more is not None and not failed:
-        rows = pd.concat([rows, more(jobs, rows)], ignore_index=True)
+    if not failed:
+        computed = [more(jobs, rows) for more in experiment.computed.values()]
+        rows = pd.concat([rows, *computed], ignore_index=True)
     own = experiment.methods[0].repository != CHECKOUT
     made = tables(rows, experiment.protocol, published=not own)
     for table in made:

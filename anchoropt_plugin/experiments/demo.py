@@ -11,7 +11,7 @@ from .experiment import Experiment
 from .factors import varied
 from .flags import build_parser
 from .plan import host_method, zero_shot_method
-from .zero_shot_control import averaged_with_zero_shot
+from .zero_shot_control import averaged_with_zero_shot, name_of
 
 EPOCHS = {"shapes": {"OPTIM.MAX_EPOCH": 20}}
 """Of the 50 epochs of tiny.yaml, enough to show the effect on shapes; digits need all of them."""
@@ -40,6 +40,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     protocol = protocol_of(args, datasets=list(SEEDS))
     if not args.seeds:
         protocol = replace(protocol, seeds_of=SEEDS)
-    experiment = Experiment("AnchorOPT on CoOp", ABOUT, protocol, methods)
     more = partial(averaged_with_zero_shot, host=plain.name, reference=default.name)
-    return run_experiment(experiment, args, "demo", more)
+    computed = {name_of(plain.name): more}
+    experiment = Experiment("AnchorOPT on CoOp", ABOUT, protocol, methods, computed=computed)
+    return run_experiment(experiment, args, "demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ WHISKER = "points are the numbers of the table, whiskers ± one sample standard 
 PANELS = 4
 """The most columns of a table that are drawn side by side."""
 _HOST, _CHANGED, _CONTROL, _PAIR = "tab:blue", "tab:orange", "tab:green", "0.75"
+_ALONE = ("tab:purple", "tab:brown", "tab:olive")
+"""The colours of rows that no other row is compared with, and that are compared with none."""
 _SEED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "none", "ls": "", "alpha": 0.6}
 
 
@@ -30,6 +33,7 @@ def accuracies(table: Table) -> Figure:
     of the same seed are joined between a host with AnchorOPT and the host alone.
     """
     places = {method: place for place, method in enumerate(table.rows)}
+    colors = _colors(table)
     across = min(PANELS, len(table.columns))
     down = -(-len(table.columns) // across)
     height = down * (0.28 * len(places) + 0.8) + 0.5
@@ -40,8 +44,7 @@ def accuracies(table: Table) -> Figure:
             if column not in table.rows[method]:
                 continue
             reference, cell = table.references[method], table.rows[method][column]
-            paired = _is_paired(table, method)
-            color = _CHANGED if paired else _CONTROL if reference else _HOST
+            paired, color = _is_paired(table, method), colors[method]
             above, below = place - 0.16, place + 0.16
             if paired:
                 of_both = [table.values[name][column] for name in (reference, method)]
@@ -73,6 +76,17 @@ def _end_near_100(axis: Any) -> None:
     left, right = axis.get_xlim()
     end = max(100.0, axis.dataLim.x1) + (right - left) / 50
     axis.set_xlim(right=min(right, end))
+
+
+def _colors(table: Table) -> dict[str, str]:
+    """Return the colour of each row: that of its kind, or one of its own if it stands alone."""
+    found, alone = {}, cycle(_ALONE)
+    for method, reference in table.references.items():
+        if reference:
+            found[method] = _CHANGED if _is_paired(table, method) else _CONTROL
+        else:
+            found[method] = _HOST if method in table.references.values() else next(alone)
+    return found
 
 
 def _is_paired(table: Table, method: str) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from anchoropt_plugin.experiments.factors import factors
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
@@ -55,6 +57,18 @@ def test_links_lead_to_files(page: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", TEXTS[page])
     folder = (ROOT / page).parent
     assert [link for link in links if not (folder / link).exists()] == []
+
+
+@EVERY_PAGE
+def test_a_page_has_no_sphinx_role_that_github_shows_as_text(page: str) -> None:
+    assert not re.findall(r"\{\w+\}`", TEXTS[page].replace("```{", ""))
+
+
+def test_the_table_of_factors_has_every_factor() -> None:
+    """A row has the short name and the key of TRAINER.ANCHOROPT."""
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", TEXTS["docs/experiments.md"], re.MULTILINE)
+    known = {name: factor.key for name, factor in factors().items()}
+    assert {name: f"TRAINER.ANCHOROPT.{key}" for name, key in rows} == known
 
 
 def test_the_tree_in_contributing_has_every_folder() -> None:

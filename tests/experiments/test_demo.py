@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -21,17 +23,23 @@ SHORT = ["OPTIM.MAX_EPOCH", "3", "USE_CUDA", "False"]
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Run the demo with one seed and three epochs; return its folder."""
+    """Run the demo with one seed and three epochs; return its folder, and what it said."""
     folder = tmp_path_factory.mktemp("demo")
     places = ["--root", str(folder / "data"), "--output-dir", str(folder / "out")]
     words = ["--datasets", "digits", "--seeds", "1", "--jobs", "2"]
-    assert demo.main("", [*places, *words, *SHORT]) == 0
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert demo.main("", [*places, *words, *SHORT]) == 0
+    (folder / "out" / "said.txt").write_text(said.getvalue())
     return folder / "out"
 
 
 def test_the_table_has_the_methods_and_their_controls(page):
     table = pd.read_csv(page / "results.csv")
-    assert list(dict.fromkeys(table["method"])) == [
+    rows = list(dict.fromkeys(table["method"]))
+    said = " ".join((page / "said.txt").read_text().split())
+    assert f"Rows: {', '.join(rows)} CoOp with and" in said
+    assert rows == [
         "ZeroshotCLIP",
         "CoOp",
         "CoOp_AnchorOPT",

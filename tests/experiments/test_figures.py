@@ -124,7 +124,7 @@ REFERENCES = {"CoOp": "", "CoOp_AnchorOPT": "CoOp", "a control": "CoOp_AnchorOPT
 def table_of(accuracies, protocol="base2new"):
     rows = [
         {
-            **{"method": method, "reference": REFERENCES[method], "trainer": method},
+            **{"method": method, "reference": REFERENCES.get(method, ""), "trainer": method},
             **{"group": "digits", "score": score, "seed": seed, "accuracy": accuracy},
             **{"shots": 16, "has_seeds": True, "MODEL.BACKBONE.NAME": "tiny"},
         }
@@ -156,6 +156,13 @@ def test_each_seed_is_a_point_and_the_same_seed_is_joined():
         assert (left + right) / 2 == pytest.approx(np.mean(values))
         assert (right - left) / 2 == pytest.approx(np.std(values, ddof=1))
     assert not axis.patches, "no bars, which would have to start at zero"
+
+
+def test_no_two_rows_of_the_demo_share_a_colour():
+    alone = {(name, "base"): {1: 60.0} for name in ("ZeroshotCLIP", "anchor prompt alone")}
+    (axis,) = accuracies(table_of({**ACCURACIES, **alone})).axes
+    colors = [to_rgba(container.lines[0].get_color()) for container in axis.containers]
+    assert len({*colors}) == len(colors) == 5
 
 
 @pytest.mark.parametrize("values", [(100.0, 100.0), (99.0, 100.0), (85.0, 100.0)])

@@ -464,9 +464,10 @@ def test_the_control_is_announced_where_it_is_a_row(tmp_path, monkeypatch, is_ow
         fork = write_fork(tmp_path / "fork")
         words += ["--repository", str(fork), "--config", "configs/my.yaml"]
     assert ablate.main("", [*words, *([] if is_own else ["--config", "tiny"])]) == 0
-    ((experiment, *_, more),) = plans
-    assert (more is not None) == (of == "base2new" and not is_own)
-    assert ("the last row is a control without" in experiment.about) == (more is not None)
+    ((experiment, *_),) = plans
+    has_control = of == "base2new" and not is_own
+    assert [*experiment.computed] == ["CoOp, averaged with zero-shot on new"] * has_control
+    assert ("the last row is a control without" in experiment.about) == has_control
 
 
 ABLATE = ["--host", "CoOp", "--config", "tiny", "--datasets", "digits"]
