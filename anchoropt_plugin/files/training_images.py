@@ -83,12 +83,13 @@ def images_of(data_set: Any, part: str) -> dict[str, Any] | None:
 def images_per_class(data_set: Any) -> dict[str, int] | None:
     """Return the ``fewest`` and the ``most`` training images of a class, each file counted once.
 
-    It is None for images without a path.
+    It is None for images without a path or a number as their label, as in users' own data sets.
     """
-    found = {(getattr(image, "impath", None), image.label) for image in data_set.train_x or ()}
-    if not found or not all(isinstance(path, str) for path, _ in found):
+    images = getattr(data_set, "train_x", None) or ()
+    found = [(getattr(one, "impath", None), getattr(one, "label", None)) for one in images]
+    if not found or not all(isinstance(p, str) and isinstance(label, int) for p, label in found):
         return None
-    counts = Counter(label for _, label in found).values()
+    counts = Counter(label for _, label in set(found)).values()
     return {"fewest": min(counts), "most": max(counts)}
 
 

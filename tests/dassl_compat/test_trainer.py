@@ -17,7 +17,7 @@ from anchoropt_plugin import UserError
 from anchoropt_plugin.dassl_compat.engine import trainer as engine
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.run_events import read_events, read_results
-from anchoropt_plugin.files.training_images import digest_of_names, images_of
+from anchoropt_plugin.files.training_images import digest_of_names, images_of, images_per_class
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import (
     load_checkpoint,
@@ -460,6 +460,10 @@ def test_a_data_manager_of_ones_own_may_lack_what_only_the_records_read(cfg):
     trainer.load_model(cfg.OUTPUT_DIR, epoch=1)
     image = SimpleNamespace(impath="a.png", label=0)
     assert images_of(SimpleNamespace(test=[image]), "test")["names"] == digest_of_names([])
+    odd = SimpleNamespace(impath="a.png", label=[torch.zeros(1)])
+    assert all(images_per_class(SimpleNamespace(**x)) is None for x in ({}, {"train_x": [odd]}))
+    repeated = SimpleNamespace(train_x=[image, image, SimpleNamespace(impath="b.png", label=1)])
+    assert images_per_class(repeated) == {"fewest": 1, "most": 1}
 
 
 def test_an_unknown_trainer_is_named_with_the_nearest(cfg):

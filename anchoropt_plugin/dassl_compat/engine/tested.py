@@ -90,7 +90,7 @@ class Tested(TrainerBase):
             if self.loaded_from:
                 test["model"] = model_of_test(self.output_dir, self.loaded_from, self.loaded_epoch)
             test["images"] = images_of(data_set, split)
-            if self.is_trained and hasattr(data_set, "train_x"):
+            if self.is_trained:
                 test["images_per_class"] = images_per_class(data_set)
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
             numbers = {name: float(value) for name, value in results.items()}
