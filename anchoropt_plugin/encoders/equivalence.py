@@ -24,6 +24,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 HALF_TOLERANCE = 3e-2
 CALL_ERRORS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 """Errors of a call that an encoder is not made for (it may hold a parameter for each class)."""
+GRADIENT = 10
+"""How many times larger the error of a gradient may be."""
 CHECKED_CLASSES = 64
 CHECKED_AGAIN = 4
 """Classes of a further comparison: what an encoder computes may change between epochs."""
@@ -55,8 +57,8 @@ def compare(
 ) -> Finding:
     """Compare both branches on some of the classes, the longest class name among them.
 
-    They must have the same features, and depend on the same trained tensors: these may change the
-    features later, as an adapter that starts at zero does.
+    They must have the same features, pass the same gradient to the prompts, and depend on the same
+    trained tensors: these may change the features later, as an adapter that starts at zero does.
 
     Args:
         encoder: the host's text encoder; its dropouts are checked, too.
@@ -85,12 +87,42 @@ def compare(
             return Finding(None, f"{name} has deep prompts and class-specific contexts")
         difference = (features - want).detach().float().norm()
         error = float(difference / want.detach().float().norm())
+        tolerance = TOLERANCE.get(TextTower(encoder).dtype, HALF_TOLERANCE)
         # Written so that NaN counts as different.
-        if not error <= TOLERANCE.get(TextTower(encoder).dtype, HALF_TOLERANCE):
+        if not error <= tolerance:
             return Finding(error, f"it differs from {name} by {error:.1e}")
+        try:
+            of_gradient = _error_of_gradient(own, fast, prompts, tokens, *deep)
+        except CALL_ERRORS as refusal:
+            return Finding(error, f"it cannot read the gradient of {name} ({refusal})")
+        if not of_gradient <= GRADIENT * tolerance:
+            return Finding(error, f"its gradient differs from that of {name} by {of_gradient:.1e}")
         missed = _dropouts(encoder)
         missed += _names(encoder, _reaching(read, want) - _reaching(read, features), read)
         return Finding(error, f"it does not read {missed[0]} of {name}" if missed else "")
+
+
+def _error_of_gradient(
+    own: Branch, fast: Branch, prompts: Tensor, tokens: Tensor, *deep: Sequence[Tensor]
+) -> float:
+    """Return the relative error of the gradient that the fast branch passes to all prompts.
+
+    An encoder may stop or scale it. Few classes, as a graph of the host's forward is large.
+    """
+    prompts, tokens = _sample(prompts, tokens, CHECKED_AGAIN)
+    gradients = []
+    for branch in (own, fast):
+        shift = torch.zeros_like(prompts[0], requires_grad=True)
+        with torch.enable_grad():
+            features = branch(prompts + shift, tokens, *deep)
+        assert features is not None
+        upstream = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+        # Without a graph, as under no_grad, the sum is not of features alone.
+        total = (features * upstream.to(features)).sum() + 0 * shift.sum()
+        gradients.append(torch.autograd.grad(total, shift)[0].float())
+    want, ours = gradients
+    smallest = torch.finfo(want.dtype).tiny
+    return float((ours - want).norm() / want.norm().clamp_min(smallest))
 
 
 @contextlib.contextmanager

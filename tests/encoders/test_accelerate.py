@@ -106,6 +106,25 @@ def test_an_encoder_that_does_something_else_keeps_its_own_forward(clip, prompts
     assert not fast.in_use and "differs from Louder" in caplog.text
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.1])
+def test_an_encoder_that_stops_or_scales_the_gradient_keeps_its_own_forward(
+    clip, prompts, caplog, kept
+):
+    class Scaling(TextEncoder):
+        def forward(self, prompts, tokens):
+            features = super().forward(prompts, tokens)
+            return features.detach() if not kept else kept * features + 0.9 * features.detach()
+
+    ctx = (0.02 * torch.randn(1, N_CTX, 64)).requires_grad_()
+    given = prompts.behind(ctx), prompts.tokens
+    encoder = Scaling(clip)
+    (fast,) = accelerate(encoder)
+    found = encoder(*given)
+    assert torch.equal(found, Scaling.forward(encoder, *given))
+    assert found.requires_grad == bool(kept)
+    assert not fast.in_use and "its gradient differs from that of Scaling" in caplog.text
+
+
 def test_an_encoder_that_cannot_be_read_keeps_its_own_forward(clip, prompts, caplog):
     class Passing(nn.Module):
         """Not CLIP's transformer."""
