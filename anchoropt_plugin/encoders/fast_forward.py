@@ -187,7 +187,9 @@ class FastForward:
         layout = [] if matrix is None else [matrix]
         stop = max(eot_of(tokens)) + 1 + self.prompts.n_anchors
         state = (*state_of(self.encoder), torch.is_autocast_enabled(prompts.device.type))
-        return [prompts[:, :stop], tokens, *deep, *layout], state
+        # By value: an average of weights may be put in their place through .data, unseen.
+        trained = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+        return [prompts[:, :stop], tokens, *deep, *layout, *trained], state
 
     def forget(self) -> None:
         """Drop the features of the last call."""

@@ -39,7 +39,7 @@ def state_of(module: nn.Module) -> tuple[Any, ...]:
     parameters = list(module.parameters())
     # The version of a tensor counts its in-place changes.
     versions = sum(tensor._version for tensor in (*parameters, *module.buffers()))
-    return versions, *((p.dtype, p.device, p.data_ptr()) for p in parameters[:1])
+    return versions, *((p.dtype, p.device, p.data_ptr()) for p in parameters)
 
 
 class LastFeatures:

@@ -285,6 +285,26 @@ def test_an_evaluation_encodes_its_prompts_once(clip, prompts, monkeypatch):
     assert copy.deepcopy(fast)._last._features is None
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_weights_that_are_put_in_their_place_through_data_are_noticed(clip, prompts, trained):
+    """The average of weights is tested so; of frozen weights a new tensor is noticed."""
+    encoder = TextEncoder(clip).requires_grad_(False)
+    weight = encoder.ln_final.weight.requires_grad_(trained)
+    accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with torch.no_grad():
+        encoder(*given)
+        before = encoder(*given)
+        average = weight * torch.rand_like(weight)
+        if trained:
+            weight.data.copy_(average)
+        else:
+            weight.data = average
+        found = encoder(*given)
+        torch.testing.assert_close(found, TextEncoder.forward(encoder, *given))
+        assert not torch.allclose(found, before, rtol=0.1)
+
+
 def test_features_that_a_host_changes_in_place_are_not_those_kept(clip, prompts):
     encoder = TextEncoder(clip)
     accelerate(encoder)
