@@ -277,8 +277,13 @@ def _has_same_context(other: Any, prompts: Tensor, stop: int) -> bool:
 
 def attachment_of(learner: nn.Module) -> Attachment | None:
     """Return what ``attach`` put on ``learner``, or None."""
-    forward = getattr(vars(learner).get("forward"), "func", None)
+    forward = getattr(vars(_uncompiled(learner)).get("forward"), "func", None)
     return forward if isinstance(forward, Attachment) else None
+
+
+def _uncompiled(learner: Any) -> Any:
+    """Return the module that ``torch.compile`` was given, or ``learner``."""
+    return getattr(learner, "_orig_mod", learner)
 
 
 def attached(learner: nn.Module) -> AnchorPositionModule | None:
@@ -335,6 +340,7 @@ def attach(
     >>> learner()[0, :, 0].tolist()
     [9.0, 0.0, 0.0, 5.0, 99.0, 0.0, 0.0, 0.0]
     """
+    learner = _uncompiled(learner)
     hook = hook_for(learner)
     hook.check(learner)
     if pooling not in POOLINGS:
@@ -382,6 +388,7 @@ def detach(learner: Any) -> None:
     Raises:
         UserError: nothing is attached.
     """
+    learner = _uncompiled(learner)
     attachment = attachment_of(learner)
     if attachment is None:
         raise UserError(f"{type(learner).__name__} carries no anchors: nothing to detach")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from anchoropt_plugin import (
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.prompts import hooks
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["cat", "golden retriever", "red panda"]
 
 
@@ -287,3 +291,26 @@ def test_another_number_of_soft_tokens_after_attach_is_refused(clip, learner, n_
     learner.token_suffix = Learner(clip, n_ctx).token_suffix  # such prompts have 77 tokens
     with pytest.raises(UserError, match=f"of 77 tokens with {n_ctx} soft tokens, .* with 4 in 77"):
         learner()
+
+
+_COMPILED = """
+import torch
+from anchoropt_plugin import attach, detach, load_clip
+from tests.prompts.test_hooks import Learner
+
+learner = Learner(load_clip("tiny")).eval()
+compiled = torch.compile(learner, backend="eager")
+plain = compiled()
+for one in (learner, compiled):
+    attach(one, torch.ones(1, 128)).eval()
+    assert torch.equal(compiled(), learner()) and not torch.equal(learner(), plain)
+    detach(one)
+    assert torch.equal(compiled(), plain) and torch.equal(learner(), plain)
+"""
+
+
+def test_a_learner_that_was_compiled_before():
+    # In a process of its own: a process that has compiled cannot be forked by later tests.
+    words = [sys.executable, "-W", "ignore", "-c", _COMPILED]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
