@@ -175,7 +175,7 @@ def tower_of(model: TextTower | nn.Module) -> TextTower:
     if not error <= TOLERANCE.get(tower.dtype, HALF_TOLERANCE):
         raise UserError(
             f"{other}: its features of a text differ by {error:.0e}; give the CLIP without "
-            "adapters and hooks"
+            "adapters and hooks, or TextTower(clip) for its own weights alone"
         )
     return tower
 
