@@ -57,8 +57,8 @@ class TextTower:
     """CLIP's text transformer, read from the model and run over packed tokens.
 
     The tower owns no weights, it refers to those of ``clip``: moving or converting the model also
-    moves the tower. The token embedding may be on another device than the rest. It reads the weights
-    that CLIP has: what adapters, hooks or prompts within the transformer add, it leaves out.
+    moves the tower. The token embedding may be on another device than the rest. It reads the
+    weights that CLIP has: what adapters, hooks or prompts within the transformer add, it leaves out.
 
     Args:
         clip: a model with OpenAI's names: ``token_embedding``, ``positional_embedding``,
