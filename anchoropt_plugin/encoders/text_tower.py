@@ -58,7 +58,8 @@ class TextTower:
 
     The tower owns no weights, it refers to those of ``clip``: moving or converting the model also
     moves the tower. The token embedding may be on another device than the rest. It reads the
-    weights that CLIP has: what adapters, hooks or prompts within the transformer add, it leaves out.
+    weights that CLIP has: what adapters, hooks or prompts within the transformer add, it leaves
+    out.
 
     Args:
         clip: a model with OpenAI's names: ``token_embedding``, ``positional_embedding``,
