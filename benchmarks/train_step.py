@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
 from anchoropt_plugin.encoders.clip_models import CLIP
 from anchoropt_plugin.encoders.feature_cache import CachedFeatures
-from anchoropt_plugin.encoders.image_features import ImageCall
+from anchoropt_plugin.encoders.image_calls import ImageCall
 from anchoropt_plugin.method.objective import PromptLoss
 from anchoropt_plugin.training.host_parts import HostParts
 from anchoropt_plugin.training.settings import AnchorOPTConfig

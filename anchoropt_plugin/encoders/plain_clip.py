@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .equivalence import CALL_ERRORS, HALF_TOLERANCE
 from .feature_cache import CHANGING
-from .image_features import images_among, is_transformer, plain_features, unprompted
+from .image_calls import images_among
+from .image_features import is_transformer, plain_features, unprompted
 
 FEW = 2
 """Images whose features are compared."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..dassl_compat.evaluation.label_check import LabelCheck
 from ..encoders.clip_models import words_of
 from ..encoders.fast_forward import FastForward
-from ..encoders.image_features import ImageCall, ImageCalls
+from ..encoders.image_calls import ImageCall, ImageCalls
 from ..encoders.logits import as_logits
 from ..encoders.plain_clip import PlainImages
 from ..encoders.shared_prefix import leaves

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..encoders.image_features import ImageCall
+from ..encoders.image_calls import ImageCall
 from ..errors import UserError
 from ..method.objective import CrossEntropy, to_float32
 from ..prompts.hooks import PromptHook

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from anchoropt_plugin import PromptHook, UserError, register_hook
 from anchoropt_plugin.commands.check.independent import record_steps
-from anchoropt_plugin.encoders.image_features import ImageCall
+from anchoropt_plugin.encoders.image_calls import ImageCall
 from anchoropt_plugin.encoders.plain_clip import PlainCLIP, PlainImages
 from dassl.utils import load_checkpoint
 
