@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"no image is given: name images or folders of images{taken}")
     for path in map(Path, args.images):
         if not path.exists():
-            raise UserError(f"there is no image {path}")
+            raise UserError(f"there is no image or folder {path}")
     predictor = loaded_predictor(args)
     entries = []
     for path, probabilities in _predicted(predictor, args.images):

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from ..encoders.class_names import as_words
-from ..encoders.clip_models import tokenize
+from ..encoders.clip_models import tokenize, words_of
 from ..encoders.equivalence import tower_of
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
@@ -111,6 +112,13 @@ class AnchorTokens:
                 f"{len(class_names)} classes and {len(descriptions)} lists of descriptions: "
                 "expected one list of one or more sentences for each class"
             )
+        for name, sentences in zip(class_names, descriptions, strict=True):
+            wrong = [one for one in sentences if not words_of(one) or "{}" in one]
+            if wrong:
+                raise ValueError(
+                    f"a description of {name!r} is {wrong[0]!r}: give a sentence, with the name of "
+                    "the class in place of {}"
+                )
         # Under a caller's autocast, features and loss would be rounded.
         with torch.autocast(tower.device.type, enabled=False):
             values, losses = learned(tower, class_names, descriptions, settings, images, on_epoch)
@@ -207,9 +215,12 @@ def _check_names(given: object) -> None:
     if not _is_texts(given):
         kind = type(given).__name__
         raise ValueError(f"class_names must be a list of names; got the {kind} {given!r}")
+    empty = [place for place, name in enumerate(given) if not words_of(name)]
+    if empty:
+        raise ValueError(f"class_names[{empty[0]}] is {given[empty[0]]!r}: give a name")
 
 
-def _is_texts(given: object) -> bool:
+def _is_texts(given: object) -> TypeGuard[Sequence[str]]:
     """Whether ``given`` is a list of texts; a text is a sequence of texts too, its letters."""
     if isinstance(given, str) or not isinstance(given, Sequence):
         return False

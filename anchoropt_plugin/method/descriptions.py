@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..encoders.class_names import as_words
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..files.readers import each_key_once
 
 _Sentences = TypeVar("_Sentences", bound=Sequence[str])
@@ -116,9 +116,10 @@ def of_classes(
     sentences_of = {plain(name): sentences for name, sentences in content.items()}
     missing = [name for name in class_names if not sentences_of.get(plain(name))]
     if missing:
+        others = names.keys() - {plain(name) for name in class_names}
         raise UserError(
             f"{source} has no description of {len(missing)} of {len(class_names)} classes "
-            f"({', '.join(missing)}): add them, or use templates for all classes (no descriptions "
-            "file)"
+            f"({', '.join(missing)}){nearest(missing[0], others)}: add them, or use templates for "
+            "all classes (no descriptions file)"
         )
     return [sentences_of[plain(name)] for name in class_names]

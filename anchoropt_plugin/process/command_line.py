@@ -47,7 +47,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(words[:at], namespace)
         if unknown:
             hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
-            self.error(f"there is no flag {unknown[0]}{hint}")
+            pairs = "; settings are KEY VALUE pairs behind the flags, as OPTIM.MAX_EPOCH 5"
+            self.error(f"there is no flag {unknown[0]}{hint}{pairs if self.takes_pairs else ''}")
         if self.takes_pairs:
             if parsed.opts:
                 first = parsed.opts[0]

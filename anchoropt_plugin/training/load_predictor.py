@@ -193,8 +193,9 @@ def _trainer_class(name: str) -> type:
         if name not in known:
             raise UserError(
                 f"the run's trainer {name!r} is not registered{nearest(name, known)}: import its "
-                "module first (predict: --import MODULE); registered: "
-                f"{', '.join(sorted(known)) or 'none'}"
+                "module first, with its repository on sys.path (predict: --import MODULE, in the "
+                "folder of the repository), or export the run there: class weights need no "
+                f"trainer; registered: {', '.join(sorted(known)) or 'none'}"
             )
         trainer: type = TRAINER_REGISTRY.get(name)
     return trainer

@@ -964,7 +964,7 @@ def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, c
         (["cut.png"], "cannot read the image cut.png"),
         (["list.csv"], "the image none.png is missing; put it back, or correct the path"),
         (["cut.csv"], "cut.csv has no column 'image'"),
-        (["none.png"], "there is no image none.png"),
+        (["none.png"], "there is no image or folder none.png"),
         ([], "error: no image is given: name images or folders of images"),
         (["empty"], "there is no image in the folder empty"),
         (["cut.png", "--top", "0"], "--top is 0"),

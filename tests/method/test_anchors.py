@@ -138,6 +138,15 @@ def test_names_without_an_order_are_refused(clip, names):
             AnchorTokens.learn(clip, NAMES, texts, StageOne(epochs=1))
 
 
+def test_texts_without_a_word_and_templates_are_refused(clip):
+    with pytest.raises(ValueError, match=r"class_names\[1\] is '_': give a name"):
+        AnchorTokens(torch.zeros(1, 64)).class_features(clip, ["cat", "_"])
+    for text in ("", "  ", "a photo of a {}."):
+        texts = dict(zip(NAMES, [*TEXTS[:2], ["a panda.", text]], strict=True))
+        with pytest.raises(ValueError, match=f"a description of 'red panda' is '{text}': give a"):
+            AnchorTokens.learn(clip, NAMES, texts)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
