@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from unittest import mock
 
 import pytest
 import torch
@@ -123,6 +124,23 @@ def test_an_encoder_that_stops_or_scales_the_gradient_keeps_its_own_forward(
     assert torch.equal(found, Scaling.forward(encoder, *given))
     assert found.requires_grad == bool(kept)
     assert not fast.in_use and "its gradient differs from that of Scaling" in caplog.text
+
+
+def test_an_encoder_that_scales_the_gradient_of_a_weight_keeps_its_own_forward(
+    clip, prompts, caplog
+):
+    class Slow(TextEncoder):
+        def forward(self, prompts, tokens):
+            weight = self.ln_final.weight
+            slow = 0.1 * weight + 0.9 * weight.detach()
+            with mock.patch.dict(self.ln_final._parameters, weight=slow):
+                return super().forward(prompts, tokens)
+
+    encoder = Slow(clip).requires_grad_(False)
+    encoder.ln_final.weight.requires_grad_()
+    (fast,) = accelerate(encoder)
+    encoder(prompts.behind(torch.zeros(1, N_CTX, 64)), prompts.tokens)
+    assert not fast.in_use and "does not read ln_final.weight of Slow" in caplog.text
 
 
 def test_an_encoder_that_cannot_be_read_keeps_its_own_forward(clip, prompts, caplog):
