@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..encoders.deep_prompts import DeepPrompt, DeepPromptFinder
 from ..encoders.image_features import unprompted
+from ..encoders.shared_prefix import leaves
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
@@ -177,6 +178,7 @@ class Attachment:
     moved: MovedTokens | None = None
     _own: Callable[..., Any] | None = None
     _is_suffix_checked: bool = False
+    _is_context_checked: bool = False
 
     @property
     def end(self) -> Tensor | None:
@@ -212,6 +214,7 @@ class Attachment:
         stop = first + self.module.n_ctx
         self._check_length(learner, prompts)
         self._check_suffix(learner, prompts[..., stop:, :])
+        self._check_context(learner, prompts[..., first:stop, :])
 
         def arranged(prompts: Tensor) -> Tensor:
             n_rest = prompts.shape[-2] - stop - self.module.n_anchors
@@ -244,6 +247,30 @@ class Attachment:
         if self.moved is not None:
             self.moved.check(type(learner).__name__, self.hook.tokens(learner), prompts)
         return prompts
+
+    def _check_context(self, learner: Any, context: Tensor) -> None:
+        """Warn once if tokens of the context (…, M, d) are not learned, but others are."""
+        has_graph = context.requires_grad and torch.is_grad_enabled()
+        if self._is_context_checked or not has_graph or torch.compiler.is_compiling():
+            return
+        self._is_context_checked = True
+        sources = list(leaves(context))
+        weights = torch.linspace(1, 2, context.shape[-1]).to(context)
+
+        def is_learned(token: Tensor) -> bool:
+            total = (token * weights).sum()
+            found = torch.autograd.grad(total, sources, retain_graph=True, allow_unused=True)
+            return any(g is not None and bool(g.any()) for g in found)
+
+        fixed = [row for row, token in enumerate(context.unbind(-2), 1) if not is_learned(token)]
+        if fixed:
+            log.warning(
+                "of the %d context tokens of %s, number %s depend on nothing that is trained: are "
+                "first and n_ctx of its PromptHook right?",
+                self.module.n_ctx,
+                type(learner).__name__,
+                ", ".join(map(str, fixed)),
+            )
 
     def _check_suffix(self, learner: Any, rest: Tensor) -> None:
         """Warn once if the class names of ``token_suffix`` do not follow the context."""

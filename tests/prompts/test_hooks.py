@@ -293,6 +293,26 @@ def test_another_number_of_soft_tokens_after_attach_is_refused(clip, learner, n_
         learner()
 
 
+class Framed(Learner):
+    """Its context has fixed words before the soft tokens."""
+
+    def forward(self):
+        x = super().forward()
+        return torch.cat([x[:, :1], x[:, 1:3].detach(), x[:, 3:]], 1)
+
+
+def test_context_tokens_that_are_not_learned_are_told_once(clip, caplog):
+    for kind, n_told in ((Learner, 0), (Framed, 1)):
+        learner = kind(clip)
+        attach(learner, torch.zeros(1, 64))
+        with torch.no_grad():
+            learner()
+        for _ in range(2):
+            learner().sum().backward()
+        assert caplog.text.count("depend on nothing that is trained") == n_told
+    assert "of the 4 context tokens of Framed, number 1, 2 depend on nothing" in caplog.text
+
+
 _COMPILED = """
 import torch
 from anchoropt_plugin import attach, detach, load_clip
