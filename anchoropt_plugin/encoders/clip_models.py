@@ -209,7 +209,7 @@ def unknown_words(model: CLIP, texts: Sequence[str]) -> list[str]:
 
 def warn_of_unknown_words(model: CLIP, texts: Sequence[str], what: str = "class names") -> None:
     """Print a warning with the words of ``texts`` that the backbone was never trained on."""
-    words = unknown_words(model, texts)
+    words = unknown_words(model, [*map(as_words, texts)])
     if words:
         print(
             f"Warning: the backbone never saw {len(words)} word(s) of the {what} "

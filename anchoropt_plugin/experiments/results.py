@@ -14,6 +14,7 @@ from ..files.predictions import PREDICTIONS, check_unedited
 from ..files.run_events import model_of_test
 from .facts import read_facts
 from .plan import Job, Run
+from .repository import as_in_yaml
 
 _NUMBERS = ("accuracy", "macro_f1", "correct", "total", "order")
 """The results that are columns; an old Dassl prints no macro_f1, only AnchorOPT has an order."""
@@ -51,7 +52,7 @@ def outcome(run: Run) -> dict[str, Any]:
 def _check_own(run: Run, results: Mapping[str, Any], path: Path) -> None:
     """Check that results were not copied from the folder of another run."""
     for key, value in results.get("settings", {}).items():
-        planned = run.settings.get(key, value)
+        planned = as_in_yaml(run.settings.get(key, value))
         if planned != value:
             raise UserError(
                 f"{path} is of a test with {key} {value}, but its folder of one with {planned}: "

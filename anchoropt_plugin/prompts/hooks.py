@@ -404,7 +404,8 @@ def attach(
     end = hook.end(learner)
     if pooling == "eot":
         shift(tokens, hook.first(learner), n_anchors)
-        attachment.moved = MovedTokens(tokens, end)
+        # A copy: a state that is loaded in place must not change what it is compared with.
+        attachment.moved = MovedTokens(tokens, None if end is None else end.clone())
     attachment.put_on(learner)
     return module
 

@@ -256,6 +256,11 @@ def test_a_test_of_another_model_or_epoch_in_its_folder_is_not_its_own(job, tmp_
         assert train.main(words) == 0
         assert not outcome(tested) and execution.unfinished(job) == [tested]
         assert says in write_page(tested.folder).read_text()
+    assert train.main([*tested.argv, "DATASET.TEMPLATE", "{} on black"]) == 0
+    with pytest.raises(
+        UserError, match=r"of a test with DATASET\.TEMPLATE .* on black, but its fol"
+    ):
+        outcome(tested)
     assert train.main([*tested.argv]) == 0
     of_epoch.unlink()
     assert execution.unfinished(job) == []

@@ -293,6 +293,19 @@ def test_another_number_of_soft_tokens_after_attach_is_refused(clip, learner, n_
         learner()
 
 
+def test_class_tensors_loaded_in_place_are_noticed_for_any_names(clip, monkeypatch):
+    """The first of the other names has one token more: its full stop stands where EOT was."""
+    learner = Learner(clip)
+    attach(learner, torch.randn(1, 64)).eval()
+    monkeypatch.setitem(globals(), "NAMES", ["red cat", "dog", "badger"])
+    other = Learner(clip)
+    with torch.no_grad():
+        for name in ("token_suffix", "tokenized_prompts"):
+            getattr(learner, name).copy_(getattr(other, name))
+    with pytest.raises(UserError, match="were replaced after attach"):
+        learner()
+
+
 class Framed(Learner):
     """Its context has fixed words before the soft tokens."""
 

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from ...config.check import flattened
 from ...config.record import OF_TRAINING, recorded_settings
+from ...config.same_run import FREE
 from ...errors import UserError
 from ...files.run_events import model_of_test, write_results
 from ...files.training_images import images_of, images_per_class
@@ -29,6 +30,8 @@ OF_TEST = (
     *OF_TRAINING,
 )
 """Keys that ``results.json`` records: a test may be written into the folder of another run."""
+_SECTIONS = "DATASET.", "INPUT.", "MODEL.", "TEST.", "TRAINER."
+"""Sections on whose keys a test depends: ``results.json`` has all that are not free."""
 
 
 class Tested(TrainerBase):
@@ -117,7 +120,11 @@ class Tested(TrainerBase):
         else:
             trained = dict(flattened(self.recorded_cfg)) if self.is_trained else {}
         training = {key: trained[key] for key in OF_TEST if key in trained}
-        own = {key: value for key, value in flattened(self.cfg) if key in OF_TEST}
+        own = {
+            key: value
+            for key, value in flattened(self.recorded_cfg)
+            if key in OF_TEST or (key.startswith(_SECTIONS) and key not in FREE)
+        }
         own["TRAINER.NAME"] = type(self).__name__
         own |= {key: training[key] for key in OF_TRAINING if key in training}
         return {"settings": own, "training": training}
