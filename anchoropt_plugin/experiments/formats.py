@@ -104,7 +104,8 @@ def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
     """Return a table as texts, and a note.
 
     The method is in the first column; Δ is that of the last score. Scores that all methods share
-    have no column: the note has them. It also has the numbers of images of classes with too few.
+    have no column: the note has them. It also has the numbers of images of classes with too few,
+    and the methods that predict the same.
     """
     last = table.columns[-1]
     compared = any(cell.delta is not None for row in table.rows.values() for cell in row.values())
@@ -122,7 +123,8 @@ def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
     header, texts_of, note = without_repeats(
         [*rows[0]], [[*texts.values()] for texts in rows], always=[heading(last)]
     )
-    notes = [*filter(None, [note]), *_few_images(table)]
+    same = (f"The predictions of {' and '.join(names)} are the same." for names in table.same)
+    notes = [*filter(None, [note]), *_few_images(table), *same]
     return pd.DataFrame(texts_of, columns=header), " ".join(notes)
 
 

@@ -16,7 +16,7 @@ from .facts import read_facts
 from .plan import Job, Run
 from .repository import as_in_yaml
 
-_NUMBERS = ("accuracy", "macro_f1", "correct", "total", "order")
+_NUMBERS = ("accuracy", "macro_f1", "correct", "total", "order", "predictions")
 """The results that are columns; an old Dassl prints no macro_f1, only AnchorOPT has an order."""
 
 

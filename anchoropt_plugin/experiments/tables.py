@@ -57,6 +57,7 @@ class Table:
         references: the method that each method is compared with, or "".
         too_few: the fewest and the most training images of a class, by the number of shots, where a
             class has fewer images than shots.
+        same: methods with the same predictions, to the last digit, in all runs.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Table:
     values: dict[str, pd.DataFrame]
     references: dict[str, str]
     too_few: dict[int, tuple[int, int]]
+    same: list[list[str]]
 
     @property
     def published(self) -> bool:
@@ -85,7 +87,7 @@ def tables(results: pd.DataFrame, protocol: Protocol, published: bool = True) ->
         return []
     groups = dict(list(results.groupby("group", sort=False)))
     out = [
-        _table(group, [group], part, protocol, published, _too_few(part))
+        _table(group, [group], part, protocol, published, _too_few(part), _same(part))
         for group, part in groups.items()
     ]
     averaged = _averaged(results)
@@ -93,8 +95,8 @@ def tables(results: pd.DataFrame, protocol: Protocol, published: bool = True) ->
         seeds, all_seeds = _seeds(averaged), _seeds(results)
         of_seeds = f", seeds {', '.join(map(str, seeds))}" if seeds != all_seeds else ""
         title = f"average of {len(groups)} data sets{of_seeds}"
-        few = _too_few(results)
-        out.append(_table(title, list(groups), averaged, protocol, published, few))
+        about = _too_few(results), _same(results)
+        out.append(_table(title, list(groups), averaged, protocol, published, *about))
     return out
 
 
@@ -108,6 +110,18 @@ def _too_few(results: pd.DataFrame) -> dict[int, tuple[int, int]]:
     shots = results.dropna(subset="fewest_images").groupby("shots")
     counts = shots.agg({"fewest_images": "min", "most_images": "max"}).astype(int)
     return {n: (fewest, most) for n, fewest, most in counts.itertuples() if fewest < n}
+
+
+def _same(results: pd.DataFrame) -> list[list[str]]:
+    """Return the methods with the same predictions: a setting of theirs has no effect."""
+    if "predictions" not in results:
+        return []
+    of_run = ["group", "score", "shots", "seed", "predictions"]
+    methods: dict[str, list[str]] = {}
+    for method, part in results.groupby("method", sort=False):
+        if part["predictions"].notna().all():
+            methods.setdefault(repr(sorted(part[of_run].to_numpy().tolist())), []).append(method)
+    return [names for names in methods.values() if len(names) > 1]
 
 
 def _averaged(results: pd.DataFrame) -> pd.DataFrame:
@@ -127,6 +141,7 @@ def _table(
     protocol: Protocol,
     published: bool,
     too_few: dict[int, tuple[int, int]],
+    same: list[list[str]],
 ) -> Table:
     summary = protocol.summary
     scores = list(results["score"].unique())
@@ -161,7 +176,7 @@ def _table(
     planned = min(len(protocol.seeds_for(dataset)) for dataset in datasets)
     columns = [*scores, summary.name] if len(over) > 1 else scores
     by_seed = {method: frame[columns] for method, frame in values.items()}
-    table = Table(title, columns, {}, {}, by_seed, {}, too_few)
+    table = Table(title, columns, {}, {}, by_seed, {}, too_few, same)
     for method, part in methods.items():
         reference, has_seeds = part[["reference", "has_seeds"]].iloc[0]
         table.seeds[method] = planned if has_seeds else 1

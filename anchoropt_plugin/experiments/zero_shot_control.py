@@ -34,7 +34,8 @@ def averaged_with_zero_shot(
         reference: the row of the tables that the new row is compared with; empty for no row.
     """
     runs = {run.folder: run for job in jobs for run in job.runs}
-    facts = ["seconds", "cpu_seconds", "peak_memory_mb"]  # these rows are no runs of their own
+    # These rows are no runs of their own, and only their accuracy is computed.
+    facts = ["seconds", "cpu_seconds", "peak_memory_mb", "macro_f1", "order", "predictions"]
     rows = results[results["method"] == host].drop(columns=facts, errors="ignore")
     zero_shot = results[results["method"] == "ZeroshotCLIP"].set_index(["group", "score"])["folder"]
     rows["method"], rows["reference"], rows["does"] = name_of(host), reference, "test"

@@ -79,6 +79,8 @@ def write_page(folder: Path) -> Path:
         case {"folder": model, "epoch": epoch}:
             which = "the best epoch" if epoch is None else f"epoch {epoch}"
             facts.append(f"{which} of the model in {model}" if model != "." else which)
+    if results.get("training") == {} and "model" not in results:
+        facts.append("no trained model")
     facts.append(f"{len(predictions.images):,} images")
     body = [f'<p class="note">{html.escape(", ".join(facts))}</p>', *sections, _LAST]
     write_text(folder / PAGE, page_html(title, "\n".join(body)))

@@ -191,6 +191,18 @@ def test_shots_that_are_not_there_are_told():
     assert both in markdown_table(shapes) and both in markdown_table(average)
 
 
+@pytest.mark.parametrize("differs", [False, True])
+def test_rows_that_predict_the_same_are_told(differs):
+    """A setting without effect, as a number of soft tokens that the words decide, is no finding."""
+    entries = [{**row, "predictions": f"{row['method']}{row['seed']}"} for row in rows()]
+    entries += [{**row, "method": "other"} for row in entries if row["method"] == "CoOp"]
+    entries[-1]["predictions"] += "x" * differs
+    entries.append({**rows()[0], "method": "computed"})  # without predictions of its own
+    (table,) = made(entries)
+    told = "The predictions of CoOp and other are the same." in markdown_table(table)
+    assert told != differs
+
+
 def test_a_summary_of_one_score_has_no_column():
     entries = [{**row, "score": "16"} for row in rows() if row["score"] == "base"]
     (table,) = made(entries, "few_shot")
