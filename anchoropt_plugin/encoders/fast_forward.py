@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import Hashable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -290,14 +291,12 @@ class FastForward:
         name, is_first = type(self.encoder).__name__, self.error is None
         branches = self.host_forward, self._fast
         few = CHECKED_CLASSES if is_first else CHECKED_AGAIN
-        # Of the comparison's own prompts, all of them in each process.
-        known, self._sharing, self._equal = (self._sharing, self._equal), {}, Remembered()
-        split, self.split = self.split, False
-        self.error, reason = compare(self.encoder, *branches, few, *given)
-        if reason and not is_first:  # an encoder may have a parameter for each class
-            self.error, reason = compare(self.encoder, *branches, CHECKED_CLASSES, *given)
-        self._sharing, self._equal = known
-        self.split = split
+        # The comparison has prompts of its own, all of them in each process.
+        with mock.patch.multiple(self, _sharing={}, _equal=Remembered(), split=False):
+            error, reason = compare(self.encoder, *branches, few, *given)
+            if reason and not is_first:  # an encoder may have a parameter for each class
+                error, reason = compare(self.encoder, *branches, CHECKED_CLASSES, *given)
+        self.error = error
         self._compared_in, self._inner = self.encoder.training, list(self.encoder.modules())[1:]
         self.in_use = not reason
         if reason:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from ..encoders.deep_prompts import DeepPrompt, DeepPromptFinder
 from ..encoders.image_features import unprompted
-from ..encoders.shared_prefix import leaves
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
 from .eot import MovedTokens, check_not_moved, shift, unshift
+from .prompt_warnings import PromptWarnings
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -177,8 +177,7 @@ class Attachment:
     hook: PromptHook
     moved: MovedTokens | None = None
     _own: Callable[..., Any] | None = None
-    _is_suffix_checked: bool = False
-    _is_context_checked: bool = False
+    _warnings: PromptWarnings = field(default_factory=PromptWarnings)
 
     @property
     def end(self) -> Tensor | None:
@@ -213,8 +212,7 @@ class Attachment:
         first = self.hook.first(learner)
         stop = first + self.module.n_ctx
         self._check_length(learner, prompts)
-        self._check_suffix(learner, prompts[..., stop:, :])
-        self._check_context(learner, prompts[..., first:stop, :])
+        self._warnings(learner, prompts[..., first:stop, :], prompts[..., stop:, :])
 
         def arranged(prompts: Tensor) -> Tensor:
             n_rest = prompts.shape[-2] - stop - self.module.n_anchors
@@ -247,46 +245,6 @@ class Attachment:
         if self.moved is not None:
             self.moved.check(type(learner).__name__, self.hook.tokens(learner), prompts)
         return prompts
-
-    def _check_context(self, learner: Any, context: Tensor) -> None:
-        """Warn once if tokens of the context (…, M, d) are not learned, but others are."""
-        has_graph = context.requires_grad and torch.is_grad_enabled()
-        if self._is_context_checked or not has_graph or torch.compiler.is_compiling():
-            return
-        self._is_context_checked = True
-        sources = list(leaves(context))
-        weights = torch.linspace(1, 2, context.shape[-1]).to(context)
-
-        def is_learned(token: Tensor) -> bool:
-            total = (token * weights).sum()
-            found = torch.autograd.grad(total, sources, retain_graph=True, allow_unused=True)
-            return any(g is not None and bool(g.any()) for g in found)
-
-        fixed = [row for row, token in enumerate(context.unbind(-2), 1) if not is_learned(token)]
-        if fixed:
-            log.warning(
-                "of the %d context tokens of %s, number %s depend on nothing that is trained: are "
-                "first and n_ctx of its PromptHook right?",
-                self.module.n_ctx,
-                type(learner).__name__,
-                ", ".join(map(str, fixed)),
-            )
-
-    def _check_suffix(self, learner: Any, rest: Tensor) -> None:
-        """Warn once if the class names of ``token_suffix`` do not follow the context."""
-        suffix = getattr(learner, "token_suffix", None)
-        if self._is_suffix_checked or not isinstance(suffix, Tensor):
-            return
-        self._is_suffix_checked = True
-        if rest.shape[-3:] == suffix.shape and not torch.equal(
-            rest.flatten(0, -4)[0] if rest.dim() > 3 else rest, suffix.to(rest)
-        ):
-            log.warning(
-                "in the prompts of %s, token_suffix does not follow the %d soft tokens: if class "
-                "names are elsewhere, the position matrix moves their tokens",
-                type(learner).__name__,
-                self.module.n_ctx,
-            )
 
 
 def _has_same_context(other: Any, prompts: Tensor, stop: int) -> bool:
