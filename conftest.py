@@ -1,10 +1,15 @@
-"""Set up tests and doctests: one thread, a temporary anchor cache, a clean logger."""
+"""Set up tests and doctests: no GPU, one thread, a temporary anchor cache, a clean logger."""
 
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
+
+# The tests compare with numbers of the CPU; `make gpu` runs those that need a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("ANCHOROPT_TEST_GPU", "")
+
 import torch
 
 import anchoropt_plugin  # noqa: F401  (makes `import dassl` work)

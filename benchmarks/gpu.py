@@ -12,6 +12,7 @@ skipped. ``--device cpu`` tries the command on a machine without a GPU.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -125,8 +126,14 @@ def benchmarks(
 
 def output_of(words: Sequence[str], failures: list[str]) -> str:
     """Run a command of the repository and return its output."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     done = subprocess.run(
-        [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "ANCHOROPT_TEST_GPU": gpu},  # conftest.py hides the others
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]

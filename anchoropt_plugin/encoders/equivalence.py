@@ -130,13 +130,24 @@ def _error_of_gradient(
 @contextlib.contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
     """Compute without autocast and TF32 inside the context manager."""
-    precision = torch.get_float32_matmul_precision()
+    # torch 2.9 has a second interface. What it has set cannot be read through the first.
+    backends = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    newer: list[Any] = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    precisions = [backend.fp32_precision for backend in newer]
+    precision = None
+    with contextlib.suppress(RuntimeError):
+        precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        for backend, value in zip(newer, precisions, strict=True):
+            backend.fp32_precision = "none"  # that of all backends
+            if backend.fp32_precision != value:
+                backend.fp32_precision = value
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..files.run_events import EVENTS, read_events
-from .fork_server import prepare_server
+from .fork_server import context_of
 from .logs import newest_log
 from .plan import Job, Run
 from .repository import Repository
@@ -101,7 +101,7 @@ class _Machine:
     """The processes at work and the jobs that wait for them."""
 
     def __init__(self, workers: int, repository: Repository) -> None:
-        self.context = prepare_server(repository)
+        self.context = context_of(repository)
         devices = gpus() or [""]
         self.free = [devices[number % len(devices)] for number in range(workers)]
         self.running: list[_RunningJob] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import multiprocessing
 import os
@@ -13,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from .repository import Repository, Value
 
@@ -21,6 +24,8 @@ def prepare_server(repository: Repository) -> Any:
     """Return the multiprocessing context that forks from a server with all imports done."""
     # The server reads these when it starts, before anything is computed.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A process that asked CUDA's runtime cannot fork, and the import of clip asks for a GPU.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     folder = str(repository.folder)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if folder not in paths:
@@ -28,6 +33,32 @@ def prepare_server(repository: Repository) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.worker", *repository.preload])
     return context
+
+
+def context_of(repository: Repository) -> Any:
+    """Return the context for processes of runs: the server's forks, unless CUDA fails in them.
+
+    It fails where a module of the repository uses CUDA when it is imported, or where the driver has
+    no NVML. Then each process imports everything itself.
+    """
+    context = prepare_server(repository)
+    if torch.cuda.is_available() and not _forks_have_cuda():
+        return multiprocessing.get_context("spawn")
+    return context
+
+
+@functools.cache
+def _forks_have_cuda() -> bool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        return pool.submit(_has_cuda).result()
+
+
+def _has_cuda() -> bool:
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError):  # the former in a PyTorch without CUDA
+        return False
+    return True
 
 
 def start_server(repository: Repository) -> None:
@@ -42,7 +73,7 @@ def in_fork(repository: Repository, function: Callable[..., Value], *args: Any) 
     Raises:
         UserError: the process was killed.
     """
-    with ProcessPoolExecutor(1, prepare_server(repository)) as pool:
+    with ProcessPoolExecutor(1, context_of(repository)) as pool:
         try:
             return pool.submit(_quietly, function, *args).result()
         except BrokenProcessPool as error:

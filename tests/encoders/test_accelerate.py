@@ -524,23 +524,54 @@ def test_what_is_no_trainer_is_refused():
         fast_text(nn.Linear)
 
 
-def test_the_comparison_is_without_tf32(clip, monkeypatch):
+BACKENDS = []
+if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9
+    BACKENDS = [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+
+
+def as_new():
+    """Set the precision of matrix products to that of a new process."""
+    torch.set_float32_matmul_precision("highest")
+    for backend in BACKENDS:
+        backend.fp32_precision = "none"
+
+
+@pytest.fixture
+def precisions():
+    """Return a function that reads the precisions of matrix products."""
+    as_new()
+    if BACKENDS:
+        yield lambda: [backend.fp32_precision for backend in BACKENDS]
+    else:
+        yield lambda: ["", torch.get_float32_matmul_precision()]
+    as_new()
+
+
+PRECISIONS = {
+    "both": lambda: torch.set_float32_matmul_precision("high"),
+    "cuda, older": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "cuda, newer": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "all, newer": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+}
+
+
+@pytest.mark.parametrize("way", PRECISIONS)
+def test_the_comparison_is_without_tf32(clip, monkeypatch, precisions, way):
     """Under TF32 both sides round, by more than the tolerance."""
+    if "newer" in way and not BACKENDS:
+        pytest.skip("torch before 2.9")
     seen = []
     encoder = TextEncoder(clip)
     forward = TextEncoder.forward
     monkeypatch.setattr(
         TextEncoder,
         "forward",
-        lambda *given: (seen.append(torch.get_float32_matmul_precision()), forward(*given))[1],
+        lambda *given: (seen.append(precisions()[1]), forward(*given))[1],
     )
     (fast,) = accelerate(encoder)
     tokens = tokenize([f"X X {name}." for name in NAMES])
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        encoder(clip.token_embedding(tokens), tokens)
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert fast.in_use and "highest" in seen
+    PRECISIONS[way]()
+    before = precisions()
+    encoder(clip.token_embedding(tokens), tokens)
+    assert precisions() == before and before[1] in ("high", "tf32")
+    assert fast.in_use and {"highest", "ieee"} & {*seen}

@@ -9,6 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
+from anchoropt_plugin.experiments import fork_server
+from anchoropt_plugin.experiments.checkout import CHECKOUT
+
 SCRIPT = """
 from pathlib import Path
 from anchoropt_plugin.experiments.checkout import CHECKOUT
@@ -45,3 +50,12 @@ def test_a_fork_ends_when_its_parent_is_killed(tmp_path):
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     wait_until(lambda: not child.exists())
+
+
+def test_processes_are_no_forks_where_cuda_fails_in_forks(monkeypatch):
+    assert fork_server.context_of(CHECKOUT).get_start_method() == "forkserver"
+    uncached = fork_server._forks_have_cuda.__wrapped__
+    monkeypatch.setattr(fork_server, "_forks_have_cuda", uncached)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert fork_server.context_of(CHECKOUT).get_start_method() == "spawn"
+    assert fork_server.in_fork(CHECKOUT, os.getppid) == os.getpid()

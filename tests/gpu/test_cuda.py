@@ -8,11 +8,13 @@ import torch
 from anchoropt_plugin import accelerate
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower, common_prefix
+from anchoropt_plugin.experiments import fork_server
+from anchoropt_plugin.experiments.checkout import CHECKOUT
 from anchoropt_plugin.process.late_checks import LateCheck, LateNumber, settle_all
 from benchmarks import gpu_equality
 from benchmarks.plain import PlainTextEncoder
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU (make gpu)")
 
 TEXTS = ["a photo of a red circle.", "a photo of a star."]
 
@@ -65,3 +67,8 @@ def test_a_late_check_reads_its_last_flag():
     check.expect(torch.tensor(False, device="cuda"))
     with pytest.raises(RuntimeError, match="changed"):
         settle_all()
+
+
+def test_runs_of_an_experiment_are_forks_that_have_cuda():
+    assert fork_server.context_of(CHECKOUT).get_start_method() == "forkserver"
+    assert fork_server.in_fork(CHECKOUT, gpu_equality.branch_difference, "fp32", "cuda")
