@@ -135,6 +135,11 @@ class ImageCalls:
         self._open: list[ImageCall] | None = None
         self._text_nodes: set[Any] = set()
 
+    def forget(self, call: ImageCall | None) -> None:
+        """Forget a call and those before it: a host may have made later ones in advance."""
+        while any(one is call for one in self.calls):
+            self.calls.popleft()
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model has called nothing yet, and a graph cannot be copied.
         return {**self.__dict__, **vars(ImageCalls(self._plain))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +29,15 @@ BATCH_SIZE = 100
 """Images that exported class weights encode at once."""
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""A trainer notes which images its encoder got: those of two threads must not mix."""
+
+
 class Predictor:
     """A trained model and its class names; ``load_predictor`` makes one.
 
     It can be pickled: the pickle holds the model, and needs neither the run's folder nor the code
-    of its trainer.
+    of its trainer. Several threads can use it.
 
     Attributes:
         batch_size: images encoded at once, ``DATALOADER.TEST.BATCH_SIZE``.
@@ -189,8 +194,9 @@ class Predictor:
             "impath": [""] * len(pixels),
             "index": zeros,
         }
-        inputs = self._trainer.parse_batch_test(batch)[0]
-        return probabilities(self._trainer.model_inference(inputs)).cpu()
+        with _ONE_AT_A_TIME:
+            inputs = self._trainer.parse_batch_test(batch)[0]
+            return probabilities(self._trainer.model_inference(inputs)).cpu()
 
     def _tested(self, images: Tensor) -> Tensor:
         """Return probabilities (B, C) of images (B, 3, R, R), as a test computes them."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dassl_compat.evaluation.label_check import LabelCheck
 from ..encoders.clip_models import words_of
 from ..encoders.fast_forward import FastForward
 from ..encoders.image_calls import ImageCall, ImageCalls
@@ -63,8 +62,7 @@ class AnchorOPT:
         columns: compares the columns of logits with the classes, at the first step.
         means: of the values of this epoch's steps.
         batch: what the present step was given; None between steps.
-        tested_images: the images that the host's test read last, if known.
-        tested_labels: the check of the labels of a test; None between tests.
+        test_loop: the ``TestLoop`` of a test; None between tests.
         told_of_scale: whether the logits of the host were compared with the anchor logits.
     """
 
@@ -84,8 +82,7 @@ class AnchorOPT:
         self.is_in_training = self.is_in_test = self.told_of_scale = False
         self._told: set[str] = set()
         self.batch: Batch | None = None
-        self.tested_images: Any = None
-        self.tested_labels: LabelCheck | None = None
+        self.test_loop: Any = None
         self._label_place: int | None = None
         self.hook = parts.hook
         self._learned = {id(parameter) for parameter in parts.learner.parameters()}
@@ -275,12 +272,11 @@ class AnchorOPT:
             own, anchors = as_logits(logits), self.logits(self.tested_features(n, images))
             self._note_scale(own, anchors)
             logits = average(own, anchors)
-        self.features.clear()
         return (logits, *others) if others else logits
 
     def _note_scale(self, own: Tensor, anchors: Tensor) -> None:
         """Warn at the first batch of a test if one of both logits decides most of their mean."""
-        if self.tested_labels is None or self.told_of_scale:  # not in a test, or not its first
+        if self.test_loop is None or self.told_of_scale:  # not in a test, or not its first
             return
         self.told_of_scale, spread = True, relative_spread(own, anchors)
         if spread > LARGEST_SPREAD or spread < 1 / LARGEST_SPREAD:  # False for NaN: one class
@@ -299,6 +295,7 @@ class AnchorOPT:
         too.
         """
         call = self.features.of(n, range(n), [] if images is None else [images])
+        self.features.forget(call)
         if images is not None and (call is None or call.rearranges(images)):
             call = ImageCall(images, partial(self._plain_images.encode, images))
         if call is None:
@@ -327,6 +324,10 @@ class AnchorOPT:
         if prompts is None or not self.averages(subsample):
             return prompts
         return average(prompts, self.class_features())
+
+    def counts_anchors(self, subsample: str) -> bool:
+        """Whether the logits of a test depend on l_a."""
+        return self.settings.ensemble == "anchors" or self.averages(subsample)
 
     def averages(self, subsample: str) -> bool:
         """Whether test logits are averaged with l_a: "auto" does so if a class was not trained.

@@ -16,6 +16,7 @@ from .batch import Batch
 from .stage_two import AnchorOPT
 
 _OTHER_IMAGES = "of images that are not the loader's"
+_OTHER_TARGETS = "whose targets are not the labels of the batch"
 
 
 class StepLosses:
@@ -62,7 +63,7 @@ class StepLosses:
             return loss
         if run.hook.is_of_prompt_loss(logits, len(logits), len(run.classes)):
             return run.settings.prompt_ce_weight * to_float32(seen.value)
-        self._are_several = self._are_several or not why
+        self._are_several = self._are_several or why in ("", _OTHER_TARGETS)
         self._others.append(f"{tuple(logits.shape)} {why or _OTHER_IMAGES}")
         return seen.value
 
@@ -97,7 +98,7 @@ class StepLosses:
         if type(hook).is_prompt_logits is not PromptHook.is_prompt_logits:
             return ""  # a hook of the host's own knows better
         if not self.batch.is_labelled(seen.targets):
-            return "whose targets are not the labels of the batch"
+            return _OTHER_TARGETS
         return run.columns.strange(logits)
 
     def _images_of(self, logits: Tensor) -> tuple[ImageCall, range] | None:
@@ -120,9 +121,11 @@ class StepLosses:
         """
         if self._are_several:
             self.run.warn_once(
-                "%s computes several cross-entropies of its prompt's logits, for the same images "
-                "or for images that the loader did not give: AnchorOPT's objective replaces the "
-                "first, the others stay",
+                "%s computes several cross-entropies of its prompt's logits, for the same images, "
+                "for images that the loader did not give, or with other labels (as mixup): "
+                "AnchorOPT's objective, with its distillation, replaces the first one with the "
+                "labels of the batch, the others stay; a factor of the host before the first one "
+                "is before the distillation, too",
                 host,
             )
         if self._are_of_images and self.run.settings.kd_weight:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config.record import write_record
-from ..dassl_compat.evaluation.label_check import LabelCheck
 from ..dassl_compat.finite_checks import check_weights, checked_step, expect_finite
 from ..encoders.clip_models import words_of
 from ..errors import UserError
@@ -37,6 +36,7 @@ from .settings import AnchorOPTConfig
 from .stage_one import find_anchors
 from .stage_two import AnchorOPT
 from .step_losses import StepLosses
+from .test_loop import TestLoop
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -241,9 +241,8 @@ class TwoStages(Checkpoints):
 
     def parse_batch_test(self: Any, *batch: Any) -> Any:
         parsed = super().parse_batch_test(*batch)  # type: ignore[misc]
-        if self.anchoropt.tested_labels is not None:
-            self.anchoropt.tested_labels.add(next(iter(batch), None), parsed)
-        self.anchoropt.tested_images = parsed[0] if isinstance(parsed, (tuple, list)) else None
+        if self.anchoropt.test_loop is not None:
+            self.anchoropt.test_loop.parse(next(iter(batch), None), parsed)
         return parsed
 
     def test(self: Any, split: str | None = None) -> Any:
@@ -252,23 +251,18 @@ class TwoStages(Checkpoints):
         subsample = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         run.features.clear()
         run.forget_prompts()
-        run.tested_images = None
         run.is_in_test = False
-        # Here too: a test loop of the host's own has no such check.
-        run.tested_labels = check = LabelCheck(self.anchoropt_host.__name__)
+        run.test_loop = loop = TestLoop(run, subsample, self.anchoropt_host.__name__)
 
         def processed(output: Any, *labels: Any) -> Any:
-            """Average the outputs of a test loop that does not call ``model_inference``."""
-            if run.features.calls:
-                output = run.tested(output, subsample, run.tested_images)
-            return process(output, *labels)
+            return process(loop.outputs(output, *labels), *labels)
 
         with mock.patch.object(self.evaluator, "process", processed), run.position.tested():
             result = super().test(split)  # type: ignore[misc]
         settle_all()
-        check.settle()
-        run.tested_labels = None
-        if run.averages(subsample) and not run.is_in_test:
+        loop.labels.settle()
+        run.test_loop = None
+        if run.counts_anchors(subsample) and not run.is_in_test:
             log.warning(
                 "%s gives neither through its model_inference nor its evaluator logits (images, "
                 "%d classes): none were averaged with the anchor logits, as ENSEMBLE %s asks",
@@ -291,7 +285,11 @@ class TwoStages(Checkpoints):
         with run.position.one_draw():
             output = super().model_inference(*inputs)  # type: ignore[misc]
         images = next(iter(inputs), None)
-        return run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"), images)
+        tested = run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"), images)
+        run.features.clear()
+        if run.test_loop is not None and tested is not output:
+            run.test_loop.is_inferred = True
+        return tested
 
 
 def _position_modules(trainer: Any) -> Iterator[AnchorPositionModule]:

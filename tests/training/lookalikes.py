@@ -32,12 +32,13 @@ def images(n, seed):
     return (2 * colours + torch.randn(n, 3, 32, 32, generator=generator)).double()
 
 
-def batch(seed):
-    labels = torch.tensor([[2, 0, 3, 1], [1, 1, 0, 2]])[seed]
+def batch(number, seed=None):
+    labels = torch.tensor([[2, 0, 3, 1], [1, 1, 0, 2]])[number]
+    seed = number if seed is None else seed
     return {"img": images(4, seed), "label": labels, "domain": torch.zeros(4, dtype=torch.long)}
 
 
-BATCHES = [batch(seed) for seed in range(2)]
+BATCHES = [batch(number) for number in range(2)]
 SUPPORT = images(4, 99)
 
 
@@ -570,6 +571,58 @@ class Sorted(Host):
         return 0.0
 
 
+class Ahead(Host):
+    """Its tests have several batches."""
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.test_loader = [batch(seed % 2, seed) for seed in range(4)]
+
+
+class EncodesAhead(Ahead):
+    """Its loop encodes a batch before the logits of the one before are counted."""
+
+    @torch.no_grad()
+    def test(self, split=None):
+        self.set_model_mode("eval")
+        before = None
+        for batch in self.test_loader:
+            image, label = self.parse_batch_test(batch)
+            output = self.model(image)
+            if before is not None:
+                self.evaluator.process(*before)
+            before = output, label
+        self.evaluator.process(*before)
+        return 0.0
+
+
+class ParsesAhead(Ahead):
+    """Its loop reads a batch while the one before is encoded."""
+
+    @torch.no_grad()
+    def test(self, split=None):
+        self.set_model_mode("eval")
+        batches = iter(self.test_loader)
+        following = self.parse_batch_test(next(batches))
+        while following is not None:
+            image, label = following
+            batch = next(batches, None)
+            following = None if batch is None else self.parse_batch_test(batch)
+            self.evaluator.process(self.model(image), label)
+        return 0.0
+
+
+class ParsesAll(Ahead):
+    """Its loop reads all batches first."""
+
+    @torch.no_grad()
+    def test(self, split=None):
+        self.set_model_mode("eval")
+        for image, label in [self.parse_batch_test(batch) for batch in self.test_loader]:
+            self.evaluator.process(self.model(image), label)
+        return 0.0
+
+
 class Mirrored(Host):
     """Its test mirrors each image."""
 
@@ -629,5 +682,6 @@ HOSTS = [
     *(Host, NormsOfImages, Biases, NormsOfTexts, Whole, LowRank, PromptsByKeyword),
     *(Further, Contrastive, EachImage, Summed, Halves, HalvesAlone, Views, ViewsApart),
     *(SecondView, SecondViewByHand, SecondViewTuned, SecondViewWithin),
+    *(EncodesAhead, ParsesAhead, ParsesAll),
     *(Prototypes, PrototypesInALoop, Crops, Reversed, Sorted, Mirrored, TwoViews, InParts),
 ]

@@ -9,7 +9,9 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,21 @@ def test_a_pickle_needs_neither_the_trainer_nor_its_folder(loaded, images, tmp_p
         torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
         # The one that was pickled still works as before.
         assert torch.equal(predictor.probabilities(images), there)
+
+
+def test_several_threads_get_the_probabilities_of_their_own_images(loaded, images, monkeypatch):
+    predictor = loaded("CoOp_AnchorOPT", NEW)
+    wanted = [predictor.probabilities([image]) for image in images]
+    encode = predictor._trainer.model_inference
+
+    def slowly(batch):
+        time.sleep(0.01)  # other threads come between its images and its logits
+        return encode(batch)
+
+    monkeypatch.setattr(predictor._trainer, "model_inference", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: predictor.probabilities([image]), images * 3))
+    assert all(map(torch.equal, found, wanted * 3))
 
 
 @pytest.mark.parametrize("host", ["CoOp_AnchorOPT", "CoCoOp_AnchorOPT", "MaPLe_AnchorOPT"])

@@ -251,6 +251,22 @@ def test_the_loss_of_another_head_is_not_the_prompt_s(root, tmp_path, caplog):
     assert "several cross-entropies of its prompt's logits" in caplog.text
 
 
+def test_mixup_in_two_terms_is_told(root, tmp_path, caplog):
+    def forward_backward(self, batch):
+        image, label = self.parse_batch_train(batch)
+        output = self.model(image)
+        terms = [F.cross_entropy(output, targets) for targets in (label, label.roll(1))]
+        return {"losses": [term.item() for term in terms], "logits": output.detach()}
+
+    trainer = build(root, tmp_path, trainer=odd_host("MixUp", forward_backward=forward_backward))
+    trainer.anchoropt_stage_one()
+    batch = next(iter(trainer.train_loader_x))
+    summary = trainer.forward_backward(batch)
+    mixed = F.cross_entropy(summary["logits"], batch["label"].roll(1)).item()
+    assert summary["losses"][1] == pytest.approx(mixed, rel=1e-5)
+    assert "or with other labels (as mixup)" in caplog.text
+
+
 def log_first(output, label):
     F.cross_entropy(output, label).item()
     return F.cross_entropy(output, label, label_smoothing=0.2)

@@ -466,6 +466,65 @@ def test_an_order_of_the_classes_of_a_hosts_own_is_refused_in_a_test(host, tmp_p
         build(host, tmp_path).test()
 
 
+class Counts(Host):
+    """Its own loop counts the logits as ``chosen`` says."""
+
+    @staticmethod
+    def chosen(number, label):
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def test(self, split=None):
+        self.set_model_mode("eval")
+        for number, batch in enumerate(self.test_loader):
+            image, label = self.parse_batch_test(batch)
+            chosen = self.chosen(number, label)
+            self.evaluator.process(self.model(image)[chosen], label[chosen])
+        return 0.0
+
+
+class LeavesOut(Counts):
+    chosen = staticmethod(lambda number, label: label != (9 if number == 0 else label[0]))
+
+
+class Reorders(Counts):
+    chosen = staticmethod(lambda number, label: slice(None) if number == 0 else label.argsort())
+
+
+@pytest.mark.parametrize("host", [LeavesOut, Reorders])
+def test_logits_of_other_images_than_a_batch_are_not_averaged_in_part(host, tmp_path):
+    trainer = build(host, tmp_path)
+    trainer.evaluator.process, taken = lambda *_: taken.append(1), []
+    trainer.test_loader = BATCHES
+    with pytest.raises(UserError, match=r"gives its evaluator some logits with the labels of a"):
+        trainer.test()
+    assert len(taken) == 1
+
+
+class Mixes(Host):
+    """Its own loop adds logits of a mirrored view to those of ``model_inference``."""
+
+    @torch.no_grad()
+    def test(self, split=None):
+        self.set_model_mode("eval")
+        for batch in self.test_loader:
+            image, label = self.parse_batch_test(batch)
+            output = self.model_inference(image), self.model(image.flip(-1))
+            self.evaluator.process(sum(output), label)
+        return 0.0
+
+
+def test_logits_of_model_inference_are_averaged_once(tmp_path, caplog):
+    trainer, seen = build(Mixes, tmp_path), []
+    trainer.evaluator.process = lambda output, label: seen.append(output)
+    trainer.test()
+    image = trainer.test_loader[0]["img"]
+    with torch.no_grad():
+        want = trainer.model_inference(image) + trainer.model(image.flip(-1))
+    torch.testing.assert_close(seen[0], want)
+    assert caplog.text.count("encodes images outside its model_inference, too") == 1
+
+
 class InTrainingMode(Host):
     """Its own loop forgets the evaluation mode."""
 
