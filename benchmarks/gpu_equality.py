@@ -101,6 +101,13 @@ def losses(host: str, precision: str, device: str) -> list[float]:
             *("TRAINER.ANCHOROPT.ANCHOR_CACHE", folder),
         )
         set_random_seed(0)
-        with mock.patch.object(PromptTrainer, "forward_backward", recorded):
-            without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), CLASSES, batches)(cfg).train()
+        with (
+            mock.patch.object(PromptTrainer, "forward_backward", recorded),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), CLASSES, batches)(cfg)
+            scaler = trainer.scaler.state_dict()
+            if scaler:  # its usual scale lets a run leave out its first steps
+                trainer.scaler.load_state_dict({**scaler, "scale": 1.0})
+            trainer.train()
     return found
