@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from dassl.data.datasets import Datum
 
@@ -21,6 +21,17 @@ def note_few_shots(train: Iterable[Item], shots: int) -> None:
         print(
             f"Note: {len(few)} of {len(images)} classes have fewer than {shots} images for "
             f"training, and train with all of them: {_first(few)}"
+        )
+
+
+def note_few_validation(val: Collection[Item], whole: Iterable[Item], shots: int) -> None:
+    """Print how many images of the split's validation part, ``whole``, are drawn."""
+    names = {item.classname for item in val}
+    n = sum(item.classname in names for item in whole)
+    if len(val) < n:
+        print(
+            f"Note: {len(val)} of {n} validation images are used: as in CoOp, DATASET.NUM_SHOTS "
+            f"{shots} takes at most {min(shots, 4)} of each class (-1: all, for training, too)"
         )
 
 

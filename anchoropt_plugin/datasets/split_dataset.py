@@ -13,7 +13,13 @@ from ..errors import UserError
 from ..files.images import UprightPath, check_images
 from ..process.distributed import is_main
 from .few_shots import FewShots
-from .notes import note_copies, note_few_shots, note_frames, note_untested_classes
+from .notes import (
+    note_copies,
+    note_few_shots,
+    note_few_validation,
+    note_frames,
+    note_untested_classes,
+)
 from .split_files import check_files
 from .splits import (
     Item,
@@ -76,6 +82,7 @@ class SplitDataset(DatasetBase):
         before = self.rng.getstate()
         split = self.make_split()
         self.is_drawn = self.rng.getstate() != before
+        whole_val = split.val
         if not self.test_only:
             if self.are_own:  # published splits are used as they are
                 whole = split._replace(val=[]) if self.val_is_test else split
@@ -88,6 +95,8 @@ class SplitDataset(DatasetBase):
                 split = in_order(split, self.class_splits[class_split])
             split = subsample(split, getattr(cfg.DATASET, "SUBSAMPLE_CLASSES", "all"))
             note_few_shots(split.train, cfg.DATASET.NUM_SHOTS)
+            if "val" in (cfg.TEST.SPLIT, cfg.TEST.FINAL_MODEL.removeprefix("best_")):
+                note_few_validation(split.val, whole_val, cfg.DATASET.NUM_SHOTS)
             note_untested_classes(split.train, split.test)
         if self.val_is_test:
             split = split._replace(val=split.test)

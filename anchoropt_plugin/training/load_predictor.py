@@ -114,19 +114,28 @@ def _of_run(
         raise UserError(f"the classes {first!r} and {second!r} are one to CLIP: give one of them")
     trainer = without_data(_trainer_class(cfg.TRAINER.NAME), names)(cfg)
     check_contexts(trainer, folder, names)
-    if epoch is None:
-        epoch = final_epoch(folder, trainer.get_model_names()[0])
-    try:
-        trainer.load_model(str(folder), epoch=epoch)
-    except (KeyError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder} does not fit {cfg.TRAINER.NAME}: {reason}") from error
+    models = trainer.get_model_names()
+    if not models and epoch is not None:
+        raise UserError(
+            f"{cfg.TRAINER.NAME} trains nothing, so it has no epochs: leave epoch (--load-epoch) "
+            "out"
+        )
+    if models:
+        _load(trainer, folder, final_epoch(folder, models[0]) if epoch is None else epoch)
     if isinstance(trainer, TwoStages) and not trainer.anchoropt.has_anchors:
         raise UserError(
             f"the checkpoint in {folder} has no anchors, it belongs to the plain host: give the "
             f"output folder of a run of {cfg.TRAINER.NAME}"
         )
     return Predictor.of_trainer(trainer)
+
+
+def _load(trainer: Any, folder: Path, epoch: int | None) -> None:
+    try:
+        trainer.load_model(str(folder), epoch=epoch)
+    except (KeyError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder} does not fit {trainer.cfg.TRAINER.NAME}: {reason}") from error
 
 
 def _check_device(device: str | None) -> None:
@@ -143,7 +152,8 @@ def _recorded_cfg(folder: Path, device: str | None = None, backbone: str | None 
     if not (folder / RECORD).is_file():
         raise UserError(
             f"{folder} has no {RECORD}: give the output folder of a run of this repository's "
-            "train.py, or of an _AnchorOPT trainer; or a file of exported class weights"
+            "train.py, or of an _AnchorOPT trainer, without --eval-only (ZeroshotCLIP, too); or a "
+            "file of exported class weights"
         )
     cfg = get_cfg_default()
     extend_cfg(cfg)

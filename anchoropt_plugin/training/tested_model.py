@@ -37,8 +37,9 @@ class TestedModel(nn.Module):
         trainer: with its trained weights loaded; later changes of them are not followed.
 
     Attributes:
-        text_features: (C, e), not normalised, of the text encoder that was called last; None if
-            they depend on the images, or if there is no text encoder.
+        text_features: (C, e), not normalised, of the text encoder that was called last, or, if none
+            was called, those that the trainer keeps under this name; else, and if they depend on
+            the images, None.
 
     Raises:
         UserError: SAMPLE_AT_EVAL, which gives other probabilities at each test.
@@ -107,7 +108,7 @@ class TestedModel(nn.Module):
             _calls(self._trainer, encoders, images) for images in self.random_images(4).split(2)
         )
         forwards: list[tuple[nn.Module, Forward]] = []
-        features = None
+        features = None if first else getattr(self._trainer, "text_features", None)
         for module, (args, output) in first.items():
             own = module.__dict__.get("forward")
             if isinstance(output, Tensor) and torch.equal(output, second[module][1]):

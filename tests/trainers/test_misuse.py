@@ -287,6 +287,20 @@ def test_a_test_with_another_seed_tests_no_trained_image(tmp_path):
     check_not_trained(tmp_path, published, "test")
 
 
+def test_shots_cut_the_validation_images_too(tmp_path, capsys):
+    root = images(tmp_path / "a")
+    for folder in (root / "train").iterdir():
+        shutil.copytree(folder, root / "val" / folder.name)
+    for number, path in enumerate(sorted(root.glob("val/*/*.png"))):
+        Image.new("RGB", (32, 32), (9, 9, number)).save(path)
+    n = len([*root.glob("val/*/*.png")])
+    keys = ("DATASET.NUM_SHOTS", "2", "TEST.FINAL_MODEL")
+    assert run(root, tmp_path / "out", *keys, "best_val") == 0
+    assert f"Note: 6 of {n} validation images are used: as in CoOp" in capsys.readouterr().out
+    assert run(root, tmp_path / "last", *keys, "last_step") == 0
+    assert "validation images are used" not in capsys.readouterr().out
+
+
 def test_what_a_split_hides_is_told(tmp_path, capsys):
     root, log = images(tmp_path / "a"), tmp_path / "out/log.txt"
     Image.new("RGB", (32, 32), (1, 2, 3)).save(root / "train/red_circle/3.png")

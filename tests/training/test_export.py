@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 import train
-from anchoropt_plugin import UserError, load_clip, load_predictor
+from anchoropt_plugin import UserError, load_clip, load_predictor, tokenize
 from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.encoders.image_classifier import digest_of
 from anchoropt_plugin.files.class_weights import ClassWeights, ImageInput, write_class_weights
@@ -177,6 +177,25 @@ def test_a_pickle_needs_neither_the_trainer_nor_its_folder(loaded, images, tmp_p
         torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
         # The one that was pickled still works as before.
         assert torch.equal(predictor.probabilities(images), there)
+
+
+def test_clip_without_a_learned_prompt_is_predicted_and_exported(runs, images, tmp_path):
+    words = command(runs / "data", tmp_path / "zero", "CoOp", keys=("USE_CUDA", "False"))
+    words[words.index("CoOp")] = "ZeroshotCLIP"
+    assert train.main(words) == 0
+    predictor, clip = load_predictor(tmp_path / "zero", NEW), load_clip("tiny")
+    pixels = torch.stack([predictor.transform(image.convert("RGB")) for image in images])
+    template = predictor._trainer.cfg.DATASET.TEMPLATE
+    texts = tokenize([template.format(name) for name in NEW])
+    with torch.no_grad():
+        features = [F.normalize(clip.encode_image(pixels)), F.normalize(clip.encode_text(texts))]
+        wanted = (clip.logit_scale.exp() * features[0] @ features[1].t()).softmax(-1)
+    torch.testing.assert_close(predictor.probabilities(images), wanted, atol=1e-5, rtol=0)
+    predictor.export(tmp_path / "zero.safetensors")
+    found = load_predictor(tmp_path / "zero.safetensors").probabilities(images)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="ZeroshotCLIP trains nothing, so it has no epochs"):
+        load_predictor(tmp_path / "zero", epoch=1)
 
 
 def test_several_threads_get_the_probabilities_of_their_own_images(loaded, images, monkeypatch):
