@@ -161,7 +161,7 @@ class _Merge:
                 beside = [f"{prefix}{name}" for name in cfg if _may_be_meant(cfg[name], value)]
                 self.check_unused(full_key, value, beside)
             elif not isinstance(old, CfgNode):
-                cfg[key] = _coerced(_literal(value), old, f"{self.source}: {full_key}")
+                cfg[key] = _coerced(_literal(value, old), old, f"{self.source}: {full_key}")
             elif isinstance(value, Mapping):
                 self.into(old, value, prefix=f"{full_key}.")
             else:
@@ -198,13 +198,15 @@ def _name(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _literal(value: Any) -> Any:
+def _literal(value: Any, old: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return literal_eval(value)
+        found = literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: deep nesting
         return value
+    # A template may be "{}".
+    return value if isinstance(old, str) and isinstance(found, dict) else found
 
 
 def _coerced(value: Any, old: Any, where: str) -> Any:

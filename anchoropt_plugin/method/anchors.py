@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import checkpoints
 from .anchor_learning import INIT_STD, ImageBatches, StageOne, learned
 from .anchor_prompts import AnchorPrompts
-from .descriptions import of_classes
+from .descriptions import of_classes, placeholder
 
 PUBLISHED_NAME = "anchor_ctx_1"
 """Name of the tokens in published checkpoints; our files have the same layout."""
@@ -113,14 +113,19 @@ class AnchorTokens:
                 "expected one list of one or more sentences for each class"
             )
         for name, sentences in zip(class_names, descriptions, strict=True):
-            wrong = [one for one in sentences if not words_of(one) or "{}" in one]
-            if wrong:
-                raise ValueError(
-                    f"a description of {name!r} is {wrong[0]!r}: give a sentence, with the name of "
-                    "the class in place of {}"
-                )
+            for sentence in sentences:
+                sign = placeholder(sentence, name)
+                if sign or not words_of(sentence):
+                    what = (
+                        f"write the name of the class in place of {sign}" if sign else "it is empty"
+                    )
+                    raise ValueError(f"a description of {name!r} is {sentence!r}: {what}")
         # Under a caller's autocast, features and loss would be rounded.
-        with torch.autocast(tower.device.type, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(tower.device.type, enabled=False),
+        ):
             values, losses = learned(tower, class_names, descriptions, settings, images, on_epoch)
         return cls(values, losses)
 

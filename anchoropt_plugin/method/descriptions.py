@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,10 @@ TEMPLATES = (
     "a photo of a small {}.",
     "a photo of a large {}.",
     "this is a photo of a {}.",
+)
+
+_PLACEHOLDER = re.compile(
+    r"\{\w*\}|[\[<](?:class|(?:class[ _]?)?name|label)[\]>]|%s\b", re.IGNORECASE
 )
 
 
@@ -69,13 +74,24 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
             f"the descriptions {path} are not of the form {{class name: [sentence, …], …}}: "
             "every value is a list of sentences"
         )
-    template = next((s for sentences in content.values() for s in sentences if "{}" in s), None)
-    if template is not None:
-        raise UserError(
-            f"the descriptions {path} hold a template, {template!r}: write the name of the class "
-            "in place of {}"
-        )
+    for name, sentences in content.items():
+        for sentence in sentences:
+            if sign := placeholder(sentence, name):
+                raise UserError(
+                    f"the descriptions {path} hold a template, {sentence!r}: write the name of the "
+                    f"class in place of {sign}"
+                )
     return dict(content)
+
+
+def placeholder(sentence: str, name: str) -> str:
+    """Return what stands in place of a class name in ``sentence``, or an empty string.
+
+    >>> placeholder("a photo of a {name}.", "red fox"), placeholder("a cat [sitting].", "cat")
+    ('{name}', '')
+    """
+    found = (match.group() for match in _PLACEHOLDER.finditer(sentence))
+    return next((sign for sign in found if sign not in name), "")
 
 
 def read(path: str | os.PathLike[str], class_names: Sequence[str], limit: int) -> list[list[str]]:

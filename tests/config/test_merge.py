@@ -279,3 +279,9 @@ def test_a_folder_of_another_repository_has_no_record(cfg, trained):
         check_same_run(cfg, trained)
     (trained / "config.yaml").unlink()
     check_same_run(cfg, trained)
+
+
+def test_a_string_key_takes_braces():
+    cfg = CfgNode({"DATASET": {"TEMPLATE": "a photo of a {}."}})
+    merge_list(cfg, ["DATASET.TEMPLATE", "{}"])
+    assert cfg.DATASET.TEMPLATE == "{}"

@@ -131,6 +131,13 @@ def test_steps_on_tensors(cfg, image):
     assert len(spreads) > 1
 
 
+def test_images_that_are_not_normalised_are_told(cfg, capsys):
+    for names, is_told in (["random_resized_crop"], True), (["random_flip", "normalize"], False):
+        cfg.INPUT.TRANSFORMS = names
+        build_transform(cfg, is_train=False)
+        assert ("has no normalize" in capsys.readouterr().out) == is_told
+
+
 def test_no_transform_and_unknown_names(cfg):
     with pytest.raises(UserError, match=r"'random_flop' \(did you mean 'random_flip'\?\)"):
         build_transform(cfg, choices=["random_flop"])

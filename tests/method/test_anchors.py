@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.text_tower import TextTower
 from anchoropt_plugin.method.anchor_learning import StageOne
 from anchoropt_plugin.method.anchor_prompts import AnchorPrompts
+from anchoropt_plugin.method.descriptions import from_templates
 from anchoropt_plugin.training import anchor_cache
 from anchoropt_plugin.training.anchor_cache import content_key
 from tests.conftest import random_clip
@@ -141,10 +143,26 @@ def test_names_without_an_order_are_refused(clip, names):
 def test_texts_without_a_word_and_templates_are_refused(clip):
     with pytest.raises(ValueError, match=r"class_names\[1\] is '_': give a name"):
         AnchorTokens(torch.zeros(1, 64)).class_features(clip, ["cat", "_"])
-    for text in ("", "  ", "a photo of a {}."):
+    signs = {"{}": "a {}.", "{name}": "a {name}.", "[CLASS]": "a [CLASS].", "%s": "a %s."}
+    says = {text: f"write the name of the class in place of {sign}" for sign, text in signs.items()}
+    for text, what in {"": "it is empty", "  ": "it is empty", **says}.items():
         texts = dict(zip(NAMES, [*TEXTS[:2], ["a panda.", text]], strict=True))
-        with pytest.raises(ValueError, match=f"a description of 'red panda' is '{text}': give a"):
+        wrong = re.escape(f"a description of 'red panda' is '{text}': {what}")
+        with pytest.raises(ValueError, match=wrong):
             AnchorTokens.learn(clip, NAMES, texts)
+
+
+def test_a_name_may_have_braces(clip):
+    sentences = from_templates(["one {} x", "two"], limit=2)
+    AnchorTokens.learn(clip, ["one {} x", "two"], sentences, StageOne(epochs=1))
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_anchors_are_learned_where_gradients_are_off(clip, off):
+    plain = AnchorTokens.learn(clip, NAMES, TEXTS, StageOne(epochs=2))
+    with off():
+        again = AnchorTokens.learn(clip, NAMES, TEXTS, StageOne(epochs=2))
+    assert torch.equal(again.values, plain.values)
 
 
 @pytest.mark.parametrize(

@@ -162,4 +162,10 @@ def build_transform(
     print(f"Building transform_{'train' if is_train else 'test'}")
     for step in steps:
         print(f"+ {step}")
+    if not is_train and "normalize" not in names:  # the host's model may do so itself
+        print(
+            "Note: INPUT.TRANSFORMS has no normalize, so images have values from 0 to 1 "
+            "in training and test, where CLIP takes normalised ones: add normalize, unless the "
+            "model does so"
+        )
     return T.Compose(with_table(steps))
