@@ -80,7 +80,7 @@ def varied(
     dataset: str,
     together: Sequence[Mapping[str, Any]] = (),
 ) -> list[Method]:
-    """Return the default method with its values of all factors, then the changed methods.
+    """Return the default method with its values of all factors, then the changed ones, each once.
 
     Args:
         default: the method that the changed methods are compared with.
@@ -104,7 +104,11 @@ def varied(
         {name: value for name, value in change.items() if not _equal(value, defaults[name])}
         for change in [*changes, *together]
     ]
-    return [default, *(_changed(default, change) for change in differing if change)]
+    once: list[dict[str, Any]] = []
+    for change in differing:
+        if change and not any(_are_equal(change, other) for other in once):
+            once.append(change)
+    return [default, *(_changed(default, change) for change in once)]
 
 
 def _changed(default: Method, change: Mapping[str, Any]) -> Method:
@@ -153,6 +157,11 @@ def _values_of(method: Method, names: Sequence[str], dataset: str) -> dict[str, 
         if factor.host and not values[name]:
             values[name] = settings.get(f"TRAINER.{node}.{factor.host}", 0)
     return values
+
+
+def _are_equal(change: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    names = change.keys()
+    return names == other.keys() and all(_equal(change[name], other[name]) for name in names)
 
 
 def _equal(value: Any, default: Any) -> bool:

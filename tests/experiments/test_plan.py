@@ -136,6 +136,13 @@ def test_factors_vary_alone_or_together():
     }
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_equal_values_of_a_factor_are_one_row(alone):
+    grid = {"kd_weight": ["0", "0.0", "1", "1e0", "2", "2.0"], "position": ["soft", "soft"]}
+    names = [method.name for method in varied(coop()[1], grid, alone, "digits")]
+    assert len(names) == len({*names}) == 4
+
+
 def test_changes_together_follow_the_changes_of_one_factor():
     together = [{"kd_weight": 0, "averaging": "never"}]
     methods = varied(coop()[1], {"kd_weight": [0, 1]}, True, "digits", together)
