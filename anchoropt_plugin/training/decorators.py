@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+from ..errors import UserError
 from ..process.command_line import tell_uncaught_in_one_line
 from .settings import AnchorOPTConfig
 from .two_stages import SUFFIX, TwoStages
@@ -58,7 +59,7 @@ def anchoropt(
             the command line win.
 
     Raises:
-        UserError: a setting is unknown or wrong.
+        UserError: a setting is unknown or wrong, or the name is taken.
 
     >>> from dassl.engine import TRAINER_REGISTRY, TrainerX
     >>> @anchoropt(position="gumbel")
@@ -82,8 +83,14 @@ def anchoropt(
             "anchoropt_node": node or getattr(host, "node", host.__name__.upper()),
             "anchoropt_arguments": settings,
         }
-        two_stages = type(name or host.__name__ + SUFFIX, (TwoStages, host), namespace)
-        TRAINER_REGISTRY.register()(two_stages)
+        own = name or host.__name__ + SUFFIX
+        if own in TRAINER_REGISTRY.registered_names():
+            raise UserError(
+                f"the trainer {own} is registered already: {host.__name__} has @anchoropt twice, "
+                "or another trainer has this name; remove one, or give @anchoropt another name "
+                "(name=…)"
+            )
+        TRAINER_REGISTRY.register()(type(own, (TwoStages, host), namespace))
         return host
 
     return register if trainer is None else register(trainer)

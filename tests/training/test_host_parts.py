@@ -211,6 +211,12 @@ def odd_host(name, **members):
     return f"{name}_AnchorOPT"
 
 
+def test_a_host_that_is_decorated_twice_is_refused():
+    odd_host("Twice")
+    with pytest.raises(UserError, match=r"Twice_AnchorOPT is registered already: Twice has"):
+        anchoropt(TRAINER_REGISTRY.get("Twice"))
+
+
 def test_of_several_clips_the_one_of_the_prompts_is_taken(root, tmp_path):
     def build_model(self):
         self.teacher = load_clip("tiny")
