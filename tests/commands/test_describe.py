@@ -286,6 +286,15 @@ def test_without_openai_or_its_key(tmp_path, monkeypatch, capsys):
     assert "pip install 'anchoropt-plugin[describe]'" in capsys.readouterr().err
 
 
+def test_sentences_that_do_not_name_their_class_are_told(server, tmp_path, capsys):
+    refusal = saying("Sure, happy to help!\nA photo of two red foxes.\nI cannot describe it.")
+    server.script = {"red fox": [refusal], "owl": [saying("\n".join(["An owl sits."] * 3))]}
+    assert describe(server, tmp_path / "d.json", "red_fox", "owl") == 0
+    out = capsys.readouterr().out
+    assert "Note: 2 sentences do not have the name of their class, such as red_fox: 'Sure, " in out
+    assert server.asked.count("owl") == 2, "one sentence three times is one sentence"
+
+
 def test_marks_around_sentences_are_removed():
     answer = "Here are three:\n- “An owl sits.”\n2) An owl flies.\n\n* **An owl sleeps.**\n"
     assert sentences_in(answer, 3) == ["An owl sits.", "An owl flies.", "An owl sleeps."]

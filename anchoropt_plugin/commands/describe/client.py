@@ -29,16 +29,27 @@ _MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
 
 def sentences_in(answer: str, count: int) -> list[str]:
-    """Return ``count`` sentences of an answer, one per line, or none if the answer has fewer.
+    """Return ``count`` different sentences of an answer, one per line; none if it has fewer.
 
     Numbers, dashes, quotes and headings around the sentences are removed.
 
     >>> sentences_in('Sure:\\n1. "A red panda climbs."\\n\\n2. A red panda eats bamboo.', 2)
     ['A red panda climbs.', 'A red panda eats bamboo.']
     """
-    lines = [_MARK.sub("", line).strip().strip('"“”*') for line in answer.splitlines()]
-    sentences = [line for line in lines if " " in line and not line.endswith(":")]
+    lines = [_MARK.sub("", line).strip().strip('"“”*,') for line in answer.splitlines()]
+    found = (line for line in lines if " " in line and not line.endswith(":"))
+    sentences = list(dict.fromkeys(found))
     return sentences[:count] if len(sentences) >= count else []
+
+
+def names_class(sentence: str, name: str) -> bool:
+    """Whether all words of a class name are in a sentence.
+
+    >>> names_class("A photo of red pandas.", "Red_Panda"), names_class("I am sorry.", "Red_Panda")
+    (True, False)
+    """
+    text = descriptions.plain(sentence)
+    return all(word in text for word in descriptions.plain(name).split())
 
 
 class Malformed(Exception):
@@ -70,11 +81,18 @@ class Descriptions:
         wanted = {descriptions.plain(name): name for name in reversed(names)}
         return [name for key, name in reversed(wanted.items()) if key not in done]
 
+    def of(self, name: str) -> list[str]:
+        """Return the sentences of a class."""
+        return self.texts[self._key(name)]
+
+    def _key(self, name: str) -> str:
+        """Return the name that a class has in the file, or ``name``."""
+        key = descriptions.plain(name)
+        return next((other for other in self.texts if descriptions.plain(other) == key), name)
+
     def add(self, name: str, sentences: Sequence[str]) -> None:
         """Add a class and write the file."""
-        key = descriptions.plain(name)
-        same = [other for other in self.texts if descriptions.plain(other) == key]
-        self.texts[same[0] if same else name] = list(sentences)
+        self.texts[self._key(name)] = list(sentences)
         write_text(self.path, json.dumps(self.texts, indent=1, ensure_ascii=False))
 
 

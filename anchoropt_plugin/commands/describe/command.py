@@ -15,7 +15,7 @@ from rich.progress import Progress
 from ...errors import UserError
 from ...files.readers import read_names
 from ...process.user_code import import_user_module
-from .client import ATTEMPTS, TEMPLATE, Descriptions, ask_for_all
+from .client import ATTEMPTS, TEMPLATE, Descriptions, ask_for_all, names_class
 
 HELP = "ask a language model for class descriptions"
 KEY = "OPENAI_API_KEY"
@@ -96,6 +96,18 @@ def run(args: argparse.Namespace) -> int:
             asyncio.run(ask())
     described = len(todo) - len(failed)
     print(f"{described} classes described, {len(names) - len(todo)} already there: {args.output}")
+    done = (name for name in todo if name not in failed)
+    strange = [
+        f"{name}: {sentence!r}"
+        for name in done
+        for sentence in into.of(name)
+        if not names_class(sentence, name)
+    ]
+    if strange:
+        print(
+            f"Note: {len(strange)} sentences do not have the name of their class, such as "
+            f"{strange[0]}: stage 1 learns from each sentence, so read the file and mend them"
+        )
     if failed:
         print(f"{len(failed)} failed: {', '.join(failed)}; to retry, run the same command again")
     return 1 if failed else 0
