@@ -74,6 +74,11 @@ def write_page(folder: Path) -> Path:
         config.pop("DATASET.NUM_SHOTS", None)
     known = {key: config[key] for key in _SETTINGS if config.get(key, -1) != -1}  # -1: not set
     facts = [_SETTINGS[key].format(value) for key, value in known.items()]
+    match results.get("images_per_class"):
+        case {"fewest": fewest, "most": most} if "DATASET.NUM_SHOTS" in known:
+            place = list(known).index("DATASET.NUM_SHOTS")
+            number = f"{most}" if fewest == most else f"{fewest} to {most}"
+            facts[place] = f"{number} training images per class"
     facts += [f"{results['split']} split"] if "split" in results else []
     match results.get("model"):
         case {"folder": model, "epoch": epoch}:

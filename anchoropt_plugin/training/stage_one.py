@@ -56,7 +56,9 @@ def find_anchors(
         anchors = _made(settings, tower)
         print(f"Stage 1: skipped, the anchors are {settings.anchor}")
     else:
-        anchors = _cached_or_learned(settings, tower, class_names, steps, images, before, on_loss)
+        return _cached_or_learned(settings, tower, class_names, steps, images, before, on_loss)
+    if settings.descriptions:
+        print("Note: TRAINER.ANCHOROPT.DESCRIPTIONS is not read, as the anchors are not learned")
     return anchors
 
 

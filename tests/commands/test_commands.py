@@ -1016,7 +1016,7 @@ def test_the_report_of_a_training_shows_its_course_and_its_order(runs):
         assert page.count("data:image/svg") == n_figures
         results = json.loads((runs / trainer / "results.json").read_text())
         assert f"{results['accuracy']:.1f}&nbsp;%</b>top-1 accuracy" in page
-        shots = "up to 4 training images per class"
+        shots = "4 training images per class"
         assert f"{trainer}, tiny, Digits, classes: base, {shots}, seed 1" in page
         assert ("Order of the tokens" in page) == ("order" in results)
 

@@ -245,6 +245,10 @@ def test_a_table_of_another_test_with_the_same_counts_is_refused(folder, truth, 
         assert (
             (of_training in shown(folder)) == trained == ("no trained model" not in shown(folder))
         )
+    numbers["images_per_class"] = {"fewest": 6, "most": 12}
+    (folder / "results.json").write_text(json.dumps(numbers))
+    assert main(["report", str(folder)]) == 0
+    assert "6 to 12 training images per class" in shown(folder)
     del results["predictions"]  # of an earlier version
     (folder / "results.json").write_text(json.dumps(results))
     assert main(["report", str(folder)]) == 0

@@ -398,12 +398,14 @@ def test_a_description_unknown_to_the_backbone_gives_a_warning(root, tmp_path, c
     assert "word(s) of the descriptions (has, lobes)" in capsys.readouterr().out
 
 
-def test_given_anchors_are_used(root, tmp_path, trained):
+def test_given_anchors_are_used(root, tmp_path, trained, capsys):
     values = torch.randn(1, 128)
     AnchorTokens(values).save(tmp_path / "given.pth.tar")
     keys = ["TRAINER.ANCHOROPT.ANCHOR_WEIGHTS", str(tmp_path / "given.pth.tar")]
+    keys += ["TRAINER.ANCHOROPT.DESCRIPTIONS", str(ROOT / "configs/descriptions/digits.json")]
     run(root, tmp_path / "out", keys=keys)
     assert torch.equal(weights(tmp_path / "out")["anchoropt.anchors"], values)
+    assert "DESCRIPTIONS is not read, as the anchors are not learned" in capsys.readouterr().out
 
 
 def test_several_anchors(root, tmp_path):
