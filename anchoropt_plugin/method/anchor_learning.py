@@ -117,10 +117,9 @@ def learned(
                 image_features, labels = next(batches)
                 logits = logit_scale * image_features.float() @ features.t()
                 loss = loss + settings.ce_weight * F.cross_entropy(logits, labels)
-            optimizer.zero_grad()
-            (loss * scale).backward()
-            assert anchors.grad is not None
-            anchors.grad /= scale
+            # Of the anchors alone: the user's CLIP may have parameters that are trained.
+            (gradient,) = torch.autograd.grad(loss * scale, anchors)
+            anchors.grad = gradient / scale
             optimizer.step()
             of_steps.append(loss.detach())
         # One copy an epoch: to read each loss, the host would wait for the GPU at each step.

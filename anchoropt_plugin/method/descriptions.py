@@ -116,14 +116,16 @@ def of_classes(
     A name may differ in case and in ``_`` for a blank; further classes are ignored.
 
     Raises:
-        UserError: a class is there twice, or classes (all are named) have no sentence; ``source``
-            names the origin of the descriptions.
+        UserError: a class is there twice, a key is no text, or classes (all are named) have no
+            sentence; ``source`` names the origin of the descriptions.
 
     >>> of_classes({"Red_Fox": ["a fox."], "cat": ["a cat."]}, ["cat", "red fox"], "example")
     [['a cat.'], ['a fox.']]
     """
     names: dict[str, str] = {}
     for name in content:
+        if not isinstance(name, str):
+            raise UserError(f"{source} has the key {name!r}: give class names, which are texts")
         other = names.setdefault(plain(name), name)
         if other != name:
             raise UserError(

@@ -57,7 +57,8 @@ def distillation(
         In float32, a scalar, or (B,) for "none"; 0 if both logits are equal.
 
     Raises:
-        ValueError: the shapes differ or are not (B, C), or T is out of its range.
+        ValueError: the shapes differ or are not (B, C), T is out of its range, or an unknown
+            reduction.
 
     >>> import torch
     >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
@@ -69,6 +70,8 @@ def distillation(
             f"prompt logits {tuple(prompt_logits.shape)} and anchor logits "
             f"{tuple(anchor_logits.shape)}: expected both to be (B, C)"
         )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"the reduction is {reduction!r}: expected 'mean', 'sum' or 'none'")
     if not 0 < temperature <= HOTTEST:
         raise ValueError(f"the temperature is {temperature}: expected 0 < T ≤ {HOTTEST}")
     teacher = average(prompt_logits, anchor_logits).detach() / temperature

@@ -152,6 +152,17 @@ def test_texts_without_a_word_and_templates_are_refused(clip):
             AnchorTokens.learn(clip, NAMES, texts)
 
 
+def test_a_trained_clip_gets_no_gradients_of_stage_1():
+    clip = random_clip().requires_grad_(True)
+    AnchorTokens.learn(clip, NAMES, TEXTS, StageOne(epochs=1))
+    assert all(parameter.grad is None for parameter in clip.parameters())
+
+
+def test_numbers_in_place_of_names_in_a_dict_are_refused(clip):
+    with pytest.raises(UserError, match=r"the dict of descriptions has the key 0: give class"):
+        AnchorTokens.learn(clip, NAMES, dict(enumerate(TEXTS)))
+
+
 def test_a_name_may_have_braces(clip):
     sentences = from_templates(["one {} x", "two"], limit=2)
     AnchorTokens.learn(clip, ["one {} x", "two"], sentences, StageOne(epochs=1))

@@ -282,6 +282,8 @@ def test_other_ways_to_test_are_averaged(root, tmp_path, caplog, how):
 def test_distillation_wants_logits_of_one_shape():
     with pytest.raises(ValueError, match=r"prompt logits \(2, 3\) and anchor logits \(1, 3\)"):
         distillation(torch.zeros(2, 3), torch.zeros(1, 3), 1.0)
+    with pytest.raises(ValueError, match=r"the reduction is 'batchmean': expected 'mean'"):
+        distillation(torch.zeros(2, 3), torch.zeros(2, 3), 1.0, "batchmean")
 
 
 def test_position_logits_that_are_not_finite_are_told():
