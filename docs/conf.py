@@ -22,7 +22,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "public_names",
-    "settings_keys",
+    "default_config",
 ]
 
 # A reference to a public name must have a target; other names, such as torch.Tensor, have none.
