@@ -114,7 +114,7 @@ def learned(
             features = prompts.encode(anchors)
             loss = settings.mse_weight * ((features - targets).square().mean() + spread)
             if batches is not None:
-                image_features, labels = next(batches)
+                image_features, labels = map(_for_a_graph, next(batches))
                 logits = logit_scale * image_features.float() @ features.t()
                 loss = loss + settings.ce_weight * F.cross_entropy(logits, labels)
             # Of the anchors alone: the user's CLIP may have parameters that are trained.
@@ -131,6 +131,11 @@ def learned(
         if on_epoch is not None:
             on_epoch(epoch, losses[-1])
     return anchors.detach().cpu(), losses
+
+
+def _for_a_graph(made: Tensor) -> Tensor:
+    # Autograd saves no tensor that was made in inference mode, as image features may be.
+    return made.clone() if made.is_inference() else made
 
 
 def _targets(tower: TextTower, descriptions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:

@@ -83,8 +83,8 @@ class AnchorTokens:
             ValueError: the names are not a list of texts, the descriptions are not one list of
                 texts for each class, or a list is empty. A set is refused: it has no order.
             UserError: a dict without a class, a text that is longer than CLIP reads, a loss that is
-                not finite, a model that is no CLIP, or a text tower of another architecture than
-                CLIP's.
+                not finite, a model that is no CLIP or was loaded in inference mode, or a text tower
+                of another architecture than CLIP's.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
 
@@ -120,6 +120,11 @@ class AnchorTokens:
                         f"write the name of the class in place of {sign}" if sign else "it is empty"
                     )
                     raise ValueError(f"a description of {name!r} is {sentence!r}: {what}")
+        if any(parameter.is_inference() for parameter in tower.clip.parameters()):
+            raise UserError(
+                "the CLIP was loaded in torch.inference_mode(), so no anchors can be learned with "
+                "it: load it outside"
+            )
         # Under a caller's autocast, features and loss would be rounded.
         with (
             torch.inference_mode(False),
