@@ -84,13 +84,14 @@ def anchoropt(
             "anchoropt_arguments": settings,
         }
         own = name or host.__name__ + SUFFIX
-        if own in TRAINER_REGISTRY.registered_names():
+        try:
+            TRAINER_REGISTRY.register()(type(own, (TwoStages, host), namespace))
+        except KeyError:
             raise UserError(
                 f"the trainer {own} is registered already: {host.__name__} has @anchoropt twice, "
                 "or another trainer has this name; remove one, or give @anchoropt another name "
                 "(name=…)"
-            )
-        TRAINER_REGISTRY.register()(type(own, (TwoStages, host), namespace))
+            ) from None
         return host
 
     return register if trainer is None else register(trainer)
