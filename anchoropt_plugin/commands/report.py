@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     runs = sorted(path.parent for path in args.folder.glob("*/**/predictions.csv"))
     if runs and not (args.folder / "predictions.csv").is_file():
-        raise UserError(f"{args.folder} holds {len(runs)} runs: give the folder of one, {runs[0]}")
+        listed = ", ".join(map(str, runs[:5])) + (", …" if len(runs) > 5 else "")
+        raise UserError(f"{args.folder} holds {len(runs)} runs: give the folder of one: {listed}")
     print(write_page(args.folder))
     return 0

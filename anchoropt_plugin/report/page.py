@@ -57,9 +57,12 @@ def write_page(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give the output folder of a run")
     if not (folder / PREDICTIONS).is_file():
+        advice = "give the output folder of a run"
+        if (folder / "config.yaml").is_file():
+            advice = f"test the run again (train.py --eval-only --model-dir {folder})"
         raise UserError(
-            f"{folder} has no {PREDICTIONS}: test the run again (train.py --eval-only --model-dir "
-            f"{folder}), or write the file: {program()} report --help names its columns"
+            f"{folder} has no {PREDICTIONS}: {advice}, or write the file: {program()} "
+            "report --help names its columns"
         )
     results = unedited_results(folder)
     predictions = read_predictions(folder / PREDICTIONS, is_own=not results)

@@ -399,12 +399,20 @@ def test_the_script_is_named_as_it_was_typed(capsys, tmp_path, monkeypatch):
         said = capsys.readouterr().out
         assert end.value.code == 0 and shown in said and "python -m" not in said
     assert main(["report", str(tmp_path)]) == 2
-    assert ": anchoropt report --help names its columns" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ": anchoropt report --help names its columns" in said
+    assert "give the output folder of a run" in said and "eval-only" not in said
     run = tmp_path / "base/seed1"
     run.mkdir(parents=True)
     (run / "predictions.csv").touch()
     assert main(["report", str(tmp_path)]) == 2
-    assert f"holds 1 runs: give the folder of one, {run}" in capsys.readouterr().err
+    assert f"holds 1 runs: give the folder of one: {run}\n" in capsys.readouterr().err
+    for seed in range(2, 8):
+        (tmp_path / f"base/seed{seed}").mkdir()
+        (tmp_path / f"base/seed{seed}/predictions.csv").touch()
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "holds 7 runs" in said and said.endswith(f"{tmp_path / 'base/seed5'}, …\n")
 
 
 @pytest.mark.parametrize(

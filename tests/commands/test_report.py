@@ -215,6 +215,7 @@ def test_mistakes_are_one_line_and_leave_the_page_that_was_there(folder, capsys,
     (folder / page.PAGE).write_text("before")
     if results is None:
         (folder / PREDICTIONS).unlink()
+        (folder / "config.yaml").touch()
     (folder / "results.json").write_text(json.dumps(results or []))
     assert main(["report", str(folder)]) == 2
     said = capsys.readouterr().err
