@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     check_suffix(Path(args.output))
     # On the CPU the model is in float32, also if it was trained in half precision.
     predictor = loaded_predictor(args, device="cpu")
+    wrote = "Replaced" if Path(args.output).exists() else "Wrote"
     predictor.export(args.output)
-    print(f"Wrote {args.output}: {len(predictor.classes)} classes")
+    print(f"{wrote} {args.output}: {len(predictor.classes)} classes")
     return 0

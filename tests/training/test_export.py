@@ -252,6 +252,8 @@ def test_the_command_writes_what_predict_reads(runs, tmp_path, monkeypatch, caps
     run_folder = ["--model-dir", str(runs / "CoOp_AnchorOPT"), "--import", "trainers"]
     assert main(["export", *run_folder, "--output", output, "--classes", *NEW]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"Wrote {output}: 3 classes"
+    assert main(["export", *run_folder, "--output", output, "--classes", *NEW]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Replaced {output}: 3 classes"
     monkeypatch.chdir(tmp_path)  # a folder without trainers
     assert main(["predict", "--model-dir", output, "--json", image]) == 0
     (found,) = json.loads(capsys.readouterr().out)
