@@ -43,6 +43,7 @@ _SETTINGS = {
     "DATASET.SUBSAMPLE_CLASSES": "classes: {}",
     "DATASET.NUM_SHOTS": "up to {} training images per class",
     "SEED": "seed {}",
+    "TRAINER.ANCHOROPT.ENSEMBLE": "ENSEMBLE {}",
 }
 """The settings below the title, and how they are written."""
 
@@ -75,8 +76,13 @@ def write_page(folder: Path) -> Path:
     config |= {k: value for k, value in results.get("settings", {}).items() if value != -1}
     if not (results.get("after_training", True) or results.get("model")):  # nothing was trained
         config.pop("DATASET.NUM_SHOTS", None)
+    if "order" not in results:  # of a host without AnchorOPT
+        config.pop("TRAINER.ANCHOROPT.ENSEMBLE", None)
     known = {key: config[key] for key in _SETTINGS if config.get(key, -1) != -1}  # -1: not set
     facts = [_SETTINGS[key].format(value) for key, value in known.items()]
+    trained_on = results.get("training", {}).get("DATASET.SUBSAMPLE_CLASSES")
+    if trained_on not in (None, config.get("DATASET.SUBSAMPLE_CLASSES")):
+        facts.append(f"trained on classes: {trained_on}")
     match results.get("images_per_class"):
         case {"fewest": fewest, "most": most} if "DATASET.NUM_SHOTS" in known:
             place = list(known).index("DATASET.NUM_SHOTS")

@@ -329,6 +329,17 @@ class AnchorOPT:
         """Whether the logits of a test depend on l_a."""
         return self.settings.ensemble == "anchors" or self.averages(subsample)
 
+    def tested_in_words(self, subsample: str) -> str:
+        """Return which logits a test counts, and why."""
+        rule = f"ENSEMBLE {self.settings.ensemble}"
+        if self.settings.ensemble == "anchors":
+            return f"of the anchor prompt alone ({rule})"
+        which = "the mean with the anchor prompt's" if self.averages(subsample) else "the prompt's"
+        if self.settings.ensemble == "auto" and self.trained_classes is not None:
+            n = len(self._words - self.trained_classes)
+            rule += f": {n} of {len(self._words)} classes were not trained"
+        return f"{which} ({rule})"
+
     def averages(self, subsample: str) -> bool:
         """Whether test logits are averaged with l_a: "auto" does so if a class was not trained.
 

@@ -272,6 +272,7 @@ class TwoStages(Checkpoints):
             )
         if split is None:
             print(f"Position matrix, {run.order()}")
+            print(f"Test logits: {run.tested_in_words(subsample)}")
         return result
 
     def further_results(self: Any) -> dict[str, Any]:

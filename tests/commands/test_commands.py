@@ -1027,6 +1027,7 @@ def test_the_report_of_a_training_shows_its_course_and_its_order(runs):
         shots = "4 training images per class"
         assert f"{trainer}, tiny, Digits, classes: base, {shots}, seed 1" in page
         assert ("Order of the tokens" in page) == ("order" in results)
+        assert ("ENSEMBLE auto" in page) == ("order" in results)
 
 
 def test_a_folder_without_class_names_asks_for_them(runs, tmp_path):

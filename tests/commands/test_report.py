@@ -250,6 +250,11 @@ def test_a_table_of_another_test_with_the_same_counts_is_refused(folder, truth, 
     (folder / "results.json").write_text(json.dumps(numbers))
     assert main(["report", str(folder)]) == 0
     assert "6 to 12 training images per class" in shown(folder)
+    numbers["settings"]["DATASET.SUBSAMPLE_CLASSES"] = "new"
+    numbers["training"]["DATASET.SUBSAMPLE_CLASSES"] = "base"
+    (folder / "results.json").write_text(json.dumps(numbers))
+    assert main(["report", str(folder)]) == 0
+    assert "classes: new" in shown(folder) and "trained on classes: base" in shown(folder)
     del results["predictions"]  # of an earlier version
     (folder / "results.json").write_text(json.dumps(results))
     assert main(["report", str(folder)]) == 0

@@ -135,9 +135,13 @@ def test_a_run_ends_with_the_order_of_its_tokens_in_words(trained, root, tmp_pat
     words = "unchanged: context, then anchors" if best == (0, 1, 2, 3, 4) else order
     log = (trained / "log.txt").read_text()
     assert log[log.index("* accuracy") :].count(f"Position matrix, {words}\n") == 1
+    assert "Test logits: the prompt's (ENSEMBLE auto: 0 of 5 classes were not trained)\n" in log
     assert json.loads((trained / "results.json").read_text())["order"] == words
     test_flow(root, tmp_path, "new", trained)
-    assert f"Position matrix, {words}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"Position matrix, {words}\n" in out
+    mean = "the mean with the anchor prompt's (ENSEMBLE auto: 5 of 5 classes were not trained)"
+    assert f"Test logits: {mean}\n" in out
     assert json.loads((tmp_path / "results.json").read_text())["order"] == words
 
 
