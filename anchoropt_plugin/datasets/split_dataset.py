@@ -95,7 +95,8 @@ class SplitDataset(DatasetBase):
                 split = in_order(split, self.class_splits[class_split])
             split = subsample(split, getattr(cfg.DATASET, "SUBSAMPLE_CLASSES", "all"))
             note_few_shots(split.train, cfg.DATASET.NUM_SHOTS)
-            if "val" in (cfg.TEST.SPLIT, cfg.TEST.FINAL_MODEL.removeprefix("best_")):
+            test = getattr(cfg, "TEST", None)  # a data set may be read without a run
+            if test and "val" in (test.SPLIT, test.FINAL_MODEL.removeprefix("best_")):
                 note_few_validation(split.val, whole_val, cfg.DATASET.NUM_SHOTS)
             note_untested_classes(split.train, split.test)
         if self.val_is_test:
