@@ -62,7 +62,7 @@ class Checkpoints:
         if directory:
             trained = run_record.trained_classes(Path(directory), self.cfg, run.settings)
         if trained is not None:
-            run.trained_classes = frozenset(map(words_of, trained))
+            self.anchoropt_rule.trained_classes = frozenset(map(words_of, trained))
             if self._host_node().get("CSC") and trained != run.classes:
                 raise UserError(
                     f"{directory} has one context for each of {len(trained)} other classes (CSC "

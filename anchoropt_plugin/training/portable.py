@@ -20,6 +20,7 @@ from ..encoders.image_classifier import ImageClassifier, digest_of
 from ..errors import UserError
 from ..files.class_weights import ClassWeights, ImageInput, read_class_weights
 from .backbone import load_backbone
+from .test_rule import TestRule
 from .tested_model import TestedModel
 from .traced import check_program, traced
 
@@ -147,13 +148,8 @@ def _class_weights(trainer: Any, tested: TestedModel) -> Tensor | None:
     """Return the weights (C, e) of a trainer's classes; None if they depend on the image."""
     features = tested.text_features
     prompts = None if features is None else F.normalize(features.float(), dim=-1)
-    run = getattr(trainer, "anchoropt", None)
-    if run is None:
-        return prompts
-    weights: Tensor | None = run.tested_weights(
-        prompts, trainer.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
-    )
-    return weights
+    rule: TestRule | None = getattr(trainer, "anchoropt_rule", None)
+    return prompts if rule is None else rule.weights(prompts)
 
 
 @torch.no_grad()

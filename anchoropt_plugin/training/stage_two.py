@@ -1,27 +1,24 @@
-"""Stage 2 in a host trainer: the anchor logits, the objective, and the rule at test."""
+"""Stage 2 in a host trainer: the anchor logits and the objective."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..encoders.clip_models import words_of
 from ..encoders.fast_forward import FastForward
-from ..encoders.image_calls import ImageCall, ImageCalls
-from ..encoders.logits import as_logits
+from ..encoders.image_calls import ImageCalls
 from ..encoders.plain_clip import PlainImages
 from ..encoders.shared_prefix import leaves
 from ..encoders.text_tower import TextTower
 from ..errors import UserError
 from ..method.anchor_prompts import AnchorPrompts
 from ..method.anchors import AnchorTokens
-from ..method.metrics import Means, agreement, entropy, relative_spread
-from ..method.objective import average, distillation, to_float32
+from ..method.metrics import Means, agreement, entropy
+from ..method.objective import distillation, to_float32
 from ..method.order import in_words
 from ..process import distributed
 from ..prompts.hooks import PromptHook
@@ -36,8 +33,6 @@ _NO_ANCHORS = (
     "the host gets its prompts without calling its learner, so they carry no anchors: call "
     "prompt_learner(), not another method of it"
 )
-LARGEST_SPREAD = 5
-"""A note tells of logits that spread further than the anchor logits; DePT's reach this."""
 
 
 class AnchorOPT:
@@ -54,16 +49,14 @@ class AnchorOPT:
         position: the module on the host's prompt learner.
         learner: the host's prompt learner.
         classes: names of the classes of this run.
-        trained_classes: the words of the classes that the prompt was trained on; None if unknown.
         sources: a digest of the file of anchors or descriptions; None before a training.
         plain: the host's CLIP as it was loaded.
         tower: of the plain CLIP, for the anchor prompts.
+        plain_images: encodes the images of a call of the host's image encoder in the plain CLIP.
         features: the images that the host encodes, and their features in the plain CLIP.
         columns: compares the columns of logits with the classes, at the first step.
         means: of the values of this epoch's steps.
         batch: what the present step was given; None between steps.
-        test_loop: the ``TestLoop`` of a test; None between tests.
-        told_of_scale: whether the logits of the host were compared with the anchor logits.
     """
 
     def __init__(
@@ -76,18 +69,15 @@ class AnchorOPT:
         self.settings = settings
         self.position, self.learner = parts.position, parts.learner
         self.classes = list(class_names)
-        self.trained_classes: frozenset[tuple[str, ...]] | None = None
         self.sources: str | None = None
-        self._words = frozenset(map(words_of, class_names))
-        self.is_in_training = self.is_in_test = self.told_of_scale = False
+        self.is_in_training = False
         self._told: set[str] = set()
         self.batch: Batch | None = None
-        self.test_loop: Any = None
         self._label_place: int | None = None
         self.hook = parts.hook
         self._learned = {id(parameter) for parameter in parts.learner.parameters()}
         self.plain = parts.plain(trained)
-        self._plain_images = PlainImages(self.plain)
+        self.plain_images = PlainImages(self.plain)
         self.features = ImageCalls(self._plain_features)
         parts.image_encoder.register_forward_hook(self.features, with_kwargs=True)
         self.tower = TextTower(self.plain.clip)
@@ -136,7 +126,7 @@ class AnchorOPT:
         """Return plain features (N, e) of a call of the image encoder, or their computation."""
         if type(self.hook).plain_features is not PromptHook.plain_features:
             return self.hook.plain_features(encoder, args, output)
-        return self._plain_images(encoder, args, named, output)
+        return self.plain_images(encoder, args, named, output)
 
     @torch.no_grad()
     def logits(self, images: Tensor | None = None) -> Tensor:
@@ -247,107 +237,3 @@ class AnchorOPT:
         same class), need KD_WEIGHT > 0: without distillation no step computes l_a.
         """
         return {**self.means.take(), "position_entropy": entropy(self.position.relaxed()).item()}
-
-    def tested(self, output: Any, subsample: str, images: Any = None) -> Any:
-        """Return the logits used for evaluation: l_n, the mean of l_n and l_a, or l_a.
-
-        Args:
-            output: of the host: l_n (B, C), alone or first of several; any other output is returned
-                unchanged.
-            subsample: see ``averages``.
-            images: the images (B, 3, R, R) of the output, if known.
-        """
-        logits, *others = output if isinstance(output, (tuple, list)) else (output,)
-        shape = tuple(getattr(logits, "shape", ()))
-        images = images if isinstance(images, Tensor) and images.dim() == 4 else None
-        # Not len, which torch.export would take for a constant.
-        n = next(iter(shape if images is None else images.shape), 0)
-        if shape != (n, len(self.classes)):
-            return output
-        self.is_in_test = True
-        self.check_prompts()
-        if self.settings.ensemble == "anchors":
-            logits = self.logits(self.tested_features(n, images))
-        elif self.averages(subsample):
-            own, anchors = as_logits(logits), self.logits(self.tested_features(n, images))
-            self._note_scale(own, anchors)
-            logits = average(own, anchors)
-        return (logits, *others) if others else logits
-
-    def _note_scale(self, own: Tensor, anchors: Tensor) -> None:
-        """Warn at the first batch of a test if one of both logits decides most of their mean."""
-        if self.test_loop is None or self.told_of_scale:  # not in a test, or not its first
-            return
-        self.told_of_scale, spread = True, relative_spread(own, anchors)
-        if spread > LARGEST_SPREAD or spread < 1 / LARGEST_SPREAD:  # False for NaN: one class
-            log.warning(
-                "the host's logits spread %.2g times as far over the classes as the anchor logits, "
-                "so %s decide most of the mean that this test counts (TRAINER.ANCHOROPT.ENSEMBLE): "
-                "do they have CLIP's logit scale?",
-                spread,
-                "they" if spread > 1 else "the latter",
-            )
-
-    def tested_features(self, n: int, images: Tensor | None) -> Tensor:
-        """Return plain features (n, e) of the images of a test, which may be known.
-
-        The host may encode them in parts, in another order or in several views, and other images
-        too.
-        """
-        call = self.features.of(n, range(n), [] if images is None else [images])
-        self.features.forget(call)
-        if images is not None and (call is None or call.rearranges(images)):
-            call = ImageCall(images, partial(self._plain_images.encode, images))
-        if call is None:
-            raise UserError(
-                f"the host gives its evaluator logits of {n} images, which its image encoder did "
-                "not get at once, so AnchorOPT cannot average them with the anchor logits: read "
-                "the images with parse_batch_test, or test through model_inference"
-            )
-        return call.features
-
-    def tested_weights(self, prompts: Tensor | None, subsample: str) -> Tensor | None:
-        """Return class weights (C, e) in float32 whose scaled cosines are the logits of ``tested``.
-
-        The mean of two logits of the same features is the logit of the mean of both weights, which
-        therefore is not normalised again.
-
-        Args:
-            prompts: L2-normalised features (C, e) of the prompts, or None if there are none.
-            subsample: see ``averages``.
-
-        Returns:
-            The weights, or None if the rule needs ``prompts`` and they are None.
-        """
-        if self.settings.ensemble == "anchors":
-            return self.class_features()
-        if prompts is None or not self.averages(subsample):
-            return prompts
-        return average(prompts, self.class_features())
-
-    def counts_anchors(self, subsample: str) -> bool:
-        """Whether the logits of a test depend on l_a."""
-        return self.settings.ensemble == "anchors" or self.averages(subsample)
-
-    def tested_in_words(self, subsample: str) -> str:
-        """Return which logits a test counts, and why."""
-        rule = f"ENSEMBLE {self.settings.ensemble}"
-        if self.settings.ensemble == "anchors":
-            return f"of the anchor prompt alone ({rule})"
-        which = "the mean with the anchor prompt's" if self.averages(subsample) else "the prompt's"
-        if self.settings.ensemble == "auto" and self.trained_classes is not None:
-            n = len(self._words - self.trained_classes)
-            rule += f": {n} of {len(self._words)} classes were not trained"
-        return f"{which} ({rule})"
-
-    def averages(self, subsample: str) -> bool:
-        """Whether test logits are averaged with l_a: "auto" does so if a class was not trained.
-
-        Args:
-            subsample: ``DATASET.SUBSAMPLE_CLASSES``, used only if no training classes are recorded.
-        """
-        if self.settings.ensemble != "auto":
-            return self.settings.ensemble == "always"
-        if self.trained_classes is None:
-            return subsample != "base"
-        return not self.trained_classes.issuperset(self._words)

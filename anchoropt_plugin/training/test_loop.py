@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..dassl_compat.evaluation.label_check import LabelCheck
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from .stage_two import AnchorOPT
+from .stage_two import AnchorOPT
+from .test_rule import TestRule
 
 
 class TestLoop:
@@ -24,7 +23,7 @@ class TestLoop:
 
     Args:
         run: AnchorOPT in the trainer.
-        subsample: ``DATASET.SUBSAMPLE_CLASSES``.
+        rule: which logits it counts.
         host: the name of the host.
 
     Attributes:
@@ -33,8 +32,8 @@ class TestLoop:
 
     __test__ = False  # for pytest
 
-    def __init__(self, run: AnchorOPT, subsample: str, host: str) -> None:
-        self.run, self.subsample, self.host = run, subsample, host
+    def __init__(self, run: AnchorOPT, rule: TestRule, host: str) -> None:
+        self.run, self.rule, self.host = run, rule, host
         self.labels = LabelCheck(host)
         self.is_inferred = self.is_parsed = False
         # Weak: a batch is needed only as long as the host holds it.
@@ -52,7 +51,7 @@ class TestLoop:
             self._parsed.append((images[0], [weakref.ref(x) for x in tensors if x.dim() == 1]))
 
     def outputs(self, output: Any, *labels: Any) -> Any:
-        """Return what an evaluator counts for ``output``: see ``AnchorOPT.tested``.
+        """Return what an evaluator counts for ``output``: see ``TestRule.logits``.
 
         Raises:
             UserError: some outputs can be averaged with the anchor logits, and some cannot.
@@ -67,14 +66,14 @@ class TestLoop:
                     self.host,
                 )
             return output
-        if not run.counts_anchors(self.subsample):
-            tested = run.tested(output, self.subsample)
+        if not self.rule.counts_anchors:
+            tested = self.rule.logits(output)
             run.features.clear()
             return tested
         images = self._images_of(labels)
         tested = output
         if images is not None or (run.features.calls and not self.is_parsed):
-            tested = run.tested(output, self.subsample, images)
+            tested = self.rule.logits(output, images)
         logits = output[0] if _is_several(output) and output else output
         if tuple(getattr(logits, "shape", ()))[1:] == (len(run.classes),):
             self._averaged.add(tested is not output)

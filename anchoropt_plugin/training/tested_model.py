@@ -91,9 +91,9 @@ class TestedModel(nn.Module):
                 put(position, "draw", partial(_value, matrix))
                 put(position, "matrix", partial(_value, matrix))
             if self._anchor_features is not None:
-                run = self._trainer.anchoropt
+                run, rule = self._trainer.anchoropt, self._trainer.anchoropt_rule
                 put(run, "class_features", partial(_value, self._anchor_features))
-                put(run, "tested_features", partial(_first_features, run))
+                put(rule, "features", partial(_first_features, run))
             for module, forward in self._forwards:
                 put(module, "forward", forward)
             for module in self.host.modules():

@@ -37,6 +37,7 @@ from .stage_one import find_anchors
 from .stage_two import AnchorOPT
 from .step_losses import StepLosses
 from .test_loop import TestLoop
+from .test_rule import TestRule
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -46,8 +47,8 @@ SUFFIX = "_AnchorOPT"
 class TwoStages(Checkpoints):
     """The first base class of ``X_AnchorOPT``, before the host X: stage 1, then stage 2.
 
-    Each method does AnchorOPT's part and calls the host's method. All state is in
-    ``self.anchoropt``; the decorator sets the class attributes.
+    Each method does AnchorOPT's part and calls the host's method. All state is in the last three
+    attributes; the decorator sets the others.
     """
 
     anchoropt_host: type
@@ -55,6 +56,8 @@ class TwoStages(Checkpoints):
     anchoropt_node: str
     anchoropt_arguments: dict[str, Any]
     anchoropt: AnchorOPT
+    anchoropt_rule: TestRule
+    anchoropt_loop: TestLoop | None = None  # in a test
 
     def __init__(self, cfg: Any) -> None:
         settings, given = self._anchoropt_settings(cfg), cfg.TRAINER.get("ANCHOROPT", {})
@@ -98,6 +101,8 @@ class TwoStages(Checkpoints):
         refuse_data_parallel(self.model, name)
         trained = self._anchoropt_trained()
         self.anchoropt = AnchorOPT(settings, parts, self.dm.dataset.classnames, trained)
+        subsample = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        self.anchoropt_rule = TestRule(self.anchoropt, subsample)
         self.anchoropt.features.watch(self.model, parts.text_encoders)
         for module in _position_modules(self):
             # MODEL.INIT_WEIGHTS may have brought anchors, but the settings decide on them: stage 1.
@@ -189,7 +194,7 @@ class TwoStages(Checkpoints):
                 "freeze parameters with 'prompt_learner' in their name"
             )
         self.anchoropt_stage_one()
-        self.anchoropt.trained_classes = frozenset(map(words_of, self.anchoropt.classes))
+        self.anchoropt_rule.trained_classes = frozenset(map(words_of, self.anchoropt.classes))
         anchors = AnchorTokens(self.anchoropt.position.anchors.detach().float().cpu())
         anchors.save(Path(self.output_dir) / PUBLISHED_FILE)
         append_event(self.output_dir, "anchors")
@@ -241,18 +246,17 @@ class TwoStages(Checkpoints):
 
     def parse_batch_test(self: Any, *batch: Any) -> Any:
         parsed = super().parse_batch_test(*batch)  # type: ignore[misc]
-        if self.anchoropt.test_loop is not None:
-            self.anchoropt.test_loop.parse(next(iter(batch), None), parsed)
+        if self.anchoropt_loop is not None:
+            self.anchoropt_loop.parse(next(iter(batch), None), parsed)
         return parsed
 
     def test(self: Any, split: str | None = None) -> Any:
         self.anchoropt_stage_one()
-        run, process = self.anchoropt, self.evaluator.process
-        subsample = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        run, rule, process = self.anchoropt, self.anchoropt_rule, self.evaluator.process
         run.features.clear()
         run.forget_prompts()
-        run.is_in_test = False
-        run.test_loop = loop = TestLoop(run, subsample, self.anchoropt_host.__name__)
+        rule.is_in_test, rule.is_used = True, False
+        self.anchoropt_loop = loop = TestLoop(run, rule, self.anchoropt_host.__name__)
 
         def processed(output: Any, *labels: Any) -> Any:
             return process(loop.outputs(output, *labels), *labels)
@@ -261,8 +265,8 @@ class TwoStages(Checkpoints):
             result = super().test(split)  # type: ignore[misc]
         settle_all()
         loop.labels.settle()
-        run.test_loop = None
-        if run.counts_anchors(subsample) and not run.is_in_test:
+        rule.is_in_test, self.anchoropt_loop = False, None
+        if rule.counts_anchors and not rule.is_used:
             log.warning(
                 "%s gives neither through its model_inference nor its evaluator logits (images, "
                 "%d classes): none were averaged with the anchor logits, as ENSEMBLE %s asks",
@@ -272,7 +276,7 @@ class TwoStages(Checkpoints):
             )
         if split is None:
             print(f"Position matrix, {run.order()}")
-            print(f"Test logits: {run.tested_in_words(subsample)}")
+            print(f"Test logits: {rule.in_words()}")
         return result
 
     def further_results(self: Any) -> dict[str, Any]:
@@ -286,10 +290,10 @@ class TwoStages(Checkpoints):
         with run.position.one_draw():
             output = super().model_inference(*inputs)  # type: ignore[misc]
         images = next(iter(inputs), None)
-        tested = run.tested(output, self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"), images)
+        tested = self.anchoropt_rule.logits(output, images)
         run.features.clear()
-        if run.test_loop is not None and tested is not output:
-            run.test_loop.is_inferred = True
+        if self.anchoropt_loop is not None and tested is not output:
+            self.anchoropt_loop.is_inferred = True
         return tested
 
 

@@ -865,9 +865,8 @@ def test_probabilities_are_those_of_an_evaluation(runs, trainer, classes, capfd)
 def test_unseen_classes_are_averaged_with_the_anchors_logits(runs):
     names = evaluated(runs, "CoOp_AnchorOPT", "new")[2]
     predictor = load_predictor(runs / "CoOp_AnchorOPT", names)
-    trainer = predictor._trainer
-    assert trainer.anchoropt.averages("base")
-    assert not load_predictor(runs / "CoOp_AnchorOPT")._trainer.anchoropt.averages("new")
+    assert predictor._trainer.anchoropt_rule.averages
+    assert not load_predictor(runs / "CoOp_AnchorOPT")._trainer.anchoropt_rule.averages
 
 
 def test_the_arguments_of_the_decorator_are_those_of_the_run(trained, command, repository):

@@ -32,7 +32,7 @@ from anchoropt_plugin.files.training_images import (
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.report.page import write_page
 from anchoropt_plugin.training import run_record
-from anchoropt_plugin.training.stage_two import AnchorOPT
+from anchoropt_plugin.training.test_rule import TestRule
 
 BATCH = ("DATALOADER.TRAIN_X.BATCH_SIZE", "32")
 CLASSES = ["red circle", "blue star", "green heart"]
@@ -212,11 +212,10 @@ def test_logits_that_are_no_numbers_are_refused():
 
 @pytest.mark.parametrize(("names", "averages"), [(["Red_Circle"], False), (["red oval"], True)])
 def test_classes_that_are_one_to_clip_are_one_to_the_test(names, averages):
-    run = AnchorOPT.__new__(AnchorOPT)
-    run.settings = type("Settings", (), {"ensemble": "auto"})
-    run.trained_classes = frozenset(map(words_of, CLASSES))
-    run._words = frozenset(map(words_of, names))
-    assert run.averages("all") is averages
+    run = SimpleNamespace(settings=SimpleNamespace(ensemble="auto"), classes=names)
+    rule = TestRule(run, "all")
+    rule.trained_classes = frozenset(map(words_of, CLASSES))
+    assert rule.averages is averages
 
 
 def test_a_run_is_resumed_with_the_same_descriptions(tmp_path, capsys):

@@ -430,8 +430,8 @@ def test_images_that_a_host_prepares_for_clip_are_those_of_the_anchor_logits(
     trainer, images = build(host, tmp_path), BATCHES[0]["img"]
     trainer.set_model_mode("eval")
     seen = []
-    tested_features = trainer.anchoropt.tested_features
-    trainer.anchoropt.tested_features = lambda *args: seen.append(tested_features(*args)) or seen[0]
+    rule = trainer.anchoropt_rule
+    features, rule.features = rule.features, lambda *args: seen.append(features(*args)) or seen[0]
     with torch.no_grad():
         trainer.model_inference(images)
         want = F.normalize(trainer.anchoropt.plain.clip.visual(prepared(images)), dim=-1)
@@ -641,7 +641,7 @@ def test_logits_on_another_scale_than_the_anchor_logits_are_told(tmp_path, caplo
     trainer = build(OwnScale, tmp_path, ENSEMBLE="always")
     images, run = trainer.test_loader[0]["img"], trainer.anchoropt
     with torch.no_grad():
-        own, anchors = trainer.model(images), run.logits(run.tested_features(4, images))
+        own, anchors = trainer.model(images), run.logits(trainer.anchoropt_rule.features(4, images))
     trainer.factor = spread * (anchors.std(1).mean() / own.std(1).mean()).item()
     trainer.set_model_mode("eval")
     trainer.model_inference(images)  # not a test

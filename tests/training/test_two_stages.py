@@ -202,7 +202,7 @@ def test_trained_classes_are_judged_by_the_prompt_alone(trained, root, tmp_path)
 def test_averaging_can_be_set(trained, root, tmp_path, setting, averages):
     trainer = build(root, tmp_path, keys=["TRAINER.ANCHOROPT.ENSEMBLE", setting])
     trainer.load_model(str(trained), epoch=3)
-    assert trainer.anchoropt.averages("new") == averages == trainer.anchoropt.averages("base")
+    assert trainer.anchoropt_rule.averages == averages
 
 
 # ---------------------------------------------------------------------- numbers
