@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import inspect
 import io
 import re
@@ -227,6 +228,7 @@ def build(trainer: type, cfg: Any, classes: Sequence[str]) -> Any:
     """Build a trainer with its own loaders on random images of ``classes``; drop its output."""
     from dassl.data.datasets import DATASET_REGISTRY
 
+    gc.collect()  # a trainer that nobody needs now is a cycle with a CLIP of a gigabyte
     torch.manual_seed(0)
     data_set = _data_set(classes, Path(cfg.OUTPUT_DIR, "images"))
     registered = {cfg.DATASET.NAME: data_set}
