@@ -95,6 +95,8 @@ def protocol_of(args: argparse.Namespace, **defaults: Sequence[Any]) -> Protocol
         args: the arguments.
         defaults: data sets, shots or seeds without a flag, instead of the protocol's own.
     """
+    if any(seed < 0 for seed in args.seeds or ()):
+        raise UserError(f"--seeds {min(args.seeds)}: a negative seed fixes no random numbers")
     changes = {k: getattr(args, k) or defaults.get(k) for k in ("datasets", "shots", "seeds")}
     return read_protocol(args.protocol or "base2new").with_changes(changes)
 

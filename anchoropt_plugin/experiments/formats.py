@@ -209,4 +209,7 @@ def latex_table(table: Table) -> str:
 
 def csv_of(several: Sequence[Table]) -> str:
     """Return all cells of some tables in csv, a line for each cell."""
-    return pd.DataFrame(entries(several)).to_csv(index=False, float_format="%.4f")
+    frame = pd.DataFrame(entries(several))
+    numbers = frame.select_dtypes("number").columns
+    frame[numbers] = frame[numbers].round(4) + 0.0  # a difference of -0.0 is 0
+    return frame.to_csv(index=False, float_format="%.4f")

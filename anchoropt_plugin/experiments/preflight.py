@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..dassl_compat.class_contexts import has_contexts
 from ..dassl_compat.validation import check_split, check_validation
 from ..errors import UserError
 from ..training.checks import check_anchor_sources
@@ -53,9 +54,11 @@ def check_parts(runs: Iterable[Run]) -> tuple[list[str], list[Input]]:
     Raises:
         UserError: a part is missing or broken; the message names the first run that needs it.
     """
+    runs = list(runs)
     chosen = list(covering(runs))
+    others = _tested_on_others(runs)
     with ThreadPoolExecutor(default_workers()) as pool:
-        found = list(pool.map(_fault, chosen))
+        found = list(pool.map(_fault, chosen, (run.folder in others for run in chosen)))
     notes = []
     for run, (fault, _) in zip(chosen, found, strict=True):
         if fault and not torch.cuda.is_available() and ("CUDA" in fault or "NVIDIA" in fault):
@@ -72,7 +75,8 @@ def covering(runs: Iterable[Run]) -> Iterator[Run]:
     for run in sorted(runs, key=lambda run: not _learns(run)):
         parts = {
             ("trainer", run.method.trainer, run.method.config),
-            ("data", run.dataset, run.settings.get("DATASET.SUBSAMPLE_CLASSES")),
+            ("contexts", run.method.trainer, _has_csc(run)),
+            ("data", run.dataset, _classes(run)),
             ("weights", run.settings["MODEL.BACKBONE.NAME"]),
         }
         if _learns(run):
@@ -91,9 +95,24 @@ def _sources(run: Run) -> Sequence[Any]:
     return [run.settings[f"TRAINER.ANCHOROPT.{key}"] for key in keys]
 
 
-def _fault(run: Run) -> tuple[str, list[Input]]:
+def _classes(run: Run) -> Any:
+    return run.settings.get("DATASET.SUBSAMPLE_CLASSES")
+
+
+def _has_csc(run: Run) -> bool:
+    return any(value is True for key, value in run.settings.items() if key.endswith(".CSC"))
+
+
+def _tested_on_others(runs: Iterable[Run]) -> set[Path]:
+    """Return the folders of trainings on the base classes whose model is tested on the new ones."""
+    trained = {run.folder: _classes(run) for run in runs if run.trains}
+    tests = ((run.model, _classes(run)) for run in runs if run.model is not None)
+    return {model for model, classes in tests if trained.get(model, classes) != classes}
+
+
+def _fault(run: Run, tests_others: bool) -> tuple[str, list[Input]]:
     try:
-        return "", in_fork(run.repository, _check, run)
+        return "", in_fork(run.repository, _check, run, tests_others)
     except UserError as error:
         fault = str(error)
     except Exception as error:
@@ -107,8 +126,13 @@ def _fault(run: Run) -> tuple[str, list[Input]]:
     return fault, []
 
 
-def _check(run: Run) -> list[Input]:
+def _check(run: Run, tests_others: bool) -> list[Input]:
     def use(trainer: Any) -> list[Input]:
+        if tests_others and has_contexts(trainer, trainer.num_classes):
+            raise UserError(
+                "a context for each class (CSC True) fits the trained classes alone, and this "
+                "protocol tests others: set CSC to False, or give --protocol few_shot"
+            )
         _check_images(trainer.dm.dataset)
         check_split(trainer)
         if run.trains:

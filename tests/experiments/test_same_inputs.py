@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -126,6 +127,16 @@ def test_a_test_on_missing_validation_images_is_told_before_any_run(tmp_path):
     (job,) = plan(protocol, [method], root, tmp_path / "out", ["TEST.SPLIT", "val"])
     with pytest.raises(UserError, match=r"before any run: .* TEST.SPLIT is val, but ImageFolder"):
         check_parts(job.runs)
+
+
+@pytest.mark.parametrize("protocol", ["base2new", "few_shot"])
+def test_contexts_of_single_classes_are_not_tested_on_others(tmp_path, protocol):
+    chosen = read_protocol(protocol).with_changes({"datasets": ["digits"], "seeds": [1]})
+    method = host_method("CoOp", "tiny", anchoropt=False)
+    jobs = plan(chosen, [method], tmp_path, tmp_path / "out", ["TRAINER.COOP.CSC", "True"])
+    refused = pytest.raises(UserError, match=r"before any run: .*: train: a context for each class")
+    with refused if protocol == "base2new" else contextlib.nullcontext():
+        check_parts(run for job in jobs for run in job.runs)
 
 
 def test_other_weights_in_one_file_are_not_in_one_table(runs, monkeypatch):

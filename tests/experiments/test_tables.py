@@ -278,6 +278,9 @@ def test_formats():
     assert len(cells) == 6
     found = cells.set_index(["method", "column"]).loc[("CoOp", "base")]
     assert (found["mean"], found["std"], found["seeds"]) == (82.0, 2.0, 3)
+    row = table.rows["CoOp_AnchorOPT"]
+    row["base"] = row["base"]._replace(delta=-1e-9)
+    assert "-0.0000" not in csv_of([table])
 
 
 def test_no_results_give_no_tables():
