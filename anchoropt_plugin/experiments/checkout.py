@@ -50,7 +50,8 @@ class Checkout(Repository):
         hosts = [name for name in names if name + SUFFIX in names]
         if host not in hosts:
             raise UserError(
-                f"unknown host {host!r}{nearest(host, hosts)}: choose from {', '.join(hosts)}"
+                f"unknown host {host!r}{nearest(host, hosts)}: choose from {', '.join(hosts)}, or "
+                "give the folder of its train.py (--repository)"
             )
         return find(self.configs / "trainers" / host, name, f"config of {host}")
 

@@ -50,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     repository = repository_of(args)
     with_preset(args, PRESETS, KEYS)
     if not (args.datasets or args.preset or args.protocol):
-        raise UserError("nothing to compare: give --preset, or --hosts, --config and --datasets")
+        raise UserError(
+            "nothing to compare: give --preset, or --hosts, --config and --datasets; for trainers "
+            "of another repository, --repository DIR, too"
+        )
     protocol = protocol_of(args)
     if not args.hosts:
         raise UserError("no host is given: give --hosts, or --preset")

@@ -117,13 +117,23 @@ def _fault(run: Run, tests_others: bool) -> tuple[str, list[Input]]:
         fault = str(error)
     except Exception as error:
         fault = f"{type(error).__name__}: {error}"
-    name = run.settings["MODEL.BACKBONE.NAME"]
-    if fault == f"KeyError: {name!r}":  # a fork's loader looks it up among OpenAI's
-        fault = (
-            f"the trainer's loader does not know the CLIP {name!r}: let it return "
-            "anchoropt_plugin.load_clip(name) for names that it does not know"
+    return explained(fault, run.settings["MODEL.BACKBONE.NAME"]), []
+
+
+def explained(fault: str, backbone: str) -> str:
+    """Return a fault, with what to do if the trainer's own loader has not found its CLIP."""
+    load = "let it return anchoropt_plugin.load_clip(name)"
+    if fault == f"KeyError: {backbone!r}":  # it looks the name up among OpenAI's
+        return (
+            f"the trainer's loader does not know the CLIP {backbone!r}: {load} for names that it "
+            "does not know"
         )
-    return fault, []
+    if fault.startswith("URLError"):
+        return (
+            f"{fault}: the trainer's loader cannot download the weights of {backbone}: put them "
+            f"where it looks (clip: ~/.cache/clip), or {load}"
+        )
+    return fault
 
 
 def _check(run: Run, tests_others: bool) -> list[Input]:

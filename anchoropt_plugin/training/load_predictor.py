@@ -74,6 +74,8 @@ def load_predictor(
             f"{next(iter(classes))!r} is one class name alone, which each image would have: give "
             'several, as a list (["red fox", "badger"]; predict: --classes "red fox" badger)'
         )
+    if epoch is not None and not isinstance(epoch, int):
+        raise UserError(f"the epoch is {epoch!r}: give a whole number")
     folder = Path(model_dir).expanduser()
     _check_device(device)
     if folder.suffix in SUFFIXES and not folder.is_dir():

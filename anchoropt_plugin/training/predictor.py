@@ -174,11 +174,7 @@ class Predictor:
                     f"an image is given as {type(x).__name__}: give its path, or a PIL image "
                     "(PIL.Image.fromarray)"
                 )
-        rgb = [
-            to_rgb(x, upright=True) if isinstance(x, Image.Image) else read_image(x, upright=True)
-            for x in images
-        ]
-        pixels = torch.stack([self.transform(image) for image in rgb])
+        pixels = torch.stack([self.transform(_rgb(image)) for image in images])
         with torch.autocast(self._device.type, enabled=False):  # a test has none around it
             return self._probabilities(pixels)
 
@@ -222,3 +218,12 @@ def check_suffix(path: Path) -> None:
         raise UserError(f"{path}: give a file that ends in {', '.join(SUFFIXES)} or .onnx")
     if path.suffix == ".onnx":
         import_onnx()
+
+
+def _rgb(image: ImageLike) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        return read_image(image, upright=True)
+    try:
+        return to_rgb(image, upright=True)
+    except ValueError as error:
+        raise UserError(f"a PIL image of mode {image.mode} cannot be used: {error}") from None

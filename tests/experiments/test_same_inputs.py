@@ -12,7 +12,7 @@ from anchoropt_plugin.datasets.embedded import write_digits
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.experiments import same_inputs
 from anchoropt_plugin.experiments.plan import host_method, plan
-from anchoropt_plugin.experiments.preflight import check_parts
+from anchoropt_plugin.experiments.preflight import check_parts, explained
 from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.files.training_images import digest_of_names
 from anchoropt_plugin.process.command_line import status_of
@@ -127,6 +127,18 @@ def test_a_test_on_missing_validation_images_is_told_before_any_run(tmp_path):
     (job,) = plan(protocol, [method], root, tmp_path / "out", ["TEST.SPLIT", "val"])
     with pytest.raises(UserError, match=r"before any run: .* TEST.SPLIT is val, but ImageFolder"):
         check_parts(job.runs)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("KeyError: 'mine'", "the trainer's loader does not know the CLIP 'mine': let it return"),
+        ("URLError: <urlopen error>", "cannot download the weights of mine: put them where"),
+        ("KeyError: 'ours'", "KeyError: 'ours'"),
+    ],
+)
+def test_weights_that_a_trainers_own_loader_does_not_find_are_told(fault, says):
+    assert says in explained(fault, "mine")
 
 
 @pytest.mark.parametrize("protocol", ["base2new", "few_shot"])

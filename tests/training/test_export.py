@@ -160,6 +160,8 @@ def test_what_is_no_list_of_images_is_refused(tmp_path):
             predictor.probabilities(images)
     with pytest.raises(UserError, match="given as ndarray"):
         predictor(pixels[0])
+    with pytest.raises(UserError, match="mode F cannot be used: the white level of float pixels"):
+        predictor(Image.fromarray(np.zeros((8, 8), np.float32)))
 
 
 def test_a_pickle_needs_neither_the_trainer_nor_its_folder(loaded, images, tmp_path):
@@ -196,6 +198,8 @@ def test_clip_without_a_learned_prompt_is_predicted_and_exported(runs, images, t
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="ZeroshotCLIP trains nothing, so it has no epochs"):
         load_predictor(tmp_path / "zero", epoch=1)
+    with pytest.raises(UserError, match="the epoch is '1': give a whole number"):
+        load_predictor(tmp_path / "zero", epoch="1")
 
 
 def test_several_threads_get_the_probabilities_of_their_own_images(loaded, images, monkeypatch):
