@@ -1,9 +1,10 @@
-"""Set up tests and doctests: no GPU, one thread, a temporary anchor cache, a clean logger."""
+"""Set up tests and doctests: no GPU, one thread, a temporary anchor cache; leave nothing behind."""
 
 from __future__ import annotations
 
 import logging
 import os
+from unittest import mock
 
 import pytest
 
@@ -25,6 +26,7 @@ def _own_anchor_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _no_log_handlers_left():
-    yield
+def _nothing_left():
+    with mock.patch.dict(os.environ):  # commands set what their processes need
+        yield
     logging.getLogger("anchoropt_plugin").handlers.clear()

@@ -44,7 +44,6 @@ from anchoropt_plugin.config.same_run import (
     check_same_classes,
     check_same_order,
     check_same_run,
-    note_other_training,
 )
 from anchoropt_plugin.dassl_compat.finite_checks import training_errors
 from anchoropt_plugin.dassl_compat.utils import (
@@ -270,7 +269,6 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 check_not_trained(args.model_dir, trainer.dm.dataset, cfg.TEST.SPLIT)
                 names = trainer.dm.dataset.classnames
                 check_same_order(cfg, args.model_dir, names)
-                note_other_training(cfg, args.model_dir)
                 trained = trained_among(args.model_dir, names)
                 if cfg.DATASET.SUBSAMPLE_CLASSES == "new" and trained:
                     print(f"Note: {trained} of these {len(names)} new classes were trained")

@@ -120,7 +120,12 @@ def embed_prompts(
 ) -> tuple[Tensor, Tensor]:
     """Return tokens (C, 77) and embeddings (C, 77, d) of ``<context words> <class name>.``"""
     names = [as_words(name) for name in class_names]
-    tokens = tokenize([f"{context_words} {name}." for name in names])
+    try:
+        tokens = tokenize([f"{context_words} {name}." for name in names])
+    except UserError as error:
+        raise UserError(
+            f"{error} (a prompt: CTX_INIT, or N_CTX times X, then a class name)"
+        ) from error
     with torch.no_grad():
         return tokens, clip.token_embedding(tokens).type(clip.dtype)
 

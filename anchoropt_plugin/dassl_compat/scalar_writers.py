@@ -15,7 +15,7 @@ from torchvision.transforms.functional import to_pil_image
 from yacs.config import CfgNode
 
 from ..config.check import flattened
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..files.atomic import write_text
 from ..files.readers import read_text
 from ..process import distributed
@@ -27,6 +27,7 @@ SCALARS = "scalars.csv"
 WANDB_RUN = "wandb_run.txt"
 """The id of the run of Weights & Biases, with which a resumed training continues it."""
 
+LOGGERS = ("tensorboard", "csv", "wandb")
 _HEADER = ["epoch", "step", "name", "value"]
 
 
@@ -34,8 +35,12 @@ def check_loggers(cfg: CfgNode) -> None:
     """Check that the packages of ``TRAIN.LOGGERS`` are installed.
 
     Raises:
-        UserError: the package of Weights & Biases is missing.
+        UserError: an unknown name, or the package of Weights & Biases is missing.
     """
+    unknown = [name for name in cfg.TRAIN.LOGGERS if name not in LOGGERS]
+    if unknown:
+        hint = nearest(unknown[0], LOGGERS)
+        raise UserError(f"TRAIN.LOGGERS has {unknown[0]!r}{hint}: give any of {', '.join(LOGGERS)}")
     if "wandb" in cfg.TRAIN.LOGGERS and find_spec("wandb") is None:
         raise UserError("TRAIN.LOGGERS wandb needs wandb: pip install 'anchoropt-plugin[wandb]'")
 

@@ -179,9 +179,11 @@ def _classes(parent: Path, root: Path) -> dict[str, tuple[int, str]]:
         names = read_classnames(file, folders)
     else:
         names = {folder: as_words(folder) for folder in folders}
-    for folder in folders:
-        if folder not in names:
-            raise UserError(f"{file} has no line for the folder {parent / folder}; add one")
+    lost = [folder for folder in folders if folder not in names]
+    if lost:
+        unknown = [name for name in names if name not in folders]
+        other = f"; there is no folder {_first(unknown)}" if unknown else ""
+        raise UserError(f"{file} has no line for {_first(lost)} in {parent}; add one{other}")
     twins = first_twins([names[folder] for folder in folders])
     if twins:
         first, second = (folders[place] for place in twins)

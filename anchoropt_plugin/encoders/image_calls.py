@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .logit_origin import nodes_in, reached
+from .logit_origin import nodes_in, nodes_of, reached
 
 REMEMBERED = 8
 """Calls of an image encoder that are remembered: their images stay in memory until then."""
@@ -32,6 +32,7 @@ class ImageCall:
         given: see above.
         used: rows whose logits have met the objective.
         nodes, output: see ``logit_origin.Call``.
+        returned: the nodes of what the host's model made of the output.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ImageCall:
         output: Any = None,
     ) -> None:
         self.images, self.given = images, given
-        self.nodes = {*nodes_in(output)}
+        self.nodes, self.returned = {*nodes_in(output)}, set[Any]()
         first = output[0] if isinstance(output, (tuple, list)) and output else output
         is_of_images = isinstance(first, Tensor) and first.dim() == 2
         self.output = first.detach() if is_of_images else None
@@ -156,7 +157,8 @@ class ImageCalls:
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
         for call in self._open or []:
-            call.nodes.update(nodes_in(output))
+            call.returned.update(nodes_in(output))
+            call.nodes |= call.returned
         self._given = self._open = None
 
     def _encode_text(self, encoder: nn.Module, args: Any, output: Any) -> None:
@@ -209,9 +211,10 @@ class ImageCalls:
                 ``logits`` do not come from is skipped, if there is one that they come from.
 
         Raises:
-            UserError: there are several such calls with different images.
+            UserError: there are several such calls with different images, or ``logits`` mix what
+                the model returned for images of the batch and for others.
         """
-        calls, known = list(self.calls), False
+        calls, shown, known = list(self.calls), list[ImageCall](), False
         if len(calls) > 1:
             shown = [call for call in calls if any(call.shows(images) for images in batch)]
             known = bool(shown)
@@ -219,6 +222,13 @@ class ImageCalls:
         if known and logits is not None:
             found = self._reached(logits, [call for call in self.calls if len(call) == n])
             calls = [call for call in calls if call in found] if found else calls
+            others = [call.returned for call in found if call not in shown] if calls else []
+            if any(not nodes.isdisjoint(nodes_of(logits, nodes)) for nodes in others if nodes):
+                raise UserError(
+                    f"the host mixes the outputs of its model for {len(found)} sets of {n} images "
+                    "in the logits of one loss, and AnchorOPT's objective needs logits of one "
+                    "image each: give F.cross_entropy the logits of one call of the model"
+                )
         calls = [call for call in calls if len(call) == n and not call.is_used(rows)]
         if not all(call.shows(calls[0].images) for call in calls[1:]):
             unknown = "" if known else " that the loader did not give"

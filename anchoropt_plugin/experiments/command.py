@@ -22,7 +22,7 @@ from .executors import EXECUTORS
 from .experiment import Experiment
 from .files import find
 from .fork_server import start_server
-from .formats import caption_of, default_values, markdown, rich_table
+from .formats import ALL_IMAGES, caption_of, default_values, markdown, rich_table
 from .own_repository import own_repository
 from .plan import Job, plan
 from .preflight import check_parts, check_root
@@ -97,6 +97,9 @@ def protocol_of(args: argparse.Namespace, **defaults: Sequence[Any]) -> Protocol
     """
     if any(seed < 0 for seed in args.seeds or ()):
         raise UserError(f"--seeds {min(args.seeds)}: a negative seed fixes no random numbers")
+    wrong = next((n for n in args.shots or () if n < 1 and n != ALL_IMAGES), None)
+    if wrong is not None:
+        raise UserError(f"--shots {wrong}: give 1 or more, or {ALL_IMAGES} for all images")
     changes = {k: getattr(args, k) or defaults.get(k) for k in ("datasets", "shots", "seeds")}
     return read_protocol(args.protocol or "base2new").with_changes(changes)
 
@@ -212,7 +215,8 @@ def _run_and_report(
 
 def _summary(jobs: Sequence[Job], workers: int, cost: Estimate) -> str:
     total = sum(len(job.runs) for job in jobs)
-    todo = sum(len(unfinished(job)) for job in jobs)
-    at_once = f"{min(workers, todo)} at a time" if workers > 1 else "one after another"
+    undone = [len(unfinished(job)) for job in jobs]
+    todo, busy = sum(undone), sum(map(bool, undone))
+    at_once = f"{min(workers, busy)} jobs at a time" if workers > 1 else "one after another"
     text = f"{total} runs, {total - todo} of them finished; {todo} to do, {at_once}"
     return f"{text}; {cost}" if todo else text

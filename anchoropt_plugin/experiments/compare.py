@@ -20,7 +20,7 @@ from .repository import Repository
 PRESETS = CHECKOUT.configs / "presets" / "compare"
 KEYS = ("protocol", "hosts", "datasets", "shots", "seeds", "config", "published", "zero_shot")
 ABOUT = (
-    "Prompt learners with and without AnchorOPT. On new classes, which training did not see, "
+    "Prompt learners with and without AnchorOPT. On classes that training did not see, "
     "AnchorOPT averages the logits of the prompt with the logits of the anchors."
 )
 OURS = " (our defaults)"

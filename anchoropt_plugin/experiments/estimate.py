@@ -74,16 +74,18 @@ class Estimate:
     Attributes:
         kinds: the kinds of unfinished runs.
         workers: the number of jobs at a time.
+        tasks: the kinds of the unfinished runs of each job, which are run one after another.
     """
 
     kinds: Sequence[Kind]
     workers: int
+    tasks: Sequence[Sequence[Kind]] = ()
 
     def __str__(self) -> str:
         known = [kind.seconds for kind in self.kinds if kind.seconds is not None]
         if not known:
             return "the time is unknown until a run is finished"
-        longest = max(kind.longest for kind in self.kinds)
+        longest = max((sum(kind.longest for kind in task) for task in self.tasks), default=0)
         unknown = sum(kind.number for kind in self.kinds if kind.seconds is None)
         timed = any(kind.parts for kind in self.kinds)
         texts = [f"about {_text(max(sum(known) / self.workers, longest))}"]
@@ -129,6 +131,7 @@ def estimate(jobs: Sequence[Job], workers: int, time_steps: bool) -> Estimate:
         time_steps: whether to time a few steps of each kind of run that has no finished run.
     """
     kinds: dict[Any, Kind] = {}
+    tasks = []
     for job in jobs:
         undone = unfinished(job)
         for run in job.runs:
@@ -139,10 +142,11 @@ def estimate(jobs: Sequence[Job], workers: int, time_steps: bool) -> Estimate:
                     kind.anchors.add(job.anchors or run.folder)
             elif (seconds := read_facts(run.folder).get("seconds")) and outcome(run):
                 kind.finished.append(seconds)
+        tasks.append([kinds[_key(run)] for run in undone])
     todo = [kind for kind in kinds.values() if kind.number]
     if time_steps:
         _time(kind for kind in todo if not kind.finished)
-    return Estimate(todo, workers)
+    return Estimate(todo, workers, tasks)
 
 
 def _key(run: Run) -> Any:

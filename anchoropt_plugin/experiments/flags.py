@@ -30,7 +30,7 @@ def add_shared(parser: Parser) -> None:
     add = parser.add_argument
     add("--protocol", metavar="NAME", help="a protocol (default: base2new)")
     add("--datasets", nargs="+", metavar="NAME", help="files of configs/datasets to train on")
-    add("--shots", nargs="+", type=int, metavar="N", help="training images per class")
+    add("--shots", nargs="+", type=int, metavar="N", help="training images per class; -1: all")
     add("--seeds", nargs="+", type=int, metavar="N", help="random seeds, one training for each")
     add("--root", type=Path, help="data folder (default: data)")
     add("--output-dir", type=Path, help="folder of the runs and the report (default: in output/)")

@@ -22,8 +22,12 @@ P_OF_HARMONIC = (
     "For {0}, p is from the {0} of the single seeds, whose mean difference can be another number "
     "than Δ."
 )
-HOLM = "Holm is p corrected for the number of tests in the table."
+HOLM = "Holm is p corrected for the number of tests in its column."
 LARGE_P = "A difference with a large p shows nothing: it is no proof that two methods are equal."
+
+
+ALL_IMAGES = -1
+"""The number of shots that stands for all training images."""
 
 
 def caption_of(experiment: Experiment, made: Sequence[Table]) -> str:
@@ -58,9 +62,11 @@ def default_values(methods: Sequence[Method]) -> list[str]:
 def heading(column: str) -> str:
     """Return the heading of a column; a number is one of training images per class.
 
-    >>> heading("16"), heading("1"), heading("base")
-    ('16 shots', '1 shot', 'base')
+    >>> heading("16"), heading("1"), heading("-1"), heading("base")
+    ('16 shots', '1 shot', 'all images', 'base')
     """
+    if column == str(ALL_IMAGES):
+        return "all images"
     return f"{column} shot{'s' * (column != '1')}" if column.isdecimal() else column
 
 

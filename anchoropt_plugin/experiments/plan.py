@@ -194,6 +194,11 @@ def plan(
     for key, flag in _SET_BY_FLAGS.items():
         if key in opts[::2]:
             raise UserError(f"{key} is set for each run: give {flag}")
+    if len(protocol.shots) > 1 and "{shots}" not in protocol.train.score:
+        raise UserError(
+            f"the protocol {protocol.name} has no columns for several numbers of shots: give one "
+            "(--shots), with an --output-dir for each, or --protocol few_shot"
+        )
     jobs: dict[Path, dict[Path, Run]] = {}
     for group, shots, method in itertools.product(protocol.datasets, protocol.shots, methods):
         seeds = protocol.seeds_for(group)

@@ -120,21 +120,24 @@ def _figures(
             )
             yield f"accuracy_{title}", says, figures.accuracies(table)
     group = experiment.protocol.datasets[0]
-    runs = figures.folders_of([run for job in jobs for run in job.runs], group)
+    shots = experiment.protocol.shots[-1]
+    shown = [run for job in jobs for run in job.runs if run.shots == shots]
+    runs = figures.folders_of(shown, group)
     curves = None if factors else training_curves(runs, group)
+    where = f"on {group}" if len(experiment.protocol.shots) == 1 else f"on {group}, {shots} shots"
     if curves is not None:
         says = (
-            f"Training on {group}: loss and accuracy of each epoch; bands span the seeds. Do not "
+            f"Training {where}: loss and accuracy of each epoch; bands span the seeds. Do not "
             "compare the losses of methods: the loss of AnchorOPT includes a distillation."
         )
         yield "training", says, curves
     matrices = position_matrices({name: folders[0] for name, folders in runs.items()}, group)
     if matrices is not None:
         says = (
-            f"The relaxed position matrix during training on {group}, first seed. Each row is a "
+            f"The relaxed position matrix during training {where}, first seed. Each row is a "
             "slot of the context; the columns give the probability of each soft token (v) and "
             "anchor token (A) in this slot. Training uses an order drawn from the matrix, tests "
-            "use the most likely order."
+            "use the most likely order; POSITION soft uses the matrix itself in both."
         )
         yield "positions", says, matrices
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.record import CLASSES, hash_of_weights, recorded_weights
+from ..dassl_compat.saved_weights import CHANGED
 from ..errors import UserError
 from ..files.readers import read_json
 from ..files.training_images import digest, digest_of_names, images_of, recorded
@@ -49,8 +50,12 @@ def check_same_inputs(jobs: Iterable[Job], planned: Iterable[Input] = ()) -> Non
         planned: what unfinished runs would read.
 
     Raises:
-        UserError: a data set or a file was changed between two runs.
+        UserError: a data set or a file was changed between two runs, or a trainer its weights
+            between its checkpoint and its own test.
     """
+    jobs = list(jobs)
+    for job in jobs:
+        _check_one_model(job)
     first: dict[tuple[str, str], Input] = {}
     finished = (found for job in jobs for run in job.runs for found in _recorded(run))
     for found in (*finished, *planned):
@@ -60,6 +65,17 @@ def check_same_inputs(jobs: Iterable[Job], planned: Iterable[Input] = ()) -> Non
                 f"the {found.kind} of {other.folder} and {found.folder} differ, so their numbers "
                 "do not belong into one table: undo the change, or remove the folders of the "
                 "earlier runs, or give another --output-dir"
+            )
+
+
+def _check_one_model(job: Job) -> None:
+    for run in job.runs:
+        is_tested_again = any(other.model == run.folder for other in job.runs)
+        if run.trains and is_tested_again and outcome(run).get(CHANGED):
+            raise UserError(
+                f"{run.method.trainer} has changed its weights after the last checkpoint in "
+                f"{run.folder}, so its own test and those of the checkpoint are of two models, and "
+                "belong into no row: call save_model after the change, and remove the folder"
             )
 
 

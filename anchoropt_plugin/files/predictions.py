@@ -241,8 +241,7 @@ def _table(
         missing = [name for name in needed if name not in columns]
         if missing:
             raise UserError(
-                f"{path} has no column {missing[0]!r}: its first line must name the columns "
-                f"{', '.join(needed)}"
+                f"{path} has no column {missing[0]!r}: its first line must name {', '.join(needed)}"
             )
         twice = next((name for name in columns if name and columns.count(name) > 1), None)
         if twice is not None:

@@ -65,14 +65,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
         raise UserError(f"cannot read the descriptions {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"the descriptions {path} are not valid json: {error}") from error
-    well_formed = isinstance(content, dict) and all(
-        isinstance(sentences, list) and all(isinstance(s, str) and s.strip() for s in sentences)
-        for sentences in content.values()
-    )
-    if not well_formed:
+    is_dict = isinstance(content, dict)
+    wrong = [name for name, value in content.items() if not _is_sentences(value)] if is_dict else []
+    if wrong or not is_dict:
+        of = f", but not that of {wrong[0]!r}" if wrong else ""
         raise UserError(
             f"the descriptions {path} are not of the form {{class name: [sentence, …], …}}: "
-            "every value is a list of sentences"
+            f"every value is a list of sentences{of}"
         )
     for name, sentences in content.items():
         for sentence in sentences:
@@ -82,6 +81,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, list[str]]:
                     f"class in place of {sign}"
                 )
     return dict(content)
+
+
+def _is_sentences(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(s, str) and s.strip() for s in value)
 
 
 def placeholder(sentence: str, name: str) -> str:

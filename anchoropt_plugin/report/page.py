@@ -181,7 +181,7 @@ def _gallery(predictions: Predictions) -> Iterator[str]:
         except UserError as error:
             unread.append(str(error))
             image = '<div class="missing"></div>'
-        choice = f" (choice {ranks[place] + 1})" if ranks[place] > 0 else ""
+        choice = f", choice {ranks[place] + 1} of the model" if ranks[place] > 0 else ""
         shown.append(
             f'<figure title="{html.escape(path)}">{image}<figcaption><b>'
             f"{html.escape(predictions.top[place][0])}</b> {predictions.probability[place]:.1%}<br>"

@@ -26,6 +26,7 @@ from .batch import Batch
 from .columns import Columns
 from .host_parts import HostParts
 from .settings import AnchorOPTConfig
+from .stepped_optimizers import SteppedOptimizers
 
 log = logging.getLogger("anchoropt_plugin")
 
@@ -55,6 +56,7 @@ class AnchorOPT:
         plain_images: encodes the images of a call of the host's image encoder in the plain CLIP.
         features: the images that the host encodes, and their features in the plain CLIP.
         columns: compares the columns of logits with the classes, at the first step.
+        stepped: the optimisers that the host steps.
         means: of the values of this epoch's steps.
         batch: what the present step was given; None between steps.
     """
@@ -68,6 +70,7 @@ class AnchorOPT:
     ) -> None:
         self.settings = settings
         self.position, self.learner = parts.position, parts.learner
+        self.stepped = SteppedOptimizers(self.learner, self.position)
         self.classes = list(class_names)
         self.sources: str | None = None
         self.is_in_training = False

@@ -216,6 +216,7 @@ class TwoStages(Checkpoints):
                 f"{self.anchoropt_host.__name__} trained an epoch without its forward_backward, "
                 "where AnchorOPT puts its objective"
             )
+        run.stepped.check(self.anchoropt_host.__name__)
         write_history(Path(self.output_dir), self.epoch, run.position)
         if self._writer is not None:
             for name, value in run.scalars().items():
@@ -232,7 +233,7 @@ class TwoStages(Checkpoints):
         run.batch = Batch(batch)
         losses = StepLosses(run, partial(expect_finite, self, message="the loss is {}"))
         step = super().forward_backward  # type: ignore[misc]
-        with PromptLoss(losses), losses.watched():
+        with PromptLoss(losses), losses.watched(), run.stepped.noted():
             summary = checked_step(self, step, *batch)
         run.batch = None
         losses.check(host)
@@ -276,7 +277,8 @@ class TwoStages(Checkpoints):
             )
         if split is None:
             print(f"Position matrix, {run.order()}")
-            print(f"Test logits: {rule.in_words()}")
+            if rule.is_used:
+                print(f"Test logits: {rule.in_words()}")
         return result
 
     def further_results(self: Any) -> dict[str, Any]:

@@ -122,3 +122,5 @@ def test_unknown_loggers(cfg):
     cfg.TRAIN.LOGGERS = ("tensorbord",)
     with pytest.raises(UserError, match="must be a list of tensorboard, csv, wandb"):
         check_values(cfg)
+    with pytest.raises(UserError, match=r"has 'tensorbord' \(did you mean 'tensorboard'\?\)"):
+        build_trainer(cfg)  # another train.py checks no values

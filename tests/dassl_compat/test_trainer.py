@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.dassl_compat.engine import trainer as engine
+from anchoropt_plugin.dassl_compat.saved_weights import CHANGED
 from anchoropt_plugin.files import checkpoints
 from anchoropt_plugin.files.run_events import read_events, read_results
 from anchoropt_plugin.files.training_images import digest_of_names, images_of, images_per_class
@@ -381,6 +382,24 @@ def test_splits(cfg, capsys):
     assert not trainer.model.training
 
 
+@pytest.mark.parametrize("saves", [False, True])
+def test_weights_that_no_checkpoint_has_are_told(cfg, saves, caplog):
+    trainer = build_trainer(cfg)
+    after_train = trainer.after_train
+
+    def average_weights():
+        with torch.no_grad():
+            next(trainer.model.parameters()).mul_(0.5)
+        if saves:
+            trainer.save_model(trainer.epoch, trainer.output_dir)
+        after_train()
+
+    trainer.after_train = average_weights
+    trainer.train()
+    told = "has changed its weights since the last checkpoint" in caplog.text
+    assert told == read_results(cfg.OUTPUT_DIR).get(CHANGED, False) == (not saves)
+
+
 def test_no_test(cfg, capsys):
     cfg.TEST.NO_TEST, cfg.OPTIM.MAX_EPOCH = True, 1
     trained(cfg)
@@ -492,7 +511,9 @@ def test_training_with_unlabelled_images_needs_dassl():
         ("TRAINER.LINEARPROBE", "SCALE", 2.0),  # of the trainer it derives from
     ],
 )
-def test_a_model_is_tested_with_the_settings_of_its_training(cfg, tmp_path, section, key, value):
+def test_a_model_is_tested_with_the_settings_of_its_training(
+    cfg, tmp_path, capsys, section, key, value
+):
     class OwnLoading(TRAINER_REGISTRY.get("LinearProbe")):
         def load_model(self, directory, epoch=None):  # as CoOp's, it calls no method of the base
             path = Path(directory, "linear", f"model.pth.tar-{epoch}")
@@ -504,9 +525,26 @@ def test_a_model_is_tested_with_the_settings_of_its_training(cfg, tmp_path, sect
     OwnLoading(cfg).train()
     cfg.OUTPUT_DIR = str(tmp_path / "test")
     cfg.OPTIM.LR, cfg.INPUT.TRANSFORMS, cfg.TRAINER.OTHER.SCALE = 1.0, ("normalize",), 3.0
+    cfg.SEED += 1
     OwnLoading(cfg).load_model(folder, epoch=1)
+    assert "Note: the model was trained with SEED " in capsys.readouterr().out
     reduce(getitem, section.split("."), cfg)[key] = value
     with pytest.raises(UserError, match=rf"was trained with other settings: {section}\.{key} was"):
         OwnLoading(cfg).load_model(folder, epoch=1)
     Path(folder, "config.yaml").unlink()  # as of Dassl
     OwnLoading(cfg).load_model(folder, epoch=1)
+
+
+def test_other_settings_are_told_before_other_shapes(cfg):
+    class OfAnyWidth(TRAINER_REGISTRY.get("LinearProbe")):
+        def load_model(self, directory, epoch=None):
+            path = Path(directory, "linear", f"model.pth.tar-{epoch}")
+            nn.Linear(self.cfg.TRAINER.OFANYWIDTH.WIDTH, 1).load_state_dict(load_checkpoint(path))
+
+    cfg.TRAINER.OFANYWIDTH, cfg.OPTIM.MAX_EPOCH = CfgNode({"WIDTH": 1}), 1
+    OfAnyWidth(cfg).train()
+    with pytest.raises(RuntimeError, match="loading state_dict"):  # of the host, with its trace
+        OfAnyWidth(cfg).load_model(cfg.OUTPUT_DIR, epoch=1)
+    cfg.TRAINER.OFANYWIDTH.WIDTH = 2
+    with pytest.raises(UserError, match=r"trained with other settings: TRAINER\.OFANYWIDTH\.WIDTH"):
+        OfAnyWidth(cfg).load_model(cfg.OUTPUT_DIR, epoch=1)

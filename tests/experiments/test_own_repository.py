@@ -169,6 +169,7 @@ def test_ablate_varies_a_key_of_the_repository(compared):
         (["--dataset-config", "spots.yaml"], r"there is no data set file spots\.yaml, here or in"),
         (["--datasets", "shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\)"),
         ([*DOTS, "--config", "your.yaml"], r"there is no config file your\.yaml, here or in"),
+        ([*DOTS, "--shots", "1", "0"], "--shots 0: give 1 or more, or -1 for all images"),
         ([*DOTS, "--seeds", "1", "-1"], "--seeds -1: a negative seed fixes no random numbers"),
         ([*DOTS, "--preset", "embedded"], "--preset is for the trainers of anchoropt-plugin"),
     ],

@@ -83,6 +83,11 @@ def test_cross_dataset_tests_lie_in_evaluation(tmp_path):
     assert job.runs[1].settings["DATASET.NAME"] == "Digits"
 
 
+def test_several_numbers_of_shots_need_columns(tmp_path):
+    with pytest.raises(UserError, match="base2new has no columns for several numbers of shots"):
+        planned(tmp_path, "base2new", coop()[:1], datasets=["digits"], shots=[1, 2])
+
+
 @pytest.mark.parametrize(
     "path", sorted((ASSETS / "protocols").glob("*.yaml")), ids=lambda p: p.stem
 )
@@ -420,6 +425,8 @@ def test_an_estimate_says_for_how_many_runs_the_time_is_unknown(tmp_path):
     (run, *_) = planned(tmp_path, "base2new", coop(), datasets=["digits"])[0].runs
     finished, new = Kind(run, 1, finished=[6.0, 8.0]), Kind(run, 6)
     assert str(Estimate([finished], 1)) == "about 0 min 07 s, by finished runs"
+    together = Estimate([finished], 4, [[finished, finished]])  # a training and its test
+    assert str(together) == "about 0 min 14 s, by finished runs"
     assert str(Estimate([finished, new], 1)) == (
         "about 0 min 07 s for 1 of them, by finished runs; the time of the other 6 is unknown: "
         "no run of their kinds is finished yet"

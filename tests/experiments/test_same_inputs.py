@@ -8,6 +8,7 @@ import json
 import pytest
 from PIL import Image
 
+from anchoropt_plugin.dassl_compat.saved_weights import CHANGED
 from anchoropt_plugin.datasets.embedded import write_digits
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.experiments import same_inputs
@@ -52,6 +53,15 @@ def test_other_test_images_are_not_in_one_table(runs, monkeypatch):
         results[run.folder]["images"]["drawn"] = True
     same_inputs.check_same_inputs(jobs)
     results[new_2.folder] = {"accuracy": 50.0}  # of an earlier version
+    same_inputs.check_same_inputs(jobs)
+
+
+def test_a_row_of_two_models_is_refused(runs, monkeypatch):
+    jobs, (base, new, *_) = runs
+    finished(monkeypatch, {new.folder: of_images("new"), base.folder: {CHANGED: True}})
+    with pytest.raises(UserError, match="has changed its weights after the last checkpoint in"):
+        same_inputs.check_same_inputs(jobs)
+    jobs[0].runs.remove(new)
     same_inputs.check_same_inputs(jobs)
 
 

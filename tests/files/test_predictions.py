@@ -73,7 +73,7 @@ def test_a_path_that_is_no_text_does_not_end_the_test(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", r"has no column 'image': its first line must name the columns image, truth, pred"),
+        ("", r"has no column 'image': its first line must name image, truth, pred"),
         ("image,truth,prediction\na,b,c\n", r"has no column 'probability'"),
         (f"{HEADER}\n", r"predictions\.csv has no images"),
         (f"{HEADER}\na,b,c,0.5\na,b\n", r"line 3: the probability is '', but must be from 0 to 1"),

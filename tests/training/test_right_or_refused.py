@@ -189,6 +189,13 @@ class BothViews(SecondView):
         return F.cross_entropy((self.model(image[0]) + self.model(image[1])) / 2, label)
 
 
+class MirroredToo(Host):
+    """Averages the logits of the loader's images and of mirrored ones."""
+
+    def loss(self, image, label):
+        return F.cross_entropy((self.model(image) + self.model(image.flip(-1))) / 2, label)
+
+
 class BothFeatures(SecondView):
     """Averages the features of two views."""
 
@@ -211,6 +218,7 @@ class OwnView(Host):
     [
         (BothViews, "encodes 2 sets of 4 images in one step, and AnchorOPT cannot tell"),
         (BothFeatures, "encodes 2 sets of 4 images in one step, and AnchorOPT cannot tell"),
+        (MirroredToo, "mixes the outputs of its model for 2 sets of 4 images in the logits"),
         (OwnView, r"seen over logits: \(4, 4\) of images that are not the loader's"),
     ],
 )

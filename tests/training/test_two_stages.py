@@ -595,6 +595,16 @@ def test_a_host_that_optimises_its_context_alone_is_told(root, tmp_path, capsys)
     assert "no optimiser of HostH holds the position logits" in capsys.readouterr().err
 
 
+def test_a_later_optimiser_of_the_context_alone_is_told(root, tmp_path, capsys):
+    def before_epoch(self):
+        self.optim = torch.optim.SGD([self.model.prompt_learner.ctx], lr=0.1)
+
+    anchoropt(host_like("HostOfPhases", before_epoch=before_epoch))
+    assert train.main(command(root, tmp_path, "HostOfPhases_AnchorOPT")) == 2
+    says = "the optimiser that HostOfPhases steps holds the soft tokens of its prompt learner, but"
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("which", ["training", "own draw", "fixed position", "test"])
 def test_a_learner_that_is_not_called_is_told(root, tmp_path, capsys, which):
     """Another method of the learner makes prompts without anchors."""

@@ -16,7 +16,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ...config.record import write_record
-from ...config.same_run import check_same_model, check_same_run
+from ...config.same_run import check_same_model, check_same_run, note_other_training
 from ...errors import UserError
 from ...files.checkpoint_folder import BEST_MODEL
 from ...files.run_events import rewind
@@ -27,6 +27,7 @@ from ...process.randomness import share_randomness
 from ..class_contexts import check_contexts
 from ..data import DataManager
 from ..evaluation import build_evaluator
+from ..saved_weights import are_saved
 from ..scalar_writers import check_loggers, open_writers
 from ..utils.tools import mkdir_if_missing
 from ..utils.torchtools import load_checkpoint, parameters_in_words
@@ -66,7 +67,7 @@ class SimpleTrainer(Tested):
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = -math.inf
         self._early_stop = EarlyStop(cfg.TRAIN.PATIENCE)
-        self.is_trained = False
+        self.is_trained, self.is_saved = False, True
         self.loaded_from, self.loaded_epoch = "", None
         # Here, because hosts have a load_model of their own.
         self.load_model = partial(self._load_compared, self.load_model)  # type: ignore[method-assign]
@@ -75,14 +76,22 @@ class SimpleTrainer(Tested):
         self, load: Callable[..., Any], directory: str, *args: Any, **kwargs: Any
     ) -> Any:
         """Call the host's ``load_model``; the settings must be those of the loaded model."""
-        loaded = load(directory, *args, **kwargs)
-        self.loaded_from = directory
+        try:
+            loaded = load(directory, *args, **kwargs)
+        except RuntimeError:  # of PyTorch: other shapes
+            self._check_same_model(directory)
+            raise
+        self.loaded_from, self.is_saved = directory, True
         self.loaded_epoch = kwargs.get("epoch", args[0] if args else None)
         if directory:  # after the checkpoint, whose shapes tell more faults
-            nodes = [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
-            check_same_model(self.recorded_cfg, directory, type(self), nodes)
+            self._check_same_model(directory)
             check_contexts(self, directory, self._class_names())
+            note_other_training(self.recorded_cfg, directory)
         return loaded
+
+    def _check_same_model(self, directory: str) -> None:
+        nodes = [getattr(self, "node", ""), *getattr(self, "further_nodes", ())]
+        check_same_model(self.recorded_cfg, directory, type(self), nodes)
 
     def _class_names(self) -> list[str]:
         """Return the class names in the order of their labels; users' data sets may have none."""
@@ -216,6 +225,7 @@ class SimpleTrainer(Tested):
                 self.load_model(self.output_dir)
             else:
                 print("Deploy the last-epoch model")
+                self.is_saved = are_saved(self)
             self.test()
         elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
         print(f"Elapsed: {elapsed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +23,11 @@ from ...process import distributed
 from ...process.late_checks import settle_all
 from ..evaluation.label_check import LabelCheck
 from ..evaluation.top_classes import TopClasses, paths_of
+from ..saved_weights import CHANGED
 from ..validation import check_split
 from .base import TrainerBase
+
+log = logging.getLogger("anchoropt_plugin")
 
 OF_TEST = (
     *("TRAINER.NAME", "MODEL.BACKBONE.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES"),
@@ -47,6 +51,7 @@ class Tested(TrainerBase):
     test_loader: Any
     lab2cname: dict[int, str]
     is_trained: bool
+    is_saved: bool
     loaded_from: str
     loaded_epoch: int | None
 
@@ -93,6 +98,15 @@ class Tested(TrainerBase):
             if self.loaded_from:
                 test["model"] = model_of_test(self.output_dir, self.loaded_from, self.loaded_epoch)
             test["images"] = images_of(data_set, split)
+            if not self.is_saved:
+                test[CHANGED] = True
+                log.warning(
+                    "%s has changed its weights since the last checkpoint in %s: this test is of "
+                    "the changed ones, later tests and predict are of the checkpoint; call "
+                    "save_model after the change",
+                    type(self).__name__,
+                    self.output_dir,
+                )
             if self.is_trained:
                 test["images_per_class"] = images_per_class(data_set)
             counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
