@@ -20,7 +20,7 @@ from .experiment import Experiment
 from .factors import number
 from .facts import read_facts
 from .files import ASSETS
-from .formats import caption_of, csv_of, frame_of, latex_table, markdown_table, sources
+from .formats import caption_of, csv_of, frame_of, heading, latex_table, markdown_table, sources
 from .plan import Job
 from .tables import Table
 
@@ -119,12 +119,16 @@ def _figures(
                 f"{joined if figures.has_pairs(table) else ''}The panels have different scales."
             )
             yield f"accuracy_{title}", says, figures.accuracies(table)
-    group = experiment.protocol.datasets[0]
+    group, *others = experiment.protocol.datasets
     shots = experiment.protocol.shots[-1]
     shown = [run for job in jobs for run in job.runs if run.shots == shots]
     runs = figures.folders_of(shown, group)
     curves = None if factors else training_curves(runs, group)
-    where = f"on {group}" if len(experiment.protocol.shots) == 1 else f"on {group}, {shots} shots"
+    where = f"on {group}"
+    if others:
+        where += f", the first of {1 + len(others)} data sets"
+    if len(experiment.protocol.shots) > 1:
+        where += f", {heading(str(shots))}"
     if curves is not None:
         says = (
             f"Training {where}: loss and accuracy of each epoch; bands span the seeds. Do not "

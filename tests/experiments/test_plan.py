@@ -382,6 +382,7 @@ TINY = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits"]
         ([*TINY, "--jobs", "0"], "--jobs is 0"),
         ([*TINY, "OPTIM.MAX_EPOCH", "3", "--seeds", "1"], "--seeds comes after KEY VALUE pairs"),
         ([*TINY, "--sedes", "1"], "there is no flag --sedes"),
+        ([*TINY, "--executor", "slrm"], "did you mean 'slurm'"),
         ([*TINY, "--seeds", "1", "--anchoropt", "both", "digits"], "'digits' is neither a flag"),
         ([], "nothing to compare"),
         (["--datasets", "digits"], "no host is given: give --hosts"),
