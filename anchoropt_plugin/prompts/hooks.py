@@ -26,6 +26,7 @@ from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
 from .eot import MovedTokens, check_not_moved, shift, unshift
+from .loaded_names import LoadedNames
 from .prompt_warnings import PromptWarnings
 
 log = logging.getLogger("anchoropt_plugin")
@@ -171,11 +172,13 @@ class Attachment:
         module: arranges soft and anchor tokens; the learner's submodule ``anchoropt``.
         hook: describes the learner.
         moved: the tokens in which EOT was moved, or None.
+        names: looks at loaded states, or None if the embedding of EOT is not known.
     """
 
     module: AnchorPositionModule
     hook: PromptHook
     moved: MovedTokens | None = None
+    names: LoadedNames | None = None
     _own: Callable[..., Any] | None = None
     _warnings: PromptWarnings = field(default_factory=PromptWarnings)
 
@@ -189,6 +192,8 @@ class Attachment:
         learner.add_module(CHILD, self.module)
         self._own = vars(learner).get("forward")  # somebody may have put one there
         learner.forward = partial(self, learner)
+        if self.names is not None:
+            self.names.put_on(learner, self.hook.tokens(learner))
 
     def take_off(self, learner: Any) -> None:
         """Undo ``put_on``."""
@@ -196,6 +201,8 @@ class Attachment:
         if self._own is not None:
             learner.forward = self._own
         delattr(learner, CHILD)
+        if self.names is not None:
+            self.names.take_off()
 
     def __call__(self, learner: nn.Module, *args: Any, **named: Any) -> Any:
         """Return what the learner's own ``forward`` returns, with arranged prompts."""
@@ -289,7 +296,9 @@ def attach(
     The prompt grows by K tokens: the class name moves right, and the last K positions, which must
     be padding, are dropped. ``tokenized_prompts`` is shifted in place, so that features are read at
     the true EOT wherever the host holds that tensor. The module becomes the learner's submodule
-    ``anchoropt``, and so is trained, moved and saved with the learner.
+    ``anchoropt``, and so is trained, moved and saved with the learner. Afterwards
+    ``load_state_dict`` raises ``UserError`` for a state that has the embeddings of other class
+    names, as ``token_suffix``, but not their tokens.
 
     Args:
         learner: a prompt learner with the tensors that its ``PromptHook`` needs.
@@ -360,10 +369,13 @@ def attach(
     module.to(next(chain(learner.parameters(), learner.buffers())).device).train(learner.training)
     attachment = Attachment(module, hook)
     end = hook.end(learner)
+    if end is not None:
+        # A copy: a state that is loaded in place must not change what it is compared with.
+        end = end.clone()
+        attachment.names = LoadedNames(end)
     if pooling == "eot":
         shift(tokens, hook.first(learner), n_anchors)
-        # A copy: a state that is loaded in place must not change what it is compared with.
-        attachment.moved = MovedTokens(tokens, None if end is None else end.clone())
+        attachment.moved = MovedTokens(tokens, end)
     attachment.put_on(learner)
     return module
 

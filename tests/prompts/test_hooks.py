@@ -306,6 +306,31 @@ def test_class_tensors_loaded_in_place_are_noticed_for_any_names(clip, monkeypat
         learner()
 
 
+@pytest.mark.parametrize("pooling", ["eot", "unshifted"])
+def test_a_state_of_other_class_names_without_their_tokens_is_refused(clip, monkeypatch, pooling):
+    learner, same = Learner(clip), Learner(clip)
+    of_another_clip = {name: x + 1 for name, x in same.state_dict().items()}
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "NAMES", ["dog", "silver retriever", "red badger"])
+        other = Learner(clip)
+    trained = {"ctx": other.ctx.detach()}
+    model = nn.Sequential(learner)
+    state = {f"0.{name}": x for name, x in other.state_dict().items()}
+    n_hooks = len(learner._load_state_dict_pre_hooks)
+    attach(learner, torch.zeros(1, 64), pooling=pooling)
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        before = copy.deepcopy(copied[0].state_dict())
+        with pytest.raises(UserError, match=r"has 0\.token_suffix of other class names"):
+            copied.load_state_dict(state)
+        assert all(torch.equal(x, before[name]) for name, x in copied[0].state_dict().items())
+        for honest in (same.state_dict(), same.half().state_dict(), trained, of_another_clip):
+            copied[0].load_state_dict(honest, strict=False)
+            copied[0].load_state_dict(before)
+        detach(copied[0])
+        assert len(copied[0]._load_state_dict_pre_hooks) == n_hooks
+        copied.load_state_dict(state)
+
+
 class Framed(Learner):
     """Its context has fixed words before the soft tokens."""
 
