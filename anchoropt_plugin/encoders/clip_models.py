@@ -283,6 +283,8 @@ def _with_all_tokens(state: dict[str, Tensor], token_ids: Tensor) -> dict[str, T
     """
     rows = state["token_embedding.weight"].float()
     generator = torch.Generator().manual_seed(0)
-    table = torch.randn(_VOCABULARY, rows.shape[1], generator=generator) * 0.02
+    # A caller may have set another default dtype, which would also draw other numbers.
+    shape = (_VOCABULARY, rows.shape[1])
+    table = 0.02 * torch.randn(shape, generator=generator, dtype=torch.float32)
     table[token_ids.long()] = rows
     return {**state, "token_embedding.weight": table}

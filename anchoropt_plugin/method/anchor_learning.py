@@ -97,7 +97,10 @@ def learned(
     """
     prompts = AnchorPrompts(tower, class_names, settings.length)
     targets, spread = _targets(tower, descriptions)
-    start = torch.randn(settings.length, tower.dim, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    shape = (settings.length, tower.dim)
+    # A caller may have set another default dtype, which would also draw other numbers.
+    start = torch.randn(shape, generator=generator, dtype=torch.float32)
     anchors = (INIT_STD * start).to(tower.device).requires_grad_()
     optimizer = torch.optim.SGD(
         [anchors], lr=settings.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY

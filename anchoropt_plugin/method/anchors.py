@@ -137,7 +137,8 @@ class AnchorTokens:
     @classmethod
     def random(cls, tower: TextTower | nn.Module, length: int) -> AnchorTokens:
         """Draw tokens from N(0, 0.02²), as soft tokens start: a control for stage 1."""
-        return cls(INIT_STD * torch.randn(length, TextTower.of(tower).dim))
+        shape = (length, TextTower.of(tower).dim)
+        return cls(INIT_STD * torch.randn(shape, dtype=torch.float32))
 
     @classmethod
     def of_words(cls, tower: TextTower | nn.Module, words: str, length: int) -> AnchorTokens:

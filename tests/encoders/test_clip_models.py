@@ -18,6 +18,7 @@ import torch
 from clip.model import CLIP
 from torch import nn
 
+from anchoropt_plugin import AnchorTokens, StageOne
 from anchoropt_plugin.encoders.clip_models import (
     first_twins,
     load_clip,
@@ -346,6 +347,25 @@ def test_names_that_are_one_to_clip_have_the_same_tokens() -> None:
 
 def test_a_whole_clip_knows_all_words() -> None:
     assert unknown_words(new_vit(), ["a giraffe"]) == []
+
+
+def test_the_default_dtype_changes_neither_a_clip_nor_anchors() -> None:
+    def made() -> list[torch.Tensor]:
+        clip = load_clip("tiny")
+        learned = AnchorTokens.learn(clip, ["cat"], [["a small cat."]], StageOne(epochs=2))
+        torch.manual_seed(0)
+        anchors = [learned.values, AnchorTokens.random(clip, 2).values]
+        features = learned.class_features(clip, ["cat", "dog"])
+        return [*clip.state_dict().values(), *anchors, features]
+
+    wanted = made()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = made()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7)
 
 
 def test_fp16_is_clips_own_conversion() -> None:
