@@ -82,9 +82,9 @@ class AnchorTokens:
         Raises:
             ValueError: the names are not a list of texts, the descriptions are not one list of
                 texts for each class, or a list is empty. A set is refused: it has no order.
-            UserError: a dict without a class, a text that is longer than CLIP reads, a loss that is
-                not finite, a model that is no CLIP or was loaded in inference mode, or a text tower
-                of another architecture than CLIP's.
+            UserError: no class names, a dict without a class, a text that is longer than CLIP
+                reads, a loss that is not finite, a model that is no CLIP or was loaded in inference
+                mode, or a text tower of another architecture than CLIP's.
 
         Source: AnchorOPT (Li et al., arXiv 2511.21188), stage 1.
 
@@ -170,7 +170,7 @@ class AnchorTokens:
 
         Raises:
             ValueError: the names are not a list of texts.
-            UserError: a model that ``learn`` refuses.
+            UserError: no class names, or a model that ``learn`` refuses.
 
         >>> from anchoropt_plugin import load_clip
         >>> anchors = AnchorTokens(torch.zeros(1, 128))
@@ -226,6 +226,8 @@ def _check_names(given: object) -> None:
     if not _is_texts(given):
         kind = type(given).__name__
         raise ValueError(f"class_names must be a list of names; got the {kind} {given!r}")
+    if not given:
+        raise UserError("class_names is empty: give the names of one class or more")
     empty = [place for place, name in enumerate(given) if not words_of(name)]
     if empty:
         raise ValueError(f"class_names[{empty[0]}] is {given[empty[0]]!r}: give a name")

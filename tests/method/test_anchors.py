@@ -130,6 +130,15 @@ def test_a_name_in_place_of_names_is_refused(clip):
         load_predictor("nowhere", classes=["cat, dog"])
 
 
+def test_no_names_at_all_are_refused(clip):
+    for call in (
+        lambda: AnchorTokens(torch.zeros(1, 64)).class_features(clip, []),
+        lambda: AnchorTokens.learn(clip, [], []),
+    ):
+        with pytest.raises(UserError, match="class_names is empty"):
+            call()
+
+
 @pytest.mark.parametrize("names", [set(NAMES), dict.fromkeys(NAMES), [*NAMES[:2], 3]])
 def test_names_without_an_order_are_refused(clip, names):
     """A set would pair names with the descriptions of other classes."""
