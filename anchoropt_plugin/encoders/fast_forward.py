@@ -77,7 +77,7 @@ class FastForward:
         self.tower = TextTower(encoder)
         self.error: float | None = None
         self._compared_in: bool | None = None
-        self._inner = list(encoder.modules())[1:]
+        self._note_modules()
         self._deep: dict[int, tuple[DeepPrompt, ...]] = {}
         self._is_eot_checked = False
         self._sharing: dict[Hashable, Sharing] = {}
@@ -105,6 +105,8 @@ class FastForward:
         if self.in_use and any(m._forward_hooks or m._forward_pre_hooks for m in self._inner):
             name = type(self.encoder).__name__
             self._give_up(f"the fast text branch passes over the forward hooks in {name}")
+        if self.in_use and any(m._modules != parts for m, parts in self._parts):
+            self.compare_again()  # an adapter may have been put around a part of a block
         is_compared = self.error is not None and self._compared_in == self.encoder.training
         if caches and self.in_use and is_compared:
             features = self._last.get(*self._inputs(*raw))
@@ -199,6 +201,11 @@ class FastForward:
     def compare_again(self) -> None:
         """Compare with the encoder's own forward at the next call, too: it may have changed."""
         self._compared_in = None
+
+    def _note_modules(self) -> None:
+        modules = list(self.encoder.modules())
+        self._inner = modules[1:]
+        self._parts = [(m, dict(m._modules)) for m in modules if m._modules]
 
     def _own_forward(self, *args: Any, **named: Any) -> Any:
         return type(self.encoder).forward(self.encoder, *args, **named)
@@ -297,7 +304,8 @@ class FastForward:
             if reason and not is_first:  # an encoder may have a parameter for each class
                 error, reason = compare(self.encoder, *branches, CHECKED_CLASSES, *given)
         self.error = error
-        self._compared_in, self._inner = self.encoder.training, list(self.encoder.modules())[1:]
+        self._compared_in = self.encoder.training
+        self._note_modules()
         self.in_use = not reason
         if reason:
             log.warning("the fast text branch: %s; its own forward stays", reason)

@@ -424,6 +424,43 @@ def test_an_adapter_that_starts_at_zero_is_not_left_out(clip, prompts, caplog, m
     assert clip.transformer.resblocks[0].mlp.c_fc.up.grad.any()
 
 
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 0.7 * self.inner(x)
+
+
+class Transparent(Wrapped):
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("wrapper", [Wrapped, Transparent, Adapted])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_a_part_that_is_replaced_after_the_first_call_is_not_left_out(
+    clip, prompts, caplog, wrapper, mode
+):
+    encoder = TextEncoder(clip)
+    (fast,) = accelerate(encoder)
+    given = prompts.behind(0.02 * torch.randn(1, N_CTX, 64)), prompts.tokens
+    with mode():
+        encoder(*given)
+        assert fast.in_use
+        mlp = clip.transformer.resblocks[0].mlp
+        if wrapper is Adapted:
+            mlp.c_fc = Adapted(mlp.c_fc)
+        else:
+            clip.transformer.resblocks[0].mlp = wrapper(mlp)
+        assert torch.equal(encoder(*given), TextEncoder.forward(encoder, *given))
+    assert not fast.in_use and "its own forward stays" in caplog.text
+
+
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
 def test_an_adapter_of_another_module_is_not_left_out(clip, prompts, caplog, mode):
     class Outside(TextEncoder):
