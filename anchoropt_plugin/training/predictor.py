@@ -96,8 +96,9 @@ class Predictor:
     def model(self) -> nn.Module:
         """The model in plain PyTorch: images (B, 3, R, R) of ``transform`` → probabilities (B, C).
 
-        Made at the first use. ``torch.export.export(model, (images,), strict=False)`` and
-        ``torch.jit.trace(model, images)`` take it, for batches of any size.
+        Made at the first use, for batches of one image or more.
+        ``torch.export.export(model, (images,), strict=False)`` and
+        ``torch.jit.trace(model, images)`` take it.
 
         Raises:
             UserError: the model draws a position matrix at each test (SAMPLE_AT_EVAL).
@@ -110,8 +111,8 @@ class Predictor:
 
         Args:
             path: a file that ends in ``.safetensors`` or ``.npz``, for class weights, or in
-                ``.onnx``, for a program from images to probabilities, in batches of any size. The
-                page "Use it elsewhere" of the documentation has the content of both.
+                ``.onnx``, for a program from images to probabilities, in batches of one image or
+                more. The page "Use it elsewhere" of the documentation has the content of both.
 
         Raises:
             UserError: another suffix; a predictor on a GPU; class weights of a model that has none,
