@@ -418,8 +418,8 @@ def test_class_names_from_a_file(tmp_path):
     names = tmp_path / "classnames.txt"
     names.write_text("n02 great white shark\nn01 tench\n\n")
     assert ImageFolder(make_cfg(tmp_path)).classnames == ["tench", "great white shark"]
-    names.write_text("n02 shark\n")
-    with pytest.raises(UserError, match=r"no line for the folder .*n01"):
+    names.write_text("n02 shark\nn1 tench\n")
+    with pytest.raises(UserError, match=r"no line for n01 in .*; add one; there is no folder n1$"):
         ImageFolder(make_cfg(tmp_path))
     names.write_text("n02 shark\nn01\n")
     with pytest.raises(UserError, match=r"classnames\.txt, line 2: .* no class name after 'n01'"):
