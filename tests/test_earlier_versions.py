@@ -67,7 +67,7 @@ def test_a_run_resumes_in_its_folder(command, tmp_path):
     )
     assert train.main(words) == 0
     after = torch.load(tmp_path / "base/prompt_learner/model.pth.tar-5", weights_only=False)
-    new = {"anchoropt.relaxation"}
+    new = {"anchoropt.relaxation", "anchoropt.pooling"}
     assert after["state_dict"].keys() == before["state_dict"].keys() | new
     assert [entry["epoch"] for entry in read_history(tmp_path / "base/position.jsonl")] == [
         *range(1, 6)

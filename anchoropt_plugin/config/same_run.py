@@ -259,7 +259,7 @@ def check_same_model(
     Args:
         cfg: the configuration of the test.
         folder: the output folder of the trained model.
-        trainer: the class of the test's trainer.
+        trainer: the class of the test's trainer; ``also_trained_by`` are further names.
         nodes: names of the host's nodes in ``cfg.TRAINER``, in any case, besides those of its
             classes.
 
@@ -270,7 +270,7 @@ def check_same_model(
     path = Path(folder, RECORD)
     if not path.is_file():
         return
-    kinds = [one.__name__ for one in trainer.__mro__]
+    kinds = [one.__name__ for one in trainer.__mro__] + getattr(trainer, "also_trained_by", [])
     of_host = {f"TRAINER.{node}".upper() for node in (*kinds, *nodes)}
     record = read_yaml(path)
     there, here = (

@@ -13,6 +13,9 @@ from ..errors import UserError
 from ..process.distributed import copy_from_main
 from .relaxations import RELAXATIONS
 
+POOLINGS = ("eot", "unshifted")
+"""Where the features of a prompt are read: see ``attach``."""
+
 
 class AnchorPositionModule(nn.Module):
     """Arrange soft tokens and frozen anchor tokens: ``P · [context; anchors]``.
@@ -32,6 +35,7 @@ class AnchorPositionModule(nn.Module):
 
     Attributes:
         is_loaded: whether the last loaded state held logits and anchors.
+        pooling: a name in ``POOLINGS``, by ``attach``; a state says it, as it does the relaxation.
 
     Shapes:
         input (…, M, d) → output (…, M + K, d), of the input's dtype. ``logits`` is a parameter
@@ -55,6 +59,7 @@ class AnchorPositionModule(nn.Module):
 
     anchors: Tensor
     task: Tensor
+    pooling = "eot"
 
     _is_tested = False
 
@@ -214,21 +219,22 @@ class AnchorPositionModule(nn.Module):
     # Not in the extra state: a host compares its shape with that of earlier checkpoints.
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        number = list(RELAXATIONS).index(self.relaxation)
-        # A float, as a host may average all values of its checkpoints.
-        destination[f"{prefix}relaxation"] = torch.tensor(float(number))
+        for name, (choices, _) in _CHOICES.items():
+            # A float, as a host may average all values of its checkpoints.
+            number = float(choices.index(getattr(self, name)))
+            destination[f"{prefix}{name}"] = torch.tensor(number)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
         state_dict = {**state_dict}
-        number = state_dict.pop(f"{prefix}relaxation", None)  # earlier versions saved none
-        place = list(RELAXATIONS).index(self.relaxation) if number is None else round(float(number))
-        there = dict(enumerate(RELAXATIONS)).get(place)
-        if there != self.relaxation:
-            raise UserError(
-                f"the position matrix of the checkpoint has the relaxation {there!r}, but here it "
-                f"is {self.relaxation!r}: give the one it was trained with (attach: relaxation, a "
-                "run: TRAINER.ANCHOROPT.POSITION)"
-            )
+        for name, (choices, key) in _CHOICES.items():
+            number, own = state_dict.pop(f"{prefix}{name}", None), getattr(self, name)
+            there = own if number is None else dict(enumerate(choices)).get(round(float(number)))
+            if there != own:  # earlier versions saved no number
+                raise UserError(
+                    f"the position matrix of the checkpoint has the {name} {there!r}, but here it "
+                    f"is {own!r}: give the one it was trained with (attach: {name}, a run: "
+                    f"TRAINER.ANCHOROPT.{key})"
+                )
         loaded = [f"{prefix}{name}" in state_dict for name in ("logits", "anchors")]
         self.is_loaded = all(loaded)
         saved = state_dict.get(f"{prefix}logits", self.logits)
@@ -249,6 +255,10 @@ class AnchorPositionModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"n_ctx={self.n_ctx}, n_anchors={self.n_anchors}, relaxation={self.relaxation!r}"
+
+
+_CHOICES = {"relaxation": ([*RELAXATIONS], "POSITION"), "pooling": (POOLINGS, "POOLING")}
+"""Attributes that a state must share with its module: their values, and the key of a run."""
 
 
 def _gumbel(like: Tensor) -> Tensor:

@@ -24,14 +24,12 @@ from ..encoders.deep_prompts import DeepPrompt, DeepPromptFinder
 from ..encoders.image_features import unprompted
 from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
-from ..method.position import AnchorPositionModule
+from ..method.position import POOLINGS, AnchorPositionModule
 from .eot import MovedTokens, check_not_moved, shift, unshift
 from .loaded_names import LoadedNames
 from .prompt_warnings import PromptWarnings
 
 log = logging.getLogger("anchoropt_plugin")
-
-POOLINGS = ("eot", "unshifted")
 
 
 class PromptHook:
@@ -367,6 +365,7 @@ def attach(
         )
     module = AnchorPositionModule(hook.n_ctx(learner), anchors, **position)
     module.to(next(chain(learner.parameters(), learner.buffers())).device).train(learner.training)
+    module.pooling = pooling
     attachment = Attachment(module, hook)
     end = hook.end(learner)
     if end is not None:

@@ -84,6 +84,8 @@ def anchoropt(
             "anchoropt_arguments": settings,
         }
         own = name or host.__name__ + SUFFIX
+        suffix = own.removeprefix(host.__name__)
+        namespace["also_trained_by"] = [base.__name__ + suffix for base in host.__mro__]
         try:
             TRAINER_REGISTRY.register()(type(own, (TwoStages, host), namespace))
         except KeyError:

@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from ..errors import UserError, nearest
 from ..method.anchor_learning import StageOne
 from ..method.objective import HOTTEST
+from ..method.position import POOLINGS
 from ..method.relaxations import RELAXATIONS
-from ..prompts.hooks import POOLINGS
 
 ENSEMBLES = ("auto", "always", "never", "anchors")
 LEARNED, RANDOM = "learned", "random"

@@ -182,7 +182,13 @@ def test_anchors_are_a_buffer_and_get_no_gradient():
     arrange = module("soft")
     arrange(torch.ones(3, 4)).sum().backward()
     assert [name for name, _ in arrange.named_parameters()] == ["logits"]
-    assert set(arrange.state_dict()) == {"logits", "anchors", "_extra_state", "relaxation"}
+    assert set(arrange.state_dict()) == {
+        "logits",
+        "anchors",
+        "_extra_state",
+        "relaxation",
+        "pooling",
+    }
     assert not arrange.anchors.requires_grad
 
 
@@ -229,7 +235,7 @@ def test_the_task_moves_the_logits_by_a_map_that_starts_at_zero():
     logits = plain.logits.detach().clone()
     logits[0, 2] += 3
     torch.testing.assert_close(module.relaxed(), logits.softmax(-1))
-    saved = {"anchors", "logits", "task_map", "_extra_state", "relaxation"}
+    saved = {"anchors", "logits", "task_map", "_extra_state", "relaxation", "pooling"}
     assert set(module.state_dict()) == saved
 
 

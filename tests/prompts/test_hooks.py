@@ -148,8 +148,21 @@ def test_forward_without_the_hooks_of_the_call_carries_anchors_too(learner):
 def test_vanilla_parameters_keep_their_names(learner):
     names = set(learner.state_dict())
     attach(learner, torch.zeros(1, 64))
-    own = {f"anchoropt.{name}" for name in ("logits", "anchors", "_extra_state", "relaxation")}
-    assert set(learner.state_dict()) - names == own
+    more = {"logits", "anchors", "_extra_state", "relaxation", "pooling"}
+    assert set(learner.state_dict()) - names == {f"anchoropt.{name}" for name in more}
+
+
+@pytest.mark.parametrize(("there", "here"), [("eot", "unshifted"), ("unshifted", "eot")])
+def test_a_state_of_another_pooling_is_refused(learner, there, here):
+    attach(learner, torch.zeros(1, 64), pooling=there)
+    state = learner.state_dict()
+    learner.load_state_dict(state)
+    detach(learner)
+    attach(learner, torch.zeros(1, 64), pooling=here)
+    with pytest.raises(UserError, match=f"has the pooling '{there}', but here it is '{here}'"):
+        learner.load_state_dict(state)
+    del state["anchoropt.pooling"]  # of an earlier version
+    learner.load_state_dict(state)
 
 
 def test_gradients_reach_context_and_logits_and_not_the_anchors(learner):

@@ -109,6 +109,7 @@ def test_a_host_of_another_repository_refuses_a_checkpoint_with_anchors(root, tm
     (path,) = (tmp_path / "a").glob("*/model.pth.tar-1")
     state = torch.load(path, weights_only=False)
     del state["state_dict"]["anchoropt.logits"], state["state_dict"]["anchoropt.anchors"]
-    del state["state_dict"]["anchoropt._extra_state"], state["state_dict"]["anchoropt.relaxation"]
+    for name in ("_extra_state", "relaxation", "pooling"):
+        del state["state_dict"][f"anchoropt.{name}"]
     torch.save(state, path)
     alone.load_model(str(tmp_path / "a"), epoch=1)

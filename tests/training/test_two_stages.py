@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional as F
 
 import train
-from anchoropt_plugin import AnchorTokens, anchoropt
+from anchoropt_plugin import AnchorTokens, UserError, anchoropt
+from anchoropt_plugin.config.same_run import check_same_model
 from anchoropt_plugin.encoders.clip_models import load_clip, tokenize
 from anchoropt_plugin.process.randomness import set_random_seed
 from dassl.config import get_cfg_default
@@ -113,9 +114,9 @@ def test_anchors_stay_and_the_rest_moves(trained, root, tmp_path):
     start = build(root, tmp_path).model.prompt_learner.state_dict()
     assert not torch.equal(state["ctx"], start["ctx"])
     assert not torch.equal(state["anchoropt.logits"], start["anchoropt.logits"])
-    assert set(state) == {
+    assert set(state) == {  # the extra state is the temperature
         *("ctx", "token_prefix", "token_suffix", "anchoropt.logits", "anchoropt.anchors"),
-        *("anchoropt._extra_state", "anchoropt.relaxation"),  # the temperature is the former
+        *("anchoropt._extra_state", "anchoropt.relaxation", "anchoropt.pooling"),
     }
 
 
@@ -555,6 +556,16 @@ def test_a_record_has_the_settings_in_force_and_gives_the_same_run(root, tmp_pat
     file = tmp_path / "config.yaml"
     file.write_text(trainer.recorded_cfg.dump())
     assert train.setup_cfg(parse(["--trainer", "HostC_Soft", "--config-file", str(file)])) == cfg
+
+
+def test_a_subclass_of_the_trained_host_tests_its_model(trained, root, tmp_path):
+    """As without AnchorOPT: it may change only the test."""
+    anchoropt(host_like("OnlyTests"))
+    tester = build(root, tmp_path, "OnlyTests_AnchorOPT")
+    tester.load_model(str(trained), epoch=3)
+    other = build(root, tmp_path, "CoOp_AnchorOPT")
+    with pytest.raises(UserError, match="was trained with CoOp_AnchorOPT, this run has MaPLe"):
+        check_same_model(other.anchoropt_cfg, trained, TRAINER_REGISTRY.get("MaPLe_AnchorOPT"))
 
 
 def test_a_host_without_a_learner_of_that_name_is_told(root, tmp_path, capsys):
