@@ -336,6 +336,8 @@ def test_data_parallel_is_refused(data, tmp_path, monkeypatch):
     registry = dict(TRAINER_REGISTRY._obj_map)
     monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", registry)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    # By NVML, which the fork server of experiments asks, the number of devices would decide this.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     anchoropt(node="COOP")(Parallel)
     cfg = cfg_of("CoOp", data, tmp_path)
     message = "Parallel wraps PromptedCLIP in nn.DataParallel.*torchrun --nproc_per_node=2"
