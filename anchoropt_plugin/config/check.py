@@ -55,6 +55,9 @@ _BELOW_ONE: _Rule = ("from 0 to below 1", lambda x: 0 <= x < 1)
 _SIZES: _Rule = ("two positive whole numbers", lambda x: _are_whole(x) and _numbers(2, 1)(x))
 _NAMES: _Rule = ("a list of names", lambda x: all(isinstance(name, str) for name in x))
 
+LOGGERS = ("tensorboard", "csv", "wandb")
+"""The writers that ``TRAIN.LOGGERS`` may name."""
+
 _RULES: dict[str, _Rule] = {
     "OUTPUT_DIR": ("the name of a folder", bool),
     "SEED": ("below 2**32 (negative: no fixed seed)", lambda x: abs(x) < 2**32),
@@ -102,8 +105,8 @@ _RULES: dict[str, _Rule] = {
     "TRAIN.PRINT_FREQ": _POSITIVE,
     "TRAIN.PATIENCE": _NOT_NEGATIVE,
     "TRAIN.LOGGERS": (
-        "a list of tensorboard, csv, wandb",
-        lambda x: all(one in ("tensorboard", "csv", "wandb") for one in x),
+        f"a list of {', '.join(LOGGERS)}",
+        lambda x: all(one in LOGGERS for one in x),
     ),
     "TEST.FINAL_MODEL": _one_of("last_step", "best_val"),
     "TEST.SPLIT": _one_of("val", "test"),

@@ -14,7 +14,7 @@ from typing import Any
 from torchvision.transforms.functional import to_pil_image
 from yacs.config import CfgNode
 
-from ..config.check import flattened
+from ..config.check import LOGGERS, flattened
 from ..errors import UserError, nearest
 from ..files.atomic import write_text
 from ..files.readers import read_text
@@ -27,7 +27,6 @@ SCALARS = "scalars.csv"
 WANDB_RUN = "wandb_run.txt"
 """The id of the run of Weights & Biases, with which a resumed training continues it."""
 
-LOGGERS = ("tensorboard", "csv", "wandb")
 _HEADER = ["epoch", "step", "name", "value"]
 
 

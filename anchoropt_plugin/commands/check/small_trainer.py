@@ -228,7 +228,7 @@ def build(trainer: type, cfg: Any, classes: Sequence[str]) -> Any:
     """Build a trainer with its own loaders on random images of ``classes``; drop its output."""
     from dassl.data.datasets import DATASET_REGISTRY
 
-    gc.collect()  # a trainer that nobody needs now is a cycle with a CLIP of a gigabyte
+    gc.collect()  # a trainer that nobody needs now is a cycle, and holds a whole CLIP
     torch.manual_seed(0)
     data_set = _data_set(classes, Path(cfg.OUTPUT_DIR, "images"))
     registered = {cfg.DATASET.NAME: data_set}
