@@ -58,7 +58,7 @@ from anchoropt_plugin.files.training_images import (
     check_not_trained,
     check_same_images,
     digest,
-    marks,
+    trained_marks,
     write_training_images,
 )
 from anchoropt_plugin.process import distributed
@@ -287,8 +287,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer.test()
     elif not args.no_train:
         write_record(cfg, cfg.OUTPUT_DIR, trainer.dm.dataset.classnames)
-        marked = marks(trainer.dm.dataset, "train_x")
-        write_training_images(cfg.OUTPUT_DIR, images, marked)
+        write_training_images(cfg.OUTPUT_DIR, images, trained_marks(trainer.dm.dataset))
         trainer.train()
 
 

@@ -102,26 +102,41 @@ def content_of(path: str | Path) -> str:
     return hashed.hexdigest()[:16]
 
 
-def marks(data_set: Any, part: str) -> dict[str, str]:
-    """Return the paths of the images of a part, by a hash of path and content.
+def trained_marks(data_set: Any) -> set[str]:
+    """Return the marks by which ``check_not_trained`` knows the training images of a data set.
 
-    It is empty for a published split, which is the same in every run. The paths count from the
-    image folder. The content is that of the file for a user's own images, else its size alone.
+    It is empty for a published split, which is the same in every run.
+    """
+    trained: set[str] = set().union(*_marks(data_set, "train_x").values())
+    if getattr(data_set, "are_own", False):
+        # Copies that the run itself tests have been told (note_copies), and stay testable.
+        trained -= {content_of(image.impath) for image in [*(data_set.val or ()), *data_set.test]}
+    return trained
+
+
+def _marks(data_set: Any, part: str) -> dict[str, set[str]]:
+    """Return hashes of the images of a part, by path.
+
+    The first is of the path, counted from the image folder, and of the content: the bytes of a
+    user's own image, else its size alone. The second, of the bytes of an own image, is the same
+    after a move.
     """
     own = getattr(data_set, "are_own", False)
     if not (own or getattr(data_set, "is_drawn", False)):
         return {}
-    found = {}
+    found: dict[str, set[str]] = {}
     for image in getattr(data_set, part) or ():
         path = str(image.impath)
         content = content_of(path) if own else _size(path)
         text = json.dumps([path.removeprefix(str(data_set.image_dir)), content])
-        found[hashlib.sha256(text.encode()).hexdigest()[:16]] = path
+        found[path] = {hashlib.sha256(text.encode()).hexdigest()[:16]}
+        if isinstance(content, str):
+            found[path].add(content)
     return found
 
 
 def write_training_images(folder: str | Path, images: str, marked: Iterable[str] = ()) -> None:
-    """Write the ``digest`` of the training images, and their ``marks``, into an output folder."""
+    """Write a run's ``digest`` of the training images, and ``trained_marks``, into its folder."""
     content = {"digest": images, "images": sorted(marked)}
     write_text(Path(folder, TRAINING_IMAGES), json.dumps(content))
 
@@ -145,16 +160,17 @@ def check_not_trained(folder: str | Path, data_set: Any, part: str) -> None:
     """Check that a test has no image that the run in an output folder was trained on.
 
     Raises:
-        UserError: it has some, as the data set was divided otherwise in the training.
+        UserError: it has some: the data set was divided otherwise in the training, or images were
+            moved since.
     """
     trained = set(recorded(folder).get("images", ()))
-    tested = marks(data_set, part) if trained else {}
-    both = [path for mark, path in tested.items() if mark in trained]
+    tested = _marks(data_set, part) if trained else {}
+    both = [path for path, marks in tested.items() if marks & trained]
     if both:
         raise UserError(
             f"{len(both)} of {len(tested)} images of this test, such as {both[0]}, are training "
-            f"images of {folder}: its data set was divided otherwise. Give the data set and the "
-            "--seed of that run, or train again"
+            f"images of {folder}: its data set was divided otherwise, or the images were renamed, "
+            "moved or copied since. Give the data set and the --seed of that run, or train again"
         )
 
 

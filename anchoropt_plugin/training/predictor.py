@@ -41,7 +41,8 @@ class Predictor:
 
     Attributes:
         batch_size: images encoded at once, ``DATALOADER.TEST.BATCH_SIZE``.
-        transform: of a test, from a PIL image in RGB to a tensor (3, R, R).
+        transform: of a test, from a PIL image in RGB to a tensor (3, R, R). It does not turn an
+            image by its EXIF orientation; calling the predictor does.
     """
 
     _trainer: Any = None

@@ -138,10 +138,10 @@ def test_the_example_of_transformers(folder, monkeypatch, capsys):
 
 def test_the_example_in_plain_pytorch(folder, monkeypatch, capsys):
     predictor = load_predictor(folder[0] / "weights.safetensors")
-    image = ImageOps.exif_transpose(Image.open(folder[0] / "cat.jpg"))
-    names = {"predictor": predictor, "image": image, "torch": torch}
+    names = {"predictor": predictor, "Image": Image, "ImageOps": ImageOps, "torch": torch}
+    monkeypatch.chdir(folder[0])
     exec(compile(EXAMPLES["In plain PyTorch"], "docs/export.md", "exec"), names)
-    images = predictor.transform(image)[None].expand(3, -1, -1, -1)
+    images = predictor.transform(names["image"])[None].expand(3, -1, -1, -1)
     for model in (names["script"], names["program"].module()):
         for row in model(images):
             same_as(predictor.by_name(row), folder[1])

@@ -26,7 +26,7 @@ from anchoropt_plugin.files.readers import read_json
 from anchoropt_plugin.files.training_images import (
     check_not_trained,
     digest_of_files,
-    marks,
+    trained_marks,
     write_training_images,
 )
 from anchoropt_plugin.method import descriptions
@@ -265,6 +265,26 @@ def test_a_folder_of_classes_that_has_grown_tests_no_trained_image(tmp_path, cap
     assert test(root) == 0
 
 
+def test_a_training_image_that_was_moved_is_not_tested(tmp_path, capsys):
+    root, out = images(tmp_path / "a"), tmp_path / "out"
+    for number, path in enumerate(sorted(root.glob("*/*/*.png"))):
+        Image.new("RGB", (32, 32), (7, 7, number)).save(path)
+    known = root / "test/red_circle/a_copy.png"
+    shutil.copy(root / "train/red_circle/0.png", known)
+
+    def test():
+        return run(root, tmp_path / "b", flags=["--eval-only", "--model-dir", str(out)])
+
+    assert run(root, out) == 0
+    assert test() == 0  # the log of the training has told of the copy
+    shutil.copy(root / "train/blue_star/1.png", root / "test/blue_star/new.png")
+    assert test() == 2
+    (root / "train/blue_star/1.png").unlink()
+    assert test() == 2
+    said = f"1 of 8 images of this test, such as {root}/test/blue_star/new.png, are training images"
+    assert capsys.readouterr().err.count(said) == 2
+
+
 def test_a_test_with_another_seed_tests_no_trained_image(tmp_path):
     paths = [tmp_path / f"images/{number}.png" for number in range(6)]
     paths[0].parent.mkdir()
@@ -277,7 +297,7 @@ def test_a_test_with_another_seed_tests_no_trained_image(tmp_path):
             is_drawn=True, image_dir=paths[0].parent, train_x=data[:trained], test=data[tested:]
         )
 
-    write_training_images(tmp_path, "digest", marks(divided(3, 3), "train_x"))
+    write_training_images(tmp_path, "digest", trained_marks(divided(3, 3)))
     check_not_trained(tmp_path, divided(2, 3), "test")
     with pytest.raises(UserError, match=r"1 of 4 images of this test, such as .*/2.png, are train"):
         check_not_trained(tmp_path, divided(3, 2), "test")
