@@ -25,7 +25,8 @@ from .method.anchor_learning import StageOne
 from .method.anchors import AnchorTokens
 from .method.objective import distillation
 from .method.position import AnchorPositionModule
-from .prompts.hooks import PromptHook, attach, attached, detach, register_hook
+from .prompts.attachment import attach, attached, detach
+from .prompts.hooks import PromptHook, register_hook
 from .training.decorators import anchoropt
 from .training.load_predictor import load_predictor
 from .training.predictor import Predictor

@@ -12,8 +12,8 @@ from ..encoders.host_prompts import HostPrompts
 from ..encoders.shared_prefix import Remembered
 from ..errors import UserError
 from ..process.late_checks import LateCheck
+from .attachment import Attachment
 from .eot import check_features_depend_on_eot, end_at, tokens_as_prompts
-from .hooks import Attachment
 
 
 class AnchoredEncoder(HostPrompts):

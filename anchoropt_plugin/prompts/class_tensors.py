@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files.checkpoint_folder import is_of_anchoropt
-from .hooks import attachment_of, hook_for
+from .attachment import attachment_of
+from .hooks import hook_for
 from .loaded_names import is_close
 
 

@@ -19,8 +19,9 @@ from ..errors import UserError
 from ..files.checkpoint_folder import CHILD
 from ..method.position import AnchorPositionModule
 from ..prompts.anchored_encoder import AnchoredEncoder
+from ..prompts.attachment import attach, attachment_of
 from ..prompts.class_tensors import changed_class_tensors, of_other_classes
-from ..prompts.hooks import PromptHook, attach, attachment_of, hook_for, is_prompt_learner
+from ..prompts.hooks import PromptHook, hook_for, is_prompt_learner
 from .settings import AnchorOPTConfig
 
 log = logging.getLogger("anchoropt_plugin")

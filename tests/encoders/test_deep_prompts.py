@@ -12,8 +12,8 @@ from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.encoders.deep_prompts import OWN_SLOTS, Survivors, arranged
 from anchoropt_plugin.errors import UserError
 from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
+from anchoropt_plugin.prompts.attachment import Attachment
 from anchoropt_plugin.prompts.eot import MovedTokens
-from anchoropt_plugin.prompts.hooks import Attachment
 from tests.conftest import random_clip
 
 NAMES = ["cat", "golden retriever", "grand piano player on a roof"]

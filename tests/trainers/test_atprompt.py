@@ -14,7 +14,7 @@ from anchoropt_plugin.config.merge import merge_list
 from anchoropt_plugin.encoders.accelerate import install
 from anchoropt_plugin.encoders.clip_models import tokenize
 from anchoropt_plugin.prompts.anchored_encoder import AnchoredEncoder
-from anchoropt_plugin.prompts.hooks import attachment_of
+from anchoropt_plugin.prompts.attachment import attachment_of
 from dassl.config import get_cfg_default
 from trainers import atprompt, cocoop, coop, dept, maple
 from trainers.prompted_clip import PromptedCLIP

@@ -12,7 +12,7 @@ from anchoropt_plugin.encoders.accelerate import accelerate
 from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.method.objective import average, distillation
 from anchoropt_plugin.method.position import AnchorPositionModule
-from anchoropt_plugin.prompts.hooks import attachment_of
+from anchoropt_plugin.prompts.attachment import attachment_of
 from trainers.coop import PromptLearner
 from trainers.prompted_clip import PromptedCLIP, TextEncoder, embed_prompts
 

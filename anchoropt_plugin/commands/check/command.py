@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ...encoders.fast_forward import FastForward
 from ...errors import UserError
-from ...prompts.hooks import attached, hook_for
+from ...prompts.attachment import attached
+from ...prompts.hooks import hook_for
 from .cpu_for_gpu import CpuForGpu
 from .independent import Differences, compare, record_steps
 from .probes import SeenLoss, TextCalls, gain_of, record_losses
