@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..files.images import files_in, has_frames, read_image
+from ..files.images import DamagedImages, files_in, has_frames, read_image
 from ..files.predictions import read_images
 from ..files.readers import read_names
 from ..process.user_code import import_user_module
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the classes of all images.
 
     Raises:
-        UserError: an unreadable image, a folder without readable images, or a missing run.
+        UserError: unreadable images, a folder without readable images, or a missing run.
     """
     if args.top < 1:
         raise UserError(f"--top is {args.top}, but must be 1 or more")
@@ -141,40 +141,71 @@ def _class_names(args: argparse.Namespace) -> list[str] | None:
 
 
 def _predicted(predictor: Predictor, named: list[str]) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each image with its probabilities (C,); other files in a folder are skipped."""
-    skipped = of_frames = 0
+    """Yield each image with its probabilities (C,); other files in a folder are skipped.
 
-    def skip(reason: str) -> None:
-        nonlocal skipped
-        skipped += 1
-        print(f"skipped: {reason}", file=sys.stderr)
+    Raises:
+        UserError: at the end, if an image that is named cannot be read, or no image of a folder.
+    """
+    files, skipped = _files(named)
+    faults: list[str] = []
+    without = {folder for _, folder in files if folder}
+    of_frames = 0
+    for start in range(0, len(files), predictor.batch_size):
+        images: list[tuple[Path, Image.Image]] = []  # a csv file may repeat an image
+        for file, folder in files[start : start + predictor.batch_size]:
+            try:
+                images.append((file, read_image(file, upright=True)))
+            except UserError as error:
+                if folder:
+                    skipped += 1
+                    _tell(f"skipped: {error}")
+                else:
+                    faults.append(str(error))
+            else:
+                without.discard(folder)
+                of_frames += has_frames(file)
+        rows = predictor.probabilities([image for _, image in images])
+        yield from zip((file for file, _ in images), rows, strict=True)
+    if skipped:
+        _tell(f"skipped {skipped} file(s) that cannot be read as images")
+    if of_frames:
+        _tell(f"{of_frames} image(s) have several frames or pages: the first was classified")
+    if faults:
+        raise DamagedImages(len(files), faults)
+    if without:
+        raise _no_image(min(without))
 
+
+def _files(named: list[str]) -> tuple[list[tuple[Path, Path | None]], int]:
+    """Return the files to classify, each with the folder that names it, if any.
+
+    Returns:
+        The files, and the number of files in folders without the name of an image.
+
+    Raises:
+        UserError: a folder without images.
+    """
+    files: list[tuple[Path, Path | None]] = []
+    skipped = 0
     for path in map(Path, named):
-        inside, found = [path], 0
         if path.is_dir():
             names, others = files_in(path)
-            inside = [path / name for name in names]
+            files += [(path / name, path) for name in names]
             for name in others:
-                skip(f"{path / name} does not have the name of an image")
+                _tell(f"skipped: {path / name} does not have the name of an image")
+            skipped += len(others)
+            if not names:
+                raise _no_image(path)
         elif path.suffix == ".csv":  # such as the predictions.csv of a test
-            inside = [Path(image) for image in read_images(path)]
-        for start in range(0, len(inside), predictor.batch_size):
-            images: list[tuple[Path, Image.Image]] = []  # a csv file may repeat an image
-            for file in inside[start : start + predictor.batch_size]:
-                try:
-                    images.append((file, read_image(file, upright=True)))
-                except UserError as error:
-                    if not path.is_dir():
-                        raise
-                    skip(str(error))
-            found += len(images)
-            of_frames += sum(has_frames(file) for file, _ in images)
-            rows = predictor.probabilities([image for _, image in images])
-            yield from zip((file for file, _ in images), rows, strict=True)
-        if not found:
-            raise UserError(f"there is no image in the folder {path}")
-    if skipped:
-        print(f"skipped {skipped} file(s) that cannot be read as images", file=sys.stderr)
-    if of_frames:
-        told = f"{of_frames} image(s) have several frames or pages: the first was classified"
-        print(told, file=sys.stderr)
+            files += [(Path(image), None) for image in read_images(path)]
+        else:
+            files.append((path, None))
+    return files, skipped
+
+
+def _no_image(folder: Path) -> UserError:
+    return UserError(f"there is no image in the folder {folder}")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -43,10 +43,10 @@ FREE = {
     "TRAINER.ANCHOROPT.ANCHOR_CACHE",
 }
 _EXTEND = "OPTIM.EXTEND"
-# A validation after each epoch takes random numbers, too.
 _NODE = "TRAINER.ANCHOROPT."
 # In the run of a checkpoint: its record has the arguments of @anchoropt and what a preset sets.
 _IN_FORCE = "settings in force"
+# A validation after each epoch takes random numbers, too.
 _DRAWS = {"TEST.FINAL_MODEL"}
 # A test may not change these keys: the outputs of a trained model depend on them.
 _OF_MODEL = {

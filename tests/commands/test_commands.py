@@ -607,7 +607,8 @@ def test_check_takes_keys_and_trainers_without_a_train_py(command, repository, t
 
 def test_flags_after_the_trainer_are_refused(command, repository):
     line = one_line(command(repository, "check", "trainers.usual:Usual", "--config-file", "x.yaml"))
-    assert line == "--config-file comes after KEY VALUE pairs: give flags first"
+    says = "--config-file comes after trainers.usual:Usual: give flags before MODULE:TRAINER"
+    assert line == says
 
 
 def test_a_train_py_whose_keys_cannot_be_read_is_one_line(command, repository, tmp_path):
@@ -902,7 +903,8 @@ def test_a_folder_is_read_as_for_a_training(tmp_path, capsys):
     assert all(f"skipped: {tmp_path / name} " in said for name in ("e.heic", "deep/notes.txt"))
 
 
-def test_images_are_turned_as_the_camera_was_held(runs, tmp_path, capsys):
+def test_images_are_turned_as_the_camera_was_held(runs, tmp_path, capsys, caplog):
+    caplog.set_level("WARNING", logger="anchoropt_plugin")
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[274] = 6
@@ -969,6 +971,11 @@ def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, c
     ("words", "message"),
     [
         (["cut.png"], "cannot read the image cut.png"),
+        (
+            ["cut.png", "white.png", "cut.png"],
+            "2 of 3 images cannot be read; mend or remove them: cannot read the image cut.png",
+        ),
+        (["broken", "white.png"], "there is no image in the folder broken"),
         (["list.csv"], "the image none.png is missing; put it back, or correct the path"),
         (["cut.csv"], "cut.csv has no column 'image'"),
         (["none.png"], "there is no image or folder none.png"),
@@ -989,6 +996,9 @@ def test_errors_of_predict_are_one_line(runs, tmp_path, monkeypatch, capsys, wor
     Path("cut.csv").write_text("path\na.png\n")
     Path("list.csv").write_text("image\nnone.png\n")
     Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/a.png").write_bytes(b"no image")
+    Image.new("RGB", (32, 32)).save("white.png")
     assert main(["predict", "--import", "trainers", "--model-dir", str(runs / "CoOp"), *words]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error

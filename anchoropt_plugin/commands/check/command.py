@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a trainer that does not work; the message says what is missing and what to do.
     """
+    late = [word for word in args.opts if word.startswith("--")]
+    if late:
+        raise UserError(f"{late[0]} comes after {args.trainer}: give flags before MODULE:TRAINER")
     keys = own_keys()  # first: a train.py may register trainers named X_AnchorOPT
     host, with_anchoropt = find_trainer(args.trainer, args.learner)
     gpu = contextlib.nullcontext() if torch.cuda.is_available() else CpuForGpu()
