@@ -17,13 +17,21 @@ from .formats import heading
 from .plan import Run
 from .tables import Cell, Table
 
-WHISKER = "points are the numbers of the table, whiskers ± one sample standard deviation"
 PANELS = 4
 """The most columns of a table that are drawn side by side."""
 _HOST, _CHANGED, _CONTROL, _PAIR = "tab:blue", "tab:orange", "tab:green", "0.75"
 _ALONE = ("tab:purple", "tab:brown", "tab:olive")
 """The colours of rows that no other row is compared with, and that are compared with none."""
 _SEED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "none", "ls": "", "alpha": 0.6}
+
+
+def legend_of(table: Table) -> str:
+    """Return what points, whiskers and circles show, in words."""
+    points = "points are the numbers of the table"
+    if not table.of_seeds:
+        return f"{points}, each of one seed"
+    whiskers = f"whiskers ± one sample standard deviation of {table.of_seeds}"
+    return f"{points}, {whiskers}, circles single seeds"
 
 
 def accuracies(table: Table) -> Figure:

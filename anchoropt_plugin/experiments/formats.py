@@ -110,8 +110,8 @@ def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
     """Return a table as texts, and a note.
 
     The method is in the first column; Δ is that of the last score. Scores that all methods share
-    have no column: the note has them. It also has the numbers of images of classes with too few,
-    and the methods that predict the same.
+    have no column: the note has them. It also has the number of seeds, the numbers of images of
+    classes with too few, and the methods that predict the same.
     """
     last = table.columns[-1]
     compared = any(cell.delta is not None for row in table.rows.values() for cell in row.values())
@@ -130,8 +130,16 @@ def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
         [*rows[0]], [[*texts.values()] for texts in rows], always=[heading(last)]
     )
     same = (f"The predictions of {' and '.join(names)} are the same." for names in table.same)
-    notes = [*filter(None, [note]), *_few_images(table), *same]
+    notes = [_seeds(table), *filter(None, [note]), *_few_images(table), *same]
     return pd.DataFrame(texts_of, columns=header), " ".join(notes)
+
+
+def _seeds(table: Table) -> str:
+    cells = [cell for row in table.rows.values() for cell in row.values()]
+    if not table.of_seeds:
+        return "Each number is of one seed."
+    single = " (without ±: one seed)" if any(cell.std is None for cell in cells) else ""
+    return f"Mean ± sample standard deviation of {table.of_seeds}{single}."
 
 
 def _few_images(table: Table) -> Iterator[str]:
@@ -195,22 +203,26 @@ def markdown(
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-_LATEX = str.maketrans({"±": r"$\pm$", "Δ": r"$\Delta$", "−": "$-$", "–": "--", "<": "$<$"})
+_LATEX = str.maketrans(
+    {sign: rf"\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "Δ": r"$\Delta$", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$"}
+)
 
 
-def _latex_signs(text: str) -> str:
-    """Replace the signs that pandas does not escape."""
+def _latex(text: str) -> str:
     return text.translate(_LATEX)
 
 
 def latex_table(table: Table) -> str:
-    """Return a table in LaTeX, for the package booktabs."""
+    """Return a table in LaTeX with its title and its note as caption, for the package booktabs."""
     frame, note = frame_of(table)
-    style = frame.style.hide(axis="index").format(_latex_signs, escape="latex")
-    style = style.format_index(_latex_signs, escape="latex", axis=1)
+    style = frame.style.hide(axis="index").format(_latex).format_index(_latex, axis=1)
     columns = "l" + "r" * (len(frame.columns) - 1)
-    remark = f"% {note}\n" if note else ""
-    return f"% {table.title}\n{remark}" + style.to_latex(hrules=True, column_format=columns)
+    caption = _latex(f"{table.title}: accuracy in per cent. {note}")
+    return style.to_latex(
+        hrules=True, column_format=columns, caption=caption, position_float="centering"
+    )
 
 
 def csv_of(several: Sequence[Table]) -> str:

@@ -103,19 +103,19 @@ def _figures(
         if lines is not None:
             says = (
                 f"{table.title}: accuracy for the values of one factor, the others at default; "
-                f"{figures.WHISKER}, circles single seeds. The panels have different scales."
+                f"{figures.legend_of(table)}. The panels have different scales."
             )
             yield f"ablation_{title}", says, lines
         elif sum(name.isdecimal() for name in table.columns) > 1:
             says = (
                 f"{table.title}: accuracy over the training images per class, or all where a class "
-                f"has fewer; {figures.WHISKER}, circles single seeds."
+                f"has fewer; {figures.legend_of(table)}."
             )
             yield f"few_shot_{title}", says, figures.few_shot_curves(table)
         else:
             joined = "Lines join the same seed of a host with AnchorOPT and of the host alone. "
             says = (
-                f"{table.title}: accuracy; {figures.WHISKER}, circles single seeds. "
+                f"{table.title}: accuracy; {figures.legend_of(table)}. "
                 f"{joined if figures.has_pairs(table) else ''}The panels have different scales."
             )
             yield f"accuracy_{title}", says, figures.accuracies(table)

@@ -74,6 +74,16 @@ class Table:
         """Tell whether a cell has a published number."""
         return any(cell.published for row in self.rows.values() for cell in row.values())
 
+    @property
+    def of_seeds(self) -> str:
+        """Return how many seeds the means with a deviation have, in words; "" if there are none."""
+        cells = (cell for row in self.rows.values() for cell in row.values())
+        counts = {cell.seeds for cell in cells if cell.std is not None}
+        if not counts:
+            return ""
+        fewest, most = min(counts), max(counts)
+        return f"{fewest} to {most} seeds" if fewest < most else f"{most} seeds"
+
 
 def tables(results: pd.DataFrame, protocol: Protocol, published: bool = True) -> list[Table]:
     """Return a table for each data set of the trainings, and with several their average.

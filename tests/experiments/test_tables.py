@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from anchoropt_plugin.experiments.experiment import Experiment
+from anchoropt_plugin.experiments.figures import legend_of
 from anchoropt_plugin.experiments.formats import (
     caption_of,
     csv_of,
@@ -221,12 +222,35 @@ def test_a_score_that_all_methods_share_is_said_once():
     (table,) = made(rows(base=base))
     text = markdown_table(table)
     assert "| method | new | HM | Δ HM |" in text
-    assert text.endswith("|\n\nIn all rows: base 82.0 ± 2.0.\n")
-    assert "% In all rows: base 82.0" in latex_table(table)
+    says = "Mean ± sample standard deviation of 3 seeds. In all rows: base 82.0 ± 2.0."
+    assert text.endswith(f"|\n\n{says}\n")
+    caption = "\\caption{digits: accuracy in per cent. " + says.replace("±", r"$\pm$") + "}\n"
+    assert caption in latex_table(table)
     console = Console(width=100, file=io.StringIO())
     console.print(rich_table(table))
-    assert "In all rows: base 82.0 ± 2.0." in console.file.getvalue()
+    assert says in " ".join(console.file.getvalue().split())
     assert len(pd.read_csv(io.StringIO(csv_of([table])))) == 6, "the csv file has all"
+
+
+def test_the_number_of_seeds_is_told():
+    """Zero-shot CLIP has no seeds, and the host has lost one."""
+    entries = [row for row in rows() if not (row["method"] == "CoOp" and row["seed"] == 2)]
+    (table,) = made(entries)
+    assert table.of_seeds in legend_of(table) and table.of_seeds == "2 to 3 seeds"
+    assert "deviation of 2 to 3 seeds.\n" in markdown_table(table)
+    without = {**entries[0], "method": "ZeroshotCLIP", "has_seeds": False}
+    (table,) = made([*entries, without])
+    assert "deviation of 2 to 3 seeds (without ±: one seed).\n" in markdown_table(table)
+    (table,) = made([row for row in entries if row["seed"] == 1])
+    assert "Each number is of one seed." in markdown_table(table)
+    assert "whiskers" not in legend_of(table)
+
+
+def test_latex_escapes_what_it_would_read_as_a_command():
+    (table,) = made([{**row, "method": r"100%_{#1}\x ~^$&<"} for row in rows("a_b")])
+    latex, name = latex_table(table), r"100\%\_\{\#1\}\textbackslash{}x "
+    assert name + r"\textasciitilde{}\textasciicircum{}\$\&$<$ &" in latex
+    assert r"\caption{a\_b: " in latex
 
 
 def test_the_caption_explains_what_the_tables_show():
