@@ -72,6 +72,15 @@ def test_a_model_of_another_trainer_is_refused(runs, root, tmp_path, capsys):
     assert "was trained with MyCoOp, this run has CoOp: give --trainer MyCoOp" in line
 
 
+def test_a_folder_without_the_files_of_this_trainer_is_named_after_its_own(
+    runs, root, tmp_path, capsys
+):
+    flags = ["--eval-only", "--model-dir", str(runs / "CoOp")]
+    assert train.main(command(root, tmp_path, "MaPLe", "new", flags)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was trained with CoOp, this run has MaPLe: give --trainer CoOp" in line
+
+
 def test_settings_of_training_alone_may_differ(runs, root, tmp_path):
     keys = ["OPTIM.LR", "1", "DATASET.NUM_SHOTS", "2", "INPUT.TRANSFORMS", "['normalize']"]
     assert evaluated(runs, root, tmp_path / "a", "CoOp", [*keys, "TRAINER.MAPLE.N_CTX", "4"]) == 0

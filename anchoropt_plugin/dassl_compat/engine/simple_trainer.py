@@ -78,7 +78,7 @@ class SimpleTrainer(Tested):
         """Call the host's ``load_model``; the settings must be those of the loaded model."""
         try:
             loaded = load(directory, *args, **kwargs)
-        except RuntimeError:  # of PyTorch: other shapes
+        except (RuntimeError, UserError):  # other shapes or names of files: of another trainer?
             self._check_same_model(directory)
             raise
         self.loaded_from, self.is_saved = directory, True
