@@ -27,6 +27,8 @@ def _own_anchor_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _nothing_left():
+    handlers = logging.getLogger("anchoropt_plugin").handlers
+    handlers.clear()  # of runs that a fixture of a module made
     with mock.patch.dict(os.environ):  # commands set what their processes need
         yield
-    logging.getLogger("anchoropt_plugin").handlers.clear()
+    handlers.clear()

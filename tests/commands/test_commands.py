@@ -903,8 +903,7 @@ def test_a_folder_is_read_as_for_a_training(tmp_path, capsys):
     assert all(f"skipped: {tmp_path / name} " in said for name in ("e.heic", "deep/notes.txt"))
 
 
-def test_images_are_turned_as_the_camera_was_held(runs, tmp_path, capsys, caplog):
-    caplog.set_level("WARNING", logger="anchoropt_plugin")
+def test_images_are_turned_as_the_camera_was_held(runs, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[274] = 6
@@ -922,8 +921,7 @@ def test_images_are_turned_as_the_camera_was_held(runs, tmp_path, capsys, caplog
     assert first["probabilities"] == second["probabilities"]
 
 
-def test_images_and_folders(runs, tmp_path, capsys, caplog):
-    caplog.set_level("WARNING", logger="anchoropt_plugin")
+def test_images_and_folders(runs, tmp_path, capsys):
     paths = evaluated(runs, "CoOp", "base")[0]
     inside = tmp_path / "images" / "more"
     inside.mkdir(parents=True)
@@ -953,8 +951,7 @@ def test_images_and_folders(runs, tmp_path, capsys, caplog):
 
 
 @pytest.mark.parametrize("trainer", ["CoOp", "CoOp_AnchorOPT"])
-def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, capsys, caplog):
-    caplog.set_level("WARNING", logger="anchoropt_plugin")
+def test_the_images_of_a_test_get_the_probabilities_of_the_test(runs, trainer, capsys):
     file = runs / trainer / PREDICTIONS
     written = read_predictions(file)
     words = ["predict", "--model-dir", str(runs / trainer), str(file), "--json"]

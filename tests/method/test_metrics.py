@@ -99,4 +99,5 @@ def test_the_loss_of_stage_one(written):
 def test_without_distillation_nothing_is_told_of_it(root, tmp_path):
     run(root, tmp_path, "TRAINER.ANCHOROPT.KD_WEIGHT", "0.0", "OPTIM.MAX_EPOCH", "1")
     own = {tag for tag in events(tmp_path).Tags()["scalars"] if tag.startswith("anchoropt/")}
+    own.discard("anchoropt/stage_1_loss")  # none if the anchors are in the cache
     assert own == {"anchoropt/cross_entropy", "anchoropt/position_entropy"}
