@@ -21,7 +21,7 @@ from .fork_server import context_of
 from .logs import newest_log
 from .plan import Job, Run
 from .repository import Repository
-from .results import outcome
+from .results import finished, outcome
 from .worker import perform
 
 POLL_SECONDS = 0.2
@@ -219,8 +219,8 @@ def _leaders_first(waiting: list[tuple[Job, list[Run]]]) -> list[tuple[Job, list
 
 def unfinished(job: Job) -> list[Run]:
     """Return the unfinished runs of a job; with an unfinished training, all of its tests too."""
-    runs = [run for run in job.runs if not outcome(run)]
-    return job.runs if runs and runs[0].trains else runs
+    done = [run for run, _ in finished(job)]
+    return [run for run in job.runs if not any(run is other for other in done)]
 
 
 def commit(repository: Repository) -> str:

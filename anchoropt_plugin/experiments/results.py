@@ -70,12 +70,22 @@ def _check_unedited(path: Path, written: str, changed: int) -> None:
     check_unedited(path, written)
 
 
+def finished(job: Job) -> list[tuple[Run, dict[str, Any]]]:
+    """Return the finished runs of a job with their results.
+
+    With an unfinished training it is empty: the tests were of a model that will be trained again.
+    """
+    found = [(run, outcome(run)) for run in job.runs]
+    if job.runs[0].trains and not found[0][1]:
+        return []
+    return [(run, numbers) for run, numbers in found if numbers]
+
+
 def results(jobs: Iterable[Job]) -> pd.DataFrame:
     """Return a row for each finished run: its place in the tables, results, facts and settings."""
     rows: list[dict[str, Any]] = []
-    for run in (run for job in jobs for run in job.runs if run.reported):
-        numbers = outcome(run)
-        if numbers:
+    for run, numbers in (pair for job in jobs for pair in finished(job)):
+        if run.reported:
             trained_on = numbers.get("images_per_class") or {}
             factors = {**run.method.factors, **run.method.factors_at_test}
             rows.append(

@@ -23,7 +23,7 @@ from anchoropt_plugin.experiments import ablate, compare, execution, worker
 from anchoropt_plugin.experiments.checkout import CHECKOUT
 from anchoropt_plugin.experiments.plan import host_method, plan
 from anchoropt_plugin.experiments.protocols import read_protocol
-from anchoropt_plugin.experiments.results import outcome
+from anchoropt_plugin.experiments.results import outcome, results
 from anchoropt_plugin.files.predictions import PREDICTIONS
 from anchoropt_plugin.report.page import write_page
 
@@ -236,6 +236,16 @@ def test_a_test_is_not_finished_once_its_model_was_trained_again(job):
     os.utime(checkpoint, ns=(later, later))
     assert not outcome(tested) and execution.unfinished(job) == [tested]
     os.utime(checkpoint, ns=times)
+    assert execution.unfinished(job) == []
+
+
+def test_tests_of_an_unfinished_training_are_in_no_table(job):
+    results_file = job.runs[0].folder / "results.json"
+    assert len(results([job])) == 2
+    kept = results_file.rename(results_file.with_suffix(".kept"))
+    assert outcome(job.runs[1]) and results([job]).empty
+    assert execution.unfinished(job) == job.runs
+    kept.rename(results_file)
     assert execution.unfinished(job) == []
 
 
