@@ -56,6 +56,16 @@ def note_frames(paths: Iterable[str]) -> None:
         )
 
 
+def note_repeated(test: Iterable[Datum]) -> None:
+    """Print how many test images are listed several times."""
+    found = [path for path, n in Counter(image.impath for image in test).items() if n > 1]
+    if found:
+        print(
+            f"Note: {len(found)} test image(s) are listed several times, and count as often: "
+            f"{_first(found)}"
+        )
+
+
 def note_copies(train: Iterable[Datum], val: Iterable[Datum], test: Iterable[Datum]) -> None:
     """Print how many images have the same bytes as another one, where this spoils the accuracy."""
     trained, tested = ({image.impath for image in part} for part in (train, test))

@@ -18,6 +18,7 @@ from .notes import (
     note_few_shots,
     note_few_validation,
     note_frames,
+    note_repeated,
     note_untested_classes,
 )
 from .split_files import check_files
@@ -108,6 +109,7 @@ class SplitDataset(DatasetBase):
             check_images(paths)
             note_frames(paths)
             note_copies(*([], *parts[1:]) if self.test_only else parts)
+            note_repeated(parts[2])
         train_x, val, test = parts
         super().__init__(train_x=train_x, val=val, test=test)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..encoders.architecture import ImagePreparation
 from ..encoders.clip_models import CLIP, load_clip
 from ..encoders.weight_files import BY_NAME
 from ..errors import UserError
@@ -26,7 +27,8 @@ def load_backbone(cfg: Any) -> CLIP:
 def check_images(cfg: Any, clip: CLIP) -> None:
     """Check that ``cfg.INPUT`` prepares images as the weights of ``clip`` need it.
 
-    Nothing is checked if nothing tells how the weights need it, and for OpenAI's weights.
+    Weights that do not tell how they need it are taken for OpenAI's, which may be trained further:
+    they only get a note.
 
     Raises:
         UserError: the size, the mean, the std or the interpolation is another one.
@@ -37,10 +39,10 @@ def check_images(cfg: Any, clip: CLIP) -> None:
             f"INPUT.SIZE is {tuple(given.SIZE)}, but {name} takes images of {side} x {side}: set "
             f"INPUT.SIZE ({side},{side})"
         )
-    wanted = getattr(clip, "preparation", None)
-    if wanted is None:
+    known = getattr(clip, "preparation", None)
+    wanted, normalises = known or ImagePreparation(), "normalize" in given.TRANSFORMS
+    if not (known or normalises):  # the transforms tell it
         return
-    normalises = "normalize" in given.TRANSFORMS
     pairs = {
         "PIXEL_MEAN": (given.PIXEL_MEAN if normalises else [0.0] * 3, wanted.mean),
         "PIXEL_STD": (given.PIXEL_STD if normalises else [1.0] * 3, wanted.std),
@@ -54,9 +56,14 @@ def check_images(cfg: Any, clip: CLIP) -> None:
         raise UserError(f"{name} takes normalised images: add normalize to INPUT.TRANSFORMS")
     if wanted.interpolation != given.INTERPOLATION:
         changes.append(f"INPUT.INTERPOLATION {wanted.interpolation}")
-    if changes:
+    if changes and known:
         raise UserError(
             f"the configuration prepares images otherwise than {name} needs it: set "
+            f"{' '.join(changes)}"
+        )
+    if changes:
+        print(
+            "Note: OpenAI's CLIP was trained on images prepared otherwise; for its weights set "
             f"{' '.join(changes)}"
         )
     if wanted.squashed:

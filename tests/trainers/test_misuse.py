@@ -130,9 +130,11 @@ def test_a_split_with_one_image_twice_is_refused(tmp_path, capsys, changed, mess
     assert run(root, tmp_path / "out") == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out/log.txt").exists()
-    rows["train"] *= 2  # an image may be there twice
+    rows |= {"train": rows["train"] * 2, "test": rows["test"] + rows["test"][:1]}
     (root / "split.json").write_text(json.dumps(rows))
     assert run(root, tmp_path / "out", "DATALOADER.TRAIN_X.BATCH_SIZE", "2") == 0
+    told = f"Note: 1 test image(s) are listed several times, and count as often: {root}/a/2.png"
+    assert told in (tmp_path / "out/log.txt").read_text()
 
 
 def test_two_parts_in_one_folder_are_refused(tmp_path, capsys):

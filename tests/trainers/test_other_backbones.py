@@ -11,7 +11,9 @@ import yaml
 
 import train
 from anchoropt_plugin import load_predictor
+from anchoropt_plugin.encoders.clip_models import load_clip
 from anchoropt_plugin.files.class_weights import read_class_weights
+from anchoropt_plugin.training.backbone import check_images
 
 from ..encoders.foreign_clips import image_features, open_clip, write_folder
 from .runs import command
@@ -44,6 +46,22 @@ def test_images_prepared_otherwise_are_refused(folder, root, tmp_path, capsys, k
     words = command(root, tmp_path, "CoOp", keys=of(folder, *keys))
     assert train.main(words) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_other_images_than_those_of_openai_are_told(capsys):
+    clip, cfg = load_clip("tiny"), train.get_cfg_default()
+    cfg.MODEL.BACKBONE.NAME = "tiny"
+    cfg.INPUT.SIZE, cfg.INPUT.TRANSFORMS = (32, 32), ("normalize",)
+    check_images(cfg, clip)  # the defaults of Dassl
+    assert capsys.readouterr().out == (
+        "Note: OpenAI's CLIP was trained on images prepared otherwise; for its weights set "
+        "INPUT.PIXEL_MEAN [0.48145466,0.4578275,0.40821073] "
+        "INPUT.PIXEL_STD [0.26862954,0.26130258,0.27577711] INPUT.INTERPOLATION bicubic\n"
+    )
+    cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]
+    cfg.INPUT.PIXEL_STD, cfg.INPUT.INTERPOLATION = [0.2686, 0.2613, 0.2758], "bicubic"
+    check_images(cfg, clip)
+    assert not capsys.readouterr().out
 
 
 def test_a_bare_file_asks_for_its_key(folder, root, tmp_path, capsys):
