@@ -13,9 +13,9 @@ from .commands import all_commands
 from .dassl_compat import is_installed
 from .encoders.pkg_resources_stand_in import offered_pkg_resources
 from .process import distributed
+from .process.code_version import package_version
 from .process.command_line import Parser, status_of
 from .process.program import MODULE, program
-from .version import VERSION
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="AnchorOPT for CLIP prompt learners.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=_versions())
+    parser.add_argument("--version", action=_Versions, nargs=0, help="print the versions and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in all_commands().items():
         command = commands.add_parser(
@@ -41,13 +41,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Versions(argparse.Action):
+    """Print the versions, which are looked up only then, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        print(_versions())
+        parser.exit()
+
+
 def _versions() -> str:
     """Return the versions that a report of a bug needs, one per line."""
     dassl = "not installed; this package's runtime is used"
     if is_installed():
         module: Any = importlib.import_module("dassl")
         dassl = f"{getattr(module, '__version__', 'of unknown version')} in {module.__path__[0]}"
-    return f"anchoropt-plugin {VERSION}\ntorch {torch.__version__}\nDassl {dassl}"
+    return f"anchoropt-plugin {package_version()}\ntorch {torch.__version__}\nDassl {dassl}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,6 +36,8 @@ from .tables import tables
 
 SETTINGS = "settings"
 """The key of a preset with config keys and values for all runs."""
+CODE = ["commit", "anchoropt_plugin"]
+"""The columns of results with the versions of the code: of the trainers, and of this package."""
 
 
 def with_preset(
@@ -179,11 +181,12 @@ def _run_and_report(
     rows = results(jobs)
     print_failures(failed, console)
     check_same_inputs(jobs)  # again: something may have been changed while the runs were going on
-    versions = rows["commit"].dropna().unique() if "commit" in rows else []
+    versions = rows.reindex(columns=CODE).dropna().drop_duplicates()
     if len(versions) > 1:
+        named = ", ".join(dict.fromkeys(filter(None, versions.to_numpy().ravel())))
         console.print(
-            f"Note: the runs are of {len(versions)} versions of the code ({', '.join(versions)}): "
-            "their numbers may not belong together"
+            f"Note: the runs are of {len(versions)} versions of the code ({named}): their numbers "
+            "may not belong together"
         )
     if rows.empty:
         console.print("no run is finished: there is nothing to report")

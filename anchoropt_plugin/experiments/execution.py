@@ -7,7 +7,6 @@ is used elsewhere.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..files.run_events import EVENTS, read_events
+from ..process.code_version import commit_of, package_version
 from .fork_server import context_of
 from .logs import newest_log
 from .plan import Job, Run
@@ -107,7 +107,10 @@ class _Machine:
         self.running: list[_RunningJob] = []
         self.learning: dict[str, _RunningJob] = {}
         self.learned: set[str] = {""}
-        self.commit = commit(repository)
+        self.code = {
+            "commit": commit_of(repository.folder),
+            "anchoropt_plugin": package_version(),
+        }
 
     def __enter__(self) -> _Machine:
         return self
@@ -145,7 +148,7 @@ class _Machine:
         running.version = _version(running.run.folder / EVENTS)
         running.messages, to_parent = self.context.Pipe(duplex=False)
         running.process = self.context.Process(
-            target=perform, args=(running.run, to_parent, environment, self.commit)
+            target=perform, args=(running.run, to_parent, environment, self.code)
         )
         running.process.start()
         to_parent.close()
@@ -221,12 +224,3 @@ def unfinished(job: Job) -> list[Run]:
     """Return the unfinished runs of a job; with an unfinished training, all of its tests too."""
     done = [run for run, _ in finished(job)]
     return [run for run in job.runs if not any(run is other for other in done)]
-
-
-def commit(repository: Repository) -> str:
-    """Return the commit of a repository, with ``-dirty`` if files differ from it."""
-    words = ["git", "-C", str(repository.folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

@@ -190,6 +190,6 @@ def _made(jobs: Sequence[Job], results: pd.DataFrame, seconds: float) -> str:
     total = sum(read_facts(run.folder).get("seconds", 0.0) for run in runs)
     return (
         f"{len(runs) - left} {f'of {len(runs)} ' if left else ''}runs, which took {total:.0f} s "
-        f"together; this command took {seconds:.0f} s; commit "
-        f"{of('commit')}, torch {of('torch')}, Python {of('python')}, {of('device')}"
+        f"together; this command took {seconds:.0f} s; commit {of('commit')}, anchoropt-plugin "
+        f"{of('anchoropt_plugin')}, torch {of('torch')}, Python {of('python')}, {of('device')}"
     )

@@ -14,27 +14,29 @@ import resource
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..version import VERSION
 from .facts import write_facts
 from .fork_server import end_with_parent
 from .logs import newest_log
 from .plan import Run
 
 
-def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit: str) -> None:
+def perform(
+    run: Run, to_parent: Connection, environment: Mapping[str, str], code: Mapping[str, str]
+) -> None:
     """Execute a run; its own files tell how far it is.
 
     Args:
         run: the run.
         to_parent: receives the reason, one line, if the run fails.
         environment: variables for this process, such as CUDA_VISIBLE_DEVICES.
-        commit: the commit of the repository.
+        code: the versions of the code, for the facts of the run.
     """
     os.environ.update(environment)
     # The fork server may have been started before the variable was set.
@@ -60,10 +62,10 @@ def perform(run: Run, to_parent: Connection, environment: dict[str, str], commit
                 file.write(f"{said}\n")
         to_parent.send(said.splitlines()[-1].removeprefix("error: "))
         return
-    write_facts(_facts(time.time() - started, commit), run.folder)
+    write_facts({**_facts(time.time() - started), **code}, run.folder)
 
 
-def _facts(seconds: float, commit: str) -> dict[str, Any]:
+def _facts(seconds: float) -> dict[str, Any]:
     used = resource.getrusage(resource.RUSAGE_SELF)
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
@@ -72,8 +74,6 @@ def _facts(seconds: float, commit: str) -> dict[str, Any]:
         "peak_memory_mb": round(peak_memory() / 2**20),
         "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if on_gpu else 0,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "commit": commit,
-        "anchoropt_plugin": VERSION,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.platform(),

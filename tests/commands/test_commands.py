@@ -30,8 +30,8 @@ from anchoropt_plugin.commands.check.random_clip import random_clip, random_weig
 from anchoropt_plugin.commands.check.small_trainer import CLASSES
 from anchoropt_plugin.files.images import files_in
 from anchoropt_plugin.files.predictions import PREDICTIONS, read_predictions
+from anchoropt_plugin.process.code_version import package_version
 from anchoropt_plugin.training import stage_two
-from anchoropt_plugin.version import VERSION
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 
@@ -392,7 +392,10 @@ def test_the_script_is_named_as_it_was_typed(capsys, tmp_path, monkeypatch):
         (["--help"], "usage: anchoropt ["),
         (["report", "--help"], "usage: anchoropt report "),
         (["report", "--help"], "    anchoropt report output/base\n"),
-        (["--version"], f"anchoropt-plugin {VERSION}\ntorch {torch.__version__}\nDassl not inst"),
+        (
+            ["--version"],
+            f"anchoropt-plugin {package_version()}\ntorch {torch.__version__}\nDassl not inst",
+        ),
     ):
         with pytest.raises(SystemExit) as end:
             main(words)

@@ -16,6 +16,7 @@ from torch import nn
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.process.randomness import random_state, restore_random_state
+from anchoropt_plugin.version import VERSION
 from dassl.metrics import compute_accuracy
 from dassl.utils import (
     AverageMeter,
@@ -222,7 +223,8 @@ def test_folders(tmp_path):
 
 
 def test_environment():
-    assert f"torch: {torch.__version__}" in collect_env_info()
+    said = collect_env_info()
+    assert f"torch: {torch.__version__}" in said and f"anchoropt-plugin: {VERSION}" in said
 
 
 def test_pretrained_weights(tmp_path):

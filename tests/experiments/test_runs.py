@@ -26,6 +26,7 @@ from anchoropt_plugin.experiments.protocols import read_protocol
 from anchoropt_plugin.experiments.results import outcome, results
 from anchoropt_plugin.files.predictions import PREDICTIONS
 from anchoropt_plugin.report.page import write_page
+from anchoropt_plugin.version import VERSION
 
 SHORT = ["OPTIM.MAX_EPOCH", "2", "TRAINER.ANCHOROPT.ANCHOR_EPOCHS", "5", "USE_CUDA", "False"]
 HOST = ["--hosts", "CoOp", "--config", "tiny", "--datasets", "digits", "--shots", "2"]
@@ -113,6 +114,9 @@ def test_a_row_for_each_run_with_the_numbers_of_its_log(compared):
     assert set(table["most_images"].dropna()) == {2}
     assert (table["seconds"] > 0).all() and (table["peak_memory_mb"] > 100).all()
     assert (table["torch"] == torch.__version__).all()
+    (version,) = set(table["anchoropt_plugin"])
+    assert version.startswith(VERSION)
+    assert f", anchoropt-plugin {version}, " in (compared / "report.html").read_text()
 
 
 def test_the_page_needs_no_other_file(compared):
@@ -137,9 +141,15 @@ def test_what_is_finished_is_not_run_again(compared, root, capsys):
     before = logs(compared)
     page = compared / "results.md"
     words = ["--seeds", "1", "2", "--jobs", "2", "--markdown", str(page)]
+    facts = train_folder(compared, "CoOp", 1) / "run.json"
+    text = facts.read_text()
+    facts.write_text(text.replace(f'"anchoropt_plugin": "{VERSION}', '"anchoropt_plugin": "0'))
     assert compared_in(compared, root, *words) == 0
+    facts.write_text(text)
     assert logs(compared) == before
-    assert "10 runs, 10 of them finished; 0 to do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 runs, 10 of them finished; 0 to do" in said
+    assert "the runs are of 2 versions of the code" in " ".join(said.split())
     assert "| CoOp_AnchorOPT |" in page.read_text()
 
 
@@ -317,7 +327,7 @@ def test_a_bug_is_one_line_with_its_trace_in_the_log(job, tmp_path, monkeypatch)
     monkeypatch.setattr(train, "main", lambda argv: 1 / 0)
     object.__setattr__(run, "folder", tmp_path)
     receive, send = multiprocessing.Pipe(duplex=False)
-    worker.perform(run, send, {}, "")
+    worker.perform(run, send, {}, {})
     assert receive.recv() == "ZeroDivisionError: division by zero"
     assert "Traceback (most recent call last)" in (tmp_path / "log.txt").read_text()
 

@@ -15,6 +15,7 @@ import torchvision
 
 from ...files.images import read_image
 from ...files.readers import read_json, write_json
+from ...process.code_version import package_version
 from ...process.randomness import set_random_seed
 
 __all__ = [
@@ -58,6 +59,7 @@ def collect_env_info() -> str:
         "CPU cores": os.cpu_count(),
         "GPUs": ", ".join(devices) or "none",
         "CUDA of torch": torch.version.cuda or "none",
+        "anchoropt-plugin": package_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
