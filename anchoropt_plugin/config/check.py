@@ -151,3 +151,8 @@ def flattened(cfg: Mapping[str, Any], prefix: Sequence[str] = ()) -> Iterator[tu
             yield from flattened(value, path)
         else:
             yield ".".join(path), value
+
+
+def as_in_yaml(value: Any) -> Any:
+    """Return a value as a run's config.yaml has it."""
+    return [*map(as_in_yaml, value)] if isinstance(value, (list, tuple)) else value

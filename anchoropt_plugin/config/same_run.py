@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from ..errors import UserError
 from ..files.readers import read_json
 from ..files.run_events import RESULTS
 from ..files.training_images import content_of, recorded
-from .check import flattened
+from .check import as_in_yaml, flattened
 from .merge import read_yaml
 from .record import (
     BACKBONE,
@@ -138,7 +137,7 @@ def check_same_run(cfg: CfgNode, folder: str | Path) -> None:
     if not path.is_file() or not any(Path(folder).glob("*/checkpoint")):
         return
     there = _settings(read_yaml(path)) | _settings_of_anchoropt(folder)
-    here = _settings(yaml.safe_load(cfg.dump()))
+    here = _settings(cfg)
     if check_same_weights(cfg, folder):
         here.pop(BACKBONE, None)
     longer = here.get(EPOCHS, 0) > there.get(EPOCHS, 0)
@@ -273,9 +272,7 @@ def check_same_model(
     kinds = [one.__name__ for one in trainer.__mro__] + getattr(trainer, "also_trained_by", [])
     of_host = {f"TRAINER.{node}".upper() for node in (*kinds, *nodes)}
     record = read_yaml(path)
-    there, here = (
-        _settings_of_model(values, of_host) for values in (record, yaml.safe_load(cfg.dump()))
-    )
+    there, here = (_settings_of_model(values, of_host) for values in (record, cfg))
     if check_same_weights(cfg, folder):
         here.pop(BACKBONE, None)
     differing = _differing(there, here)
@@ -313,16 +310,16 @@ def _settings_of_model(values: dict[str, Any], of_host: Collection[str]) -> dict
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Return the first keys in both mappings whose values differ, in words."""
-    differing = [key for key in here if key in there and here[key] != there[key]]
+    differing = [key for key in there if key in here and here[key] != there[key]]
     named = [f"{key} was {there[key]!r}, now {here[key]!r}" for key in differing]
     more = len(named) - _NAMED_AT_MOST
     return f"{'; '.join(named[:_NAMED_AT_MOST])}{f'; and {more} more' if more > 0 else ''}"
 
 
 def _flattened(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values; with ``~`` as the home folder, as a command line gives it."""
+    """Yield dotted keys and values as a record has them, with ``~`` as the home folder."""
     for key, value in flattened(values):
-        yield key, os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
+        yield key, os.path.expanduser(value) if isinstance(value, str) else as_in_yaml(value)  # noqa: PTH111
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from ..config.check import flattened
+from ..config.check import as_in_yaml, flattened
 from ..config.record import RECORD
 from ..config.same_run import FREE
 from ..errors import UserError, nearest
@@ -25,7 +25,7 @@ from ..files.atomic import write_text
 from ..files.run_events import RESULTS, read_results
 from ..training.two_stages import SUFFIX, TwoStages
 from .files import find
-from .repository import Repository, Value, as_in_yaml
+from .repository import Repository, Value
 
 
 @dataclass(frozen=True)

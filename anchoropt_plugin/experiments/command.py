@@ -130,6 +130,8 @@ def run_experiment(experiment: Experiment, args: argparse.Namespace, folder: str
         raise UserError(f"--jobs is {workers}: it must be 1 or more")
     if not args.dry_run:
         start_server(repository)
+    if args.output_dir.is_dir():
+        console.print(f"Reading the runs in {args.output_dir} …", soft_wrap=True)
     jobs = plan(experiment.protocol, experiment.methods, args.root, args.output_dir, args.opts)
     todo = [run for job in jobs for run in unfinished(job)]
     check_root(todo, args.root)

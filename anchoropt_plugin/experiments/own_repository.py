@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-from ..config.check import flattened
+from ..config.check import as_in_yaml, flattened
 from ..config.merge import read_yaml
 from ..config.same_run import FREE
 from ..errors import UserError, nearest
@@ -39,7 +39,7 @@ from .facts import FACTS
 from .files import ASSETS
 from .fork_server import in_fork
 from .logs import logged_results
-from .repository import Repository, Value, as_in_yaml
+from .repository import Repository, Value
 
 GIVEN = "given.json"
 """In a run's folder: the words and the yaml files that the run was given."""

@@ -93,8 +93,3 @@ class Repository(ABC):
         Raises:
             UserError: the trainer cannot be built.
         """
-
-
-def as_in_yaml(value: Any) -> Any:
-    """Return a value as a run's config.yaml has it."""
-    return [*map(as_in_yaml, value)] if isinstance(value, (list, tuple)) else value

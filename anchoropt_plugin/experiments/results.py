@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from ..config.check import as_in_yaml
 from ..errors import UserError
 from ..files.predictions import PREDICTIONS, check_unedited
 from ..files.run_events import model_of_test
 from .facts import read_facts
 from .plan import Job, Run
-from .repository import as_in_yaml
 
 _NUMBERS = ("accuracy", "macro_f1", "correct", "total", "order", "predictions")
 """The results that are columns; an old Dassl prints no macro_f1, only AnchorOPT has an order."""

@@ -148,6 +148,7 @@ def test_what_is_finished_is_not_run_again(compared, root, capsys):
     facts.write_text(text)
     assert logs(compared) == before
     said = capsys.readouterr().out
+    assert f"Reading the runs in {compared} …" in said
     assert "10 runs, 10 of them finished; 0 to do" in said
     assert "the runs are of 2 versions of the code" in " ".join(said.split())
     assert "| CoOp_AnchorOPT |" in page.read_text()
