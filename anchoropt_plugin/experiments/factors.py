@@ -59,7 +59,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
     """Read ``KEY=v1,v2`` words.
 
     Raises:
-        UserError: a word has another form.
+        UserError: a word has another form, or a name is given twice.
 
     >>> parse_grid(["position=soft,identity"])
     {'position': ['soft', 'identity']}
@@ -69,6 +69,8 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
         name, sign, values = word.partition("=")
         if not sign or not all(values.split(",")):
             raise UserError(f"--grid {word} does not have the form KEY=v1,v2")
+        if name in grid:
+            raise UserError(f"--grid {name} is given twice: give all values in one {name}=v1,v2")
         grid[name] = values.split(",")
     return grid
 
@@ -90,9 +92,10 @@ def varied(
         together: further changes, each of several factors at once.
 
     Raises:
-        UserError: a factor is unknown.
+        UserError: a factor is unknown, or two factors have the same key.
     """
     names = dict.fromkeys([*grid, *(name for change in together for name in change)])
+    _check_keys_differ(names)
     defaults = _values_of(default, list(names), dataset)
     default = replace(default, defaults=defaults)
     if one_at_a_time:
@@ -109,6 +112,15 @@ def varied(
         if change and not any(_are_equal(change, other) for other in once):
             once.append(change)
     return [default, *(_changed(default, change) for change in once)]
+
+
+def _check_keys_differ(names: Iterable[str]) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        key = factor_of(name).key
+        other = first.setdefault(key, name)
+        if other != name:
+            raise UserError(f"{other} and {name} vary the same key, {key}: leave one of them out")
 
 
 def _changed(default: Method, change: Mapping[str, Any]) -> Method:

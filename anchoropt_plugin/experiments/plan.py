@@ -194,6 +194,13 @@ def plan(
     for key, flag in _SET_BY_FLAGS.items():
         if key in opts[::2]:
             raise UserError(f"{key} is set for each run: give {flag}")
+    for method in methods:
+        for key in opts[::2]:
+            if key in {**method.settings, **method.at_test}:
+                raise UserError(
+                    f"{key} is given for all rows, but the row {method.name} has a value of its "
+                    "own: leave one of them out"
+                )
     if len(protocol.shots) > 1 and "{shots}" not in protocol.train.score:
         raise UserError(
             f"the protocol {protocol.name} has no columns for several numbers of shots: give one "

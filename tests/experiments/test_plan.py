@@ -495,6 +495,15 @@ ABLATE = ["--host", "CoOp", "--config", "tiny", "--datasets", "digits"]
         ([*ABLATE, "--grid", "positon=soft"], "unknown factor 'positon' .did you mean 'position'"),
         ([*ABLATE, "--grid", "position"], "--grid position does not have the form KEY=v1,v2"),
         ([*ABLATE, "--grid", "OPTIM.LRR=1"], "unknown config key OPTIM.LRR"),
+        ([*ABLATE, *["--grid", "kd_weight=0"] * 2], "--grid kd_weight is given twice"),
+        (
+            [*ABLATE, "--grid", "kd_weight=0", "--grid", "TRAINER.ANCHOROPT.KD_WEIGHT=2"],
+            "kd_weight and TRAINER.ANCHOROPT.KD_WEIGHT vary the same key, .*KD_WEIGHT: leave one",
+        ),
+        (
+            [*ABLATE, "--grid", "averaging=never", "TRAINER.ANCHOROPT.ENSEMBLE", "always"],
+            "ENSEMBLE is given for all rows, but the row averaging=never has a value of its own",
+        ),
         ([*ABLATE, "--grid", "position=sof"], "POSITION is 'sof'"),
         (["--grid", "position=soft"], "give --host and --config, or --preset"),
         ([*ABLATE, "--grid-file", "nowhere.yaml"], "cannot open the config file nowhere.yaml"),
