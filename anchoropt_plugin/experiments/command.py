@@ -22,7 +22,7 @@ from .executors import EXECUTORS
 from .experiment import Experiment
 from .files import find
 from .fork_server import start_server
-from .formats import ALL_IMAGES, caption_of, default_values, markdown, rich_table
+from .formats import ALL_IMAGES, caption_of, counted, default_values, markdown, rich_table
 from .own_repository import own_repository
 from .plan import Job, plan
 from .preflight import check_parts, check_root
@@ -222,6 +222,7 @@ def _summary(jobs: Sequence[Job], workers: int, cost: Estimate) -> str:
     total = sum(len(job.runs) for job in jobs)
     undone = [len(unfinished(job)) for job in jobs]
     todo, busy = sum(undone), sum(map(bool, undone))
-    at_once = f"{min(workers, busy)} jobs at a time" if workers > 1 else "one after another"
-    text = f"{total} runs, {total - todo} of them finished; {todo} to do, {at_once}"
+    several = f"{counted(min(workers, busy), 'job')} at a time"
+    at_once = several if workers > 1 else "one after another"
+    text = f"{counted(total, 'run')}, {total - todo} of them finished; {todo} to do, {at_once}"
     return f"{text}; {cost}" if todo else text

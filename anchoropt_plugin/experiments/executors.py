@@ -36,8 +36,8 @@ def _slurm(args: argparse.Namespace) -> tuple[Executor, int]:
     for program in ("sbatch", "squeue"):
         if not args.dry_run and shutil.which(program) is None:
             raise UserError(
-                f"--executor slurm: this machine has no {program}; log in to a machine that can "
-                "submit jobs"
+                f"--executor slurm: {program} is not installed on this machine: log in to one "
+                "that can submit jobs, or leave out --executor slurm"
             )
     parameters: dict[str, Any] = {"time": TIME}
     for parameter, *_ in SLURM_FLAGS.values():

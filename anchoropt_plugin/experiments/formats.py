@@ -67,7 +67,16 @@ def heading(column: str) -> str:
     """
     if column == str(ALL_IMAGES):
         return "all images"
-    return f"{column} shot{'s' * (column != '1')}" if column.isdecimal() else column
+    return counted(int(column), "shot") if column.isdecimal() else column
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "job"), counted(2, "job")
+    ('1 job', '2 jobs')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def cell_text(cell: Cell | None) -> str:

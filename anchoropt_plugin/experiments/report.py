@@ -20,7 +20,16 @@ from .experiment import Experiment
 from .factors import number
 from .facts import read_facts
 from .files import ASSETS
-from .formats import caption_of, csv_of, frame_of, heading, latex_table, markdown_table, sources
+from .formats import (
+    caption_of,
+    counted,
+    csv_of,
+    frame_of,
+    heading,
+    latex_table,
+    markdown_table,
+    sources,
+)
 from .plan import Job
 from .tables import Table
 
@@ -174,7 +183,7 @@ def _orders(results: pd.DataFrame) -> list[str]:
     lines = []
     for (group, method), part in trained.groupby(["group", "method"], sort=False):
         counts = part["order"].value_counts()
-        orders = (f"{order} ({n} run{'s' if n > 1 else ''})" for order, n in counts.items())
+        orders = (f"{order} ({counted(n, 'run')})" for order, n in counts.items())
         lines.append(f"{group}, {method}: {'; '.join(orders)}")
     return lines
 
@@ -188,8 +197,9 @@ def _made(jobs: Sequence[Job], results: pd.DataFrame, seconds: float) -> str:
     runs = [run for job in jobs for run in job.runs]
     left = sum(len(unfinished(job)) for job in jobs)
     total = sum(read_facts(run.folder).get("seconds", 0.0) for run in runs)
+    finished = f"{len(runs) - left} of " if left else ""
     return (
-        f"{len(runs) - left} {f'of {len(runs)} ' if left else ''}runs, which took {total:.0f} s "
-        f"together; this command took {seconds:.0f} s; commit {of('commit')}, anchoropt-plugin "
-        f"{of('anchoropt_plugin')}, torch {of('torch')}, Python {of('python')}, {of('device')}"
+        f"{finished}{counted(len(runs), 'run')}, which took {total:.0f} s together; this command "
+        f"took {seconds:.0f} s; commit {of('commit')}, anchoropt-plugin {of('anchoropt_plugin')}, "
+        f"torch {of('torch')}, Python {of('python')}, {of('device')}"
     )

@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..files.atomic import write_text
 from .execution import Event, run_locally, unfinished
 from .fork_server import prepare_server
+from .formats import counted
 from .plan import Job, Run
 from .repository import Repository
 from .results import outcome
@@ -147,12 +148,15 @@ class Slurm:
         todo = [_with_checkpoints(job) for job in jobs if unfinished(job)]
         states = _states()
         if states is None:
-            raise UserError("squeue fails: check that Slurm is up; nothing was submitted")
+            raise UserError(
+                "squeue fails, so nothing was submitted: check that Slurm is up here, or leave out "
+                "--executor slurm"
+            )
         prepare_server(jobs[0].runs[0].repository)  # jobs inherit the environment
         self.folder.mkdir(parents=True, exist_ok=True)
         followed = [submitted for job in todo if (submitted := self._attached(job, states))]
         if followed:
-            print(f"attached to {len(followed)} jobs that were submitted before")
+            print(f"attached to {counted(len(followed), 'job')} submitted before")
         try:
             known = {submitted.job.runs[0].folder for submitted in followed}
             new = [job for job in todo if job.runs[0].folder not in known]
@@ -230,7 +234,7 @@ class Slurm:
             write_text(self._file(job, "json"), json.dumps(record))
             followed.append(submitted)
         ids = " ".join(sorted({submitted.id.partition("_")[0] for submitted in followed}))
-        print(f"submitted {len(followed)} jobs to Slurm: {ids}")
+        print(f"submitted {counted(len(followed), 'job')} to Slurm: {ids}")
         return followed
 
     def _file(self, job: Job, suffix: str) -> Path:
@@ -302,6 +306,6 @@ def _answer(*words: str) -> str | None:
 def _notice(ids: Sequence[str]) -> str:
     arrays = " ".join(sorted({id.partition("_")[0] for id in ids}))
     return (
-        f"{len(ids)} jobs continue in Slurm. `squeue --me` shows them, the same command follows "
-        f"them again, `scancel {arrays}` cancels them"
+        f"still in Slurm: {counted(len(ids), 'job')}; to see the queue: `squeue --me`; to follow "
+        f"again: the same command; to cancel: `scancel {arrays}`"
     )

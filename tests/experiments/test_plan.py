@@ -14,7 +14,7 @@ from anchoropt_plugin.__main__ import main
 from anchoropt_plugin.config.merge import read_yaml
 from anchoropt_plugin.experiments import ablate, compare
 from anchoropt_plugin.experiments.checkout import CHECKOUT, Checkout
-from anchoropt_plugin.experiments.command import with_preset
+from anchoropt_plugin.experiments.command import _summary, with_preset
 from anchoropt_plugin.experiments.estimate import Estimate, Kind, Parts
 from anchoropt_plugin.experiments.execution import Event
 from anchoropt_plugin.experiments.factors import parse_grid, varied
@@ -81,6 +81,12 @@ def test_cross_dataset_tests_lie_in_evaluation(tmp_path):
     ]
     assert [run.score for run in job.runs] == ["shapes", "digits"]
     assert job.runs[1].settings["DATASET.NAME"] == "Digits"
+
+
+def test_one_job_is_not_called_jobs(tmp_path):
+    jobs = planned(tmp_path, "base2new", coop()[:1], datasets=["digits"], seeds=[1, 2])
+    for number, says in ((1, "2 to do, 1 job at a time;"), (2, "4 to do, 2 jobs at a time;")):
+        assert says in _summary(jobs[:number], 3, Estimate([], 3))
 
 
 def test_several_numbers_of_shots_need_columns(tmp_path):

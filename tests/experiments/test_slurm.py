@@ -135,7 +135,7 @@ def test_the_numbers_are_those_of_this_machine(cluster, tmp_path, capsys):
         assert_same_weights(*folders, epoch=2)
         assert results_in(folders[0]) == results_in(folders[1]) != []
     # An array of two tests of zero-shot and the job that learns the anchors, then a waiting job.
-    assert re.search(r"submitted 3 jobs to Slurm: (\d+)\n.*submitted 1 jobs to Slurm: \d+", said)
+    assert re.search(r"submitted 3 jobs to Slurm: (\d+)\n.*submitted 1 job to Slurm: \d+", said)
     assert [id.partition("_")[2] for id in jobs_in(tmp_path / "slurm")] == ["0", "1", "2", ""]
     logs = [path.read_text() for path in (tmp_path / "slurm").rglob("log.txt")]
     assert sum("Stage 1: learning" in text for text in logs) == 1
@@ -153,7 +153,7 @@ def test_a_requeued_job_resumes_and_the_same_command_attaches_to_it(cluster, tmp
         compared_in(out, *words, epochs=epochs)
     assert stopped.done
     said = capsys.readouterr().out
-    assert re.search(r"jobs continue in Slurm.*`scancel \d+` cancels them", said)
+    assert re.search(r"still in Slurm: \d+ job.*to cancel: `scancel \d+`", said)
     ask("scontrol", "requeue", training_in(out))
     if "Finish training" in (folder / "log.txt").read_text():
         pytest.skip("the run was faster than its requeue")
@@ -292,7 +292,7 @@ def test_missing_programs_and_invalid_options_are_one_line(submitting, monkeypat
         compared_in(out, "--seeds", "1", "--executor", "slurm")
     (submitting / "bin/squeue").unlink()
     monkeypatch.setenv("PATH", str(submitting / "bin"))
-    with pytest.raises(UserError, match="this machine has no squeue"):
+    with pytest.raises(UserError, match="squeue is not installed on this machine: log in"):
         compared_in(out, "--executor", "slurm")
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'anchoropt-plugin\[slurm\]'"):
