@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from ..files.atomic import write_text
 from ..report.figures import FORMATS, position_matrices, training_curves, write_figure
 from ..report.parts import figure_html, page_html
+from ..training.settings import LEARNED
+from ..training.two_stages import SUFFIX
 from . import figures
 from .execution import Event, unfinished
 from .experiment import Experiment
@@ -30,7 +32,7 @@ from .formats import (
     markdown_table,
     sources,
 )
-from .plan import Job
+from .plan import NODE, Job
 from .tables import Table
 
 BODY = Environment(autoescape=True, trim_blocks=True).from_string(
@@ -82,6 +84,7 @@ def write_report(
             for name, says, figure in drawn
         ],
         orders=_orders(results),
+        texts=texts_of_stage_one(results),
         command=command,
         made=_made(jobs, results, seconds),
     )
@@ -186,6 +189,19 @@ def _orders(results: pd.DataFrame) -> list[str]:
         orders = (f"{order} ({counted(n, 'run')})" for order, n in counts.items())
         lines.append(f"{group}, {method}: {'; '.join(orders)}")
     return lines
+
+
+def texts_of_stage_one(results: pd.DataFrame) -> str:
+    """Return the descriptions that anchors were learned from, for each data set; "" if none."""
+    if f"{NODE}.DESCRIPTIONS" not in results:
+        return ""
+    learned = (results["does"] == "train") & results["trainer"].str.endswith(SUFFIX, na=False)
+    learned &= (results[f"{NODE}.ANCHOR"] == LEARNED) & (results[f"{NODE}.ANCHOR_WEIGHTS"] == "")
+    files = results[learned].groupby("group", sort=False)[f"{NODE}.DESCRIPTIONS"].unique()
+    return "; ".join(
+        f"{group}: {', '.join(name or 'templates' for name in names)}"
+        for group, names in files.items()
+    )
 
 
 def _made(jobs: Sequence[Job], results: pd.DataFrame, seconds: float) -> str:

@@ -125,6 +125,7 @@ def test_the_page_needs_no_other_file(compared):
     assert page.count("data:image/svg+xml;base64,") == 3  # bars, training curves, position matrices
     for method in ("ZeroshotCLIP", "CoOp", "CoOp_AnchorOPT"):
         assert f"<td>{method}</td>" in page
+    assert "Texts of stage 1: digits: configs/descriptions/digits.json." in page
     assert "$" not in re.sub(r"base64,[^\"]+", "", page)
     for name in ("tables.md", "tables.tex", "tables.csv"):
         assert "CoOp" in (compared / name).read_text()

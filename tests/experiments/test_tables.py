@@ -21,6 +21,7 @@ from anchoropt_plugin.experiments.formats import (
 )
 from anchoropt_plugin.experiments.plan import Method
 from anchoropt_plugin.experiments.protocols import read_protocol
+from anchoropt_plugin.experiments.report import texts_of_stage_one
 from anchoropt_plugin.experiments.tables import tables
 
 BASE = {"CoOp": [80.0, 82.0, 84.0], "CoOp_AnchorOPT": [81.0, 85.0, 85.5]}
@@ -310,3 +311,18 @@ def test_formats():
 def test_no_results_give_no_tables():
     assert made([]) == []
     assert Method("m", "CoOp_AnchorOPT", None).host == "CoOp"
+
+
+def test_the_texts_of_stage_1_are_those_of_the_trainings_that_had_one():
+    keys = {"ANCHOR": "learned", "ANCHOR_WEIGHTS": "", "DESCRIPTIONS": "a.json"}
+    one = {"does": "train", "trainer": "CoOp_AnchorOPT", "group": "digits"}
+    one |= {f"TRAINER.ANCHOROPT.{key}": value for key, value in keys.items()}
+    shapes = {**one, "group": "shapes", "TRAINER.ANCHOROPT.DESCRIPTIONS": ""}
+    others = [("ANCHOR", "random"), ("ANCHOR_WEIGHTS", "a.pt")]
+    without = [{**one, f"TRAINER.ANCHOROPT.{key}": value} for key, value in others]
+    without += [{**one, "does": "test"}, {**one, "trainer": "CoOp"}]
+    without = [{**row, "TRAINER.ANCHOROPT.DESCRIPTIONS": "b.json"} for row in without]
+    computed = {"group": "digits"}
+    told = texts_of_stage_one(pd.DataFrame([one, one, shapes, *without, computed]))
+    assert told == "digits: a.json; shapes: templates"
+    assert texts_of_stage_one(pd.DataFrame(without)) == texts_of_stage_one(pd.DataFrame()) == ""
