@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             bool(args.one_at_a_time),
             protocol.datasets[0],
             () if given else args.together or (),
+            args.opts,
         ),
     ]
     has_control = any(part.classes == "new" for part in protocol.tests) and repository.has_zero_shot

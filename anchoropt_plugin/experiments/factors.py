@@ -81,6 +81,7 @@ def varied(
     one_at_a_time: bool,
     dataset: str,
     together: Sequence[Mapping[str, Any]] = (),
+    opts: Sequence[str] = (),
 ) -> list[Method]:
     """Return the default method with its values of all factors, then the changed ones, each once.
 
@@ -90,13 +91,14 @@ def varied(
         one_at_a_time: vary each factor alone; else take all combinations.
         dataset: the data set whose configuration gives the default values.
         together: further changes, each of several factors at once.
+        opts: KEY VALUE pairs for all runs, on which the default values may depend.
 
     Raises:
         UserError: a factor is unknown, or two factors have the same key.
     """
     names = dict.fromkeys([*grid, *(name for change in together for name in change)])
     _check_keys_differ(names)
-    defaults = _values_of(default, list(names), dataset)
+    defaults = _values_of(default, list(names), dataset, opts)
     default = replace(default, defaults=defaults)
     if one_at_a_time:
         changes = [{name: value} for name, values in grid.items() for value in values]
@@ -152,13 +154,16 @@ def _short(name: str, names: Iterable[str]) -> str:
     return part if last.count(part) == 1 else name
 
 
-def _values_of(method: Method, names: Sequence[str], dataset: str) -> dict[str, Any]:
+def _values_of(
+    method: Method, names: Sequence[str], dataset: str, opts: Sequence[str]
+) -> dict[str, Any]:
     words = [
+        *("--trainer", method.trainer),  # a preset depends on it
         *("--dataset-config-file", str(method.repository.dataset_config(dataset))),
         *("--config-file", str(method.config)),
     ]
     pairs = [word for pair in method.settings.items() for word in map(str, pair)]
-    settings = method.repository.settings(words, pairs)
+    settings = method.repository.settings(words, [*pairs, *opts])
     node = method.repository.node(method.trainer)
     values = {}
     for name in names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 from rich.table import Table as RichTable
@@ -126,8 +126,7 @@ def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
     compared = any(cell.delta is not None for row in table.rows.values() for cell in row.values())
     rows = []
     for method, row in table.rows.items():
-        least, wanted = min(cell.seeds for cell in row.values()), table.seeds[method]
-        texts = {"method": f"{method} ({least} of {wanted} seeds)" if least < wanted else method}
+        texts = {"method": method + _missing_seeds(row, table.seeds[method])}
         texts |= {heading(column): cell_text(row.get(column)) for column in table.columns}
         if compared:
             texts[f"Δ {heading(last)}"] = delta_text(row.get(last))
@@ -141,6 +140,21 @@ def frame_of(table: Table) -> tuple[pd.DataFrame, str]:
     same = (f"The predictions of {' and '.join(names)} are the same." for names in table.same)
     notes = [_seeds(table), *filter(None, [note]), *_few_images(table), *same]
     return pd.DataFrame(texts_of, columns=header), " ".join(notes)
+
+
+def _missing_seeds(row: Mapping[str, Cell], wanted: int) -> str:
+    """Return how many seeds the cells of a row have, in brackets; nothing if all have all.
+
+    >>> _missing_seeds({"base": Cell(80.0, 1.0, 3), "new": Cell(70.0, 1.0, 2)}, 3)
+    ' (new: 2 of 3 seeds)'
+    """
+    counts = {heading(column): cell.seeds for column, cell in row.items()}
+    if min(counts.values()) == wanted:
+        return ""
+    if len(set(counts.values())) == 1:
+        return f" ({min(counts.values())} of {wanted} seeds)"
+    fewer = [f"{column}: {n}" for column, n in counts.items() if n < wanted]
+    return f" ({', '.join(fewer)} of {wanted} seeds)"
 
 
 def _seeds(table: Table) -> str:

@@ -147,6 +147,25 @@ def test_factors_vary_alone_or_together():
     }
 
 
+@pytest.mark.parametrize(
+    ("factor", "opts", "value"),
+    [
+        ("soft_tokens", ["TRAINER.COOP.N_CTX", "2"], 2),
+        ("pooling", ["TRAINER.ANCHOROPT.PRESET", "reference"], "unshifted"),
+        ("OPTIM.LR", ["OPTIM.LR", "0.3"], 0.3),
+    ],
+)
+def test_default_values_are_those_of_the_runs(factor, opts, value):
+    methods = varied(coop()[1], {factor: [value, 8]}, True, "digits", opts=opts)
+    assert methods[0].defaults == {factor: value} and len(methods) == 2
+
+
+def test_rows_with_the_same_settings_are_refused(tmp_path):
+    other = coop(settings={"TRAINER.ANCHOROPT.KD_WEIGHT": 1}, name="kd_weight=1")[1]
+    with pytest.raises(UserError, match="rows CoOp_AnchorOPT and kd_weight=1 have the same sett"):
+        planned(tmp_path, "base2new", [coop()[1], other], datasets=["digits"])
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_equal_values_of_a_factor_are_one_row(alone):
     grid = {"kd_weight": ["0", "0.0", "1", "1e0", "2", "2.0"], "position": ["soft", "soft"]}

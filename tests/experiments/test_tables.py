@@ -96,6 +96,7 @@ def test_a_harmonic_mean_and_a_difference_mix_no_seeds():
     assert theirs.mean == pytest.approx(harmonic((80 + 84) / 2, (60 + 59) / 2))
     assert ours.mean == pytest.approx(harmonic((81 + 85) / 2, (70 + 74) / 2))
     assert ours.delta == pytest.approx(harmonic(81, 70) - harmonic(80, 60)) and ours.p is None
+    assert "| CoOp (new: 2, HM: 2 of 3 seeds) |" in markdown_table(table)
 
 
 def test_one_seed_has_no_deviation_and_no_p():
