@@ -94,7 +94,7 @@ class StepLosses:
             return "that do not depend on the prompt learner"
         numbers = {len(call) for call in run.features.calls}
         if not any(n in numbers for n, _ in _places(logits)):
-            return "of images that its image encoder did not get"
+            return "of images that its image encoder did not get in one call"
         if type(hook).is_prompt_logits is not PromptHook.is_prompt_logits:
             return ""  # a hook of the host's own knows better
         if not self.batch.is_labelled(seen.targets):

@@ -487,6 +487,14 @@ def test_images_of_all_formats_and_in_sub_folders(tmp_path, capsys):
     assert {path for path in found if path.startswith("fox/")} == {f"fox/{name}" for name in of_fox}
 
 
+def test_a_class_folder_may_be_a_link(tmp_path, capsys):
+    folders(tmp_path / "root", {"a": 4})
+    folders(tmp_path / "elsewhere", {"b": 4})
+    (tmp_path / "root/b").symlink_to(tmp_path / "elsewhere/b")
+    assert ImageFolder(make_cfg(tmp_path / "root")).classnames == ["a", "b"]
+    assert "not used" not in capsys.readouterr().out
+
+
 def test_all_damaged_images_are_named_before_a_training(tmp_path):
     folders(tmp_path, {"a": 9, "b": 9})
     for path in ("a/2.png", "b/0.png", "b/8.png"):

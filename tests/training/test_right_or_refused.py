@@ -140,7 +140,7 @@ class ShufflesInItsModel(Host):
         (OwnColumns, r"\(4, 4\) whose column 1 is not class 'blue circle' but 'star'"),
         (OnlyWithin, r"\(4, 4\) whose targets are not the labels of the batch"),
         (Soft, r"\(4, 4\) whose targets are not the labels of the batch"),
-        (Chosen, r"\(2, 4\) of images that its image encoder did not get"),
+        (Chosen, r"\(2, 4\) of images that its image encoder did not get in one call"),
     ],
 )
 def test_a_loss_that_is_not_the_prompt_s_is_told(host, seen, tmp_path):
