@@ -158,9 +158,9 @@ def _part_folders(root: Path) -> dict[str, Path]:
 def _say_what_is_not_used(root: Path, used: set[str]) -> None:
     images, others = files_in(root)
     left: dict[str, list[str]] = defaultdict(list)
-    linked = {folder for path in used for folder in map(str, PurePosixPath(path).parents)}
+    used |= {str(folder) for path in used for folder in PurePosixPath(path).parents}  # links
     for path in (*images, *others):
-        if path not in used | linked and path != _CLASSNAMES and not path.startswith("split_fewshot/"):
+        if path not in used and path != _CLASSNAMES and not path.startswith("split_fewshot/"):
             left[PurePosixPath(path).suffix or "no suffix"].append(path)
     if left:
         kinds = (f"{len(paths)} {kind} ({_first(paths)})" for kind, paths in sorted(left.items()))

@@ -488,10 +488,9 @@ def test_images_of_all_formats_and_in_sub_folders(tmp_path, capsys):
 
 
 def test_a_class_folder_may_be_a_link(tmp_path, capsys):
-    folders(tmp_path / "root", {"a": 4})
-    folders(tmp_path / "elsewhere", {"b": 4})
-    (tmp_path / "root/b").symlink_to(tmp_path / "elsewhere/b")
-    assert ImageFolder(make_cfg(tmp_path / "root")).classnames == ["a", "b"]
+    folders(tmp_path, {"a": 4, ".hidden/b": 4})
+    (tmp_path / "b").symlink_to(tmp_path / ".hidden/b")
+    assert ImageFolder(make_cfg(tmp_path)).classnames == ["a", "b"]
     assert "not used" not in capsys.readouterr().out
 
 
