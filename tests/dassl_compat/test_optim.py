@@ -104,13 +104,18 @@ def test_optimizers(name, kind, options):
     assert optimizer.defaults.items() >= {**options, "weight_decay": 5e-4, "lr": 0.1}.items()
 
 
-def test_staged_learning_rate():
+def test_staged_learning_rate(capsys):
     cfg = get_cfg_default().OPTIM
     cfg.STAGED_LR, cfg.NEW_LAYERS, cfg.LR = True, ("head",), 0.1
     model = nn.ModuleDict({"body": nn.Linear(2, 3), "head": nn.Linear(3, 1)})
     base, new = build_optimizer(model, cfg).param_groups
     assert (base["lr"], new["lr"]) == pytest.approx((0.01, 0.1))
     assert new["params"] == list(model["head"].parameters())
+    assert not capsys.readouterr().out
+    cfg.NEW_LAYERS = ("haed",)
+    base, new = build_optimizer(model, cfg).param_groups
+    assert base["lr"] == pytest.approx(0.01) and not new["params"]
+    assert "OPTIM.STAGED_LR trains all of ModuleDict at OPTIM.LR x" in capsys.readouterr().out
     with pytest.raises(UserError, match="whole module"):
         build_optimizer(model.parameters(), cfg)
 

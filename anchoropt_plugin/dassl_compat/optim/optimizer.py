@@ -82,4 +82,9 @@ def _staged(model: nn.Module | Iterable[Any], optim_cfg: CfgNode) -> list[dict[s
     new: list[nn.Parameter] = []
     for name, child in model.named_children():
         (new if name in new_layers else base).extend(child.parameters())
+    if not new:
+        print(
+            "Note: no layer is in OPTIM.NEW_LAYERS, so OPTIM.STAGED_LR trains all of "
+            f"{type(model).__name__} at OPTIM.LR x BASE_LR_MULT"
+        )
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
