@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files.checkpoint_folder import is_of_anchoropt
-from .attachment import attachment_of
 from .hooks import hook_for
 from .loaded_names import is_close
 
@@ -26,7 +25,7 @@ def changed_class_tensors(learner: nn.Module) -> Iterator[list[str]]:
 
     A class tensor is not trained, and has a dimension of as many entries as there are classes: a
     buffer, a frozen parameter or a plain attribute. So running statistics of normalisation layers
-    and averages of soft tokens are none. The learner itself refuses no state within the block.
+    and averages of soft tokens are none.
 
     >>> class Learner(nn.Module):
     ...     def __init__(self):
@@ -45,29 +44,13 @@ def changed_class_tensors(learner: nn.Module) -> Iterator[list[str]]:
         name: value.clone() for name, value in _tensors(learner).items() if n_classes in value.shape
     }
     names: list[str] = []
-    with _unchecked(learner):
-        yield names
+    yield names
     now = _tensors(learner)
     names += [
         name
         for name, was in before.items()
         if not (name in now and (now[name].requires_grad or _is_same(now[name], was)))
     ]
-
-
-@contextlib.contextmanager
-def _unchecked(learner: nn.Module) -> Iterator[None]:
-    """Inside the context manager an attached learner loads class names of any state."""
-    attachment = attachment_of(learner)
-    names = attachment.names if attachment else None
-    if names is None:
-        yield
-        return
-    names.is_watched = True
-    try:
-        yield
-    finally:
-        names.is_watched = False
 
 
 def of_other_classes(loader: str, names: Sequence[str]) -> UserError:

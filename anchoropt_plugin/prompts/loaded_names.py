@@ -24,14 +24,10 @@ class LoadedNames:
 
     Args:
         end: embedding (d,) of EOT.
-
-    Attributes:
-        is_watched: whether somebody else looks at what a load changes; then nothing is refused.
     """
 
     def __init__(self, end: Tensor) -> None:
         self.end = end
-        self.is_watched = False
         self._of_tokens: list[str] = []
         self._handle: RemovableHandle | None = None
 
@@ -49,7 +45,7 @@ class LoadedNames:
     @torch.no_grad()
     def check(self, learner: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         """Raise ``UserError`` if ``state`` has class names that are not those of ``learner``."""
-        if self.is_watched or any(f"{prefix}{name}" in state for name in self._of_tokens):
+        if any(f"{prefix}{name}" in state for name in self._of_tokens):
             return
         pairs = [(f"{prefix}{name}", tensor) for name, tensor in _held(learner)]
         names = [name for name, tensor in pairs if self._differ(tensor, state.get(name))]

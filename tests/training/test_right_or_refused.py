@@ -611,10 +611,14 @@ class LoadsAllRenamed(LoadsAll):
 
 
 @pytest.mark.parametrize(
-    ("host", "brought"), [(LoadsAll, ["token_suffix"]), (LoadsAllRenamed, ["rest", "ids"])]
+    ("host", "brought", "says"),
+    [
+        (LoadsAll, ["token_suffix"], "{0}has prompt_learner.token_suffix of other class names"),
+        (LoadsAllRenamed, ["rest", "ids"], "{1}puts rest, ids of the checkpoint, which belong to"),
+    ],
 )
 def test_a_checkpoint_that_brings_the_class_names_of_its_training_is_refused(
-    host, brought, tmp_path, monkeypatch
+    host, brought, says, tmp_path, monkeypatch
 ):
     trainer = build(host, tmp_path / "a")
     learner, file = trainer.model.prompt_learner, tmp_path / "a/prompt_learner/model.pth.tar-1"
@@ -625,10 +629,10 @@ def test_a_checkpoint_that_brings_the_class_names_of_its_training_is_refused(
     build(host, tmp_path / "same", init_weights=str(file)).load_model(str(tmp_path / "a"), 1)
     monkeypatch.setattr(lookalikes, "NAMES", lookalikes.NAMES[::-1])
     tested = build(host, tmp_path / "b")
-    says = f"puts {', '.join(brought)} of the checkpoint, which belong to the classes"
-    with pytest.raises(UserError, match=f"load_model of {host.__name__} {says}"):
+    state = "the state to load "
+    with pytest.raises(UserError, match=says.format(state, f"load_model of {host.__name__} ")):
         tested.load_model(str(tmp_path / "a"), 1)
-    with pytest.raises(UserError, match=f"build_model of {host.__name__}, for .* {says}"):
+    with pytest.raises(UserError, match=says.format(state, f"build_model of {host.__name__}, .*")):
         build(host, tmp_path / "c", init_weights=str(file))
     monkeypatch.setattr(host, "skipped", brought)
     build(host, tmp_path / "d", init_weights=str(file)).load_model(str(tmp_path / "a"), 1)
