@@ -9,12 +9,19 @@ from ..version import VERSION
 
 
 def commit_of(folder: Path) -> str:
-    """Return the commit of a checkout, with ``-dirty`` if files differ from it; "" if unknown."""
-    words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    """Return the commit of a checkout, or "" if it is unknown.
+
+    It ends in ``-dirty`` if files differ from it, other than Markdown, which changes no number.
+    """
+    git = ["git", "-C", str(folder)]
+    differs = [*git, "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)*.md"]
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        words = [*git, "rev-parse", "HEAD"]
+        commit = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        is_dirty = subprocess.run(differs, capture_output=True, check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return commit + ("-dirty" if is_dirty else "")
 
 
 def package_version(root: Path = Path(__file__).parents[2]) -> str:

@@ -25,10 +25,15 @@ def test_the_commit_of_a_clone_and_its_changes_are_told(tmp_path, monkeypatch):
     file = tmp_path / "site-packages/file"
     file.parent.mkdir()
     file.write_text("1")
+    page = tmp_path / "docs/page.md"
+    page.parent.mkdir()
+    page.write_text("1")
     assert package_version(tmp_path) == VERSION  # there is no commit yet
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-qm", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
+    assert package_version(tmp_path) == f"{VERSION} (commit {commit})"
+    page.write_text("2")
     assert package_version(tmp_path) == f"{VERSION} (commit {commit})"
     file.write_text("2")
     assert package_version(tmp_path) == f"{VERSION} (commit {commit}-dirty)"
