@@ -161,7 +161,7 @@ class _Merge:
                 beside = [f"{prefix}{name}" for name in cfg if _may_be_meant(cfg[name], value)]
                 self.check_unused(full_key, value, beside)
             elif not isinstance(old, CfgNode):
-                cfg[key] = _coerced(_literal(value, old), old, f"{self.source}: {full_key}")
+                cfg[key] = _coerced(literal(value, old), old, f"{self.source}: {full_key}")
             elif isinstance(value, Mapping):
                 self.into(old, value, prefix=f"{full_key}.")
             else:
@@ -198,7 +198,8 @@ def _name(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _literal(value: Any, old: Any) -> Any:
+def literal(value: Any, old: Any) -> Any:
+    """Return the value that a word of a command line stands for, given the key's ``old`` value."""
     if not isinstance(value, str):
         return value
     try:

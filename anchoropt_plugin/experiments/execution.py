@@ -186,7 +186,8 @@ class _Machine:
             why = f"signal {-code}, for example out of memory" if code < 0 else f"status {code}"
             running.error = f"its process ended with {why}"
         elif not running.error and not outcome(running.run):
-            running.error = "it ended without results"
+            of_model = " of the planned model and epoch, which load_model of the trainer must load"
+            running.error = f"it ended without results{of_model if running.run.model else ''}"
         running.process.close()
         running.process = None
         run = running.waiting.pop(0)

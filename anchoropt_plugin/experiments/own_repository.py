@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from unittest import mock
 
 from ..config.check import as_in_yaml, flattened
-from ..config.merge import read_yaml
+from ..config.merge import literal, read_yaml
 from ..config.same_run import FREE
 from ..errors import UserError, nearest
 from ..files.atomic import write_text
@@ -41,6 +41,8 @@ from .fork_server import in_fork
 from .logs import logged_results
 from .repository import Repository, Value
 
+_A_SEED = "97"
+"""A seed that no train.py sets by itself."""
 GIVEN = "given.json"
 """In a run's folder: the words and the yaml files that the run was given."""
 NAMED_AT_MOST = 3
@@ -84,12 +86,19 @@ class OwnRepository(Repository):
     def settings(self, words: Sequence[str], pairs: Sequence[str]) -> dict[str, Any]:
         at = words.index("--seed") if "--seed" in words else len(words)
         seed = list(words[at : at + 2])
-        key = (*words[:at], *words[at + 2 :], seed[1:] == ["0"], *pairs)
+        # Once for all seeds but 0, which is no seed in CoOp's train.py.
+        asked = ["--seed", seed[1] if seed[1] == "0" else _A_SEED] if seed else []
+        key = (*words[:at], *asked, *words[at + 2 :], *pairs)
         if key not in self._asked:
-            self._asked[key] = in_fork(self, _asked_settings, self, [*words, *pairs])
-            given, taken = (seed[1:] or ["-1"])[0], self._asked[key]["SEED"]
-            if str(taken) != given:  # seed 0 is no seed in CoOp's train.py
-                raise UserError(f"train.py makes SEED {taken} of --seed {given}: give another seed")
+            found = in_fork(self, _asked_settings, self, list(key))
+            _check_taken(
+                found,
+                {
+                    **dict(zip(pairs[::2], pairs[1::2], strict=True)),
+                    **({"SEED": asked[1]} if asked else {}),
+                },
+            )
+            self._asked[key] = found
         return {**self._asked[key], **({"SEED": int(seed[1])} if seed else {})}
 
     def node(self, trainer: str) -> str:
@@ -211,6 +220,17 @@ def own_repository(folder: Path, data_sets: Sequence[str]) -> OwnRepository:
             raise UserError(f"{found[path.stem]} and {path} have the same name: rename one")
         found[path.stem] = path
     return OwnRepository(folder, tuple(found.items()))
+
+
+def _check_taken(found: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """Check that a configuration has the values that its command line gives."""
+    for key, word in given.items():
+        taken = found.get(key, word)
+        if as_in_yaml(literal(word, taken)) != taken and word != str(taken):
+            raise UserError(
+                f"train.py makes {key} {taken} of {word}, so the runs would not be what their "
+                "rows and columns say: give another value, or let train.py or the trainer take it"
+            )
 
 
 def _asked_settings(repository: OwnRepository, argv: Sequence[str]) -> dict[str, Any]:

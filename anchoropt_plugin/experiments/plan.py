@@ -207,29 +207,15 @@ def plan(
             "(--shots), with an --output-dir for each, or --protocol few_shot"
         )
     jobs: dict[Path, dict[Path, Run]] = {}
-    rows: dict[str, str] = {}
     for group, shots, method in itertools.product(protocol.datasets, protocol.shots, methods):
         seeds = protocol.seeds_for(group)
         for seed in seeds if method.has_seeds else seeds[:1]:
-            cell = [*_Cell(protocol, root, output, opts, method, group, shots, seed).runs()]
-            _check_differs(rows, method, cell)
-            for run in cell:
+            cell = _Cell(protocol, root, output, opts, method, group, shots, seed)
+            for run in cell.runs():
                 runs = jobs.setdefault(run.model or run.folder, {})
                 if run.reported or run.folder not in runs:
                     runs[run.folder] = run
     return [_job(list(runs.values())) for runs in jobs.values()]
-
-
-def _check_differs(rows: dict[str, str], method: Method, runs: Sequence[Run]) -> None:
-    """Raise ``UserError`` if another row has runs with the same settings; add this one."""
-    settings = [{**run.settings, "OUTPUT_DIR": ""} for run in runs]
-    other = rows.setdefault(repr(settings), method.name)
-    if other != method.name:
-        raise UserError(
-            f"the rows {other} and {method.name} have the same settings, so the name of one is "
-            "wrong: leave it out, or what sets its key otherwise (a KEY VALUE pair, "
-            f"{NODE}.PRESET)"
-        )
 
 
 @dataclass

@@ -23,8 +23,8 @@ _NUMBERS = ("accuracy", "macro_f1", "correct", "total", "order", "predictions")
 def outcome(run: Run) -> dict[str, Any]:
     """Return the results of a run; an empty dict unless it is finished with these settings.
 
-    A test is unfinished if its model was trained again after the test, or if somebody tested
-    another folder's model, or another epoch, into its folder.
+    A test is unfinished if its model was trained again after the test, if somebody tested another
+    folder's model, or another epoch, into its folder, or if it loaded no model.
 
     Raises:
         UserError: ``results.json`` cannot be read, holds something else, was edited, or is of
@@ -44,7 +44,8 @@ def outcome(run: Run) -> dict[str, Any]:
     _check_own(run, results, path)
     if run.model is not None:
         planned = model_of_test(run.folder, run.model, run.epoch)
-        if results.get("model", planned) != planned:  # an earlier version wrote none
+        default = planned if "training" not in results else None  # an earlier version wrote neither
+        if results.get("model", default) != planned:
             return {}
     return results
 

@@ -20,6 +20,8 @@ from .results import outcome
 
 _NOT_OF_THE_SPLIT = ("DATASET.ROOT", "DATASET.NUM_SHOTS", "DATASET.TEMPLATE")
 _BACKBONE = "MODEL.BACKBONE.NAME"
+_PART = "DATASET.SUBSAMPLE_CLASSES"
+_NAMES = "class names"
 _DRAWN_BY = ("SEED", "DATASET.NUM_SHOTS")
 _SOURCES = ("anchor_weights", "descriptions", "max_template_length")
 
@@ -58,7 +60,9 @@ def check_same_inputs(jobs: Iterable[Job], planned: Iterable[Input] = ()) -> Non
         _check_one_model(job)
     first: dict[tuple[str, str], Input] = {}
     finished = (found for job in jobs for run in job.runs for found in _recorded(run))
-    for found in (*finished, *planned):
+    inputs = [*finished, *planned]
+    _check_parts_differ(inputs)
+    for found in inputs:
         other = first.setdefault((found.kind, found.place), found)
         if other.digest != found.digest:
             raise UserError(
@@ -66,6 +70,23 @@ def check_same_inputs(jobs: Iterable[Job], planned: Iterable[Input] = ()) -> Non
                 "do not belong into one table: undo the change, or remove the folders of the "
                 "earlier runs, or give another --output-dir"
             )
+
+
+def _check_parts_differ(inputs: Iterable[Input]) -> None:
+    """Check that base and new classes are others, which a user's data set must see to."""
+    first: dict[tuple[str, str], tuple[Any, Input]] = {}
+    for found in inputs:
+        if found.kind == _NAMES:
+            data = json.loads(found.place)
+            part = data.pop(_PART, None)
+            key = json.dumps(data), found.digest
+            other_part, other = first.setdefault(key, (part, found))
+            if other_part != part:
+                raise UserError(
+                    f"{other.folder} and {found.folder} have the same classes, {_PART} "
+                    f"{other_part} and {part}: the data set must call subsample_classes of "
+                    "DatasetBase, as the public ones do"
+                )
 
 
 def _check_one_model(job: Job) -> None:
@@ -119,7 +140,7 @@ def _recorded(run: Run) -> Iterator[Input]:
 
 
 def _named(run: Run, names: str) -> Input:
-    return _input(run, "class names", names, {})
+    return _input(run, _NAMES, names, {})
 
 
 def _tested(run: Run, images: dict[str, Any]) -> Input:

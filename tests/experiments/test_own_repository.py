@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from anchoropt_plugin import UserError
 from anchoropt_plugin.experiments import compare
+from anchoropt_plugin.experiments import own_repository as own_repository_module
 from anchoropt_plugin.experiments.logs import results_in
 from anchoropt_plugin.experiments.own_repository import own_repository
 from anchoropt_plugin.files.predictions import PREDICTIONS
@@ -191,7 +193,7 @@ def test_what_is_not_there_is_refused(tmp_path, monkeypatch, words, says):
             [*DOTS, "--hosts", "MyCoOp_AnchorOPT"],
             "MyCoOp_AnchorOPT has AnchorOPT already: give the",
         ),
-        ([*DOTS, "--seeds", "0"], "train.py makes SEED -1 of --seed 0: give another seed"),
+        ([*DOTS, "--seeds", "0"], "train.py makes SEED -1 of 0, so the runs would not"),
         ([*DOTS, "TRAINER.MYCOOP.N_CONTEXT", "2"], "error: command line: unknown config key"),
     ],
 )
@@ -199,6 +201,32 @@ def test_refusals_are_one_line_and_nothing_is_written(compared, words, says):
     said = one_line(command(compared, *COMPARE, "--output-dir", "refused", *words))
     assert says in said, said
     assert not (compared / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("taken", "says"),
+    [
+        ({}, ""),
+        ({"SEED": 1}, "makes SEED 1 of 97"),
+        ({"DATASET.NUM_SHOTS": 16}, "makes DATASET.NUM_SHOTS 16 of 4"),
+        ({"OPTIM.LR": 0.1}, "makes OPTIM.LR 0.1 of 1e-3"),
+        ({"INPUT.SIZE": [224, 224]}, r"makes INPUT.SIZE \[224, 224\] of \(32,32\)"),
+        ({"TRAINER.MY.WORDS": "a"}, "makes TRAINER.MY.WORDS a of 3"),
+    ],
+)
+def test_a_train_py_that_does_not_take_what_it_is_given_is_refused(
+    tmp_path, monkeypatch, taken, says
+):
+    words = {"OPTIM.LR": "1e-3", "DATASET.NUM_SHOTS": "4", "INPUT.SIZE": "(32,32)"}
+    words |= {"TRAINER.MY.WORDS": "3", "TRAINER.MY.INIT": "", "DATASET.SUBSAMPLE_CLASSES": "base"}
+    found = {"OPTIM.LR": 0.001, "DATASET.NUM_SHOTS": 4, "INPUT.SIZE": [32, 32], "SEED": 97}
+    found |= {"TRAINER.MY.WORDS": "3", "TRAINER.MY.INIT": "", "DATASET.SUBSAMPLE_CLASSES": "base"}
+    monkeypatch.setattr(own_repository_module, "in_fork", lambda *_: {**found, **taken})
+    repository = own_repository(write_fork(tmp_path / "fork"), [])
+    pairs = [word for pair in words.items() for word in pair]
+    refused = pytest.raises(UserError, match=says) if says else contextlib.nullcontext()
+    with refused:
+        assert repository.settings(["--seed", "2"], pairs) == {**found, "SEED": 2}
 
 
 def test_image_folder_shares_its_root_with_no_other_data_set(compared):

@@ -160,12 +160,6 @@ def test_default_values_are_those_of_the_runs(factor, opts, value):
     assert methods[0].defaults == {factor: value} and len(methods) == 2
 
 
-def test_rows_with_the_same_settings_are_refused(tmp_path):
-    other = coop(settings={"TRAINER.ANCHOROPT.KD_WEIGHT": 1}, name="kd_weight=1")[1]
-    with pytest.raises(UserError, match="rows CoOp_AnchorOPT and kd_weight=1 have the same sett"):
-        planned(tmp_path, "base2new", [coop()[1], other], datasets=["digits"])
-
-
 @pytest.mark.parametrize("alone", [True, False])
 def test_equal_values_of_a_factor_are_one_row(alone):
     grid = {"kd_weight": ["0", "0.0", "1", "1e0", "2", "2.0"], "position": ["soft", "soft"]}

@@ -283,6 +283,9 @@ def test_a_test_of_another_model_or_epoch_in_its_folder_is_not_its_own(job, tmp_
         UserError, match=r"of a test with DATASET\.TEMPLATE .* on black, but its fol"
     ):
         outcome(tested)
+    at = tested.argv.index("--model-dir")
+    assert train.main([*tested.argv[:at], *tested.argv[at + 4 :]]) == 0  # of no trained model
+    assert not outcome(tested)
     assert train.main([*tested.argv]) == 0
     of_epoch.unlink()
     assert execution.unfinished(job) == []

@@ -75,6 +75,10 @@ def test_renamed_classes_are_not_in_one_table(runs, monkeypatch):
         (run.folder / "classes.json").write_text('["zero", "one"]')
     finished(monkeypatch, results)
     same_inputs.check_same_inputs(jobs)
+    results[new.folder]["images"]["names"] = digest_of_names(["zero", "one"])
+    with pytest.raises(UserError, match=r"have the same classes, DATASET\.SUBSAMPLE_CLASSES base"):
+        same_inputs.check_same_inputs(jobs)
+    results[new.folder]["images"]["names"] = digest_of_names(["five", "six"])
     results[new_2.folder]["images"]["names"] = digest_of_names(["six", "five"])
     with pytest.raises(UserError, match=r"the class names of .* differ"):
         same_inputs.check_same_inputs(jobs)
