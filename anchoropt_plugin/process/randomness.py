@@ -59,6 +59,11 @@ def set_random_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def torch_state(device: torch.device) -> torch.Tensor:
+    """Return the state of torch's random generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
 def random_state() -> dict[str, Any]:
     """Return the state of all random generators as tensors and plain containers."""
     name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))

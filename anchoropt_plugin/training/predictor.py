@@ -61,6 +61,9 @@ class Predictor:
         predictor = cls(names, batch_size, build_transform(trainer.cfg, is_train=False))
         predictor._trainer = trainer
         trainer.set_model_mode("eval")
+        for module in vars(trainer).values():  # also what the host has not registered
+            if isinstance(module, nn.Module):
+                module.eval()
         return predictor
 
     @classmethod

@@ -72,6 +72,11 @@ class TwoStages(Checkpoints):
         cfg = host_cfg(cfg, self.anchoropt_host.__name__, self.anchoropt_node, settings.n_ctx)
         super().__init__(cfg)  # type: ignore[call-arg]
 
+    @property
+    def samples_at_test(self) -> bool:
+        """Whether a test draws its position matrices."""
+        return self.anchoropt.settings.sample_at_eval
+
     @classmethod
     def anchoropt_in_force(cls, cfg: Any) -> Any:
         """Return ``cfg`` with the settings that a run has: see ``host_cfg.in_force``."""

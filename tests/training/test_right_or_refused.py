@@ -15,6 +15,7 @@ from anchoropt_plugin import PromptHook, UserError, register_hook
 from anchoropt_plugin.commands.check.independent import record_steps
 from anchoropt_plugin.encoders.image_calls import ImageCall
 from anchoropt_plugin.encoders.plain_clip import PlainCLIP, PlainImages
+from anchoropt_plugin.training.predictor import Predictor
 from dassl.utils import load_checkpoint
 
 from . import lookalikes
@@ -636,6 +637,31 @@ def test_a_checkpoint_that_brings_the_class_names_of_its_training_is_refused(
         build(host, tmp_path / "c", init_weights=str(file))
     monkeypatch.setattr(host, "skipped", brought)
     build(host, tmp_path / "d", init_weights=str(file)).load_model(str(tmp_path / "a"), 1)
+
+
+class Drops(Host):
+    """Its dropout is not registered, so it stays on in a test."""
+
+    def build_model(self):
+        super().build_model()
+        self.dropout = nn.Dropout(0.5)
+
+    def model_inference(self, image):
+        return self.dropout(self.model(image))
+
+
+@pytest.mark.parametrize("host", [Host, Drops])
+@pytest.mark.parametrize("samples", [False, True])
+def test_a_test_that_draws_random_numbers_says_so_and_predict_draws_none(
+    host, samples, tmp_path, caplog
+):
+    trainer = build(host, tmp_path, SAMPLE_AT_EVAL=samples, POSITION="gumbel")
+    trainer.test()
+    assert ("draws random numbers in its test" in caplog.text) == (host is Drops and not samples)
+    predictor = Predictor.of_trainer(trainer)
+    images = trainer.test_loader[0]["img"]
+    found = [predictor._tested(images) for _ in range(2)]
+    assert torch.equal(*found) or samples
 
 
 class OwnScale(Host):

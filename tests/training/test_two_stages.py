@@ -334,6 +334,10 @@ def test_a_vanilla_checkpoint_loads_and_gets_anchors(root, tmp_path, caplog):
 def test_a_checkpoint_of_anchoropt_is_not_the_host_s(trained, root, tmp_path, capsys):
     flags = ["--eval-only", "--model-dir", str(trained), "--load-epoch", "3"]
     assert train.main(command(root, tmp_path, "CoOp", flags=flags)) == 2
+    assert "this run has CoOp: give --trainer CoOp_AnchorOPT" in capsys.readouterr().err
+    shutil.copytree(trained / "prompt_learner", tmp_path / "bare/prompt_learner")
+    flags[2] = str(tmp_path / "bare")
+    assert train.main(command(root, tmp_path, "CoOp", flags=flags)) == 2
     assert "whose name ends in _AnchorOPT" in capsys.readouterr().err
 
 
@@ -478,7 +482,7 @@ def test_a_published_switch_on_a_trainer_without_anchoropt_is_told(root, tmp_pat
         (["TRAINER.ANCHOROPT.POSITION", "soft"], "trained with TRAINER.ANCHOROPT.POSITION sinkh"),
         (["TRAINER.ANCHOROPT.PRESET", "reference"], "trained with TRAINER.ANCHOROPT.POSITION"),
         (["TRAINER.ANCHOROPT.DEEP_EARLY", "True"], "with TRAINER.ANCHOROPT.DEEP_EARLY False"),
-        (["MODEL.BACKBONE.NAME", "RN50"], "was trained on tiny, this run has RN50"),
+        (["MODEL.BACKBONE.NAME", "RN50"], "MODEL.BACKBONE.NAME was 'tiny', now 'RN50'"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(

@@ -21,6 +21,7 @@ from ...files.run_events import model_of_test, write_results
 from ...files.training_images import images_of, images_per_class
 from ...process import distributed
 from ...process.late_checks import settle_all
+from ...process.randomness import torch_state
 from ..evaluation.label_check import LabelCheck
 from ..evaluation.top_classes import TopClasses, paths_of
 from ..saved_weights import CHANGED
@@ -54,6 +55,9 @@ class Tested(TrainerBase):
     is_saved: bool
     loaded_from: str
     loaded_epoch: int | None
+    samples_at_test = False
+    """Whether a test is meant to draw random numbers."""
+    _has_drawn = False
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -87,6 +91,13 @@ class Tested(TrainerBase):
                 top.add(images, logits, labels)
         settle_all()
         label_check.settle()
+        if self._has_drawn:
+            log.warning(
+                "%s draws random numbers in its test, which change with the seed: its modules that "
+                "are not registered (register_model) stay in training mode, with their dropout; "
+                "predict and export draw none",
+                type(self).__name__,
+            )
         if is_final:
             top.check_finite()
         results = self.evaluator.evaluate()
@@ -174,7 +185,10 @@ class Tested(TrainerBase):
             yield from (other for other in distributed.gathered(output) if other is not None)
 
     def _logits(self, images: Tensor) -> Tensor:
+        before = torch_state(self.device)
         logits: Any = self.model_inference(images)
+        if not (self.samples_at_test or torch.equal(before, torch_state(self.device))):
+            self._has_drawn = True
         if not isinstance(logits, Tensor):
             raise UserError(
                 f"in a test, model_inference of {type(self).__name__} returns a "
