@@ -91,13 +91,8 @@ class OwnRepository(Repository):
         key = (*words[:at], *asked, *words[at + 2 :], *pairs)
         if key not in self._asked:
             found = in_fork(self, _asked_settings, self, list(key))
-            _check_taken(
-                found,
-                {
-                    **dict(zip(pairs[::2], pairs[1::2], strict=True)),
-                    **({"SEED": asked[1]} if asked else {}),
-                },
-            )
+            given = [*pairs, "SEED", asked[1]] if asked else pairs
+            _check_taken(found, dict(zip(given[::2], given[1::2], strict=True)))
             self._asked[key] = found
         return {**self._asked[key], **({"SEED": int(seed[1])} if seed else {})}
 
