@@ -185,9 +185,10 @@ class Tested(TrainerBase):
             yield from (other for other in distributed.gathered(output) if other is not None)
 
     def _logits(self, images: Tensor) -> Tensor:
-        before = torch_state(self.device)
+        device = torch.device(self.device)  # a host may set a text
+        before = torch_state(device)
         logits: Any = self.model_inference(images)
-        if not (self.samples_at_test or torch.equal(before, torch_state(self.device))):
+        if not (self.samples_at_test or torch.equal(before, torch_state(device))):
             self._has_drawn = True
         if not isinstance(logits, Tensor):
             raise UserError(
