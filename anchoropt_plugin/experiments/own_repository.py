@@ -201,11 +201,17 @@ def own_repository(folder: Path, data_sets: Sequence[str]) -> OwnRepository:
     """Return the repository in a folder, with the yaml files of data sets that the user names.
 
     Raises:
-        UserError: there is no ``train.py`` or no such file, or two files have the same name.
+        UserError: there is no ``train.py`` or no such file, two files have the same name, or the
+            folder is a clone of this project.
     """
     folder = folder.absolute()
     if not (folder / "train.py").is_file():
         raise UserError(f"--repository {folder} has no train.py: give the folder of your train.py")
+    if (folder / "scripts" / "experiment_script.py").is_file():
+        raise UserError(
+            f"--repository {folder} is a clone of anchoropt-plugin: leave --repository out, and "
+            "run its scripts/compare.py or scripts/ablate.py"
+        )
     found: dict[str, Path] = {}
     for name in data_sets:
         path = existing(folder, name)

@@ -500,6 +500,37 @@ def test_training_with_unlabelled_images_needs_dassl():
         Paired().run_epoch()
 
 
+@pytest.mark.parametrize("loader", ["test_loader", "train_loader_x"])
+def test_a_host_s_own_test_loop_is_recorded_if_it_counts_the_test_images(cfg, caplog, loader):
+    class OwnLoop(TRAINER_REGISTRY.get("LinearProbe")):
+        def test(self, split=None):
+            self.set_model_mode("eval")
+            self.evaluator.reset()
+            for batch in getattr(self, loader):
+                images, labels = self.parse_batch_test(batch)
+                self.evaluator.process(self.model_inference(images), labels)
+            return self.evaluator.evaluate()["accuracy"]
+
+    cfg.OPTIM.MAX_EPOCH, folder = 1, Path(cfg.OUTPUT_DIR)
+    trainer = OwnLoop(cfg)
+    trainer.train()
+    assert not (folder / "predictions.csv").exists()
+    if loader == "train_loader_x":
+        assert not (folder / "results.json").exists()
+        assert "gives its evaluator 16 images, and the test set has" in caplog.text
+        return
+    found = read_results(folder)
+    assert found["total"] == len(trainer.dm.dataset.test) and found["after_training"]
+    cfg.OUTPUT_DIR = str(folder / "again")
+    Path(cfg.OUTPUT_DIR).mkdir()
+    usual = build_trainer(cfg)
+    usual.load_model(str(folder), epoch=1)
+    usual.test()
+    assert found["accuracy"] == read_results(folder / "again")["accuracy"]
+    trainer.test(split="val")
+    assert read_results(folder) == found
+
+
 # ---------------------------------------------------------------------- tests of a trained model
 @pytest.mark.parametrize(
     ("section", "key", "value"),

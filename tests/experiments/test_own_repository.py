@@ -14,6 +14,7 @@ import pytest
 from anchoropt_plugin import UserError
 from anchoropt_plugin.experiments import compare
 from anchoropt_plugin.experiments import own_repository as own_repository_module
+from anchoropt_plugin.experiments.checkout import CHECKOUT
 from anchoropt_plugin.experiments.logs import results_in
 from anchoropt_plugin.experiments.own_repository import own_repository
 from anchoropt_plugin.files.predictions import PREDICTIONS
@@ -168,6 +169,7 @@ def test_ablate_varies_a_key_of_the_repository(compared):
     ("words", "says"),
     [
         ([*DOTS, "--repository", "nowhere"], r"nowhere has no train\.py"),
+        ([*DOTS, "--repository", str(CHECKOUT.folder)], "is a clone of anchoropt-plugin: leave"),
         (["--dataset-config", "spots.yaml"], r"there is no data set file spots\.yaml, here or in"),
         (["--datasets", "shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\)"),
         ([*DOTS, "--config", "your.yaml"], r"there is no config file your\.yaml, here or in"),

@@ -69,8 +69,9 @@ class SimpleTrainer(Tested):
         self._early_stop = EarlyStop(cfg.TRAIN.PATIENCE)
         self.is_trained, self.is_saved = False, True
         self.loaded_from, self.loaded_epoch = "", None
-        # Here, because hosts have a load_model of their own.
+        # Here, because hosts have methods of their own.
         self.load_model = partial(self._load_compared, self.load_model)  # type: ignore[method-assign]
+        self.test = partial(self._test_recorded, self.test)  # type: ignore[method-assign]
 
     def _load_compared(
         self, load: Callable[..., Any], directory: str, *args: Any, **kwargs: Any

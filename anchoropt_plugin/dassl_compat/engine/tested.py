@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -17,7 +19,8 @@ from ...config.check import flattened
 from ...config.record import OF_TRAINING, recorded_settings
 from ...config.same_run import FREE
 from ...errors import UserError
-from ...files.run_events import model_of_test, write_results
+from ...files.predictions import PREDICTIONS
+from ...files.run_events import RESULTS, model_of_test, write_results
 from ...files.training_images import images_of, images_per_class
 from ...process import distributed
 from ...process.late_checks import settle_all
@@ -58,6 +61,7 @@ class Tested(TrainerBase):
     samples_at_test = False
     """Whether a test is meant to draw random numbers."""
     _has_drawn = False
+    _is_recorded = False
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -104,28 +108,71 @@ class Tested(TrainerBase):
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         if is_final:
-            test = {"split": split, "after_training": self.is_trained, **self._settings()}
-            data_set = getattr(getattr(self, "dm", None), "dataset", None)  # users' own may differ
-            if self.loaded_from:
-                test["model"] = model_of_test(self.output_dir, self.loaded_from, self.loaded_epoch)
-            test["images"] = images_of(data_set, split)
-            if not self.is_saved:
-                test[CHANGED] = True
-                log.warning(
-                    "%s has changed its weights since the last checkpoint in %s: this test is of "
-                    "the changed ones, later tests and predict are of the checkpoint; call "
-                    "save_model after the change",
-                    type(self).__name__,
-                    self.output_dir,
-                )
-            if self.is_trained:
-                test["images_per_class"] = images_per_class(data_set)
-            counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
-            numbers = {name: float(value) for name, value in results.items()}
-            further = self.further_results()
-            test["predictions"] = top.write(self.output_dir, self.lab2cname)
-            write_results(self.output_dir, {**test, **counts, **numbers, **further})
+            self._record(split, results, top.write(self.output_dir, self.lab2cname))
         return next(iter(results.values()))
+
+    def _record(self, split: str, results: Mapping[str, Any], predictions: str) -> None:
+        """Write ``results.json``; ``predictions`` is the digest of ``predictions.csv``, if any."""
+        test = {"split": split, "after_training": self.is_trained, **self._settings()}
+        data_set = getattr(getattr(self, "dm", None), "dataset", None)  # users' own may differ
+        if self.loaded_from:
+            test["model"] = model_of_test(self.output_dir, self.loaded_from, self.loaded_epoch)
+        test["images"] = images_of(data_set, split)
+        if not self.is_saved:
+            test[CHANGED] = True
+            log.warning(
+                "%s has changed its weights since the last checkpoint in %s: this test is of "
+                "the changed ones, later tests and predict are of the checkpoint; call "
+                "save_model after the change",
+                type(self).__name__,
+                self.output_dir,
+            )
+        if self.is_trained:
+            test["images_per_class"] = images_per_class(data_set)
+        counts = getattr(self.evaluator, "counts", {})  # users' evaluators may have none
+        numbers = {name: float(value) for name, value in results.items()}
+        further = self.further_results()
+        if predictions:
+            test["predictions"] = predictions
+        write_results(self.output_dir, {**test, **counts, **numbers, **further})
+        self._is_recorded = True
+
+    def _test_recorded(self, test: Callable[..., float], *args: Any, **named: Any) -> float:
+        """Call ``test``; the results of a host's own loop are written, too.
+
+        Its images are known by their number alone, so it has no ``predictions.csv``.
+        """
+        self._is_recorded, found = False, {}
+        evaluate = self.evaluator.evaluate
+
+        def noted() -> Any:
+            found["results"] = results = evaluate()
+            return results
+
+        with mock.patch.object(self.evaluator, "evaluate", noted):
+            value = test(*args, **named)
+        is_final = not (args or named.get("split"))
+        if is_final and not self._is_recorded and isinstance(found.get("results"), Mapping):
+            self._record_own(found["results"])
+        return value
+
+    def _record_own(self, results: Mapping[str, Any]) -> None:
+        split, _ = self.split_and_loader(self.cfg.TEST.SPLIT)
+        images = getattr(getattr(getattr(self, "dm", None), "dataset", None), split, None)
+        counted = getattr(self.evaluator, "counts", {}).get("total")
+        if images is None or counted != len(images):
+            log.warning(
+                "the test of %s gives its evaluator %s images, and the %s set has %s: no %s is "
+                "written, so compare and report do not take this run",
+                type(self).__name__,
+                counted,
+                split,
+                "none" if images is None else len(images),
+                RESULTS,
+            )
+        elif distributed.is_main():
+            Path(self.output_dir, PREDICTIONS).unlink(missing_ok=True)  # of an earlier test
+            self._record(split, results, "")
 
     def split_and_loader(self, split: str) -> tuple[str, Any]:
         """Return the name and the loader of a split: of the test if there is no validation.
