@@ -26,7 +26,7 @@ from anchoropt_plugin.experiments.facts import write_facts
 from anchoropt_plugin.experiments.plan import Run, plan
 from anchoropt_plugin.experiments.protocols import Protocol, read_protocol
 from anchoropt_plugin.files.readers import read_json
-from anchoropt_plugin.files.run_events import EVENTS, read_results, write_results
+from anchoropt_plugin.files.run_events import EVENTS, model_of_test, read_results, write_results
 from anchoropt_plugin.method import descriptions
 from anchoropt_plugin.method.anchor_learning import StageOne
 from anchoropt_plugin.method.anchors import AnchorTokens
@@ -198,7 +198,12 @@ def leave(run: Run, results: dict[str, Any]) -> None:
         (run.folder / "prompt_learner").mkdir()
         (run.folder / "prompt_learner" / "checkpoint").write_text(f"model.pth.tar-{EPOCHS}")
     of_run = {key: run.settings[key] for key in results.get("settings", {})}
-    more = {"after_training": run.trains, "settings": of_run}
+    more: dict[str, Any] = {"after_training": run.trains, "settings": of_run}
+    if "images" in results:
+        classes = str(run.settings["DATASET.SUBSAMPLE_CLASSES"])
+        more["images"] = {**results["images"], "names": classes}
+    if run.model:
+        more["model"] = model_of_test(run.folder, run.model, run.epoch)
     write_results(run.folder, {**results, **more})
     write_facts({"seconds": 1.0, "commit": "", "device": "cpu", "torch": "2"}, run.folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -336,11 +337,14 @@ def test_a_checkpoint_of_another_context_length(trained, root, tmp_path, capsys)
 @pytest.mark.parametrize("depth", ["1", "2", "4"])
 def test_a_checkpoint_of_another_depth(trained, root, tmp_path, capsys, depth):
     host, out = trained
-    flags = ["--eval-only", "--model-dir", str(out), "--load-epoch", "2"]
+    bare = shutil.copytree(out, tmp_path / "bare", ignore=shutil.ignore_patterns("config.yaml"))
     keys = ["TRAINER.MAPLE.PROMPT_DEPTH", depth]
-    assert train.main(command(root, tmp_path, host, flags=flags, keys=keys)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "prompt depth" in line and "prompt_learner.compound_prompt" in line
+    for folder, says in ((out, f"PROMPT_DEPTH was 3, now {depth}"), (bare, "prompt depth")):
+        flags = ["--eval-only", "--model-dir", str(folder), "--load-epoch", "2"]
+        assert train.main(command(root, tmp_path / "out", host, flags=flags, keys=keys)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+    assert "prompt_learner.compound_prompt" in line
 
 
 @pytest.mark.parametrize(

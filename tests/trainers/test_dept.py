@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -342,10 +343,13 @@ def test_mistakes_get_one_line(root, tmp_path, capsys, keys, message):
     "key", [[f"{HEAD}TYPE", "similarity"], ["TRAINER.FILM.LINEAR_PROBE", "False"]]
 )
 def test_a_checkpoint_of_another_second_head(trained, root, tmp_path, capsys, key):
-    flags = ["--eval-only", "--model-dir", str(trained[1]), "--load-epoch", "2"]
-    assert train.main(command(root, tmp_path, "DePT", flags=flags, keys=key)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "another second head" in line
+    out, bare = trained[1], tmp_path / "bare"
+    shutil.copytree(out, bare, ignore=shutil.ignore_patterns("config.yaml"))
+    for folder, says in ((out, f"{key[0]} was "), (bare, "another second head")):
+        flags = ["--eval-only", "--model-dir", str(folder), "--load-epoch", "2"]
+        assert train.main(command(root, tmp_path / "out", "DePT", flags=flags, keys=key)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
 
 
 # ---------------------------------------------------------------------- configs
